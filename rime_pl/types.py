@@ -1,0 +1,175 @@
+"""The contracts between data, model and metrics: one dataclass per step of the way.
+
+shard -> Pair -> Batch (training) or EvalBatch (evaluation) -> ModeEmbeddings / EvalOutput.
+Everybody imports this file; it imports nothing of ours.
+
+Shape legend: B pairs, R rows, P prompt tokens, C completion tokens, D embedding width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Mode = Literal["discriminative", "generative"]
+Side = Literal["query", "target"]
+
+#: The four query-mode - target-mode combinations, in the order in which every table shows them.
+MODE_PAIRS: tuple[str, ...] = ("disc-disc", "gen-gen", "gen-disc", "disc-gen")
+#: The rewrites which the trace probe puts on the query side.
+TRACES: tuple[str, ...] = ("own", "reference", "shuffled", "empty")
+
+
+class RimeError(Exception):
+    """Bad input, told to the user in one message that names the setting, or shard, key and field."""
+
+
+class DataError(RimeError):
+    """A sample or shard that cannot be used."""
+
+
+def content_hash(content_id: str) -> int:
+    """A stable signed 64-bit id of a semantic content id, equal on every machine and process."""
+    return int.from_bytes(hashlib.blake2b(content_id.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class _Movable:
+    """Dataclasses of tensors that follow a device, as Lightning asks of a batch."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        moved = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            moved[f.name] = value.to(*args, **kwargs) if isinstance(value, Tensor | _Movable) else value
+        return type(self)(**moved)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One side of a pair, as a person would see it."""
+
+    text: str
+    images: tuple[Image, ...]  # RGB, any size
+    content_id: str  # semantic: equal for twins (same content, other pixels or wording)
+    instruction: str = ""  # the task's instruction, "" if none
+    rewrite: str | None = None  # None: pair without annotation
+    cot: str | None = None  # steps, followed by the same rewrite
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query, its target and what is known about them. Distractors have no query."""
+
+    key: str  # "<shard file>/<sample key>", unique in the corpus
+    dataset: str  # the task; a training batch holds one task
+    gallery: str  # which gallery holds the target (e.g. "pictures" or "names")
+    query: Item | None  # None: a gallery item that answers no query
+    target: Item
+    hard_negatives: tuple[Item, ...] = ()
+
+
+@dataclass
+class Prompts(_Movable):
+    """Tokenised items up to where the assistant starts to write. Left-padded."""
+
+    input_ids: Tensor  # (R, P) int64; each row holds <disc_emb> once
+    attention_mask: Tensor  # (R, P) int64, 0 at padding
+    pixel_values: Tensor | None  # (patches of all images, patch_dim) float32, in row order
+    image_grid_thw: Tensor | None  # (images, 3) int64: frames, patch rows, patch columns
+    num_images: Tensor  # (R,) int64, images of each row
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def select(self, rows: Tensor) -> Prompts:
+        """The given rows (int64 indices, repeats allowed), with the patches of their images.
+
+        Qwen-VL flattens the patches of all images into one tensor, so that they are cut by
+        ``image_grid_thw`` and not by row.
+        """
+        pixels, grid = self.pixel_values, self.image_grid_thw
+        if pixels is not None and grid is not None:
+            per_row = grid.split(self.num_images.tolist())
+            patches = pixels.split([int(g.prod(-1).sum()) for g in per_row])
+            picked = [(per_row[r], patches[r]) for r in rows.tolist() if len(per_row[r])]
+            grid = torch.cat([g for g, _ in picked]) if picked else None
+            pixels = torch.cat([p for _, p in picked]) if picked else None
+        return Prompts(self.input_ids[rows], self.attention_mask[rows], pixels, grid, self.num_images[rows])
+
+
+@dataclass
+class Completions(_Movable):
+    """What the assistant wrote after a prompt: rewrite, <gen_emb>, end of turn. Right-padded."""
+
+    ids: Tensor  # (R, C) int64
+    mask: Tensor  # (R, C) int64, 0 at padding
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def select(self, rows: Tensor) -> Completions:
+        return Completions(self.ids[rows], self.mask[rows])
+
+
+@dataclass
+class Batch(_Movable):
+    """B training pairs of one task on this rank. Rows 0..B-1 are the queries, B..2B-1 their targets."""
+
+    prompts: Prompts  # 2B rows
+    completions: Completions  # 2B rows: reference rewrite, <gen_emb>, end of turn
+    annotated: Tensor  # (2B,) bool: False where the item has no rewrite (no cross-entropy on it)
+    query_content: Tensor  # (B,) int64 content_hash
+    target_content: Tensor  # (B,) int64 content_hash
+    dataset: str
+    keys: list[str] = field(default_factory=list)  # B pair keys
+    position: int = 0  # number of this global batch since the start of training
+
+    def __len__(self) -> int:
+        return self.query_content.shape[0]
+
+
+@dataclass
+class EvalBatch(_Movable):
+    """R items of one side to embed in both modes: queries, or distinct gallery items."""
+
+    side: Side
+    prompts: Prompts  # R rows
+    completions: Completions  # R rows: the reference rewrite
+    item_ids: Tensor  # (R,) int64, unique per side; duplicates from sampler padding share it
+    content_ids: Tensor  # (R,) int64: content of this item
+    relevant_ids: Tensor  # (R,) int64: queries: content of the right target; targets: their own content
+    distractor: Tensor  # (R,) bool: a gallery item that answers no query of this split
+    datasets: list[str]  # R tasks (targets: "")
+    galleries: list[str]  # R gallery names
+    keys: list[str]  # R pair keys
+    items: list[Item]  # R raw items, for pictures and sample texts
+
+    def __len__(self) -> int:
+        return self.item_ids.shape[0]
+
+
+@dataclass
+class ModeEmbeddings(_Movable):
+    """Both embeddings of the same rows, float32, L2-normalised."""
+
+    disc: Tensor  # (R, D)
+    gen: Tensor  # (R, D)
+
+
+@dataclass
+class EvalOutput(_Movable):
+    """What ``validation_step`` and ``test_step`` return for one EvalBatch."""
+
+    embeddings: ModeEmbeddings  # gen: with the item's own, generated rewrite
+    traces: dict[str, Tensor]  # queries: "reference", "shuffled", "empty" -> (R, D); targets: {}
+    rewrites: list[str]  # R generated rewrites, without special tokens
+    rewrite_lengths: Tensor  # (R,) int64 generated tokens, <gen_emb> not counted
+    well_formed: Tensor  # (R,) bool: not empty and <gen_emb> written by the model, not forced at the budget
+    seconds: dict[str, float]  # wall seconds of this batch: "discriminative", "generative" (writing included)
