@@ -119,12 +119,23 @@ class Completions(_Movable):
 
 
 @dataclass
-class Batch(_Movable):
-    """B training pairs of one task on this rank. Rows 0..B-1 are the queries, B..2B-1 their targets."""
+class Rows(_Movable):
+    """R items with a rewrite each: what one forward takes."""
 
-    prompts: Prompts  # 2B rows
-    completions: Completions  # 2B rows: reference rewrite, <gen_emb>, end of turn
-    annotated: Tensor  # (2B,) bool: False where the item has no rewrite (no cross-entropy on it)
+    prompts: Prompts  # R rows
+    completions: Completions  # R rows: reference rewrite, <gen_emb>, end of turn
+    annotated: Tensor  # (R,) bool: False where the item has no rewrite (no cross-entropy on it)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass
+class Batch(_Movable):
+    """B training pairs of one task on this rank; row i of ``target`` answers row i of ``query``."""
+
+    query: Rows  # B rows
+    target: Rows  # B rows
     query_content: Tensor  # (B,) int64 content_hash
     target_content: Tensor  # (B,) int64 content_hash
     dataset: str

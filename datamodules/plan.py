@@ -1,0 +1,139 @@
+"""Which samples form which global batch: a pure function of (seed, position).
+
+Called by the data module. The plan knows nothing of ranks, workers or epochs of the trainer, so that none of
+them can change the data; a resumed run only has to know its position.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rime_pl.types import RimeError
+
+_LOOK_AHEAD = 8  # batches' worth of samples that are searched for distinct contents
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One global batch, all of one task."""
+
+    position: int  # number of the batch since the start of training
+    dataset: str
+    indices: list[int]  # batch_size samples
+
+
+class BatchPlan:
+    """An endless sequence of global batches, readable at any position.
+
+    One pass holds floor(samples / batch_size) batches of each task in a shuffled order; the next pass
+    shuffles anew. Inside a batch no target content occurs twice as long as the task has enough contents.
+
+    Args:
+        datasets: The task of each sample.
+        contents: The content id of each sample's target.
+        batch_size: Pairs of a global batch, over all ranks.
+        seed: The only source of chance.
+
+    Raises:
+        RimeError: If a task has fewer samples than a batch.
+
+    Example:
+        >>> plan = BatchPlan(["a"] * 4 + ["b"] * 2, list("wxyzxy"), batch_size=2, seed=0)
+        >>> len(plan), sorted(plan.batch(n).dataset for n in range(3))
+        (3, ['a', 'a', 'b'])
+    """
+
+    def __init__(self, datasets: Sequence[str], contents: Sequence[str], batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
+        self.tasks: dict[str, list[int]] = {}
+        for index, dataset in enumerate(datasets):
+            self.tasks.setdefault(dataset, []).append(index)
+        self._contents = contents
+        self._passes: dict[int, list[tuple[str, list[int]]]] = {}
+        if batch_size < 1:
+            raise RimeError(f"data.batch_size: {batch_size} is no number of pairs. Give 1 or more.")
+        for dataset, indices in self.tasks.items():
+            if len(indices) < batch_size:
+                raise RimeError(
+                    f"data.batch_size: {batch_size}, but task {dataset!r} has only {len(indices)} training "
+                    f"samples. Give {len(indices)} or less, or leave the task out with data.tasks."
+                )
+
+    def __len__(self) -> int:
+        """Batches of one pass over the data."""
+        return sum(len(indices) // self.batch_size for indices in self.tasks.values())
+
+    def batch(self, position: int) -> PlannedBatch:
+        """The global batch at a position, counted from the start of training."""
+        number, offset = divmod(position, len(self))
+        if number not in self._passes:
+            # Two passes are enough: one worker may still be at the end of the last one.
+            self._passes = {k: v for k, v in self._passes.items() if k == number - 1}
+            self._passes[number] = self._shuffled(number)
+        dataset, indices = self._passes[number][offset]
+        return PlannedBatch(position, dataset, indices)
+
+    def _shuffled(self, number: int) -> list[tuple[str, list[int]]]:
+        batches = []
+        for dataset in sorted(self.tasks):
+            order = self.tasks[dataset].copy()
+            random.Random(f"{self.seed} {number} {dataset}").shuffle(order)
+            batches += [(dataset, batch) for batch in self._distinct(order)]
+        random.Random(f"{self.seed} {number}").shuffle(batches)
+        return batches
+
+    def _distinct(self, order: list[int]) -> Iterable[list[int]]:
+        """Cut into batches; a sample whose content is already in the batch waits for the next one."""
+        waiting = deque(order)
+        for _ in range(len(order) // self.batch_size):
+            batch: list[int] = []
+            contents: set[str] = set()
+            twins: list[int] = []
+            while waiting and len(batch) < self.batch_size and len(twins) < _LOOK_AHEAD * self.batch_size:
+                index = waiting.popleft()
+                if self._contents[index] in contents:
+                    twins.append(index)
+                else:
+                    contents.add(self._contents[index])
+                    batch.append(index)
+            missing = self.batch_size - len(batch)  # > 0: twins cannot be avoided, the loss masks them
+            waiting.extendleft(reversed(twins[missing:]))
+            yield batch + twins[:missing]
+
+
+def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+    """The contiguous part of a global batch that one rank works on.
+
+    Raises:
+        RimeError: If the batch cannot be divided by the number of processes.
+
+    Example:
+        >>> rank_slice([5, 6, 7, 8], rank=1, world_size=2)
+        [7, 8]
+    """
+    if len(indices) % world_size:
+        raise RimeError(
+            f"data.batch_size: {len(indices)} pairs cannot be divided by {world_size} processes. "
+            f"Give a multiple of {world_size}."
+        )
+    size = len(indices) // world_size
+    return indices[rank * size : (rank + 1) * size]
+
+
+def rank_batches(indices: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+    """Evaluation: every sample once over all ranks, and the same number of batches on each rank.
+
+    Ranks take turns. Where the number of samples does not divide, a rank repeats a sample; the metric drops
+    repeats by their item id. Ranks in step are needed because generation under sharding is collective.
+
+    Example:
+        >>> rank_batches([0, 1, 2, 3, 4], batch_size=2, rank=1, world_size=2)
+        [[1, 3], [0]]
+    """
+    turns = -(-len(indices) // world_size)
+    mine = [indices[(turn * world_size + rank) % len(indices)] for turn in range(turns)]
+    return [mine[start : start + batch_size] for start in range(0, turns, batch_size)]

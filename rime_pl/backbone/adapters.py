@@ -1,0 +1,161 @@
+"""The trained part of a backbone: LoRA matrices and two token rows, as a folder that PEFT loads.
+
+Called by mllm.py to attach adapters and by the AdapterCheckpoint callback to write and read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.processing import CONTRACT_FILE, RimeProcessor
+from rime_pl.types import RimeError
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def attach_adapters(model: nn.Module, config: BackboneConfig, token_ids: list[int]) -> PeftModel:
+    """Freeze the model and add LoRA matrices and trainable rows for the mode tokens.
+
+    Args:
+        model: The loaded checkpoint, quantised or not.
+        config: Rank, scale, dropout and target pattern.
+        token_ids: Ids of ``<disc_emb>`` and ``<gen_emb>``.
+
+    Raises:
+        RimeError: If ``lora_targets`` matches no module, or one outside the language model.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    matched = [name for name in linears if re.fullmatch(config.lora_targets, name)]
+    if not matched:
+        raise RimeError(
+            f"model.backbone.lora_targets={config.lora_targets!r} matches no linear layer of "
+            f"{config.name_or_path}. Layers look like {linears[-2]!r}; the pattern must match whole names."
+        )
+    rows = {"embed_tokens": token_ids}
+    if not model.config.tie_word_embeddings:
+        rows["lm_head"] = token_ids  # untied: <gen_emb> must be predicted by a row of its own
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_targets,
+        trainable_token_indices=rows,
+        # not "CAUSAL_LM": that class assumes a text-only forward
+        task_type=None,
+    )
+    return get_peft_model(model, lora, autocast_adapter_dtype=False)
+
+
+def adapter_state(model: PeftModel, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapter's tensors on CPU under PEFT's own names.
+
+    Args:
+        model: The adapted model.
+        state_dict: Its tensors, where they had to be gathered from several ranks first.
+    """
+    state = get_peft_model_state_dict(model, state_dict=state_dict, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def save_adapter(
+    folder: str | Path,
+    model: PeftModel,
+    state: dict[str, Tensor],
+    processor: RimeProcessor,
+    config: BackboneConfig,
+    base_hash: str,
+) -> None:
+    """Write adapter weights, PEFT config, processor files and the pooling contract into ``folder``.
+
+    Args:
+        folder: Made if missing.
+        model: Gives the PEFT config.
+        state: From :func:`adapter_state` (gathered first when sharded).
+        processor: Saved beside, so that the folder is enough to encode.
+        config: How the base was loaded.
+        base_hash: Fingerprint of the base, see :func:`base_fingerprint`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(str(folder))
+    processor.save_pretrained(folder)
+    backbone = {name: value for name, value in asdict(config).items() if name != "prompt"}
+    hashes = {"base_hash": base_hash, "weights_hash": state_hash(state)}
+    contract = processor.contract() | {"base": config.name_or_path, "backbone": backbone} | hashes
+    (folder / CONTRACT_FILE).write_text(json.dumps(contract, indent=2) + "\n")
+
+
+def load_adapter_weights(model: PeftModel, folder: str | Path, processor: RimeProcessor, base_hash: str) -> None:
+    """Put the weights of an adapter folder into an already adapted model, after checking that they fit.
+
+    Raises:
+        RimeError: If the folder is no adapter, is damaged, belongs to another base, pools elsewhere, or has
+            other tensors (rank, targets) than the model.
+    """
+    folder = Path(folder)
+    contract = read_contract(folder)
+    for name, value in processor.contract().items():
+        if contract.get(name) != value:
+            raise RimeError(
+                f"{folder / CONTRACT_FILE}: {name} differs. Saved: {contract.get(name)}; this run: {value}. "
+                "Use the same model.backbone.prompt and base as the run that made the adapter."
+            )
+    if contract["base_hash"] != base_hash:
+        raise RimeError(
+            f"{folder}: this adapter was trained on another base ({contract['base']}, fingerprint "
+            f"{contract['base_hash'][:12]}) than model.backbone.name_or_path gives (fingerprint {base_hash[:12]})."
+        )
+    state = load_file(folder / WEIGHTS_FILE)
+    if state_hash(state) != contract["weights_hash"]:
+        raise RimeError(f"{folder / WEIGHTS_FILE}: content does not match {CONTRACT_FILE}; the file is damaged.")
+    expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    if expected != found:
+        name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
+        raise RimeError(
+            f"{folder}: tensor {name} is {found.get(name)} in the adapter and {expected.get(name)} in the model. "
+            "Use the lora_r and lora_targets that the adapter was trained with."
+        )
+    set_peft_model_state_dict(model, state)
+
+
+def read_contract(folder: str | Path) -> dict[str, Any]:
+    """The pooling contract of an adapter folder."""
+    path = Path(folder) / CONTRACT_FILE
+    if not path.is_file() or not (Path(folder) / WEIGHTS_FILE).is_file():
+        raise RimeError(f"{folder}: no adapter here ({CONTRACT_FILE} and {WEIGHTS_FILE} are needed).")
+    return json.loads(path.read_text())
+
+
+def state_hash(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """A cheap fingerprint of a base checkpoint: architecture and a few rows of its embedding.
+
+    Taken before quantisation-dependent parts, so that an adapter trained in 4 bits fits the same base in 16.
+    """
+    embedding = model.get_input_embeddings().weight
+    rows = torch.linspace(0, min(1000, embedding.shape[0]) - 1, 64).long()
+    digest = hashlib.sha256(str(model.config.text_config.hidden_size).encode())
+    digest.update(str(model.config.text_config.num_hidden_layers).encode())
+    digest.update(embedding[rows].detach().float().cpu().numpy().round(4).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,245 @@
+"""The tiny base: a real Qwen3-VL of 2-4 million parameters that stands for a downloaded checkpoint.
+
+Called by `rime base`. Its tokenizer is trained on the spot and it learns to caption pictures, and nothing
+else: no mode tokens, no task of the stages, no rewrite. The result is an ordinary Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    get_cosine_schedule_with_warmup,
+)
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+#: Qwen's own cut of a text into words, numbers and punctuation.
+WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+
+
+@dataclass
+class TinyConfig:
+    """Size of the tiny base and length of its pre-training.
+
+    Args:
+        hidden_size, num_layers, num_heads, num_key_value_heads, head_dim, intermediate_size: The decoder.
+        vision_hidden_size, vision_layers, vision_heads, vision_intermediate_size: The vision tower.
+        patch_size: Pixels of a patch; 2 x 2 patches make one visual token.
+        vocab_size: Upper bound of the tokenizer's vocabulary.
+        num_steps, batch_size, learning_rate: Pre-training on captions.
+    """
+
+    hidden_size: int = 192
+    num_layers: int = 5
+    num_heads: int = 6
+    num_key_value_heads: int = 3
+    head_dim: int = 32
+    intermediate_size: int = 512
+    vision_hidden_size: int = 128
+    vision_layers: int = 2
+    vision_heads: int = 4
+    vision_intermediate_size: int = 384
+    patch_size: int = 12
+    vocab_size: int = 4000
+    num_steps: int = 700
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like Qwen's, with Qwen's special tokens, trained on ``texts``."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern=_regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        padding_side="left",
+    )
+
+
+def _regex(pattern: str) -> object:
+    from tokenizers import Regex
+
+    return Regex(pattern)
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int) -> Qwen3VLProcessor:
+    """The ordinary Qwen3-VL processor with a small patch."""
+    pixels = {"shortest_edge": (2 * config.patch_size) ** 2, "longest_edge": image_size**2}
+    settings = {"patch_size": config.patch_size, "merge_size": 2, "temporal_patch_size": 2, "size": pixels}
+    images = Qwen2VLImageProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    videos = Qwen3VLVideoProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return Qwen3VLProcessor(images, tokenizer, videos)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int) -> Qwen3VLForConditionalGeneration:
+    """Random weights of the real architecture."""
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    side = image_size // config.patch_size
+    rotary = config.head_dim // 2
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config={
+                "vocab_size": len(tokenizer),
+                "hidden_size": config.hidden_size,
+                "intermediate_size": config.intermediate_size,
+                "num_hidden_layers": config.num_layers,
+                "num_attention_heads": config.num_heads,
+                "num_key_value_heads": config.num_key_value_heads,
+                "head_dim": config.head_dim,
+                "max_position_embeddings": 2048,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [rotary - 2 * (rotary // 3), rotary // 3, rotary // 3],
+                    "mrope_interleaved": True,
+                },
+                "pad_token_id": tokenizer.pad_token_id,
+                "tie_word_embeddings": True,
+            },
+            vision_config={
+                "depth": config.vision_layers,
+                "hidden_size": config.vision_hidden_size,
+                "intermediate_size": config.vision_intermediate_size,
+                "num_heads": config.vision_heads,
+                "patch_size": config.patch_size,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "out_hidden_size": config.hidden_size,
+                "num_position_embeddings": side**2,
+                "deepstack_visual_indexes": [0],
+            },
+            image_token_id=ids["image_pad"],
+            video_token_id=ids["video_pad"],
+            vision_start_token_id=ids["vision_start"],
+            vision_end_token_id=ids["vision_end"],
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def pretrain(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    samples: Sequence[tuple[Image, list[str]]],
+    config: TinyConfig,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Next-token prediction of captions: picture -> caption, and caption -> another caption of the picture.
+
+    Args:
+        samples: Pictures with their captions.
+        on_step: Told the step's number and loss, for the progress bar.
+    """
+    rng = random.Random(f"base {seed}")
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.num_steps // 20, config.num_steps)
+    model.train()
+    for step in range(config.num_steps):
+        chosen = [samples[rng.randrange(len(samples))] for _ in range(config.batch_size)]
+        inputs, labels = caption_batch(processor, chosen, rng)
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:] != -100
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        on_step(step, float(loss.detach()))
+    model.eval()
+
+
+def caption_batch(
+    processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]], rng: random.Random
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Model inputs and labels (-100 where nothing is learned) of a batch of captioned pictures."""
+    features = processor.image_processor(images=[image for image, _ in samples], return_tensors="pt")
+    counts = (features["image_grid_thw"].prod(-1) // processor.image_processor.merge_size**2).tolist()
+    tokenizer = processor.tokenizer
+    rows, answers = [], []
+    for (_, captions), count in zip(samples, counts, strict=True):
+        asked, answer = rng.choice(captions), rng.choice(captions)
+        if rng.random() < 0.75:
+            asked = answer.split(" ", 1)[0]  # the first word says which kind of caption is wanted
+        media = f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
+        rows.append(f"<|im_start|>user\n{media}{asked}<|im_end|>\n<|im_start|>assistant\n")
+        answers.append(f"{answer}<|im_end|>")
+    prompts = tokenizer(rows, add_special_tokens=False)["input_ids"]
+    completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
+    length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), length), -100)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        end = len(prompt) + len(completion)
+        ids[row, :end] = torch.tensor(prompt + completion)
+        labels[row, len(prompt) : end] = torch.tensor(completion)
+        mask[row, :end] = 1
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": features["pixel_values"],
+        "image_grid_thw": features["image_grid_thw"],
+        "mm_token_type_ids": (ids == processor.image_token_id).int(),
+    }
+    return inputs, labels
+
+
+def make_base(
+    output: Path,
+    samples: Sequence[tuple[Image, list[str]]],
+    texts: Iterable[str],
+    config: TinyConfig,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Tokenizer, model and pre-training; an ordinary Hugging Face folder comes out.
+
+    Args:
+        output: Folder to write.
+        samples: Captioned training pictures.
+        texts: What the tokenizer learns its vocabulary from.
+    """
+    torch.manual_seed(seed)
+    image_size = max(max(image.size) for image, _ in samples)
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    processor = build_processor(tokenizer, config, image_size)
+    model = build_model(tokenizer, config, image_size)
+    pretrain(model, processor, samples, config, seed, on_step)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)

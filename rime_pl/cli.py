@@ -1,0 +1,161 @@
+"""The composition root: ties one module, the datamodule and the callbacks into a stage's run.
+
+`rime cma fit --config configs/tiny/cma.yaml --data.path data/openmoji --run_dir runs/x/cma` trains,
+tests and writes the report. From here the loss is one file away: rime_pl/modules/<stage>.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
+from callbacks.retrieval_recall import RetrievalRecall
+from callbacks.rewrite_samples import RewriteSamples
+from datamodules.rime import RimeDataModule
+from rime_pl.modules.base import RimeModule
+from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.sft import SFTModule
+from rime_pl.report.stage import write_report
+from rime_pl.types import RimeError
+
+STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
+USAGE = "usage: rime {stage} fit|test --config FILE --data.path CORPUS --run_dir FOLDER [--help]"
+
+
+class StageCLI(LightningCLI):
+    """LightningCLI with one fixed class pair; the callbacks are always there, so that no overlay drops them."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, help="Folder of this run; an unfinished run in it is resumed.")
+        parser.add_argument("--ckpt_path", type=str | None, help="Resume from this file instead of the run's last.")
+        parser.add_argument("--num_threads", type=int | None, help="CPU threads of each process; null: torch's choice.")
+        parser.add_lightning_class_args(RetrievalRecall, "recall")
+        parser.add_lightning_class_args(RewriteSamples, "samples")
+        parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.link_arguments("run_dir", "checkpoint.run_dir")
+        parser.link_arguments("model.backbone.name_or_path", "data.name_or_path")
+        parser.link_arguments("model.backbone.prompt", "data.prompt")
+        parser.link_arguments("seed_everything", "data.seed")
+
+    def before_instantiate_classes(self) -> None:
+        if not self.config.run_dir:
+            raise RimeError("--run_dir is missing: name the folder of this run, e.g. runs/mine/sft.")
+        if self.config.num_threads:
+            torch.set_num_threads(self.config.num_threads)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.run_dir)
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint to continue from: the one named, else the last of this run folder."""
+        if self.config.ckpt_path:
+            return Path(self.config.ckpt_path)
+        last = self.run_dir / LAST
+        return last if last.is_file() else None
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
+        step = _global_step(self.resume_from) if self.resume_from else None
+        logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=step)
+        return super().instantiate_trainer(logger=logger, enable_checkpointing=False, **kwargs)
+
+
+def run_stage(stage: str, argv: list[str]) -> int:
+    """`rime STAGE fit ...` and `rime STAGE test ...`.
+
+    Args:
+        stage: A key of ``STAGES``.
+        argv: The words after the stage's name.
+    """
+    action, rest = (argv[0], argv[1:]) if argv and argv[0] in ("fit", "test") else ("", argv)
+    if not action and not {"-h", "--help"} & set(rest):
+        print(f"{USAGE.format(stage=stage)}\nrime {stage}: say what to do, fit or test.", file=sys.stderr)
+        return 2
+    started = time.time()
+    cli = StageCLI(
+        STAGES[stage],
+        RimeDataModule,
+        args=rest,
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": f"rime {stage} {action or 'fit'}", "description": STAGES[stage].__doc__},
+    )
+    if action == "test":
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        finish(cli, stage, {"test": time.time() - started})
+        return 0
+    fit(cli, stage, started)
+    return 0
+
+
+def fit(cli: StageCLI, stage: str, started: float) -> None:
+    """Train (or go on), test on the split that chose nothing, write the report and the marker."""
+    run_dir = cli.run_dir
+    if (run_dir / "done.json").is_file():
+        print(f"{run_dir} is finished; its table: {run_dir / 'summary.txt'}. Another --run_dir starts a new run.")
+        return
+    if cli.trainer.is_global_zero:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        cli.parser.save(cli.config, run_dir / "config.yaml", skip_none=False, overwrite=True)
+    resume = cli.resume_from
+    if resume:
+        print(f"continuing from {resume} (step {_global_step(resume)})", flush=True)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
+    trained = time.time()
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained})
+
+
+def finish(cli: StageCLI, stage: str, seconds: dict[str, float]) -> None:
+    """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen."""
+    if not cli.trainer.is_global_zero:
+        return
+    recall = next(c for c in cli.trainer.callbacks if isinstance(c, RetrievalRecall))
+    write_report(
+        run_dir=cli.run_dir,
+        stage=stage,
+        results=recall.results,
+        history=recall.history,
+        ranks=recall.ranks,
+        before=previous_summary(cli),
+        seconds=seconds,
+        facts={
+            "seed": cli.config.seed_everything,
+            "data": str(cli.config.data.path),
+            "data_hash": cli.datamodule.data_hash,
+            "negatives_per_query": cli.datamodule.batch_size - 1,
+            "processes": cli.trainer.world_size,
+            "steps": cli.trainer.global_step,
+            "checkpoint_rule": "the last step",
+            "broken_samples": cli.datamodule.broken,
+        },
+    )
+
+
+def previous_summary(cli: StageCLI) -> dict[str, Any] | None:
+    """The report of the run that the adapter came from, when it was tested on the same data."""
+    if not cli.model.init_adapter_from:
+        return None
+    folder = Path(cli.model.init_adapter_from).parent
+    summary, manifest = folder / "summary.json", folder / "manifest.json"
+    if not summary.is_file() or not manifest.is_file():
+        return None
+    same = json.loads(manifest.read_text())["data_hash"] == cli.datamodule.data_hash
+    return json.loads(summary.read_text()) if same else None
+
+
+def _global_step(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])

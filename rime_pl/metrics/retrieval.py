@@ -1,0 +1,287 @@
+"""At which rank each query finds its right answer, exactly, whatever the number of processes.
+
+The callback ``retrieval_recall`` feeds it what ``validation_step`` returned; every recall that this project
+reports comes from the ranks computed here. Ranks, not scores, are kept: recall@k and MRR follow for any k.
+
+torchmetrics' own RetrievalRecall takes scores <= 0 as "not retrieved", which is wrong for cosines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from rime_pl.types import Side
+
+#: Scores closer than this are a tie: far below any difference that float32 embeddings can carry,
+#: far above the rounding of a float64 dot product, which depends on the chunk.
+TIE = 1e-9
+
+
+def first_rows(keys: Tensor, order: Tensor) -> Tensor:
+    """For each distinct key the row that comes first in ``order``; the rows come in that order.
+
+    Args:
+        keys: (R,) int64, e.g. content ids.
+        order: (R,) int64, a permutation of the rows, most wanted first.
+
+    Returns:
+        (distinct keys,) int64 rows.
+
+    >>> first_rows(torch.tensor([7, 8, 7]), torch.tensor([2, 1, 0]))
+    tensor([2, 1])
+    """
+    distinct, inverse = keys[order].unique(return_inverse=True)
+    places = torch.arange(len(keys), device=keys.device)
+    first = torch.full_like(distinct, len(keys)).scatter_reduce(0, inverse, places, "amin")
+    return order[first.sort().values]
+
+
+def retrieval_ranks(
+    queries: Tensor, gallery: Tensor, contents: Tensor, relevant: Tensor, chunk_size: int = 4096
+) -> Tensor:
+    """Rank of each query's right answer among a gallery of distinct contents; ties never in favour.
+
+    rank_q = 1 + #{ i != p : q . g_i >= q . g_p - TIE },  p = the row with ``contents[p] == relevant[q]``
+
+    A collapsed model (all embeddings equal) gets the worst rank, N, and so do embeddings that are
+    not a number.
+
+    Args:
+        queries: (Q, D) float, L2-normalised for cosines.
+        gallery: (N, D) float.
+        contents: (N,) int64, all distinct.
+        relevant: (Q,) int64, content of each query's right answer.
+        chunk_size: rows of queries and of gallery per block of scores. Changes memory, never the ranks.
+
+    Returns:
+        (Q,) int64 in 1..N, or N + 1 where the gallery does not hold the right answer.
+
+    Raises:
+        ValueError: a content appears twice in the gallery (collapse twins first: ``first_rows``).
+
+    >>> retrieval_ranks(torch.eye(2), torch.eye(2), torch.tensor([5, 6]), torch.tensor([5, 6]))
+    tensor([1, 1])
+    >>> retrieval_ranks(torch.ones(1, 2), torch.ones(3, 2), torch.tensor([5, 6, 7]), torch.tensor([5]))
+    tensor([3])
+    """
+    by_content, rows = contents.sort()
+    if bool((by_content[1:] == by_content[:-1]).any()):
+        raise ValueError("retrieval_ranks: the gallery holds a content twice; collapse twins with first_rows")
+    if len(contents) == 0:
+        return torch.ones_like(relevant)
+    place = torch.searchsorted(by_content, relevant).clamp(max=len(contents) - 1)
+    found = by_content[place] == relevant
+    positive = rows[place]
+    ranks = []
+    for start in range(0, len(queries), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        ranks.append(_ranks_of_chunk(queries[chunk], gallery, positive[chunk], chunk_size))
+    return torch.where(found, torch.cat(ranks) if ranks else relevant, len(contents) + 1)
+
+
+def _ranks_of_chunk(queries: Tensor, gallery: Tensor, positive: Tensor, chunk_size: int) -> Tensor:
+    """(C, D) queries, (N, D) gallery, (C,) positive rows -> (C,) ranks; the positive counts as one."""
+    if queries.device.type == "mps":  # no float64 there
+        queries, gallery, device = queries.cpu(), gallery.cpu(), queries.device
+        return _ranks_of_chunk(queries, gallery, positive.cpu(), chunk_size).to(device)
+    wide = queries.double()
+    needed = (wide * gallery[positive].double()).sum(-1, keepdim=True) - TIE
+    ahead = torch.zeros_like(positive)
+    for block in gallery.split(chunk_size):
+        # "not below" instead of ">=": a score that is not a number counts as ahead
+        ahead += (~(wide @ block.double().T < needed)).sum(-1)
+    return ahead
+
+
+def recall_at(ranks: Tensor, k: int) -> Tensor:
+    """(Q,) ranks -> (Q,) float: 1.0 where the right answer is among the first k. Its mean is recall@k.
+
+    With one right content per query recall@k, hit rate@k and success@k are the same number.
+
+    >>> recall_at(torch.tensor([1, 2, 6]), 5)
+    tensor([1., 1., 0.])
+    """
+    return (ranks <= k).float()
+
+
+def reciprocal_ranks(ranks: Tensor) -> Tensor:
+    """(Q,) ranks -> (Q,) float 1 / rank. Its mean is MRR.
+
+    >>> reciprocal_ranks(torch.tensor([1, 2, 4]))
+    tensor([1.0000, 0.5000, 0.2500])
+    """
+    return 1.0 / ranks.float()
+
+
+@dataclass
+class RankTable:
+    """Ranks of Q distinct queries, ordered by item id, on the CPU. The same on every process."""
+
+    item_ids: Tensor  # (Q,) int64
+    task_ids: Tensor  # (Q,) int64
+    gallery_ids: Tensor  # (Q,) int64
+    gallery_sizes: Tensor  # (Q,) int64, distinct contents the query was ranked against
+    ranks: dict[str, Tensor]  # pair -> (Q,) int64; gallery size + 1 where the gallery lacks the right answer
+
+    def of_task(self, task_id: int) -> RankTable:
+        rows = self.task_ids == task_id
+        cut = {pair: ranks[rows] for pair, ranks in self.ranks.items()}
+        sizes = self.gallery_sizes[rows]
+        return RankTable(self.item_ids[rows], self.task_ids[rows], self.gallery_ids[rows], sizes, cut)
+
+    def found(self) -> Tensor:
+        """(Q,) bool: False where the gallery did not hold the right answer."""
+        return next(iter(self.ranks.values())) <= self.gallery_sizes
+
+    def with_best_of(self, name: str, pairs: Sequence[str]) -> RankTable:
+        """The table with one more pair: per query the best rank of the given ones (an oracle)."""
+        best = torch.stack([self.ranks[pair] for pair in pairs]).amin(0)
+        return replace(self, ranks={**self.ranks, name: best})
+
+
+class RecallMetric(Metric):
+    """Recall@k over embeddings that arrive in batches, on any number of processes.
+
+    A query is ranked against the distinct contents of its own gallery. Rows with an item id seen before
+    (sampler padding) are dropped; of twins (equal content) the one with the lowest item id stays, a real
+    gallery item before a distractor. Rows are ordered by item id before ranking, so that the number of
+    batches and processes changes nothing.
+
+    Args:
+        pairs: name -> (query view, gallery view), e.g. ``{"gen-disc": ("gen", "disc")}``.
+        ks: the k of ``compute``.
+        chunk_size: see ``retrieval_ranks``.
+
+    >>> metric = RecallMetric({"disc-disc": ("disc", "disc")}, ks=(1,))
+    >>> ids, zero = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64)
+    >>> metric.update("query", {"disc": torch.eye(2)}, ids, ids, zero, zero, zero.bool())
+    >>> metric.update("target", {"disc": torch.eye(2)}, ids, ids, zero, zero, zero.bool())
+    >>> metric.compute()
+    {'recall@1/disc-disc': tensor(1.)}
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    query_vectors: list[Tensor]
+    query_ids: list[Tensor]
+    target_vectors: list[Tensor]
+    target_ids: list[Tensor]
+
+    def __init__(
+        self, pairs: Mapping[str, tuple[str, str]], ks: Sequence[int] = (1, 5, 10), chunk_size: int = 4096
+    ) -> None:
+        # compute() goes through ranks(), which gathers by itself
+        super().__init__(sync_on_compute=False)
+        self.pairs = dict(pairs)
+        self.ks = tuple(ks)
+        self.chunk_size = chunk_size
+        self.views: dict[str, list[str]] = {
+            "query": sorted({query for query, _ in self.pairs.values()}),
+            "target": sorted({target for _, target in self.pairs.values()}),
+        }
+        for side in self.views:
+            self.add_state(f"{side}_vectors", default=[], dist_reduce_fx="cat")  # (R, views, D)
+            self.add_state(f"{side}_ids", default=[], dist_reduce_fx="cat")  # (R, 5)
+
+    def update(
+        self,
+        side: Side,
+        vectors: Mapping[str, Tensor],
+        item_ids: Tensor,
+        relevant_ids: Tensor,
+        gallery_ids: Tensor,
+        task_ids: Tensor,
+        distractor: Tensor,
+    ) -> None:
+        """Add R rows of one side.
+
+        Args:
+            side: ``query`` or ``target``.
+            vectors: view -> (R, D); all views that ``pairs`` names for this side.
+            item_ids: (R,) int64, unique per side.
+            relevant_ids: (R,) int64: queries: content of the right answer; targets: their own content.
+            gallery_ids: (R,) int64: the gallery the row belongs to.
+            task_ids: (R,) int64 (targets: any).
+            distractor: (R,) bool: gallery items that count only with ``ranks(distractors=True)``.
+        """
+        ids = torch.stack([item_ids, relevant_ids, gallery_ids, task_ids, distractor.to(item_ids.dtype)], 1)
+        stacked = torch.stack([vectors[view].detach().float() for view in self.views[side]], 1)
+        states = (
+            (self.query_vectors, self.query_ids)
+            if side == "query"
+            else (self.target_vectors, self.target_ids)
+        )
+        states[0].append(stacked)
+        states[1].append(ids)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``recall@k/<pair>``: mean over all queries, distractors left out. () float each."""
+        ranks = self.ranks().ranks
+        return {f"recall@{k}/{pair}": recall_at(ranks[pair], k).mean() for k in self.ks for pair in ranks}
+
+    def ranks(self, distractors: bool = False) -> RankTable:
+        """The rank of each query in each pair. On several processes a collective: all call it, all get it.
+
+        Args:
+            distractors: rank against the distractors of the gallery too. No rank gets better by it.
+        """
+        self._give_empty_process_its_shape()
+        with self.sync_context():
+            query_vectors, query_ids = dim_zero_cat(self.query_vectors), dim_zero_cat(self.query_ids)
+            target_vectors, target_ids = dim_zero_cat(self.target_vectors), dim_zero_cat(self.target_ids)
+        kept = first_rows(query_ids[:, 0], query_ids[:, 0].argsort(stable=True))
+        wanted = target_ids[:, 4] == 0
+        rows = torch.arange(len(target_ids), device=target_ids.device)[wanted | distractors]
+        return self._rank_galleries(
+            query_vectors[kept], query_ids[kept], target_vectors[rows], target_ids[rows]
+        )
+
+    def _rank_galleries(
+        self, query_vectors: Tensor, query_ids: Tensor, target_vectors: Tensor, target_ids: Tensor
+    ) -> RankTable:
+        sizes = torch.zeros_like(query_ids[:, 0])
+        ranks = {pair: torch.zeros_like(sizes) for pair in self.pairs}
+        by_id = target_ids[:, 0].argsort(stable=True)
+        order = by_id[target_ids[by_id, 4].argsort(stable=True)]  # real items before distractors
+        for gallery in query_ids[:, 2].unique().tolist():
+            asked = (query_ids[:, 2] == gallery).nonzero()[:, 0]
+            mine = order[target_ids[order, 2] == gallery]
+            kept = mine[first_rows(target_ids[mine, 1], torch.arange(len(mine), device=mine.device))]
+            sizes[asked] = len(kept)
+            for pair, (query, target) in self.pairs.items():
+                found = retrieval_ranks(
+                    query_vectors[asked, self.views["query"].index(query)],
+                    target_vectors[kept, self.views["target"].index(target)],
+                    target_ids[kept, 1],
+                    query_ids[asked, 1],
+                    self.chunk_size,
+                )
+                ranks[pair][asked] = found
+        cut = {pair: found.cpu() for pair, found in ranks.items()}
+        ids = query_ids.cpu()
+        return RankTable(ids[:, 0], ids[:, 3], ids[:, 2], sizes.cpu(), cut)
+
+    def _give_empty_process_its_shape(self) -> None:
+        """A process that saw no row of a side joins the gathering with (0, views, D).
+
+        torchmetrics would send a one-dimensional float tensor instead, and the collectives would not match.
+        """
+        seen = self.query_vectors or self.target_vectors
+        width = torch.tensor([seen[0].shape[-1] if seen else 0], device=self.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(width, torch.distributed.ReduceOp.MAX)
+        for side, vectors, ids in (
+            ("query", self.query_vectors, self.query_ids),
+            ("target", self.target_vectors, self.target_ids),
+        ):
+            if not vectors:
+                shape = (0, len(self.views[side]), int(width))
+                vectors.append(torch.zeros(shape, device=self.device))
+                ids.append(torch.zeros((0, 5), dtype=torch.int64, device=self.device))

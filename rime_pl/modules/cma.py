@@ -1,0 +1,81 @@
+"""Stage 2, Cross-Mode Alignment: the two spaces meet, and the rewrite stays in use while they do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.distributed.gather import all_gather_completions, all_gather_rows, rank, world_size
+from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
+from rime_pl.losses.contrastive import info_nce
+from rime_pl.modules.base import PairEmbeddings, RimeModule, derange, empty_completions
+from rime_pl.types import Batch, Completions, ModeEmbeddings, RimeError
+
+
+class CMAModule(RimeModule):
+    """``L = L_SFT + lambda_cma (NCE(g_q, d_t) + NCE(d_q, g_t)) + lambda_dec L_dec``
+
+    Args:
+        lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
+        lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
+        wrong_share: Share of the queries that are encoded once more with a wrong rewrite.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        init_adapter_from: str | None = None,
+        temperature: float = 0.02,
+        lambda_ce: float = 1.0,
+        lambda_cma: float = 1.0,
+        lambda_dec: float = 1.0,
+        wrong_share: float = 1.0,
+        learning_rate: float = 1e-4,
+        warmup_steps: int = 20,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            backbone, init_adapter_from, temperature, lambda_ce, learning_rate, warmup_steps, weight_decay
+        )
+        if not 0 < wrong_share <= 1:
+            raise RimeError(f"model.wrong_share={wrong_share} must be in (0, 1]; lambda_dec=0 turns the term off.")
+        self.lambda_cma = lambda_cma
+        self.lambda_dec = lambda_dec
+        self.wrong_share = wrong_share
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        query, target = self.encode(batch.query), self.encode(batch.target)
+        pairs = self.gather(query, target, batch)
+
+        gen = info_nce(pairs.query.gen, pairs.target.gen, self.temperature, pairs.false_negatives)
+        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.false_negatives)
+        ce = self.rewrite_cross_entropy(query) + self.rewrite_cross_entropy(target)
+        cma = cross_mode_alignment(pairs.query, pairs.target, self.temperature, pairs.false_negatives)
+        decisive = self.decisive_term(batch, pairs) if self.lambda_dec else torch.zeros_like(cma)
+
+        loss = gen + disc + self.lambda_ce * ce + self.lambda_cma * cma + self.lambda_dec * decisive
+        self.log_losses(batch, total=loss, info_nce_gen=gen, info_nce_disc=disc, ce=ce, cma=cma, decisive=decisive)
+        return loss
+
+    def decisive_term(self, batch: Batch, pairs: PairEmbeddings) -> Tensor:
+        """A share of the queries once more, each with another query's rewrite or, every second one, none."""
+        rows = max(1, round(self.wrong_share * len(batch)))
+        first = rank() * len(batch)  # this rank's first row in the global batch
+        chosen = torch.arange(rows, device=self.device)
+        prompts = batch.query.prompts.select(chosen)
+
+        wrong = self.model(prompts, self.wrong_rewrites(batch, first + chosen)).gen
+        wrong = all_gather_rows(wrong)
+        index = torch.cat([r * len(batch) + chosen for r in range(world_size())])
+        targets = ModeEmbeddings(pairs.target.disc[index], pairs.target.gen[index])
+        return decisive_rewrite(pairs.query.gen[index], wrong, targets, self.temperature)
+
+    def wrong_rewrites(self, batch: Batch, rows: Tensor) -> Completions:
+        """For rows of the global batch: the rewrite of the next query of other content, or none, in turn."""
+        content, theirs = all_gather_rows(batch.target_content), all_gather_completions(batch.query.completions)
+        partner = derange(content)[rows]
+        empty = empty_completions(len(rows), theirs.ids.shape[1], self.model.processor, self.device)
+        blank = ((rows % 2 == 1) | (partner == rows)).unsqueeze(1)
+        picked = theirs.select(partner)
+        return Completions(torch.where(blank, empty.ids, picked.ids), torch.where(blank, empty.mask, picked.mask))

@@ -1,0 +1,66 @@
+"""The words around an item: chat layout, rewrite instruction and the two mode tokens, in one place.
+
+Called by processing.py for every stage, by generation and by the retriever, so that training, evaluation
+and search can never disagree about a prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGE_SLOT = "<|vision_start|>{pads}<|vision_end|>"
+IMAGE_TOKEN = "<|image_pad|>"
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+
+
+@dataclass
+class PromptConfig:
+    """How an item is put to the model. Saved with each adapter and checked when it is loaded.
+
+    Args:
+        disc_token: Token at which the discriminative embedding is read.
+        gen_token: Token at which the generative embedding is read, written after the rewrite.
+        rewrite_instruction: What the model is asked for after the discriminative token.
+        system_prompt: System turn; empty for none (Qwen3-VL), "You are a helpful assistant." (Qwen2-VL).
+        max_rewrite_tokens: Budget of a rewrite, <gen_emb> and end of turn not counted.
+    """
+
+    disc_token: str = "<disc_emb>"
+    gen_token: str = "<gen_emb>"
+    rewrite_instruction: str = "Rewrite this for retrieval in one to three self-contained sentences."
+    system_prompt: str = ""
+    max_rewrite_tokens: int = 128
+
+
+def chat_prompt(config: PromptConfig, text: str, instruction: str, image_tokens: list[int]) -> str:
+    """The prompt of one item, up to where the assistant starts to write.
+
+    Args:
+        config: Tokens and instruction.
+        text: The item's text, may be empty.
+        instruction: The task's instruction, may be empty.
+        image_tokens: Number of visual tokens of each image, in order.
+
+    Example:
+        >>> print(chat_prompt(PromptConfig(rewrite_instruction="Rewrite."), "a cat", "Find it.", [2]))
+        <|im_start|>user
+        <|vision_start|><|image_pad|><|image_pad|><|vision_end|>Find it.
+        a cat
+        <disc_emb>
+        Rewrite.<|im_end|>
+        <|im_start|>assistant
+        <BLANKLINE>
+    """
+    media = "".join(IMAGE_SLOT.format(pads=IMAGE_TOKEN * count) for count in image_tokens)
+    words = "\n".join(part for part in (instruction, text) if part)
+    system = f"{TURN_START}system\n{config.system_prompt}{TURN_END}\n" if config.system_prompt else ""
+    return (
+        f"{system}{TURN_START}user\n{media}{words}\n{config.disc_token}\n"
+        f"{config.rewrite_instruction}{TURN_END}\n{TURN_START}assistant\n"
+    )
+
+
+def completion(config: PromptConfig, rewrite: str) -> str:
+    """What the assistant writes: the rewrite, the generative token, end of turn."""
+    return f"{rewrite}{config.gen_token}{TURN_END}"

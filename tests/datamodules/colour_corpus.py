@@ -1,0 +1,114 @@
+"""A tiny corpus of coloured squares and a processor without a model, for the tests beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from datamodules.shards import write_corpus
+from rime_pl.types import (
+    Batch,
+    Completions,
+    DataError,
+    EvalBatch,
+    Item,
+    Pair,
+    Prompts,
+    Rows,
+    Side,
+    content_hash,
+)
+
+
+def colour(number: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), (number, 255 - number, number // 2))
+
+
+def make_pairs(task: str, count: int, contents: int, start: int = 0) -> list[Pair]:
+    """Text -> coloured square; sample n shows content n modulo ``contents``."""
+    pairs = []
+    for number in range(count):
+        content = f"colour {start + number % contents}"
+        query = Item(
+            f"number {number}", (), content, "Find it.", f"It is {content}.", f"Step. It is {content}."
+        )
+        image = colour(start + number % contents)
+        target = Item("", (image,), content, "Look.", f"One sees {content}.")
+        negative = Item("", (colour(255 - start - number % contents), image), f"not {content}")
+        pairs.append(Pair(f"{task}-{number:04d}", task, "pictures", query, target, (negative,)))
+    return pairs
+
+
+def make_splits() -> dict[str, list[Pair]]:
+    distractors = [
+        Pair(f"d-{n:04d}", "distractors", "pictures", None, Item("", (colour(n),), f"colour {n}"))
+        for n in range(95, 110)
+    ]
+    return {
+        "train": make_pairs("big", 37, 20) + make_pairs("small", 13, 13),
+        "val": make_pairs("big", 11, 6, start=40) + make_pairs("small", 7, 7, start=60),
+        "test": make_pairs("big", 9, 5, start=80) + make_pairs("small", 5, 5, start=95),
+        "distractors": distractors,
+    }
+
+
+def write(folder: Path, splits: dict[str, list[Pair]], samples_per_shard: int = 16) -> Path:
+    totals = {name: len(pairs) for name, pairs in splits.items()}
+    write_corpus(folder, "colours", "CC0", splits, totals, seed=0, samples_per_shard=samples_per_shard)
+    return folder
+
+
+class PlainProcessor:
+    """Stands in for ``RimeProcessor``: one token a row, so that a test sees which pairs came."""
+
+    def training_batch(self, pairs: Sequence[Pair], position: int) -> Batch:
+        queries = [pair.query for pair in pairs if pair.query is not None]
+        targets = [pair.target for pair in pairs]
+        for pair, item in zip(pairs, queries, strict=True):
+            if item.rewrite is not None and len(item.rewrite) > 40:
+                raise DataError(f"{pair.key}: field 'query.rewrite' is too long.")
+        return Batch(
+            query=self._rows(queries),
+            target=self._rows(targets),
+            query_content=_hashes(queries),
+            target_content=_hashes(targets),
+            dataset=pairs[0].dataset,
+            keys=[pair.key for pair in pairs],
+            position=position,
+        )
+
+    def eval_batch(self, side: Side, pairs: Sequence[Pair]) -> EvalBatch:
+        items = [pair.query if side == "query" and pair.query else pair.target for pair in pairs]
+        return EvalBatch(
+            side=side,
+            prompts=self._prompts(items),
+            completions=self._completions(len(items)),
+            item_ids=torch.tensor([content_hash(f"{side} {pair.key}") for pair in pairs]),
+            content_ids=_hashes(items),
+            relevant_ids=_hashes([pair.target for pair in pairs]),
+            distractor=torch.tensor([pair.query is None for pair in pairs]),
+            datasets=[pair.dataset for pair in pairs],
+            galleries=[pair.gallery for pair in pairs],
+            keys=[pair.key for pair in pairs],
+            items=items,
+        )
+
+    def _rows(self, items: Sequence[Item]) -> Rows:
+        annotated = torch.tensor([item.rewrite is not None for item in items])
+        return Rows(self._prompts(items), self._completions(len(items)), annotated)
+
+    def _prompts(self, items: Sequence[Item]) -> Prompts:
+        ids = _hashes(items)[:, None]
+        return Prompts(
+            ids, torch.ones_like(ids), None, None, torch.tensor([len(item.images) for item in items])
+        )
+
+    def _completions(self, rows: int) -> Completions:
+        return Completions(torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1, dtype=torch.int64))
+
+
+def _hashes(items: Sequence[Item]) -> torch.Tensor:
+    return torch.tensor([content_hash(item.content_id) for item in items])

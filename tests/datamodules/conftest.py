@@ -1,0 +1,33 @@
+"""Fixtures: the colour corpus and data modules over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from colour_corpus import PlainProcessor, make_splits, write
+
+from datamodules.rime import RimeDataModule
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be read only."""
+    return write(tmp_path_factory.mktemp("corpus"), make_splits())
+
+
+MakeData = Callable[..., RimeDataModule]
+
+
+@pytest.fixture
+def make_data(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> MakeData:
+    """A data module over the corpus, or over another ``path``; only settings that differ are given."""
+    monkeypatch.setattr(RimeProcessor, "from_pretrained", classmethod(lambda *_: PlainProcessor()))
+
+    def make(path: Path = corpus, batch_size: int = 4, **settings: object) -> RimeDataModule:
+        return RimeDataModule(str(path), "no-model", PromptConfig(), batch_size, **settings)  # type: ignore[arg-type]
+
+    return make

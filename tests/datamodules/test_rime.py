@@ -1,0 +1,309 @@
+"""The data module: batches, resume, several processes, evaluation, broken samples."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from colour_corpus import make_splits, write
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from datamodules.rime import RimeDataModule
+from datamodules.shards import read_split
+from rime_pl.types import Batch, DataError, RimeError
+
+MakeData = Callable[..., RimeDataModule]
+
+
+class Recorder(L.LightningModule):
+    """Trains one number and notes which batch it saw at which step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, tuple[str, ...]]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append((batch.position, tuple(batch.keys)))
+        return (self.weight - batch.position) ** 2
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Kill(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyError("killed")
+
+
+def fit(
+    data: RimeDataModule,
+    folder: Path,
+    *,
+    kill: int | None = None,
+    resume: Path | None = None,
+    **settings: Any,
+) -> Recorder:
+    model = Recorder()
+    callbacks: list[Callback] = [Kill(kill)] if kill is not None else []
+    if "save" in settings:
+        callbacks.append(ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **settings.pop("save")))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    try:
+        trainer.fit(model, data, ckpt_path=resume, weights_only=False)
+    except KeyError:
+        assert kill is not None
+    return model
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("steps_per_epoch", [None, 5])
+def test_three_epochs_are_the_plan_read_from_its_start(
+    make_data: MakeData, tmp_path: Path, num_workers: int, steps_per_epoch: int | None
+) -> None:
+    data = make_data(num_workers=num_workers, steps_per_epoch=steps_per_epoch)
+    seen = fit(data, tmp_path).seen
+    length = steps_per_epoch or 37 // 4 + 13 // 4
+    assert [position for position, _ in seen] == list(range(3 * length))
+    train = read_split(data.path, "train")
+    assert data._plan is not None
+    assert [keys for _, keys in seen] == [
+        tuple(train[index].name for index in data._plan.batch(position).indices)
+        for position in range(3 * length)
+    ]
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        {"every_n_train_steps": 1},
+        {"every_n_epochs": 1},
+        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+    ],
+    ids=["batch end", "validation end", "epoch end"],
+)
+@pytest.mark.parametrize("kill", [3, 5, 6, 12])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_anywhere_and_resumed_it_sees_every_batch_once(
+    make_data: MakeData, tmp_path: Path, save: dict[str, Any], kill: int, num_workers: int
+) -> None:
+    whole = fit(make_data(steps_per_epoch=5), tmp_path).seen
+    first = fit(make_data(steps_per_epoch=5, num_workers=num_workers), tmp_path, kill=kill, save=save)
+    checkpoints = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]))
+    if not checkpoints:
+        pytest.skip("killed before the first checkpoint")
+    trained = torch.load(checkpoints[-1], weights_only=False)["RimeDataModule"]["position"]
+    assert trained == int(checkpoints[-1].stem.split("=")[1].split("-")[0])
+    second = fit(make_data(steps_per_epoch=5, num_workers=num_workers), tmp_path, resume=checkpoints[-1])
+    assert first.seen[:trained] + second.seen == whole
+
+
+def test_position_counts_trained_batches_not_prefetched_ones(make_data: MakeData, tmp_path: Path) -> None:
+    data = make_data(num_workers=2)
+    fit(data, tmp_path, limit_train_batches=3)
+    assert data.position == 9
+
+
+@pytest.mark.parametrize("setting", ["seed", "data", "batch_size", "tasks"])
+def test_resume_with_other_data_or_settings_is_refused(
+    make_data: MakeData, tmp_path: Path, setting: str
+) -> None:
+    fit(make_data(), tmp_path, save={"every_n_train_steps": 2}, limit_train_batches=2)
+    checkpoint = next(tmp_path.glob("*.ckpt"))
+    splits = make_splits()
+    splits["train"].pop()
+    other = {
+        "seed": lambda: make_data(seed=1),
+        "data": lambda: make_data(path=write(tmp_path / "other", splits)),
+        "batch_size": lambda: make_data(batch_size=2),
+        "tasks": lambda: make_data(tasks=["big"]),
+    }[setting]()
+    name = {"data": "data_hash"}.get(setting, f"data.{setting}")
+    with pytest.raises(RimeError, match=rf"{name} is .* was trained with"):
+        fit(other, tmp_path, resume=checkpoint)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_read_the_same_global_batches(make_data: MakeData, world_size: int) -> None:
+    alone = [batch.keys for batch in _loader(make_data())]
+    ranks = [_loader(_on_rank(make_data(), rank, world_size)) for rank in range(world_size)]
+    together = [[key for batch in batches for key in batch.keys] for batches in zip(*ranks, strict=True)]
+    assert together == alone
+
+
+def test_batch_size_must_divide_by_the_processes(make_data: MakeData) -> None:
+    with pytest.raises(RimeError, match=r"data.batch_size: 4 .* 3 processes"):
+        _loader(_on_rank(make_data(), 0, 3))
+
+
+def test_task_smaller_than_a_batch(make_data: MakeData) -> None:
+    with pytest.raises(RimeError, match=r"data.batch_size: 16, but task 'small' has only 13"):
+        make_data(batch_size=16).setup("fit")
+
+
+def test_unknown_task(make_data: MakeData) -> None:
+    with pytest.raises(RimeError, match=r"data.tasks: \['nope'\]"):
+        make_data(tasks=["big", "nope"]).setup("fit")
+
+
+def test_chosen_tasks_only(make_data: MakeData) -> None:
+    data = make_data(tasks=["small"])
+    assert {batch.dataset for batch in _loader(data)} == {"small"}
+    assert {name for batch in data.val_dataloader()[0] for name in batch.datasets} == {"small"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_val_loaders_hold_each_query_and_each_distinct_target(make_data: MakeData, num_workers: int) -> None:
+    data = make_data(eval_batch_size=4, num_workers=num_workers)
+    data.setup("validate")
+    queries, gallery = ([*loader] for loader in data.val_dataloader())
+    assert [batch.side for batch in queries + gallery] == ["query"] * len(queries) + ["target"] * len(gallery)
+    assert all(len(set(batch.datasets)) == 1 and len(batch) <= 4 for batch in queries)
+    assert sorted(key.split("/")[1] for batch in queries for key in batch.keys) == sorted(
+        pair.key for pair in make_splits()["val"]
+    )
+    contents = [content for batch in gallery for content in batch.content_ids.tolist()]
+    assert len(contents) == len(set(contents)) == 6 + 7
+    assert {r for batch in queries for r in batch.relevant_ids.tolist()} == set(contents)
+    assert not any(batch.distractor.any() for batch in gallery)
+
+
+@pytest.mark.parametrize("distractors", [True, False])
+def test_test_gallery_with_and_without_distractors(make_data: MakeData, distractors: bool) -> None:
+    data = make_data(distractors=distractors)
+    data.setup("test")
+    gallery = [*data.test_dataloader()[1]]
+    contents = [content for batch in gallery for content in batch.content_ids.tolist()]
+    flags = [flag for batch in gallery for flag in batch.distractor.tolist()]
+    # 15 distractors, of which five show what is a target anyway
+    assert len(contents) == len(set(contents)) == 5 + 5 + (10 if distractors else 0)
+    assert sum(flags) == (10 if distractors else 0)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_evaluation_on_ranks_covers_all_with_equally_many_batches(
+    make_data: MakeData, world_size: int
+) -> None:
+    def read(data: RimeDataModule) -> list[list[Any]]:
+        data.setup("test")
+        return [[*loader] for loader in data.test_dataloader()]
+
+    alone = read(make_data(eval_batch_size=3))
+    ranks = [read(_on_rank(make_data(eval_batch_size=3), rank, world_size)) for rank in range(world_size)]
+    for side in (0, 1):
+        assert len({len(rank[side]) for rank in ranks}) == 1
+        ids = {i for rank in ranks for batch in rank[side] for i in batch.item_ids.tolist()}
+        assert ids == {i for batch in alone[side] for i in batch.item_ids.tolist()}
+
+
+def test_limit_val_queries_is_even_over_tasks_and_fixed_by_the_seed(make_data: MakeData) -> None:
+    def keys(**settings: Any) -> list[str]:
+        data = make_data(limit_val_queries=6, **settings)
+        data.setup("validate")
+        queries, gallery = data.val_dataloader()
+        assert sum(len(batch) for batch in gallery) == 13
+        return [key for batch in queries for key in batch.keys]
+
+    chosen = keys()
+    assert sum("big" in key for key in chosen) == sum("small" in key for key in chosen) == 3
+    assert keys() == chosen
+    assert keys(seed=1) != chosen
+
+
+def test_a_broken_sample_stops_training_and_is_named(make_data: MakeData, tmp_path: Path) -> None:
+    path, name = _with_broken_image(tmp_path)
+    with pytest.raises(DataError) as error:
+        _loader(make_data(path=path))
+    assert name in str(error.value) and "target.images" in str(error.value)
+    assert "1 broken of 50 samples" in str(error.value) and "data.max_broken_share=0.0" in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_below_the_share_a_broken_sample_is_replaced(
+    make_data: MakeData, tmp_path: Path, num_workers: int
+) -> None:
+    path, name = _with_broken_image(tmp_path)
+    data = make_data(path=path, max_broken_share=0.05, num_workers=num_workers)
+    batches = _loader(data)
+    assert set(data.broken) == {name}
+    keys = [key for batch in batches for key in batch.keys]
+    assert name not in keys and all(len(batch) == 4 for batch in batches)
+    intact = [key for batch in _loader(make_data()) for key in batch.keys]
+    assert sum(a != b for a, b in zip(keys, intact, strict=True)) == 1
+
+
+def test_processor_errors_reach_the_user_unwrapped(make_data: MakeData, tmp_path: Path) -> None:
+    splits = make_splits()
+    first = splits["train"][0]
+    assert first.query is not None
+    splits["train"][0] = replace(first, query=replace(first.query, rewrite="word " * 50))
+    data = make_data(path=write(tmp_path / "long", splits), num_workers=1, steps_per_epoch=24)
+    with pytest.raises(DataError, match=r"^train-000000.tar/big-0000: field 'query.rewrite' is too long.$"):
+        _loader(data)
+
+
+def test_missing_rewrite_is_broken_only_where_rewrites_are_needed(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    splits = make_splits()
+    splits["train"] = [replace(p, target=replace(p.target, rewrite=None)) for p in splits["train"]]
+    path = write(tmp_path / "bare", splits)
+    with pytest.raises(DataError, match=r"field 'target.rewrite' is missing or empty"):
+        _loader(make_data(path=path))
+    batches = _loader(make_data(path=path, require_rewrites=False))
+    assert not any(batch.target.annotated.any() for batch in batches)
+
+
+def test_missing_folder_and_missing_split(make_data: MakeData, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.path: folder .*nowhere.* does not exist"):
+        make_data(path=tmp_path / "nowhere").setup("fit")
+    shutil.copytree(corpus, tmp_path / "copy")
+    (tmp_path / "copy" / "train" / "train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"train-000001.tar: missing"):
+        make_data(path=tmp_path / "copy").setup("fit")
+
+
+def _loader(data: RimeDataModule) -> list[Batch]:
+    data.setup("fit")
+    return [*data.train_dataloader()]  # type: ignore[list-item]
+
+
+def _on_rank(data: RimeDataModule, rank: int, world_size: int) -> RimeDataModule:
+    place = {"rank": rank, "num_replicas": world_size}
+    data.trainer = SimpleNamespace(distributed_sampler_kwargs=place, state=SimpleNamespace(fn=None))  # type: ignore
+    return data
+
+
+def _with_broken_image(tmp_path: Path) -> tuple[Path, str]:
+    """A corpus in which the bytes of one picture are garbage."""
+    path = write(tmp_path / "broken", make_splits())
+    entry = read_split(path, "train")[7]
+    offset, size = entry.members["t0.png"]
+    with entry.shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"?" * size)
+    return path, entry.name
