@@ -55,7 +55,7 @@ class RetrievalRecall(Callback):
     Attributes:
         results: the last evaluation: ``overall`` (the ``before`` or ``after`` of ``summary.json``),
             ``per_task``, ``all_gallery`` (with distractors, None if there are none), ``gallery``, ``chance``,
-            ``queries``.
+            ``queries``, ``missing`` (queries whose gallery lacks the right answer; they count as not found).
         history: one entry per validation: epoch, step and every overall number by its metric name. Saved in
             the checkpoint, so that a resumed run keeps it.
         ranks: per query of the last test its key, task, generated rewrite and the rank in each pair.
@@ -167,7 +167,7 @@ class RetrievalRecall(Callback):
         if not queries:
             return False
         table = self._metric.ranks()
-        _check_found(table, queries, split, limited)
+        missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
         overall = {**self._over(table, headline), **_costs(seen)}
         names = sorted({record.task for record in queries.values()})
@@ -176,6 +176,7 @@ class RetrievalRecall(Callback):
             for name in names
         }
         facts = gallery_facts([table.of_task(content_hash(name)) for name in headline])
+        facts["missing"] = missing
         self.results = {"overall": overall, "per_task": per_task, "all_gallery": None, **facts}
         everything = None
         if any(record.distractor for record in targets.values()):
@@ -241,19 +242,25 @@ def _costs(seen: Seen) -> Results:
     }
 
 
-def _check_found(table: RankTable, queries: dict[int, Record], split: str, limited: bool) -> None:
-    missing = [queries[item].key for item in table.item_ids[~table.found()].tolist()]
+def _check_found(table: RankTable, queries: dict[int, Record], split: str, limited: bool) -> int:
+    """Number of queries whose right answer is in no gallery; an error when a task has nothing else."""
+    found = dict(zip(table.item_ids.tolist(), table.found().tolist(), strict=True))
+    missing = [queries[item].key for item in found if not found[item]]
     if not missing:
-        return
+        return 0
     message = (
         f"{split} split: for {len(missing)} of {len(queries)} queries the gallery lacks the right answer "
         f"(first: {', '.join(missing[:3])}; fields target.content_id and gallery)."
     )
-    if not limited:
+    lost = {record.task for record in queries.values()} - {queries[i].task for i in found if found[i]}
+    if lost and not limited:
         raise DataError(
-            f"{message} Rebuild the shards, so that each target is in the gallery its query names."
+            f"{message} Of the tasks {sorted(lost)} not one query can be answered. Rebuild the shards, so "
+            "that each target is in the gallery that its query names."
         )
-    warnings.warn(f"{message} They count as not found, because the trainer limits the batches.", stacklevel=2)
+    # broken samples below data.max_broken_share and limited batches leave such queries behind
+    warnings.warn(f"{message} They count as not found.", stacklevel=2)
+    return len(missing)
 
 
 def _rank_rows(

@@ -145,7 +145,7 @@ class RimeDataModule(L.LightningDataModule):
             if state_dict[name] != value:
                 setting = f"data.path={self.path}: {name}" if name == "data_hash" else f"data.{name}"
                 raise RimeError(
-                    f"{setting} is {value!r}, but the checkpoint to resume was trained with {state_dict[name]!r}. "
+                    f"{setting} is {value!r}, but the checkpoint was trained with {state_dict[name]!r}. "
                     "Resume with the same data and settings, or start a new run folder."
                 )
         self._position = state_dict["position"]

@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import webdataset
@@ -27,7 +28,10 @@ from rime_pl.types import DataError, Item, Pair
 
 FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
-_ITEM_FIELDS = {"text": str, "images": list, "content_id": str}
+_ITEM_FIELDS = {
+    **{"text": (str,), "images": (list,), "content_id": (str,)},
+    **dict.fromkeys(("instruction", "rewrite", "cot"), (str, NoneType)),
+}
 _BLOCK = 512  # bytes of a tar header
 _PNG = b"\x89PNG"
 
@@ -64,8 +68,7 @@ def write_corpus(
     arguments: Mapping[str, Any] | None = None,
     samples_per_shard: int = 512,
 ) -> dict[str, Any]:
-    """Write a corpus folder; equal samples give equal bytes. ``corpus.json`` comes last, so that an
-    interrupted build is not taken for a corpus.
+    """Write a corpus folder: equal samples, equal bytes. ``corpus.json`` comes last and marks a whole one.
 
     Args:
         output: Folder to make. A corpus that is already there is replaced.
@@ -76,9 +79,6 @@ def write_corpus(
         seed: Seed of the builder; recorded.
         arguments: Other settings of the builder; recorded.
         samples_per_shard: Samples per tar.
-
-    Returns:
-        What ``corpus.json`` holds.
     """
     output = Path(output)
     _make_folder(output)
@@ -338,18 +338,12 @@ class ShardReader:
     def _item(self, entry: Entry, field: str, item: Any) -> Item:
         if not isinstance(item, dict):
             raise DataError(f"{entry.name}: field {field!r} is {type(item).__name__}, an object is needed.")
-        for name, kind in _ITEM_FIELDS.items():
-            if not isinstance(item.get(name), kind):
-                raise DataError(
-                    f"{entry.name}: field '{field}.{name}' is {item.get(name)!r}, not {kind.__name__}."
-                )
+        for name, kinds in _ITEM_FIELDS.items():
+            if not isinstance(item.get(name), kinds):
+                allowed = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+                raise DataError(f"{entry.name}: field '{field}.{name}' is {item.get(name)!r}, not {allowed}.")
         if not item["text"] and not item["images"]:
             raise DataError(f"{entry.name}: field {field!r} has neither text nor images.")
-        for name in ("instruction", "rewrite", "cot"):
-            if item.get(name) is not None and not isinstance(item[name], str):
-                raise DataError(
-                    f"{entry.name}: field '{field}.{name}' is {item[name]!r}, not a string or null."
-                )
         annotated = field in ("query", "target")
         if self.require_rewrites and annotated and not (item.get("rewrite") or "").strip():
             raise DataError(
@@ -366,17 +360,16 @@ class ShardReader:
         )
 
     def _image(self, entry: Entry, field: str, name: str) -> Image.Image:
-        data = self._member(entry, name, f"{field} ")
+        data = self._member(entry, name, f"field '{field}': ")
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                turned = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
+                return turned.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{entry.name}: field '{field}': image {name!r} cannot be read ({error})."
-            ) from error
+            raise DataError(f"{entry.name}: field '{field}': {name!r} cannot be read ({error}).") from error
 
     def _member(self, entry: Entry, name: str, field: str = "") -> bytes:
-        if name not in entry.members:
+        if not isinstance(name, str) or name not in entry.members:
             raise DataError(f"{entry.name}: {field}member {name!r} is not in the tar {entry.shard}.")
         offset, size = entry.members[name]
         # pread has no shared position, so that descriptors inherited by a forked worker stay usable.

@@ -43,7 +43,7 @@ class StageCLI(LightningCLI):
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.link_arguments("run_dir", "checkpoint.run_dir")
         parser.link_arguments("model.backbone.name_or_path", "data.name_or_path")
-        parser.link_arguments("model.backbone.prompt", "data.prompt")
+        parser.link_arguments("model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -68,7 +68,7 @@ class StageCLI(LightningCLI):
         # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
         step = _global_step(self.resume_from) if self.resume_from else None
         logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=step)
-        return super().instantiate_trainer(logger=logger, enable_checkpointing=False, **kwargs)
+        return super().instantiate_trainer(logger=logger, **kwargs)
 
 
 def run_stage(stage: str, argv: list[str]) -> int:
@@ -83,6 +83,8 @@ def run_stage(stage: str, argv: list[str]) -> int:
         print(f"{USAGE.format(stage=stage)}\nrime {stage}: say what to do, fit or test.", file=sys.stderr)
         return 2
     started = time.time()
+    # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
+    sys.argv = [f"rime {stage} {action}".strip()]
     cli = StageCLI(
         STAGES[stage],
         RimeDataModule,

@@ -29,7 +29,6 @@ CODES = ("alpha", "beta", "gamma", "delta", "kappa", "sigma", "omega", "zeta")
 GRID = 3
 PLACES = tuple(itertools.product(("top", "middle", "bottom"), ("left", "centre", "right")))
 INSTRUCTION = "Find the picture."
-CATALOGUE = "A picture of the catalogue."
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,8 @@ def rewrite(scene: Scene, rng: random.Random) -> str:
     """The answer, already worked out; each side draws its wording by itself."""
     return rng.choice(
         (
-            f"{a(scene.left).capitalize()} on the left and {a(scene.right)} on the right.",
-            f"To the left {a(scene.left)}, to the right {a(scene.right)}.",
+            f"Left {a(scene.left)}, right {a(scene.right)}.",
+            f"{a(scene.left).capitalize()}, then {a(scene.right)}.",
         )
     )
 
@@ -123,7 +122,7 @@ def describe(scene: Scene, rng: random.Random) -> str:
     return rng.choice(
         (
             f"{scene.right} with {a(scene.left)} before it",
-            f"first {scene.left}, then {scene.right}",
+            f"first {scene.left} and second {scene.right}",
             f"{scene.left} beside {scene.right}",
         )
     )
@@ -245,7 +244,6 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
         text="",
         images=(draw(scene_cells(scene, rng), size, rng),),
         content_id=scene.content_id,
-        instruction=CATALOGUE,
         rewrite=rewrite(scene, rng),
     )
     return Pair(f"{task}-{number:06d}", task, "pictures", query, target)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -41,6 +42,12 @@ def attach_adapters(model: nn.Module, config: BackboneConfig, token_ids: list[in
         raise RimeError(
             f"model.backbone.lora_targets={config.lora_targets!r} matches no linear layer of "
             f"{config.name_or_path}. Layers look like {linears[-2]!r}; the pattern must match whole names."
+        )
+    outside = [name for name in matched if "language_model." not in name]
+    if outside:
+        raise RimeError(
+            f"model.backbone.lora_targets={config.lora_targets!r} matches {outside[0]!r}, which is not in the "
+            "language model. Begin the pattern with '.*language_model' as the default does."
         )
     rows = {"embed_tokens": token_ids}
     if not model.config.tie_word_embeddings:
@@ -117,9 +124,7 @@ def load_adapter_weights(model: PeftModel, folder: str | Path, processor: RimePr
             f"{folder}: this adapter was trained on another base ({contract['base']}, fingerprint "
             f"{contract['base_hash'][:12]}) than model.backbone.name_or_path gives (fingerprint {base_hash[:12]})."
         )
-    state = load_file(folder / WEIGHTS_FILE)
-    if state_hash(state) != contract["weights_hash"]:
-        raise RimeError(f"{folder / WEIGHTS_FILE}: content does not match {CONTRACT_FILE}; the file is damaged.")
+    state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
     expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     if expected != found:
@@ -129,6 +134,17 @@ def load_adapter_weights(model: PeftModel, folder: str | Path, processor: RimePr
             "Use the lora_r and lora_targets that the adapter was trained with."
         )
     set_peft_model_state_dict(model, state)
+
+
+def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
+    damaged = f"{path}: the file is damaged; copy it again, or train the stage again"
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise RimeError(f"{damaged} ({error}).") from error
+    if state_hash(state) != expected_hash:
+        raise RimeError(f"{damaged} (its content does not match weights_hash in {CONTRACT_FILE}).")
+    return state
 
 
 def read_contract(folder: str | Path) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
 def _start_rows_at_mean(model: Any, token_ids: list[int]) -> None:
     """New token rows start at the mean row, the same in every process, each with a small mark of its own."""
     generator = torch.Generator().manual_seed(0)
-    for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # twice the same when tied
         weight = layer.weight.data
         mean, spread = weight[: min(token_ids)].float().mean(0), weight[: min(token_ids)].float().std()
         for token_id in token_ids:

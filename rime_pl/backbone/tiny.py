@@ -6,6 +6,7 @@ else: no mode tokens, no task of the stages, no rewrite. The result is an ordina
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    # the chat layout's own words, often enough that each becomes one token as in Qwen's vocabulary
+    bpe.train_from_iterator(itertools.chain(texts, ["user\n assistant\n system\n"] * 1000), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token="<|endoftext|>",

@@ -3,108 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from PIL import Image
+from replay import Replay, eval_batch, loaders, splits, trainer
 from torch.utils.data import DataLoader
 
 from callbacks.retrieval_recall import RetrievalRecall
-from rime_pl.types import (
-    Completions,
-    DataError,
-    EvalBatch,
-    EvalOutput,
-    Item,
-    ModeEmbeddings,
-    Prompts,
-    RimeError,
-    content_hash,
-)
-
-WIDTH = 16
-TASKS = ("names", "pictures", "hard")
-
-
-def eval_batch(side: str, numbers: list[int], distractors: tuple[int, ...] = ()) -> EvalBatch:
-    """Item i of either side has content ``c<i>``; task and gallery by i."""
-    rows = len(numbers)
-    ids, ones = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1, dtype=torch.int64)
-    content = torch.tensor([content_hash(f"c{i}") for i in numbers])
-    picture = Image.new("RGB", (8, 8), (40, 90, 160))
-    return EvalBatch(
-        side=side,  # type: ignore[arg-type]
-        prompts=Prompts(ids, ones, None, None, torch.zeros(rows, dtype=torch.int64)),
-        completions=Completions(ids, ones),
-        item_ids=torch.tensor(numbers),
-        content_ids=content,
-        relevant_ids=content,
-        distractor=torch.tensor([i in distractors for i in numbers]),
-        datasets=[TASKS[i % 3] if side == "query" else "" for i in numbers],
-        galleries=["all"] * rows,
-        keys=[f"val-000000.tar/{i:04d}" for i in numbers],
-        items=[Item(f"text {i}", (picture,), f"c{i}", rewrite=f"reference {i}") for i in numbers],
-    )
-
-
-def one_hot(places: list[int]) -> torch.Tensor:
-    return torch.nn.functional.one_hot(torch.tensor(places), WIDTH).float()
-
-
-class Replay(pl.LightningModule):
-    """Returns embeddings in which disc is right, gen is wrong for task ``hard``, empty is always wrong."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.outputs = True
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return self.weight.sum()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        numbers = batch.item_ids.tolist()
-        right = one_hot(numbers)
-        wrong = one_hot([(i + 1) % 12 for i in numbers])
-        hard = torch.tensor([[i % 3 == 2 and batch.side == "query"] for i in numbers])
-        traces = {"reference": right, "shuffled": wrong, "empty": wrong} if batch.side == "query" else {}
-        return EvalOutput(
-            embeddings=ModeEmbeddings(right, torch.where(hard, wrong, right)),
-            traces=traces,
-            rewrites=[f"own {i}" for i in numbers],
-            rewrite_lengths=torch.full((len(numbers),), 4 if batch.side == "query" else 8),
-            well_formed=torch.tensor([i % 4 != 0 for i in numbers]),
-            seconds={"discriminative": 0.001 * len(numbers), "generative": 0.01 * len(numbers)},
-        )
-
-    test_step = validation_step
-
-
-def loaders(batches: dict[str, list[EvalBatch]]) -> list[DataLoader]:
-    return [DataLoader(batches[side], batch_size=None) for side in ("query", "target")]
-
-
-def splits(distractors: tuple[int, ...] = ()) -> dict[str, list[EvalBatch]]:
-    gallery = [*range(12), *distractors]
-    return {
-        "query": [eval_batch("query", [0, 1, 2, 3, 4]), eval_batch("query", [5, 6, 7, 8, 0])],  # 0 twice
-        "target": [eval_batch("target", gallery[:5]), eval_batch("target", gallery[5:], distractors)],
-    }
-
-
-def trainer(tmp_path: Path, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=tmp_path,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+from rime_pl.types import DataError, EvalBatch, RimeError
 
 
 def test_validation_logs_the_known_recalls(tmp_path: Path) -> None:
@@ -180,15 +85,25 @@ def test_validating_the_same_step_again_replaces_its_entry(tmp_path: Path) -> No
     assert len(callback.history) == 1
 
 
-def test_missing_right_answer_names_the_pair_unless_batches_are_limited(tmp_path: Path) -> None:
+def test_missing_right_answers_count_as_not_found_and_are_told(tmp_path: Path) -> None:
     batches = splits()
-    batches["target"] = batches["target"][:1]
-    with pytest.raises(DataError, match=r"4 of 9 queries .*val-000000.tar/0005.*content_id"):
+    batches["target"] = batches["target"][:1]  # contents 0 to 4
+    callback = RetrievalRecall()
+    with pytest.warns(UserWarning, match=r"4 of 9 queries .*val-000000.tar/0005.*content_id.*as not found"):
+        trainer(tmp_path, callback).validate(Replay(), loaders(batches), verbose=False)
+    assert callback.results["missing"] == 4
+    assert callback.results["overall"]["recall@1"]["disc-disc"] == pytest.approx((2 / 3 + 2 / 3 + 1 / 3) / 3)
+
+
+def test_task_without_any_right_answer_is_an_error_unless_batches_are_limited(tmp_path: Path) -> None:
+    batches = splits()
+    batches["target"] = [eval_batch("target", [0, 1, 3, 4, 6, 7])]
+    with pytest.raises(DataError, match=r"3 of 9 queries .*the tasks \['hard'\] not one query"):
         trainer(tmp_path, RetrievalRecall()).validate(Replay(), loaders(batches), verbose=False)
     callback = RetrievalRecall()
     with pytest.warns(UserWarning, match="count as not found"):
         trainer(tmp_path, callback, limit_val_batches=2).validate(Replay(), loaders(batches), verbose=False)
-    assert callback.results["overall"]["recall@1"]["disc-disc"] < 1
+    assert callback.results["per_task"]["hard"]["recall@1"]["disc-disc"] == 0.0
 
 
 def test_wrong_output_of_the_step_is_told(tmp_path: Path) -> None:

@@ -80,10 +80,9 @@ def fit(
     return model
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("steps_per_epoch", [None, 5])
+@pytest.mark.parametrize(("steps_per_epoch", "num_workers"), [(None, 0), (5, 0), (5, 2)])
 def test_three_epochs_are_the_plan_read_from_its_start(
-    make_data: MakeData, tmp_path: Path, num_workers: int, steps_per_epoch: int | None
+    make_data: MakeData, tmp_path: Path, steps_per_epoch: int | None, num_workers: int
 ) -> None:
     data = make_data(num_workers=num_workers, steps_per_epoch=steps_per_epoch)
     seen = fit(data, tmp_path).seen
@@ -97,28 +96,27 @@ def test_three_epochs_are_the_plan_read_from_its_start(
     ]
 
 
+BATCH_END, VAL_END = {"every_n_train_steps": 1}, {"every_n_epochs": 1}
+EPOCH_END = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+
+
 @pytest.mark.parametrize(
-    "save",
+    ("save", "kill", "num_workers"),
     [
-        {"every_n_train_steps": 1},
-        {"every_n_epochs": 1},
-        {"every_n_epochs": 1, "save_on_train_epoch_end": True},
+        *((BATCH_END, kill, 0) for kill in (1, 3, 5, 6, 12)),  # 5: an epoch's last batch
+        *((save, kill, 0) for save in (VAL_END, EPOCH_END) for kill in (5, 7)),
+        (BATCH_END, 8, 2),
+        (VAL_END, 12, 2),
     ],
-    ids=["batch end", "validation end", "epoch end"],
 )
-@pytest.mark.parametrize("kill", [3, 5, 6, 12])
-@pytest.mark.parametrize("num_workers", [0, 2])
 def test_killed_anywhere_and_resumed_it_sees_every_batch_once(
     make_data: MakeData, tmp_path: Path, save: dict[str, Any], kill: int, num_workers: int
 ) -> None:
     whole = fit(make_data(steps_per_epoch=5), tmp_path).seen
-    first = fit(make_data(steps_per_epoch=5, num_workers=num_workers), tmp_path, kill=kill, save=save)
-    checkpoints = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]))
-    if not checkpoints:
-        pytest.skip("killed before the first checkpoint")
-    trained = torch.load(checkpoints[-1], weights_only=False)["RimeDataModule"]["position"]
-    assert trained == int(checkpoints[-1].stem.split("=")[1].split("-")[0])
-    second = fit(make_data(steps_per_epoch=5, num_workers=num_workers), tmp_path, resume=checkpoints[-1])
+    first = fit(make_data(steps_per_epoch=5, num_workers=num_workers), tmp_path, kill=kill, save=dict(save))
+    trained, checkpoint = max((int(path.stem.split("=")[1]), path) for path in tmp_path.glob("*.ckpt"))
+    assert torch.load(checkpoint, weights_only=False)["RimeDataModule"]["position"] == trained
+    second = fit(make_data(steps_per_epoch=5, num_workers=num_workers), tmp_path, resume=checkpoint)
     assert first.seen[:trained] + second.seen == whole
 
 

@@ -1,0 +1,82 @@
+# rime_pl: `make help` lists the targets. The first call of any target sets up what is missing.
+
+CONFIG ?= configs/tiny
+DATA ?= openmoji
+SEED ?= 0
+ARGS ?=
+SFT_ARGS ?=
+PYTHON ?= python3
+
+VENV := .venv
+RIME := $(VENV)/bin/rime
+READY := $(VENV)/.ready
+CORPUS := data/$(DATA)
+DATA_CONFIG := configs/data/$(DATA).yaml
+
+# A run's folder is keyed by what decides its result: recipe files, corpus, seed and extra arguments.
+key = $(shell { cat $(1) 2>/dev/null; echo '$(2)'; } | cksum | cut -d' ' -f1)
+RUN := runs/$(DATA)-$(notdir $(CONFIG))-seed$(SEED)
+SFT := $(RUN)/sft-$(call key,$(CONFIG)/sft.yaml $(DATA_CONFIG),$(SFT_ARGS))
+CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG),$(SFT_ARGS) $(ARGS))
+
+# Only the tiny recipes train a base that is made here; the others name a real checkpoint.
+ifeq ($(notdir $(CONFIG)),tiny)
+BASE := models/tiny-$(DATA)
+BASE_ARGS := --model.backbone.name_or_path $(BASE)
+endif
+STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_everything $(SEED)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup data base train-sft train-cma figures test test-all lint tensorboard gpu-check clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\n  DATA=openmoji|scenes  CONFIG=configs/tiny|configs  SEED=0\n'
+	@printf '  ARGS="--model.temperature 0.05" goes to the stage named, SFT_ARGS to an SFT run before it.\n'
+
+setup: $(READY) ## make .venv and install everything from constraints.txt
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint]'
+	@touch $@
+
+data: $(CORPUS)/corpus.json ## build the corpus of DATA as WebDataset shards
+$(CORPUS)/corpus.json: | $(READY)
+	$(RIME) shards $(DATA) --output $(CORPUS)
+
+base: models/tiny-$(DATA)/config.json ## make the tiny base model for DATA
+models/tiny-$(DATA)/config.json: $(CORPUS)/corpus.json
+	$(RIME) base --data $(CORPUS) --output $(dir $@)
+
+train-sft: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json) ## stage 1: learn to rewrite and to embed
+	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS) $(if $(filter train-sft,$(MAKECMDGOALS)),$(ARGS))
+
+$(SFT)/done.json: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json)
+	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS)
+
+train-cma: $(SFT)/done.json ## stage 2: align the modes (runs whatever is missing before it)
+	$(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) --model.init_adapter_from $(SFT)/adapter --run_dir $(CMA) $(ARGS)
+
+test: $(READY) ## the fast tests, at most 10 minutes on 2 cores
+	$(VENV)/bin/pytest -m "not long"
+
+test-all: $(READY) ## the long tests: every stage through the command line, kill and resume, two processes
+	$(VENV)/bin/pytest -m long
+
+lint: $(READY) ## ruff, mypy and the import rules
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+tensorboard: $(READY) ## look at the curves of all runs
+	$(VENV)/bin/tensorboard --logdir runs
+
+gpu-check: $(READY) ## where a GPU is: load a 2B-shaped model in 4 bits, one step of SFT and of CMA
+	$(RIME) gpu-check
+
+clean: ## remove runs, made models and built corpora (not .venv)
+	rm -rf runs models data

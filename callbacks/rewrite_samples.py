@@ -1,0 +1,218 @@
+"""What the model writes and finds, to look at: sample rewrites as text and retrieval sheets, in TensorBoard.
+
+The same sample queries at every epoch, so that one can watch them change. Added to every stage by ``cli``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from rime_pl.distributed.objects import gather_objects
+from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.types import EvalBatch, EvalOutput, Item
+
+#: View of an embedding in this file -> name of the sheet.
+_SHEETS = {"gen": "gen-gen", "disc": "disc-disc"}
+
+
+@dataclass
+class Shown:
+    """One evaluated item, small enough to keep."""
+
+    item_id: int
+    key: str
+    task: str
+    gallery: str
+    relevant: int  # queries: content of the right answer; targets: their own content
+    item: Item  # with small pictures
+    rewrite: str
+    vectors: dict[str, Tensor]  # "gen", "disc" -> (D,) on the CPU
+
+
+@dataclass
+class Found:
+    """One gallery item found for a sample query."""
+
+    score: float
+    content: int
+    item: Item
+    rewrite: str
+
+
+class RewriteSamples(Callback):
+    """Shows sample queries after each validation and test, when the logger is TensorBoard.
+
+    Args:
+        num_samples: queries shown, spread over the tasks.
+        top_k: gallery items shown for each.
+    """
+
+    def __init__(self, num_samples: int = 8, top_k: int = 5) -> None:
+        self.num_samples = num_samples
+        self.top_k = top_k
+        self._queries: dict[str, dict[int, Shown]] = {}  # task -> item id -> candidate
+        self._targets: dict[int, Shown] = {}
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start()
+
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: EvalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.sanity_checking and isinstance(trainer.logger, TensorBoardLogger):
+            self._add(batch, outputs)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: EvalBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            self._add(batch, outputs)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._show(trainer, "val")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show(trainer, "test")
+
+    def _start(self) -> None:
+        self._queries, self._targets = {}, {}
+
+    def _add(self, batch: EvalBatch, output: EvalOutput) -> None:
+        vectors = {"gen": output.embeddings.gen.float().cpu(), "disc": output.embeddings.disc.float().cpu()}
+        ids, relevant = batch.item_ids.tolist(), batch.relevant_ids.tolist()
+        # distractors are left out: the sheets show what the headline recall counts
+        for row in (~batch.distractor).nonzero()[:, 0].tolist():
+            known = self._queries.setdefault(batch.datasets[row], {}) if batch.side == "query" else None
+            if known is not None and len(known) >= self.num_samples and ids[row] > max(known):
+                continue
+            shown = Shown(
+                ids[row],
+                batch.keys[row],
+                batch.datasets[row],
+                batch.galleries[row],
+                relevant[row],
+                thumbnail(batch.items[row]),
+                output.rewrites[row],
+                {view: vector[row] for view, vector in vectors.items()},
+            )
+            if known is None:
+                self._targets[ids[row]] = shown
+            else:
+                # the lowest ids of each task: a choice that batches and processes do not change
+                known[ids[row]] = shown
+                for item_id in sorted(known)[self.num_samples :]:
+                    del known[item_id]
+
+    def _show(self, trainer: pl.Trainer, split: str) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger):
+            return
+        samples = self._samples()
+        found = {view: self._find(samples, view) for view in _SHEETS}
+        self._start()
+        if not samples or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        logger.experiment.add_text(f"{split}/rewrites", rewrite_table(samples, found), step)
+        for view, name in _SHEETS.items():
+            rows = [_row(sample, hits) for sample, hits in zip(samples, found[view], strict=True)]
+            picture = sheet(rows, f"{split} split, step {step}: {name}, the first {self.top_k}")
+            logger.experiment.add_image(
+                f"{split}/retrieval/{name}", np.asarray(picture), step, dataformats="HWC"
+            )
+
+    def _samples(self) -> list[Shown]:
+        """The sample queries, by turns from each task; the same on every process."""
+        tasks: dict[str, dict[int, Shown]] = {}
+        for part in gather_objects(self._queries):
+            for task, shown in part.items():
+                tasks.setdefault(task, {}).update(shown)
+        lists = [[shown for _, shown in sorted(tasks[task].items())] for task in sorted(tasks)]
+        turns = [shown for turn in zip_longest(*lists) for shown in turn if shown is not None]
+        return sorted(turns[: self.num_samples], key=lambda shown: (shown.task, shown.item_id))
+
+    def _find(self, samples: list[Shown], view: str) -> list[list[Found]]:
+        """For each sample the first ``top_k`` distinct contents of its gallery, over all processes."""
+        local = [self._find_here(sample, view) for sample in samples]
+        parts = gather_objects(local)
+        return [
+            _best([found for part in parts for found in part[n]], self.top_k) for n in range(len(samples))
+        ]
+
+    def _find_here(self, sample: Shown, view: str) -> list[Found]:
+        rows = [shown for shown in self._targets.values() if shown.gallery == sample.gallery]
+        if not rows:
+            return []
+        scores = (torch.stack([row.vectors[view] for row in rows]) @ sample.vectors[view]).tolist()
+        found = [Found(s, row.relevant, row.item, row.rewrite) for s, row in zip(scores, rows, strict=True)]
+        return _best(found, self.top_k)
+
+
+def _best(found: list[Found], top_k: int) -> list[Found]:
+    """The best-scoring item of each content, best first."""
+    best: dict[int, Found] = {}
+    for one in sorted(found, key=lambda one: -one.score):
+        best.setdefault(one.content, one)
+    return list(best.values())[:top_k]
+
+
+def _row(sample: Shown, hits: list[Found]) -> SheetRow:
+    cards = [
+        Card(
+            hit.item,
+            f"{place}.  {hit.score:.3f}\n{hit.item.text or hit.rewrite}",
+            hit.content == sample.relevant,
+        )
+        for place, hit in enumerate(hits, 1)
+    ]
+    notes = [f"reference: {sample.item.rewrite or '(none)'}", f"own: {sample.rewrite or '(empty)'}"]
+    words = f"{sample.item.instruction} {sample.item.text}".strip()
+    return SheetRow(Card(sample.item, words), cards, f"{sample.task}   {sample.key}", notes)
+
+
+def rewrite_table(samples: list[Shown], found: dict[str, list[list[Found]]]) -> str:
+    """Markdown: one line per sample query; right or wrong at the first place of each sheet."""
+    head = ["task", "query", "reference rewrite", "own rewrite", *_SHEETS.values()]
+    lines = [head, ["---"] * len(head)]
+    for number, sample in enumerate(samples):
+        words = f"{sample.item.instruction} {sample.item.text}".strip()
+        pictures = f"[{len(sample.item.images)} picture(s)] " if sample.item.images else ""
+        firsts = []
+        for view in _SHEETS:
+            hits = found[view][number]
+            right = bool(hits) and hits[0].content == sample.relevant
+            firsts.append("right" if right else f"wrong: {hits[0].rewrite}" if hits else "nothing")
+        lines.append(
+            [sample.task, pictures + words, sample.item.rewrite or "(none)", sample.rewrite or "(empty)"]
+        )
+        lines[-1] += firsts
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,48 @@
+"""``summary.json``: the table for machines.
+
+Built from what ``RetrievalRecall`` measured on the test split, and from the summary of the stage before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Summary = dict[str, Any]
+
+
+def build_summary(
+    results: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    seconds: Mapping[str, float],
+    before: Mapping[str, Any] | None = None,
+    stage: str = "",
+) -> Summary:
+    """One summary of a stage.
+
+    Args:
+        results: ``RetrievalRecall.results`` after a test: overall, per_task, all_gallery, gallery, chance,
+            queries.
+        history: ``RetrievalRecall.history``: one entry per validation.
+        seconds: Wall seconds of each part of the run.
+        before: Summary of the stage that this one started from, on the same data; None without one.
+        stage: ``sft``, ``cma``.
+
+    Returns:
+        ``before`` (overall numbers or None), ``after``, ``per_task``, ``per_task_before``, ``all_gallery``
+        (None without distractors), ``gallery`` (distinct contents; the smallest among the tasks), ``chance``
+        of recall@1, ``queries``, ``seconds``, ``history``.
+    """
+    return {
+        "stage": stage,
+        "before": dict(before["after"]) if before else None,
+        "after": dict(results["overall"]),
+        "per_task": dict(results["per_task"]),
+        "per_task_before": dict(before["per_task"]) if before else None,
+        "all_gallery": results["all_gallery"],
+        "gallery": results["gallery"],
+        "chance": results["chance"],
+        "queries": results["queries"],
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "history": [dict(entry) for entry in history],
+    }

@@ -1,0 +1,210 @@
+"""One forward gives both embeddings and the logits; rows do not depend on their neighbours or on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.modules.base import empty_completions
+from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.sft import SFTModule
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import Batch, Pair, RimeError
+from tests.conftest import MakeBackbone
+
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+
+
+@contextmanager
+def count_forwards(backbone: Backbone) -> Iterator[list[int]]:
+    """Rows of each pass through the Hugging Face model (hooked below PEFT and below our wrapper)."""
+    seen: list[int] = []
+    handle = backbone.language_model.model.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [(SFTModule, [6, 6]), (CMAModule, [6, 6, 6])],  # CMA: the queries once more, with wrong rewrites
+)
+def test_one_forward_a_side_gives_disc_gen_and_logits(
+    module: type[SFTModule] | type[CMAModule], expected: list[int], make_backbone: MakeBackbone, batch: Batch
+) -> None:
+    backbone = make_backbone()
+    stage = module(backbone.config)
+    stage.backbone = backbone
+    logged: dict[str, float] = {}
+    stage.log = lambda key, value, **_: logged.update({key: float(value)})  # type: ignore[method-assign]
+    with count_forwards(backbone) as seen:
+        loss = stage.training_step(batch, 0)
+    assert seen == expected
+    loss.backward()
+    assert {"train/loss", "train/loss_info_nce_gen", "train/loss_info_nce_disc", "train/loss_ce"} <= logged.keys()
+    assert logged["train/loss"] == pytest.approx(
+        sum(value for key, value in logged.items() if key != "train/loss"), rel=1e-5
+    )
+
+
+def test_plain_alignment_costs_no_extra_forward(make_backbone: MakeBackbone, batch: Batch) -> None:
+    backbone = make_backbone()
+    stage = CMAModule(backbone.config, lambda_dec=0.0)
+    stage.backbone, stage.log = backbone, lambda *_, **__: None  # type: ignore[method-assign]
+    with count_forwards(backbone) as seen:
+        stage.training_step(batch, 0)
+    assert seen == [6, 6]
+
+
+@torch.no_grad()
+def test_disc_does_not_depend_on_the_rewrite(shared_backbone: Backbone, batch: Batch) -> None:
+    rows, processor = batch.query, shared_backbone.processor
+    empty = empty_completions(len(rows), 5, processor, torch.device("cpu"))
+    alone = shared_backbone(rows.prompts)
+    own, none = shared_backbone(rows.prompts, rows.completions), shared_backbone(rows.prompts, empty)
+    torch.testing.assert_close(alone.disc, own.disc, **TOLERANCE)
+    torch.testing.assert_close(own.disc, none.disc, **TOLERANCE)
+    assert alone.gen is None and alone.logits is None
+    assert (own.gen - none.gen).norm(dim=-1).min() > 1e-3, "the generative embedding must read the rewrite"
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_rows_one_by_one(
+    shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
+    """Texts and pictures mixed, lengths 30 to 60: each row alone has no padding at all."""
+    pairs = [train_pairs[n] for n in (0, 8, 24, 9, 25)]
+    rows = processor.training_batch(pairs).query
+    assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_images.tolist() == [
+        0, 1, 0, 1, 0,
+    ]  # fmt: skip
+    together = shared_backbone(rows.prompts, rows.completions, rows.annotated)
+    logits = []
+    for number, pair in enumerate(pairs):
+        row = processor.training_batch([pair]).query
+        assert row.prompts.attention_mask.all()
+        one = shared_backbone(row.prompts, row.completions, row.annotated)
+        torch.testing.assert_close(one.disc[0], together.disc[number], **TOLERANCE)
+        torch.testing.assert_close(one.gen[0], together.gen[number], **TOLERANCE)
+        logits.append(one.logits)
+    torch.testing.assert_close(torch.cat(logits), together.logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_selected_rows_take_their_own_patches(shared_backbone: Backbone, batch: Batch) -> None:
+    rows = batch.query
+    whole = shared_backbone(rows.prompts, rows.completions)
+    picked = torch.tensor([5, 0, 4])
+    some = shared_backbone(rows.prompts.select(picked), rows.completions.select(picked))
+    torch.testing.assert_close(some.gen, whole.gen[picked], **TOLERANCE)
+    no_picture = shared_backbone(rows.prompts.select(torch.tensor([1])))
+    torch.testing.assert_close(no_picture.disc, whole.disc[1:2], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_whole_model_at_labelled_positions(
+    shared_backbone: Backbone, batch: Batch
+) -> None:
+    rows = batch.query
+    label_mask = torch.tensor([True, False, True, True, False, True])
+    out = shared_backbone(rows.prompts, rows.completions, label_mask)
+    ids = torch.cat([rows.prompts.input_ids, rows.completions.ids], dim=1)
+    mask = torch.cat([rows.prompts.attention_mask, rows.completions.mask], dim=1)
+    images = shared_backbone.image_inputs(rows.prompts, ids)
+    full = shared_backbone.language_model(input_ids=ids, attention_mask=mask, **images).logits
+    width = rows.prompts.input_ids.shape[1]
+    expected, labels = [], []
+    for row in range(len(rows)):
+        if label_mask[row]:
+            for column in range(int(rows.completions.mask[row].sum())):
+                expected.append(full[row, width + column - 1])
+                labels.append(int(rows.completions.ids[row, column]))
+    torch.testing.assert_close(out.logits, torch.stack(expected), **TOLERANCE)
+    assert out.labels.tolist() == labels
+    assert labels.count(shared_backbone.processor.gen_id) == 4  # <gen_emb> and end of turn are learned too
+    assert labels.count(shared_backbone.processor.turn_end_id) == 4
+
+
+@torch.no_grad()
+def test_embeddings_are_read_at_the_mode_tokens(shared_backbone: Backbone, batch: Batch) -> None:
+    rows, processor = batch.target, shared_backbone.processor
+    out = shared_backbone(rows.prompts, rows.completions)
+    ids = torch.cat([rows.prompts.input_ids, rows.completions.ids], dim=1)
+    mask = torch.cat([rows.prompts.attention_mask, rows.completions.mask], dim=1)
+    images = shared_backbone.image_inputs(rows.prompts, ids)
+    hidden = shared_backbone.language_model.model(
+        input_ids=ids, attention_mask=mask, **images
+    ).last_hidden_state
+    for row in range(len(rows)):
+        for got, token in ((out.disc, processor.disc_id), (out.gen, processor.gen_id)):
+            (place,) = (ids[row] == token).nonzero().flatten().tolist()
+            expected = hidden[row, place] / hidden[row, place].norm()
+            torch.testing.assert_close(got[row], expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_missing_gen_token_is_reported_and_gives_the_zero_vector(
+    shared_backbone: Backbone, batch: Batch
+) -> None:
+    rows, processor = batch.query, shared_backbone.processor
+    ids = rows.completions.ids.clone()
+    ids[2][ids[2] == processor.gen_id] = processor.turn_end_id
+    at = int((rows.completions.ids[3] == processor.gen_id).nonzero())
+    mask = rows.completions.mask.clone()
+    mask[3, at:] = 0  # there, but outside the mask
+    completions = type(rows.completions)(ids, mask)
+    out = shared_backbone(rows.prompts, completions)
+    assert out.gen_found.tolist() == [True, True, False, False, True, True]
+    assert out.gen.norm(dim=-1).tolist() == pytest.approx([1, 1, 0, 0, 1, 1], abs=1e-5)
+
+
+def test_a_prompt_without_disc_token_is_refused(shared_backbone: Backbone, batch: Batch) -> None:
+    prompts = batch.query.prompts.select(torch.tensor([0, 1]))
+    prompts.input_ids[prompts.input_ids == shared_backbone.processor.disc_id] = 0
+    with pytest.raises(RimeError, match="a prompt lacks <disc_emb>"):
+        shared_backbone(prompts)
+
+
+@torch.no_grad()
+def test_shared_image_features_change_nothing(shared_backbone: Backbone, batch: Batch) -> None:
+    rows = batch.target
+    features = shared_backbone.encode_images(rows.prompts)
+    for _ in range(2):  # used by several forwards
+        shared = shared_backbone(rows.prompts, rows.completions, image_features=features)
+        torch.testing.assert_close(shared.gen, shared_backbone(rows.prompts, rows.completions).gen, **TOLERANCE)
+    assert shared_backbone.encode_images(rows.prompts.select(torch.tensor([], dtype=torch.int64))) is None
+
+
+def test_gradient_checkpointing_gives_equal_gradients(make_backbone: MakeBackbone, batch: Batch) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        backbone = make_backbone(gradient_checkpointing=checkpointing)
+        assert backbone.training, "from_pretrained returns eval mode, in which nothing is recomputed"
+        if checkpointing:
+            assert backbone.language_model.is_gradient_checkpointing
+        out = backbone(batch.query.prompts, batch.query.completions, batch.query.annotated)
+        weight = torch.linspace(-1, 1, out.disc.numel()).view_as(out.disc)
+        (out.logits.logsumexp(-1).sum() + (weight * out.disc).sum() + (weight * out.gen).sum()).backward()
+        gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.requires_grad})
+    plain, recomputed = gradients
+    for name, gradient in plain.items():
+        assert gradient is not None and recomputed[name] is not None, name
+        assert (gradient - recomputed[name]).norm() <= 1e-5 * gradient.norm(), name
+        if "lora_B" in name or "delta" in name:  # lora_A's is zero while B is
+            assert gradient.norm() > 0, name
+
+
+def test_missing_base_is_named(processor: RimeProcessor, make_backbone: MakeBackbone) -> None:
+    config = make_backbone().config
+    config.name_or_path = "/nowhere/base"
+    with pytest.raises(RimeError, match=r"model.backbone.name_or_path: no checkpoint .*'/nowhere/base'"):
+        Backbone(config, processor)
+    with pytest.raises(RimeError, match=r"model.backbone.name_or_path: no processor .*'/nowhere/base'"):
+        RimeProcessor.from_pretrained("/nowhere/base", processor.prompt)

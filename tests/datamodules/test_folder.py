@@ -1,0 +1,211 @@
+"""Your own data: a table and pictures become a corpus; faults name line and field."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colour_corpus import colour
+
+from datamodules.builders import folder
+from datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.commands import shards
+from rime_pl.types import DataError, Item, Pair, RimeError
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Rows:
+    """Twelve pairs in three splits, two of them with the same target picture."""
+    (tmp_path / "media").mkdir()
+    for number in range(12):
+        colour(number * 20).save(tmp_path / "media" / f"{number}.{'jpg' if number % 2 else 'png'}")
+    return [
+        {
+            "query_text": f"colour {number}",
+            "query_rewrite": f"It is {number}.",
+            "target_image": f"{number}.{'jpg' if number % 2 else 'png'}",
+            "target_rewrite": f"One sees {number}.",
+            "split": ("train", "val", "test")[number % 3],
+        }
+        for number in range(12)
+    ]
+
+
+def write_table(tmp_path: Path, rows: Rows, kind: str = "jsonl") -> Path:
+    table = tmp_path / f"pairs.{kind}"
+    if kind == "jsonl":
+        table.write_text("\n".join(json.dumps(row) for row in rows))
+        return table
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(column for row in rows for column in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
+def build(tmp_path: Path, rows: Rows, kind: str = "jsonl", **settings: Any) -> dict[str, list[Pair]]:
+    folder.build(
+        tmp_path / "corpus", table=write_table(tmp_path, rows, kind), media=tmp_path / "media", **settings
+    )
+    found = {}
+    for split in read_corpus(tmp_path / "corpus")["splits"]:
+        reader = ShardReader(read_split(tmp_path / "corpus", split))
+        found[split] = [reader.read(index) for index in range(len(reader))]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_becomes_a_corpus(tmp_path: Path, rows: Rows, kind: str) -> None:
+    found = build(tmp_path, rows, kind)
+    assert {split: len(pairs) for split, pairs in found.items()} == {"train": 4, "val": 4, "test": 4}
+    pair = found["val"][0]
+    assert pair.dataset == "pairs" and pair.gallery == "pictures"
+    assert pair.query is not None and pair.query.text == "colour 1" and pair.query.rewrite == "It is 1."
+    assert pair.target.rewrite == "One sees 1." and pair.target.images[0].size == (8, 8)
+    assert pair.query.content_id == pair.target.content_id
+
+
+def test_all_columns(tmp_path: Path, rows: Rows) -> None:
+    rows[0] |= {
+        "query_image": ["1.jpg", "2.png"],
+        "query_instruction": "Find.",
+        "query_cot": "Think. It is 0.",
+        "query_content_id": "q",
+        "target_text": "words",
+        "target_instruction": "Show.",
+        "target_content_id": "t",
+        "task": "mixed",
+        "gallery": "all",
+    }
+    pair = build(tmp_path, rows)["train"][0]
+    assert pair.query is not None and len(pair.query.images) == 2
+    assert (pair.dataset, pair.gallery, pair.query.content_id, pair.target.content_id) == (
+        "mixed",
+        "all",
+        "q",
+        "t",
+    )
+    assert pair.query.cot == "Think. It is 0." and pair.target == Item(
+        "words", pair.target.images, "t", "Show.", "One sees 0."
+    )
+
+
+def test_several_pictures_in_a_csv_cell(tmp_path: Path, rows: Rows) -> None:
+    rows[0]["query_image"] = "1.jpg; 2.png"
+    query = build(tmp_path, rows, "csv")["train"][0].query
+    assert query is not None and len(query.images) == 2
+
+
+def test_rows_without_query_are_distractors(tmp_path: Path, rows: Rows) -> None:
+    found = build(tmp_path, [*rows, {"target_image": "0.png", "split": "distractors"}])
+    assert [pair.query for pair in found["distractors"]] == [None]
+
+
+def test_split_by_hash_keeps_a_content_in_one_split(tmp_path: Path) -> None:
+    rows = [
+        {"query_text": f"question {n}", "target_text": "-", "target_content_id": f"answer {n % 40}"}
+        for n in range(200)
+    ]
+    found = build(tmp_path, rows, val_share=0.2, test_share=0.2)
+    contents = {split: {pair.target.content_id for pair in pairs} for split, pairs in found.items()}
+    assert sum(map(len, contents.values())) == 40
+    assert all(2 <= len(contents[split]) <= 16 for split in ("val", "test"))
+    again = build(tmp_path, rows, val_share=0.2, test_share=0.2, seed=1)
+    assert {pair.target.content_id for pair in again["test"]} != contents["test"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_image": "gone.png"}, r"line 3: field 'target_image': .*gone.png does not exist"),
+        (
+            {"target_image": None},
+            r"line 3: fields 'target_text' and 'target_image' are both empty or missing",
+        ),
+        ({"query_text": ""}, r"line 3: fields 'query_text' and 'query_image' are both empty or missing"),
+        ({"query_rewrite": 7}, r"line 3: field 'query_rewrite' is 7, a string is needed"),
+        (
+            {"split": "dev"},
+            r"line 3: field 'split' is 'dev'; allowed are \['train', 'val', 'test', 'distractors'\]",
+        ),
+        ({"querytext": "typo"}, r"line 3: unknown columns \['querytext'\]; known are \['query_text'"),
+        ({"target_image": "text.png"}, r"line 3: field 'target_image': .*text.png is no readable picture"),
+    ],
+)
+def test_faulty_line(tmp_path: Path, rows: Rows, change: dict[str, Any], message: str) -> None:
+    (tmp_path / "media" / "text.png").write_text("not a picture")
+    rows[2] |= change
+    with pytest.raises(DataError, match=rf"pairs.jsonl {message}"):
+        build(tmp_path, rows)
+    assert not (tmp_path / "corpus" / "corpus.json").exists()
+
+
+def test_missing_column_of_a_csv_names_the_first_line(tmp_path: Path, rows: Rows) -> None:
+    for row in rows:
+        del row["target_image"]
+    with pytest.raises(DataError, match=r"pairs.csv line 2: fields 'target_text' and 'target_image'"):
+        build(tmp_path, rows, "csv")
+
+
+def test_malformed_jsonl(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.jsonl"
+    table.write_text('{"query_text": "a", "target_text": "b"}\n{"query_text"')
+    with pytest.raises(DataError, match=r"pairs.jsonl line 2: malformed JSON"):
+        folder.build(tmp_path / "corpus", table=table)
+
+
+def test_missing_empty_and_unknown_tables(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--table .*none.csv: no such file"):
+        folder.build(tmp_path / "corpus", table=tmp_path / "none.csv")
+    (tmp_path / "empty.csv").write_text("query_text,target_text\n")
+    with pytest.raises(DataError, match=r"--table .*empty.csv: has no rows"):
+        folder.build(tmp_path / "corpus", table=tmp_path / "empty.csv")
+    (tmp_path / "pairs.xlsx").write_text("")
+    with pytest.raises(DataError, match=r"only .csv and .jsonl are read"):
+        folder.build(tmp_path / "corpus", table=tmp_path / "pairs.xlsx")
+
+
+def test_a_split_without_rows(tmp_path: Path, rows: Rows) -> None:
+    with pytest.raises(RimeError, match=r"no rows for split 'val'"):
+        build(tmp_path, [row for row in rows if row["split"] != "val"])
+
+
+def test_shares_beyond_one(tmp_path: Path, rows: Rows) -> None:
+    with pytest.raises(RimeError, match=r"--val-share 0.5, --test-share 0.6: must add up to less than 1"):
+        build(tmp_path, rows, val_share=0.5, test_share=0.6)
+
+
+def test_command_line(tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    shards.add_arguments(parser)
+    table = write_table(tmp_path, rows)
+    options = ["--table", str(table), "--media", str(tmp_path / "media"), "--output", str(tmp_path / "out")]
+    assert shards.run(parser.parse_args(["folder", *options, "--licence", "mine"])) == 0
+    assert read_corpus(tmp_path / "out")["licence"] == "mine"
+    assert "train" in capsys.readouterr().out
+
+
+def test_help_of_every_builder_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    shards.add_arguments(parser)
+    for builder in shards.BUILDERS:
+        with pytest.raises(SystemExit):
+            parser.parse_args([builder, "--help"])
+        _, helps = shards._documented(shards.BUILDERS[builder])
+        assert all(helps.values()) and "--output" in capsys.readouterr().out
+
+
+def test_the_how_to_names_every_column_and_its_example_is_a_valid_table(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "your-own-data.md").read_text()
+    assert all(f"`{column}`" in page for column in folder.COLUMNS)
+    example = page.split("```csv\n")[1].split("```")[0]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(line.strip() for line in example.strip().splitlines()))
+    (line, values), *_ = folder._lines(table)
+    assert line == 2 and values["query_rewrite"] == "A red mug, its rim chipped." and len(values) == 5

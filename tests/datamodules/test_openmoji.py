@@ -1,0 +1,212 @@
+"""The openmoji corpus: held-out combinations, names, independent wordings. A small one is built once."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.builders import openmoji, openmoji_pictures
+from datamodules.builders import openmoji_words as words
+from datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.types import Pair
+
+TASKS = {"name_to_picture", "picture_to_name", "composed", "multilingual"}
+SETTINGS = {"size": 24, "test_pictures": 8, "val_pictures": 5, "limit": 12}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("openmoji")
+    openmoji.build(folder, seed=0, **SETTINGS)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def splits(path: Path) -> dict[str, list[Pair]]:
+    found = {}
+    for split in ("train", "val", "test", "distractors", "captions"):
+        reader = ShardReader(read_split(path, split))
+        found[split] = [reader.read(index) for index in range(len(reader))]
+    return found
+
+
+def contents(pairs: list[Pair]) -> set[str]:
+    return {pair.target.content_id for pair in pairs}
+
+
+def base_and_tone(content: str) -> tuple[str, str]:
+    base, _, tone = content.partition(" ")
+    return base, tone
+
+
+def pixels(pair: Pair) -> dict[str, bytes]:
+    """Content -> pixels of all pictures in a pair."""
+    return {item.content_id: item.images[0].tobytes() for item in (pair.target,) if item.images}
+
+
+def test_tasks_and_galleries(splits: dict[str, list[Pair]]) -> None:
+    for split in ("train", "val", "test"):
+        assert {pair.dataset for pair in splits[split]} == TASKS
+    for pair in splits["train"] + splits["test"]:
+        assert pair.query is not None
+        assert pair.gallery == ("names" if pair.dataset == "picture_to_name" else "pictures")
+        assert bool(pair.target.images) == (pair.gallery == "pictures")
+        assert bool(pair.query.images) == (pair.dataset in ("picture_to_name", "composed"))
+        assert pair.query.instruction and pair.target.instruction
+
+
+def test_combinations_are_held_out_but_their_parts_are_not(splits: dict[str, list[Pair]]) -> None:
+    train, val, test = (contents(splits[split]) for split in ("train", "val", "test"))
+    assert len(test) == 8 and len(val) == 5
+    assert not train & val and not train & test and not val & test
+    bases, tones = map(set, zip(*map(base_and_tone, train), strict=True))
+    for content in val | test:
+        base, tone = base_and_tone(content)
+        assert base in bases and tone in tones
+    assert len({base_and_tone(content)[1] for content in test}) == 5
+
+
+def test_no_held_out_picture_is_seen_in_training(splits: dict[str, list[Pair]]) -> None:
+    held_out = {data for split in ("val", "test") for pair in splits[split] for data in pixels(pair).values()}
+    for pair in splits["train"] + splits["captions"]:
+        assert pair.query is not None
+        for item in (pair.query, pair.target):
+            assert not any(image.tobytes() in held_out for image in item.images)
+    for pair in splits["val"] + splits["test"]:  # a change starts from a training picture
+        if pair.dataset == "composed":
+            assert pair.query is not None and pair.query.images[0].tobytes() not in held_out
+
+
+def test_every_picture_is_one_content_and_the_test_gallery_holds_all(splits: dict[str, list[Pair]]) -> None:
+    seen: dict[bytes, str] = {}
+    for pairs in splits.values():
+        for pair in pairs:
+            for content, data in pixels(pair).items():
+                assert seen.setdefault(data, content) == content
+    gallery = contents(splits["test"]) | contents(splits["distractors"])
+    assert gallery == set(seen.values())
+    assert not contents(splits["test"]) & contents(splits["distractors"])
+    assert all(pair.query is None and pair.target.rewrite for pair in splits["distractors"])
+
+
+def test_rewrites_resolve_the_content_in_words_of_their_own(splits: dict[str, list[Pair]]) -> None:
+    for pair in splits["train"] + splits["test"]:
+        assert pair.query is not None and pair.query.rewrite and pair.target.rewrite
+        assert pair.query.content_id == pair.target.content_id
+        tone = base_and_tone(pair.target.content_id)[1]
+        for rewrite in (pair.query.rewrite, pair.target.rewrite):
+            assert rewrite.endswith(".") and len(rewrite.split()) <= 20
+            assert not tone or tone in rewrite.lower()
+        assert pair.query.rewrite != pair.target.rewrite
+        assert pair.query.rewrite not in (pair.query.text, pair.target.text)
+
+
+def test_composed_queries_ask_for_each_kind_of_change(splits: dict[str, list[Pair]]) -> None:
+    texts = [pair.query.text for pair in splits["train"] if pair.dataset == "composed" and pair.query]
+    kinds = Counter(
+        "tone" if "skin" in text else "gender" if re.search(r"\b(man|woman|gender)\b", text) else "role"
+        for text in texts
+    )
+    assert set(kinds) == {"tone", "gender", "role"}
+
+
+def test_changing_the_source_as_asked_gives_the_target(splits: dict[str, list[Pair]]) -> None:
+    by_pixels = {data: c for pairs in splits.values() for pair in pairs for c, data in pixels(pair).items()}
+    for pair in splits["test"]:
+        if pair.dataset != "composed" or pair.query is None:
+            continue
+        source = by_pixels[pair.query.images[0].tobytes()]
+        (old_base, old_tone), (base, tone) = base_and_tone(source), base_and_tone(pair.target.content_id)
+        old, new = words.person_concept(old_base), words.person_concept(base)
+        if old_base == base:
+            assert tone in pair.query.text and old_tone != tone
+        elif old.role == new.role:
+            assert (old.gender, old_tone) != (new.gender, tone) and old_tone == tone
+            assert {"man": " man", "woman": " woman", "person": " any gender"}[new.gender] in pair.query.text
+        else:
+            assert (old.gender, old_tone) == (new.gender, tone) and words._spaced(new.role) in pair.query.text
+
+
+def test_captions_use_other_sentences_than_rewrites(splits: dict[str, list[Pair]]) -> None:
+    rewrites = {
+        r for pairs in splits.values() for p in pairs for r in (p.target.rewrite, p.query and p.query.rewrite)
+    }
+    for pair in splits["captions"]:
+        lines = pair.target.text.splitlines()
+        assert len(lines) == len(set(lines)) >= 3
+        assert not set(lines) & rewrites
+        assert pair.target.rewrite is None
+
+
+def test_untoned_share(splits: dict[str, list[Pair]]) -> None:
+    named = [pair for pair in splits["train"] if pair.dataset == "name_to_picture"]
+    untoned = [pair for pair in named if base_and_tone(pair.target.content_id)[1] == ""]
+    assert 0 < len(untoned) / len(named) <= 0.16
+
+
+def test_same_seed_same_bytes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = openmoji_pictures.load_pictures(SETTINGS["size"], SETTINGS["limit"])
+    monkeypatch.setattr(openmoji, "load_pictures", lambda *_: pictures)
+    hashes = {}
+    for seed in (0, 1):
+        openmoji.build(tmp_path / str(seed), seed=seed, **SETTINGS)  # type: ignore[arg-type]
+        hashes[seed] = read_corpus(tmp_path / str(seed))["data_hash"]
+    assert hashes[0] == read_corpus(path)["data_hash"] != hashes[1]
+
+
+def test_twins_are_merged_under_the_clearer_name() -> None:
+    pictures = openmoji_pictures.load_pictures(24, limit=12)
+    bases = {picture.concept.base for picture in pictures}
+    assert "man_cook" in bases and "cook" not in bases  # OpenMoji draws both alike
+    arrays = np.stack([np.asarray(picture.image, dtype=np.float32).ravel() for picture in pictures])
+    for number, array in enumerate(arrays):
+        assert (np.abs(arrays - array).sum(1) == 0).sum() == 1, pictures[number].content_id
+
+
+@pytest.mark.parametrize(
+    ("base", "tone", "name", "query", "target"),
+    [
+        (
+            "woman_cook",
+            "dark",
+            "a woman cook with dark skin",
+            "A woman cook, whose skin is dark.",
+            "Dark skin, female, cook, a job picture.",
+        ),
+        (
+            "man_red_hair",
+            "medium-light",
+            "a man with medium-light skin and red hair",
+            "A man with red hair, whose skin is medium-light.",
+            "Medium-light skin, male, with red hair, an appearance picture.",
+        ),
+        (
+            "person_rowing_boat",
+            "light",
+            "a person with light skin, rowing a boat",
+            "A person rowing a boat, whose skin is light.",
+            "Light skin, of any gender, rowing a boat, an activity picture.",
+        ),
+        (
+            "ear",
+            "medium",
+            "an ear with medium skin",
+            "An ear, whose skin is medium.",
+            "Medium skin, ear, a body part picture.",
+        ),
+    ],
+)
+def test_wordings(base: str, tone: str, name: str, query: str, target: str) -> None:
+    concept = words.person_concept(base).with_tone(tone)
+    assert words.names(concept)[0] == name
+    assert words.query_rewrites(concept)[0] == query
+    assert words.target_rewrites(concept)[0] == target
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(words).failed == 0

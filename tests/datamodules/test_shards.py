@@ -1,0 +1,294 @@
+"""The shard format: what is written comes back, other readers understand it, faults are named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from colour_corpus import make_pairs, make_splits, write
+
+from datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.types import DataError, Item, Pair
+
+
+def same_item(a: Item, b: Item) -> bool:
+    pixels = all(
+        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.images, b.images, strict=True)
+    )
+    return pixels and replace(a, images=()) == replace(b, images=())
+
+
+def same_pair(a: Pair, b: Pair) -> bool:
+    items = [(a.target, b.target), *zip(a.hard_negatives, b.hard_negatives, strict=True)]
+    if a.query is not None and b.query is not None:
+        items.append((a.query, b.query))
+    assert (a.query is None) == (b.query is None)
+    return all(same_item(x, y) for x, y in items) and (a.dataset, a.gallery) == (b.dataset, b.gallery)
+
+
+@pytest.mark.parametrize("split", ["train", "distractors"])
+def test_what_is_written_comes_back(corpus: Path, split: str) -> None:
+    written = make_splits()[split]
+    entries = read_split(corpus, split)
+    reader = ShardReader(entries)
+    for index in reversed(range(len(written))):
+        pair, entry = reader.read(index), entries[index]
+        assert same_pair(pair, written[index])
+        assert pair.key == entry.name == f"{entry.shard.name}/{written[index].key}"
+        assert entry.target_content == written[index].target.content_id
+        assert entry.has_rewrite == (split == "train", split == "train")
+        assert (entry.query_content is None) == (pair.query is None)
+
+
+def test_any_webdataset_reader_streams_the_tars(corpus: Path) -> None:
+    shards = sorted(str(path) for path in (corpus / "train").glob("*.tar"))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("pil"))
+    written = make_splits()["train"]
+    assert [sample["__key__"] for sample in samples] == [pair.key for pair in written]
+    for sample, pair in zip(samples, written, strict=True):
+        assert sample["json"]["target"]["rewrite"] == pair.target.rewrite
+        assert np.array_equal(np.asarray(sample["t0.png"]), np.asarray(pair.target.images[0]))
+        assert np.array_equal(np.asarray(sample["n0.1.png"]), np.asarray(pair.hard_negatives[0].images[1]))
+
+
+def test_corpus_file_counts_and_hash(corpus: Path, tmp_path: Path) -> None:
+    about = read_corpus(corpus)
+    assert about["splits"]["train"]["tasks"] == {"big": 37, "small": 13}
+    assert len(about["splits"]["train"]["shards"]) == -(-50 // 16)
+    again = read_corpus(write(tmp_path / "again", make_splits()))
+    assert again == about
+    splits = make_splits()
+    splits["val"][0] = replace(splits["val"][0], target=replace(splits["val"][0].target, rewrite="Other."))
+    assert read_corpus(write(tmp_path / "other", splits))["data_hash"] != about["data_hash"]
+
+
+def test_building_again_leaves_no_shard_of_the_old_corpus(tmp_path: Path) -> None:
+    write(tmp_path, {"train": make_pairs("a", 40, 40)}, samples_per_shard=4)
+    (tmp_path / "train" / "mine.txt").write_text("not ours")
+    write(tmp_path, {"train": make_pairs("a", 8, 8)}, samples_per_shard=4)
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
+        "mine.txt",
+        *(f"train-00000{n}.{kind}" for n in (0, 1) for kind in ("json", "tar")),
+    ]
+    assert len(read_split(tmp_path, "train")) == 8
+
+
+def test_an_interrupted_build_is_no_corpus(tmp_path: Path) -> None:
+    def interrupted() -> Any:
+        yield from make_pairs("a", 5, 5)
+        raise KeyboardInterrupt
+
+    write(tmp_path, make_splits())
+    with pytest.raises(KeyboardInterrupt):
+        write_streaming(tmp_path, interrupted())
+    with pytest.raises(DataError, match=r"has no corpus.json"):
+        read_split(tmp_path, "train")
+
+
+def write_streaming(folder: Path, pairs: Any) -> None:
+    from datamodules.shards import write_corpus
+
+    write_corpus(folder, "x", "CC0", {"train": pairs}, {"train": 9}, seed=0)
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "big-0001"])
+def test_keys_that_a_tar_cannot_hold(tmp_path: Path, key: str) -> None:
+    pairs = make_pairs("big", 3, 3)
+    pairs[2] = replace(pairs[2], key=key)
+    with pytest.raises(DataError, match=rf"split 'train': sample key '{key}'"):
+        write(tmp_path, {"train": pairs})
+
+
+def test_a_jpeg_keeps_its_bytes(tmp_path: Path) -> None:
+    from PIL import Image
+
+    file = tmp_path / "photo.jpg"
+    Image.effect_noise((32, 32), 60).convert("RGB").save(file, quality=50)
+    target = Item("", (Image.open(file),), "noise")
+    write(tmp_path / "corpus", {"train": [Pair("k", "t", "g", None, target)]})
+    entry = read_split(tmp_path / "corpus", "train")[0]
+    offset, size = entry.members["t0.jpg"]
+    assert entry.shard.read_bytes()[offset : offset + size] == file.read_bytes()
+
+
+def _read_key(reader: ShardReader) -> str:
+    return reader.read(3).key
+
+
+def test_reader_works_in_forked_and_spawned_processes(corpus: Path) -> None:
+    reader = ShardReader(read_split(corpus, "train"))
+    expected = _read_key(reader)  # opens the tar before the fork
+    assert _read_key(pickle.loads(pickle.dumps(reader))) == expected
+    with get_context("fork").Pool(2) as pool:
+        assert pool.map(_read_key, [reader] * 8) == [expected] * 8
+
+
+# -- faults ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(corpus: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(corpus, tmp_path / "copy"))
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.path: folder '.*/nowhere' does not exist. Build"):
+        read_split(tmp_path / "nowhere", "train")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data.path: folder .* has no corpus.json"):
+        read_split(tmp_path, "train")
+
+
+def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no split 'dev'; there are \['distractors', 'test', 'train', 'val'\]"
+    ):
+        read_split(copy, "dev")
+    write(tmp_path / "none", {"train": []})
+    with pytest.raises(DataError, match=r"split 'train' holds no samples"):
+        read_split(tmp_path / "none", "train")
+
+
+def test_other_format_version(copy: Path) -> None:
+    _edit_json(copy / "corpus.json", lambda corpus: corpus.update(format=99))
+    with pytest.raises(DataError, match=r"field 'format' is 99"):
+        read_split(copy, "train")
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".json"])
+def test_missing_tar_or_index(copy: Path, suffix: str) -> None:
+    file = (copy / "train" / "train-000001.tar").with_suffix(suffix)
+    file.unlink()
+    with pytest.raises(DataError, match=rf"{file.name}: missing, but corpus.json lists the shard"):
+        read_split(copy, "train")
+
+
+def test_truncated_tar_names_shard_key_and_member(copy: Path) -> None:
+    entry = read_split(copy, "train")[20]
+    offset, size = entry.members["t0.png"]
+    with entry.shard.open("r+b") as file:
+        file.truncate(offset + size // 2)
+    with pytest.raises(
+        DataError, match=rf"{entry.name}: member 't0.png' ends at byte {offset + size}.*truncated"
+    ):
+        read_split(copy, "train")
+
+
+def test_tar_truncated_behind_its_last_member(copy: Path) -> None:
+    shard = read_split(copy, "train")[0].shard
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 10)
+    with pytest.raises(DataError, match=rf"{shard.name}: has \d+ bytes, its index says"):
+        read_split(copy, "train")
+
+
+def test_tar_truncated_after_the_index_was_read(copy: Path) -> None:
+    reader = ShardReader(read_split(copy, "train"))
+    entry = reader.entries[2]
+    with entry.shard.open("r+b") as file:
+        file.truncate(entry.members["json"][0] + 5)
+    with pytest.raises(DataError, match=rf"{entry.name}: member 'json' ends beyond"):
+        reader.read(2)
+
+
+def test_index_of_another_tar(copy: Path) -> None:
+    def shift(index: dict[str, Any]) -> None:
+        for sample in index["samples"]:
+            sample["members"]["json"] = sample["members"]["t0.png"]
+
+    entry = read_split(copy, "train")[0]
+    _edit_json(entry.shard.with_suffix(".json"), shift)
+    with pytest.raises(DataError, match=rf"{entry.name}: the index points at 'big-0000.t0.png', not 'json'"):
+        ShardReader(read_split(copy, "train")).read(0)
+
+
+@pytest.mark.parametrize("damage", ["not json", "no samples", "sample without members"])
+def test_malformed_index(copy: Path, damage: str) -> None:
+    file = copy / "train" / "train-000000.json"
+    if damage == "not json":
+        file.write_text("{")
+    else:
+        _edit_json(
+            file,
+            lambda index: index.pop("samples") if "no" in damage[:2] else index["samples"][0].pop("members"),
+        )
+    with pytest.raises(DataError, match=r"train-000000.json: (malformed|field 'samples')"):
+        read_split(copy, "train")
+
+
+def test_broken_image_names_shard_key_and_field(copy: Path) -> None:
+    entry = read_split(copy, "train")[4]
+    offset, size = entry.members["t0.png"]
+    _overwrite(entry.shard, offset + size // 2, b"\0" * (size - size // 2))
+    with pytest.raises(
+        DataError, match=r"^train-000000.tar/big-0004: field 'target.images': 't0.png' cannot be read"
+    ):
+        ShardReader(read_split(copy, "train")).read(4)
+
+
+def test_malformed_sample_json(copy: Path) -> None:
+    entry = read_split(copy, "train")[4]
+    _overwrite(entry.shard, entry.members["json"][0], b"?")
+    with pytest.raises(DataError, match=r"^train-000000.tar/big-0004: field 'json': malformed JSON"):
+        ShardReader(read_split(copy, "train")).read(4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"dataset"', b'"dazased"', "field 'dataset' is missing"),
+        (b'"target"', b'"tarxxx"', "field 'target' is missing"),
+        (b'"text": "number 4"', b'"text":          4', "field 'query.text' is 4, not str"),
+        (
+            b'"images": ["t0.png"]',
+            b'"images": ["t9.png"]',
+            "field 'target.images': member 't9.png' is not in the tar",
+        ),
+        (b'"images": ["t0.png"]', b'"images":         []', "field 'target' has neither text nor images"),
+    ],
+)
+def test_faulty_sample_fields(copy: Path, old: bytes, new: bytes, message: str) -> None:
+    assert len(old) == len(new)
+    entry = read_split(copy, "train")[4]
+    offset, size = entry.members["json"]
+    content = entry.shard.read_bytes()[offset : offset + size]
+    assert old in content
+    _overwrite(entry.shard, offset, content.replace(old, new))
+    with pytest.raises(DataError, match=rf"^train-000000.tar/big-0004: {message}"):
+        ShardReader(read_split(copy, "train")).read(4)
+
+
+@pytest.mark.parametrize("rewrite", [None, "", "  "])
+@pytest.mark.parametrize("side", ["query", "target"])
+def test_rewrite_missing_where_one_is_required(tmp_path: Path, side: str, rewrite: str | None) -> None:
+    pair = make_pairs("a", 1, 1)[0]
+    pair = replace(pair, **{side: replace(getattr(pair, side), rewrite=rewrite)})
+    entries = read_split(write(tmp_path, {"train": [pair]}), "train")
+    assert getattr(ShardReader(entries).read(0), side).rewrite == rewrite
+    with pytest.raises(
+        DataError, match=rf"^train-000000.tar/a-0000: field '{side}.rewrite' is missing or empty"
+    ):
+        ShardReader(entries, require_rewrites=True).read(0)
+
+
+def _overwrite(file: Path, offset: int, data: bytes) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(data)
+
+
+def _edit_json(file: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))

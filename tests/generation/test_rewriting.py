@@ -1,0 +1,177 @@
+"""Writing rewrites: cutting and closing, left-padded batches, suppressed tokens, the forced end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.generation.rewriting import close_rewrites, write_rewrites
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import Batch, Completions, Pair, Prompts
+
+GEN, END, PAD = 1, 2, 0
+
+
+@contextmanager
+def changed_logits(backbone: Backbone, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    handle = backbone.language_model.lm_head.register_forward_hook(lambda module, args, out: change(out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# -- closing --------------------------------------------------------------------------------------------
+
+
+def naive_close(row: list[int], budget: int) -> tuple[list[int], int, bool]:
+    """One row, from the definition."""
+    kept: list[int] = []
+    ended = False
+    for token in row:
+        if token in (GEN, END) or len(kept) == budget:
+            ended = token == GEN
+            break
+        kept.append(token)
+    return [*kept, GEN, END], len(kept), ended and bool(kept)
+
+
+@pytest.mark.parametrize(
+    ("row", "budget", "completion", "well_formed"),
+    [
+        ([5, 6, GEN, PAD], 3, [5, 6, GEN, END], True),
+        ([5, 6, 7, GEN], 3, [5, 6, 7, GEN, END], True),  # written exactly at the budget
+        ([5, 6, 7, 8], 3, [5, 6, 7, GEN, END], False),  # forced
+        ([5, 6, END, PAD], 3, [5, 6, GEN, END], False),  # turn ended without <gen_emb>
+        ([5, END, GEN, 6], 3, [5, GEN, END], False),  # <gen_emb> after the end does not count
+        ([GEN, 5, 6, 7], 3, [GEN, END], False),  # empty rewrite
+        ([5, 6], 3, [5, 6, GEN, END], False),  # stopped early for another reason
+    ],
+)
+def test_close_one_row(row: list[int], budget: int, completion: list[int], well_formed: bool) -> None:
+    closed = close_rewrites(torch.tensor([row]), GEN, END, PAD, budget)
+    assert closed.completions.ids.tolist() == [completion]
+    assert closed.completions.mask.tolist() == [[1] * len(completion)]
+    assert closed.lengths.tolist() == [len(completion) - 2]
+    assert closed.well_formed.tolist() == [well_formed]
+    assert naive_close(row, budget) == (completion, len(completion) - 2, well_formed)
+
+
+@pytest.mark.parametrize("budget", [1, 4, 9])
+def test_close_many_rows_equals_the_naive_loop(budget: int) -> None:
+    written = torch.randint(1, 9, (200, budget + 1), generator=torch.Generator().manual_seed(budget))
+    closed = close_rewrites(written, GEN, END, PAD, budget)
+    ids, mask = closed.completions.ids, closed.completions.mask
+    for row, tokens in enumerate(written.tolist()):
+        expected, length, well_formed = naive_close(tokens, budget)
+        assert ids[row][mask[row].bool()].tolist() == expected
+        assert mask[row].tolist() == [1] * len(expected) + [0] * (ids.shape[1] - len(expected))
+        assert (ids[row][len(expected) :] == PAD).all()
+        assert (int(closed.lengths[row]), bool(closed.well_formed[row])) == (length, well_formed)
+    assert 0 < closed.well_formed.sum() < 200
+
+
+# -- writing --------------------------------------------------------------------------------------------
+
+
+def tokens(completions: Completions, row: int) -> list[int]:
+    return completions.ids[row][completions.mask[row].bool()].tolist()
+
+
+@torch.no_grad()
+def naive_greedy(backbone: Backbone, prompts: Prompts, budget: int) -> list[int]:
+    """One row, one full forward without cache per token."""
+    processor = backbone.processor
+    stop = [processor.gen_id, processor.turn_end_id]
+    ids, written = prompts.input_ids, []
+    for _ in range(budget):
+        images = backbone.image_inputs(prompts, ids)
+        logits = backbone.language_model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits
+        logits[..., [i for i in processor.special_ids if i not in stop]] = float("-inf")
+        token = int(logits[0, -1].argmax())
+        if token in stop:
+            break
+        written.append(token)
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+    return [*written, *stop]
+
+
+def test_greedy_equals_a_loop_of_full_forwards_row_by_row(
+    shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
+    """The batch is padded on the left and mixes texts with pictures; each row alone has no padding."""
+    items = [pair.query for n in (0, 8, 24, 9) if (pair := train_pairs[n]).query is not None]
+    prompts = processor.prompts([item for item in items if item])
+    assert (prompts.attention_mask[:, 0] == 0).any()
+    together = write_rewrites(shared_backbone, prompts, max_new_tokens=6)
+    for row, item in enumerate(items):
+        assert item is not None
+        alone = processor.prompts([item])
+        expected = naive_greedy(shared_backbone, alone, budget=6)
+        assert tokens(together.completions, row) == expected
+        assert tokens(write_rewrites(shared_backbone, alone, max_new_tokens=6).completions, 0) == expected
+    assert len({tuple(tokens(together.completions, row)) for row in range(len(items))}) > 1
+
+
+@pytest.mark.parametrize("temperature", [None, 1.5])
+def test_special_tokens_are_never_written(
+    temperature: float | None, shared_backbone: Backbone, batch: Batch
+) -> None:
+    """Not even by a model that wants nothing else."""
+    processor = shared_backbone.processor
+    stop = [processor.gen_id, processor.turn_end_id]
+    unwanted = [i for i in processor.special_ids if i not in stop]
+    assert processor.image_id in unwanted and processor.disc_id in unwanted
+    bonus = torch.zeros(len(processor.tokenizer))
+    bonus[unwanted] = 1e4
+    with changed_logits(shared_backbone, lambda logits: logits + bonus):
+        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=5, temperature=temperature)
+    assert out.lengths.max() > 0
+    written = out.completions.ids[out.completions.mask.bool()]
+    assert not set(written.tolist()) & set(unwanted)
+    shared_backbone(batch.query.prompts, out.completions)  # the next forward takes it
+
+
+def test_a_model_that_never_ends_is_cut_and_counted(shared_backbone: Backbone, batch: Batch) -> None:
+    processor = shared_backbone.processor
+    malus = torch.zeros(len(processor.tokenizer))
+    malus[[processor.gen_id, processor.turn_end_id]] = -1e4
+    with changed_logits(shared_backbone, lambda logits: logits + malus):
+        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=4)
+    assert out.lengths.tolist() == [4] * 6 and not out.well_formed.any()
+    assert (out.completions.ids[:, -2:] == torch.tensor([processor.gen_id, processor.turn_end_id])).all()
+    assert shared_backbone(batch.query.prompts, out.completions).gen_found.all()
+
+
+def test_a_model_that_ends_by_itself_is_well_formed(shared_backbone: Backbone, batch: Batch) -> None:
+    """<gen_emb> is wanted from the third token on by every second row, from the first by the others."""
+    processor, step = shared_backbone.processor, 0
+
+    def want_gen(logits: Tensor) -> Tensor:
+        nonlocal step
+        logits = logits.clone()
+        logits[..., [processor.gen_id, processor.turn_end_id]] = -1e4
+        rows = slice(None) if step >= 2 else slice(1, None, 2)
+        logits[rows, :, processor.gen_id] = 1e4
+        step += 1
+        return logits
+
+    with changed_logits(shared_backbone, want_gen):
+        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=8)
+    assert out.lengths.tolist() == [2, 0] * 3
+    assert out.well_formed.tolist() == [True, False] * 3
+    assert out.completions.ids.shape[1] == 4, "no longer than the longest rewrite"
+
+
+def test_sampling_follows_the_seed(shared_backbone: Backbone, batch: Batch) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=6, temperature=1.0)
+        drawn.append([tokens(out.completions, row) for row in range(6)])
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -1,0 +1,89 @@
+"""A base model, a corpus and a backbone so small that a test suite can build them: what conftest.py hands out.
+
+Also imported by the processes that tests/distributed starts, which see no fixtures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from datamodules.builders import scenes
+from datamodules.shards import ShardReader, read_split
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.tiny import TinyConfig, make_base
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
+from rime_pl.types import Pair
+
+#: Every width is a multiple of 64, the block of NF4.
+MICRO = TinyConfig(
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    intermediate_size=128,
+    vision_hidden_size=64,
+    vision_layers=1,
+    vision_heads=2,
+    vision_intermediate_size=128,
+    vocab_size=600,
+    num_steps=2,
+    batch_size=4,
+)
+PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=32)
+
+
+def build_corpus(folder: Path) -> Path:
+    """Scenes of 48 pixels: 8 training pairs of each of the five tasks."""
+    scenes.build(
+        folder, size=48, train_per_task=8, val_per_task=2, test_per_task=3, captions=6, test_contents=16
+    )
+    return folder
+
+
+def read_pairs(corpus: Path, split: str) -> list[Pair]:
+    """All samples of a split, decoded."""
+    reader = ShardReader(read_split(corpus, split))
+    return [reader.read(number) for number in range(len(reader))]
+
+
+def words(pairs: list[Pair]) -> list[str]:
+    """What the tokenizer is trained on."""
+    items = [item for pair in pairs for item in (pair.query, pair.target) if item]
+    return [f"{item.instruction} {item.text}\n{item.rewrite or ''}" for item in items]
+
+
+def build_base(folder: Path, corpus: Path, seed: int = 0) -> Path:
+    """An ordinary Hugging Face folder of a Qwen3-VL with 0.4 million parameters."""
+    captions = read_pairs(corpus, "captions")
+    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in captions if pair.query]
+    texts = words([*captions, *read_pairs(corpus, "train")])
+    make_base(folder, samples, texts, MICRO, seed, lambda step, loss: None)
+    return folder
+
+
+def micro_config(base: Path, **changes: Any) -> BackboneConfig:
+    """4-bit base weights, everything else float32."""
+    settings = {"dtype": "float32", "lora_r": 4, "lora_alpha": 8, "prompt": PROMPT, **changes}
+    return BackboneConfig(str(base), **settings)
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """LoRA's random start is the same each time."""
+    torch.manual_seed(0)
+    return Backbone(config, RimeProcessor.from_pretrained(config.name_or_path, config.prompt))
+
+
+def randomise_adapter(model: PeftModel, seed: int = 1, scale: float = 0.1) -> None:
+    """LoRA starts with B = 0, where it does nothing and A has no gradient: move every trained tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator)

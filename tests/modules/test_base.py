@@ -1,0 +1,104 @@
+"""Derangements, empty rewrites, evaluation and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.modules.base import derange, empty_completions
+from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.sft import SFTModule
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import MODE_PAIRS, TRACES, Pair, RimeError
+
+
+def naive_derange(content: list[int]) -> list[int]:
+    """For each row walk on, round the end, until the content differs."""
+    rows = len(content)
+    return [
+        next((j % rows for j in range(i + 1, i + rows) if content[j % rows] != content[i]), i)
+        for i in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("contents", [1, 2, 4, 50])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_derange_equals_the_naive_loop(rows: int, contents: int) -> None:
+    for seed in range(10):
+        content = torch.randint(contents, (rows,), generator=torch.Generator().manual_seed(seed))
+        assert derange(content).tolist() == naive_derange(content.tolist())
+
+
+def test_empty_completions_hold_the_two_tokens_and_padding(processor: RimeProcessor) -> None:
+    empty = empty_completions(3, 5, processor, torch.device("cpu"))
+    row = [processor.gen_id, processor.turn_end_id] + [processor.pad_id] * 3
+    assert empty.ids.tolist() == [row] * 3 and empty.mask.tolist() == [[1, 1, 0, 0, 0]] * 3
+    assert empty_completions(2, 2, processor, torch.device("cpu")).ids.equal(
+        processor.completions([None, ""]).ids
+    )
+
+
+def evaluated(backbone: Backbone) -> SFTModule:
+    module = SFTModule(backbone.config)
+    module.backbone = backbone
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    return module
+
+
+@torch.no_grad()
+def test_evaluation_of_queries(shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]) -> None:
+    """Own, reference, shuffled and empty rewrites; each from forwards that this test makes by itself."""
+    module = evaluated(shared_backbone)
+    batch = processor.eval_batch("query", [train_pairs[n] for n in (8, 9, 10, 8)])
+    out = module.validation_step(batch, 0)
+    own = write_rewrites(shared_backbone, batch.prompts)
+    assert out.rewrites == processor.decode(own.completions) and out.rewrite_lengths.equal(own.lengths)
+    others = torch.tensor([1, 2, 3, 1])  # row 3 is row 0 again: its next other content is row 1
+    rewrites = {
+        "reference": processor.completions([pair.query.rewrite for pair in _with_query(train_pairs)]),
+        "shuffled": own.completions.select(others),
+        "empty": processor.completions([None] * 4),
+    }
+    assert set(rewrites) == set(TRACES) - {"own"} == set(out.traces)
+    torch.testing.assert_close(out.embeddings.disc, shared_backbone(batch.prompts).disc, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out.embeddings.gen, shared_backbone(batch.prompts, own.completions).gen, atol=1e-5, rtol=0
+    )
+    for name, completions in rewrites.items():
+        expected = shared_backbone(batch.prompts, completions).gen
+        torch.testing.assert_close(out.traces[name], expected, atol=1e-5, rtol=0, msg=name)
+    assert set(out.seconds) == {"discriminative", "generative"} and min(out.seconds.values()) > 0
+
+
+def _with_query(pairs: list[Pair]) -> list[Pair]:
+    return [pairs[n] for n in (8, 9, 10, 8)]
+
+
+@torch.no_grad()
+def test_targets_have_no_trace(shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]) -> None:
+    out = evaluated(shared_backbone).test_step(processor.eval_batch("target", train_pairs[:2]), 0)
+    assert out.traces == {} and out.embeddings.gen.shape == (2, 64)
+    assert len(MODE_PAIRS) == 4
+
+
+def test_a_checkpoint_holds_what_trains(shared_backbone: Backbone) -> None:
+    module = evaluated(shared_backbone)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    kept = checkpoint["state_dict"]
+    assert set(kept) == {name for name, p in module.named_parameters() if p.requires_grad} and kept
+    assert sum(t.numel() * t.element_size() for t in kept.values()) < 100_000
+    module.load_state_dict(kept, strict=module.strict_loading)  # the frozen base is not asked for
+
+
+def test_settings_that_make_no_sense_are_named(shared_backbone: Backbone) -> None:
+    with pytest.raises(RimeError, match=r"model.temperature=0.0 must be > 0"):
+        SFTModule(shared_backbone.config, temperature=0.0)
+    for share in (0.0, 1.5):
+        with pytest.raises(RimeError, match=rf"model.wrong_share={share} must be in \(0, 1\]"):
+            CMAModule(shared_backbone.config, wrong_share=share)
+    with pytest.raises(RimeError, match="built in configure_model"):
+        _ = SFTModule(shared_backbone.config).model

@@ -1,0 +1,74 @@
+"""Wrong rewrites: never a row's own, never one of equal content, every second one empty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.modules.cma import CMAModule
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import Batch, Pair
+
+
+@pytest.fixture
+def module(shared_backbone: Backbone) -> CMAModule:
+    stage = CMAModule(shared_backbone.config)
+    stage.backbone, stage.log = shared_backbone, lambda *_, **__: None  # type: ignore[method-assign]
+    return stage
+
+
+def with_contents(pairs: list[Pair], contents: list[str]) -> list[Pair]:
+    """Each row's rewrite names its number, so that a test sees whose it is."""
+    changed = []
+    for number, (pair, content) in enumerate(zip(pairs, contents, strict=False)):
+        assert pair.query is not None
+        query = replace(pair.query, rewrite=f"row {number}" + " of many" * (number % 3))
+        changed.append(replace(pair, query=query, target=replace(pair.target, content_id=content)))
+    return changed
+
+
+def written(module: CMAModule, batch: Batch) -> list[str]:
+    rows = torch.arange(len(batch))
+    return module.model.processor.decode(module.wrong_rewrites(batch, rows))
+
+
+@pytest.mark.parametrize("contents", ["abcdefgh", "aabbccdd", "aaaaaaab", "abababab"])
+def test_wrong_rewrites_are_wrong(
+    contents: str, module: CMAModule, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
+    batch = processor.training_batch(with_contents(train_pairs[:8], list(contents)))
+    for number, text in enumerate(written(module, batch)):
+        if number % 2:
+            assert text == ""
+        else:
+            theirs = int(text.split()[1])
+            assert theirs != number and contents[theirs] != contents[number]
+
+
+def test_without_other_content_all_are_empty(
+    module: CMAModule, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
+    batch = processor.training_batch(with_contents(train_pairs[:4], list("aaaa")))
+    assert written(module, batch) == [""] * 4
+
+
+def test_a_wrong_rewrite_is_whole(module: CMAModule, processor: RimeProcessor, train_pairs: list[Pair]) -> None:
+    """The reference completion of the other row, with <gen_emb> and end of turn."""
+    batch = processor.training_batch(with_contents(train_pairs[:4], list("abcd")))
+    wrong = module.wrong_rewrites(batch, torch.tensor([0, 2]))
+    theirs = batch.query.completions.select(torch.tensor([1, 3]))
+    assert wrong.ids.equal(theirs.ids) and wrong.mask.equal(theirs.mask)
+
+
+def test_the_share_of_queries_that_is_encoded_again(
+    module: CMAModule, shared_backbone: Backbone, batch: Batch
+) -> None:
+    rows: list[int] = []
+    handle = shared_backbone.register_forward_hook(lambda m, args, out: rows.append(len(out.disc)))
+    module.wrong_share = 0.5
+    module.training_step(batch, 0)
+    handle.remove()
+    assert rows == [6, 6, 3]

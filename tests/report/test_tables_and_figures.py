@@ -1,0 +1,152 @@
+"""The report of a run, from made-up numbers: what is printed, drawn and written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rime_pl.report.figures import summary_figure
+from rime_pl.report.manifest import build_manifest, git_state
+from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.report.stage import write_report
+from rime_pl.report.summary import build_summary
+from rime_pl.report.tables import summary_text
+from rime_pl.types import MODE_PAIRS, TRACES, Item
+
+
+def overall(*recalls: float, empty: float = 0.1) -> dict[str, Any]:
+    first = dict(zip(MODE_PAIRS, recalls, strict=True))
+    trace = dict(zip(TRACES, (recalls[1], 0.97, 0.05, empty), strict=True))
+    trace |= {
+        "own-minus-empty": recalls[1] - empty,
+        "own-minus-shuffled": recalls[1] - 0.05,
+        "room": 0.97 - recalls[1],
+    }
+    return {
+        "recall@1": first,
+        "recall@5": dict.fromkeys(MODE_PAIRS, 0.981),
+        "recall@10": dict.fromkeys(MODE_PAIRS, 0.992),
+        "oracle": {"recall@1": 0.955, "recall@5": 0.985, "recall@10": 0.995},
+        "ci": {pair: [value - 0.03, value + 0.02] for pair, value in first.items()},
+        "trace": trace,
+        "rewrite": {"mean_length": 14.25, "well_formed": 0.998},
+        "milliseconds": {"discriminative": 4.1, "generative": 33.4},
+    }
+
+
+BEFORE = {"after": overall(0.931, 0.783, 0.302, 0.274), "per_task": {}}
+RESULTS = {
+    "overall": overall(0.934, 0.925, 0.916, 0.887),
+    "per_task": {
+        "name to picture": {
+            **overall(0.95, 0.94, 0.93, 0.92),
+            "gallery": 214,
+            "chance": 1 / 214,
+            "queries": 210,
+        }
+    },
+    "all_gallery": {
+        **overall(0.811, 0.822, 0.803, 0.794),
+        "gallery": 3953,
+        "chance": 1 / 3953,
+        "queries": 210,
+    },
+    "gallery": 214,
+    "chance": 1 / 214,
+    "queries": 210,
+}
+HISTORY = [
+    {"epoch": e, "step": 50 * (e + 1), **{f"recall@1/{pair}": 0.4 + 0.1 * e for pair in MODE_PAIRS}}
+    for e in range(3)
+]
+
+
+def test_summary_has_the_shape_that_programs_read() -> None:
+    summary = build_summary(RESULTS, HISTORY, {"fit": 12.3456}, BEFORE, "cma")
+    assert summary["before"]["recall@1"]["gen-disc"] == 0.302
+    assert summary["after"]["recall@1"]["gen-disc"] == 0.916
+    assert (
+        summary["after"]["trace"]["empty"] == 0.1 and summary["per_task"]["name to picture"]["gallery"] == 214
+    )
+    assert summary["seconds"] == {"fit": 12.35} and summary["history"] == HISTORY
+    assert build_summary(RESULTS, [], {})["before"] is None
+    json.dumps(summary)
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_table_shows_every_number_under_its_name(width: int) -> None:
+    text = summary_text(build_summary(RESULTS, HISTORY, {}, BEFORE), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text  # nothing is cut off in a narrow terminal
+    row = next(line for line in text.splitlines() if line.startswith(" gen-disc"))
+    assert " ".join(row.split()) == "gen-disc 0.302 -> 0.916 0.89 - 0.94 0.981 -> 0.981 0.992 -> 0.992"
+    for words in ("recall@1", "recall@10", "chance of recall@1: 0.0047", "gallery: 214", "0.803", "3953"):
+        assert words in text
+    for words in ("own-minus-empty", "0.825", "14.2", "0.998", "33.4", "name to picture", "room"):
+        assert words in text
+
+
+def test_table_without_before_trace_or_distractors() -> None:
+    bare = {**RESULTS, "all_gallery": None, "per_task": {}, "overall": {**RESULTS["overall"]}}
+    del bare["overall"]["trace"]
+    text = summary_text(build_summary(bare, [], {}))
+    assert "->" not in text and "Trace" not in text and "0.916" in text
+
+
+def colours(figure: Figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+
+
+def test_figure_draws_the_numbers() -> None:
+    figure = summary_figure(build_summary(RESULTS, HISTORY, {}, BEFORE, "cma"), "title")
+    bars, curves, probe = figure.axes
+    assert [round(bar.get_height(), 3) for bar in bars.patches] == [
+        *BEFORE["after"]["recall@1"].values(),
+        *RESULTS["overall"]["recall@1"].values(),
+    ]
+    assert [list(line.get_ydata()) for line in curves.lines] == [[0.4, 0.5, 0.6000000000000001]] * 4
+    assert [bar.get_height() for bar in probe.patches] == [0.925, 0.97, 0.05, 0.1]
+    assert (colours(figure) != 255).any()
+
+
+def test_figure_of_a_first_stage_without_history() -> None:
+    bars, curves, _ = summary_figure(build_summary(RESULTS, [], {})).axes
+    assert len(bars.patches) == 4 and curves.texts[0].get_text() == "no validation during training"
+
+
+def test_report_writes_all_files_and_the_marker_only_after_training(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"stage": "cma", "results": RESULTS, "history": HISTORY, "before": BEFORE}
+    arguments |= {
+        "ranks": [{"key": "test-000000.tar/1", "ranks": {"gen-gen": 1}}],
+        "facts": {"data_hash": "abc"},
+    }
+    write_report(tmp_path, seconds={"test": 1.0}, **arguments)
+    assert not (tmp_path / "done.json").exists()
+    write_report(tmp_path, seconds={"fit": 2.0, "test": 1.0}, **arguments)
+    names = {"done.json", "manifest.json", "ranks.json", "summary.json", "summary.png", "summary.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["data_hash"] == "abc" and manifest["wall_seconds"] == 3.0
+    assert Image.open(tmp_path / "summary.png").size[0] > 1000
+
+
+def test_manifest_outside_of_a_repository(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == {"git_commit": "unknown", "git_changed": None}
+    manifest = build_manifest({"seed": 3}, {"fit": 1.0}, ["rime", "cma"])
+    assert manifest["seed"] == 3 and manifest["argv"] == ["rime", "cma"]
+    assert "torch" in manifest["versions"] and manifest["device"]["threads"] >= 1
+
+
+def test_sheet_grows_with_rows_and_never_overflows() -> None:
+    picture = Item("a very long name of a thing " * 9, (Image.new("RGB", (300, 200), "red"),), "c")
+    words = Item("word " * 100, (), "c")
+    row = SheetRow(Card(words, "q"), [Card(picture, "x" * 400), Card(words)], "title " * 99, ["note " * 99])
+    one, two = sheet([row]), sheet([row, row], "a title")
+    assert one.width == two.width and one.height < two.height < 2 * one.height + 60
+    assert thumbnail(picture, 64).images[0].size == (64, 43)
+    assert picture.images[0].size == (300, 200)

@@ -1,0 +1,35 @@
+"""The examples in the docstrings hold. As a test, so that one process imports the stack once."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import callbacks
+import datamodules
+import rime_pl
+
+MODULES = [
+    found.name
+    for package in (rime_pl, datamodules, callbacks)
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not found.ispkg
+]
+#: Must hold an example: the house rule for losses and for what is easier shown than said.
+WITH_EXAMPLES = {
+    "rime_pl.prompts",
+    "rime_pl.backbone.pooling",
+    "rime_pl.generation.rewriting",
+    "rime_pl.losses.alignment",
+    "rime_pl.losses.contrastive",
+    "rime_pl.losses.language_modeling",
+    "rime_pl.modules.base",
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_hold(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0, capsys.readouterr().out
+    assert result.attempted > 0 or name not in WITH_EXAMPLES, f"{name} has lost its example"

@@ -1,0 +1,91 @@
+"""The chat layout is Qwen's own: what `apply_chat_template` makes of the same turn, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig, chat_prompt, completion
+from rime_pl.types import DataError, Item
+from tests.micro import PROMPT
+
+# Qwen's ChatML with images. Qwen2-VL begins with a system turn of its own, Qwen3-VL with none.
+TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SYSTEM = "You are a helpful assistant."
+QWEN2_VL = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n{TURNS}"
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.effect_noise((width, height), 60).convert("RGB")
+
+
+@pytest.mark.parametrize(("template", "system"), [(TURNS, ""), (QWEN2_VL, SYSTEM)])
+@pytest.mark.parametrize("sizes", [[], [(48, 48)], [(48, 24), (24, 48)]])
+def test_layout_is_that_of_the_checkpoint(
+    template: str, system: str, sizes: list[tuple[int, int]], processor: RimeProcessor
+) -> None:
+    ours = RimeProcessor(processor.processor, replace(PROMPT, system_prompt=system))
+    images = tuple(picture(*size) for size in sizes)
+    prompts = ours.prompts([Item("a red ring", images, "c", "Find the picture.")])
+    text = f"Find the picture.\na red ring\n{PROMPT.disc_token}\n{PROMPT.rewrite_instruction}"
+    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": text}]
+    expected = processor.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        chat_template=template,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    assert prompts.input_ids.tolist() == expected["input_ids"].tolist()
+    if images:
+        assert prompts.pixel_values is not None and prompts.image_grid_thw is not None
+        assert prompts.pixel_values.equal(expected["pixel_values"])
+        assert prompts.image_grid_thw.equal(expected["image_grid_thw"])
+
+
+def test_no_empty_lines_for_what_is_missing() -> None:
+    config = PromptConfig(rewrite_instruction="Rewrite.")
+    turn = "<|im_start|>user\n{}\n<disc_emb>\nRewrite.<|im_end|>\n<|im_start|>assistant\n"
+    assert chat_prompt(config, "a cat", "", []) == turn.format("a cat")
+    assert chat_prompt(config, "", "Find it.", []) == turn.format("Find it.")
+
+
+def test_token_names_come_from_the_config(processor: RimeProcessor) -> None:
+    config = PromptConfig(disc_token="<emb_d>", gen_token="<emb_g>")
+    assert "<emb_d>" in chat_prompt(config, "a", "", []) and "<disc_emb>" not in chat_prompt(config, "a", "", [])
+    assert completion(config, "A cat.") == "A cat.<emb_g><|im_end|>"
+
+
+def test_prompts_pad_left_and_completions_right(processor: RimeProcessor) -> None:
+    prompts = processor.prompts([Item("a", (), "c"), Item("a much longer text of several words", (), "c")])
+    assert prompts.attention_mask[0, 0] == 0 and prompts.attention_mask[:, -1].all()
+    assert (prompts.input_ids[prompts.attention_mask == 0] == processor.pad_id).all()
+    completions = processor.completions(["a", "much longer words here", None])
+    assert completions.mask[:, 0].all() and completions.mask[0, -1] == 0
+    assert processor.decode(completions) == ["a", "much longer words here", ""]
+    assert completions.mask.sum(1).tolist()[2] == 2, "the empty rewrite: <gen_emb> and end of turn"
+
+
+def test_a_rewrite_longer_than_the_budget_names_key_field_and_setting(processor: RimeProcessor) -> None:
+    budget = PROMPT.max_rewrite_tokens
+    fitting, longer = " red" * budget, " red" * (budget + 1)
+    length = len(processor.tokenizer(fitting, add_special_tokens=False)["input_ids"])
+    assert length == budget, "the words of this test must be one token each"
+    processor.completions([fitting])
+    message = (
+        rf"train-000000.tar/x: field 'rewrite' has {budget + 1} tokens, "
+        rf"more than prompt.max_rewrite_tokens={budget}"
+    )
+    with pytest.raises(DataError, match=message):
+        processor.completions([" red", longer], ["train-000000.tar/w", "train-000000.tar/x"])
