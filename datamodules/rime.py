@@ -129,6 +129,11 @@ class RimeDataModule(L.LightningDataModule):
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return range(self.position, self.position + length - done)
 
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 over the corpus' shards."""
+        return str(read_corpus(self.path)["data_hash"])
+
     def state_dict(self) -> dict[str, Any]:
         return {**self._identity(), "position": self.position}
 
@@ -152,7 +157,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         known = {
-            "data_hash": read_corpus(self.path)["data_hash"],
+            "data_hash": self.data_hash,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "tasks": None if self.tasks is None else sorted(self.tasks),

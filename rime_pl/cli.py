@@ -84,7 +84,7 @@ def run_stage(stage: str, argv: list[str]) -> int:
         return 2
     started = time.time()
     # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
-    sys.argv = [f"rime {stage} {action}".strip()]
+    typed, sys.argv = sys.argv, [f"rime {stage} {action}".strip()]
     cli = StageCLI(
         STAGES[stage],
         RimeDataModule,
@@ -97,13 +97,13 @@ def run_stage(stage: str, argv: list[str]) -> int:
     )
     if action == "test":
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-        finish(cli, stage, {"test": time.time() - started})
+        finish(cli, stage, {"test": time.time() - started}, typed)
         return 0
-    fit(cli, stage, started)
+    fit(cli, stage, started, typed)
     return 0
 
 
-def fit(cli: StageCLI, stage: str, started: float) -> None:
+def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Train (or go on), test on the split that chose nothing, write the report and the marker."""
     run_dir = cli.run_dir
     if (run_dir / "done.json").is_file():
@@ -118,10 +118,10 @@ def fit(cli: StageCLI, stage: str, started: float) -> None:
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained})
+    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed)
 
 
-def finish(cli: StageCLI, stage: str, seconds: dict[str, float]) -> None:
+def finish(cli: StageCLI, stage: str, seconds: dict[str, float], typed: list[str]) -> None:
     """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen."""
     if not cli.trainer.is_global_zero:
         return
@@ -135,6 +135,7 @@ def finish(cli: StageCLI, stage: str, seconds: dict[str, float]) -> None:
         before=previous_summary(cli),
         seconds=seconds,
         facts={
+            "argv": typed,
             "seed": cli.config.seed_everything,
             "data": str(cli.config.data.path),
             "data_hash": cli.datamodule.data_hash,

@@ -49,6 +49,8 @@ class RimeProcessor:
         self.prompt = prompt
         self.tokenizer = processor.tokenizer
         modes = [prompt.disc_token, prompt.gen_token]
+        #: Mode tokens that the checkpoint does not know; a released checkpoint of this family knows both.
+        self.new_tokens = [token for token in modes if token not in self.tokenizer.get_vocab()]
         self.tokenizer.add_special_tokens({"additional_special_tokens": modes}, replace_extra_special_tokens=False)
         self.disc_id, self.gen_id, self.turn_end_id, self.image_id = self.tokenizer.convert_tokens_to_ids(
             [*modes, "<|im_end|>", IMAGE_TOKEN]

@@ -18,7 +18,7 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
-from tests.micro import PROMPT, build_backbone, build_base, build_corpus, micro_config, read_pairs
+from tests.micro import PROMPT, build_backbone, build_base, build_corpus, micro_config, mixed, read_pairs
 
 
 @pytest.fixture(scope="session")
@@ -40,14 +40,14 @@ def processor(micro_base: Path) -> RimeProcessor:
 
 @pytest.fixture(scope="session")
 def train_pairs(scenes_corpus: Path) -> list[Pair]:
-    """40 pairs, 8 of each task; texts alone and texts with a picture."""
-    return read_pairs(scenes_corpus, "train")
+    """16 pairs: by turns a text alone as the query and a picture."""
+    return mixed(read_pairs(scenes_corpus, "train"), 16)
 
 
 @pytest.fixture(scope="session")
 def batch(processor: RimeProcessor, train_pairs: list[Pair]) -> Batch:
-    """6 pairs of two tasks, so that rows differ in length and in whether they have a picture."""
-    return processor.training_batch(train_pairs[:3] + train_pairs[8:11])
+    """6 pairs whose queries differ in length and in whether they have a picture."""
+    return processor.training_batch(train_pairs[:6])
 
 
 MakeBackbone = Callable[..., Backbone]

@@ -40,7 +40,7 @@ PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=32)
 
 
 def build_corpus(folder: Path) -> Path:
-    """Scenes of 48 pixels: 8 training pairs of each of the five tasks."""
+    """Scenes of 48 pixels: 8 training pairs of each task."""
     scenes.build(
         folder, size=48, train_per_task=8, val_per_task=2, test_per_task=3, captions=6, test_contents=16
     )
@@ -51,6 +51,13 @@ def read_pairs(corpus: Path, split: str) -> list[Pair]:
     """All samples of a split, decoded."""
     reader = ShardReader(read_split(corpus, split))
     return [reader.read(number) for number in range(len(reader))]
+
+
+def mixed(pairs: list[Pair], count: int) -> list[Pair]:
+    """``count`` pairs, by turns with a text alone as the query and with a picture, whatever the tasks are."""
+    texts = [pair for pair in pairs if pair.query and not pair.query.images]
+    pictures = [pair for pair in pairs if pair.query and pair.query.images]
+    return [pair for both in zip(texts, pictures, strict=False) for pair in both][:count]
 
 
 def words(pairs: list[Pair]) -> list[str]:

@@ -27,7 +27,7 @@ _NAME = "Represent this name."
 def build(
     output: Path,
     seed: int = 0,
-    size: int = 64,
+    size: int = 72,
     test_pictures: int = 256,
     val_pictures: int = 128,
     wordings: int = 2,

@@ -138,6 +138,10 @@ def ask_describe(scene: Scene, rng: random.Random) -> Question:
     return describe(scene, rng), None, f"It names {scene.left} and {scene.right}."
 
 
+def ask_twin(scene: Scene, rng: random.Random) -> Question:
+    return "the same scene, drawn anew", scene_cells(scene, rng), f"It shows {scene.left} and {scene.right}."
+
+
 def ask_relative(scene: Scene, rng: random.Random) -> Question:
     """Each side of the answer stands next to a landmark that the text names by shape."""
     steps = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}
@@ -216,6 +220,7 @@ def ask_composed(scene: Scene, rng: random.Random) -> Question:
 
 TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
     "describe": ask_describe,
+    "twin": ask_twin,
     "relative": ask_relative,
     "count": ask_count,
     "table": ask_table,
@@ -254,17 +259,17 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
 
 def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random) -> Pair:
     """A picture with plain captions, one per line: what stands where, what is beside what, how many."""
-    if rng.random() < 0.4:
+    kind = rng.random()
+    if kind < 0.5:
         cells = scene_cells(rng.choice(scenes), rng)
     else:
-        shapes = (
-            rng.sample(SHAPES, rng.randint(3, 7))
-            if rng.random() < 0.6
-            else [rng.choice(SHAPES)] * rng.randint(4, 9)
-        )
-        palette = list(COLOURS) if len(set(shapes)) > 1 else rng.sample(list(COLOURS), 3)
+        many = kind > 0.85  # one shape in several colours, as in a count
+        shapes = [rng.choice(SHAPES)] * rng.randint(4, 8) if many else rng.sample(SHAPES, rng.randint(2, 6))
+        palette = rng.sample(list(COLOURS), 3) if many else list(COLOURS)
         spots = rng.sample(list(itertools.product(range(GRID), repeat=2)), len(shapes))
-        cells = {spot: Thing(rng.choice(palette), shape) for spot, shape in zip(spots, shapes, strict=True)}
+        cells = {
+            spot: Thing(rng.choice(palette), shape) for spot, shape in zip(spots, shapes, strict=True)
+        }
     image = draw(cells, size, rng)
     item = Item("", (image,), f"caption {number}")
     return Pair(
@@ -281,7 +286,7 @@ def _captions(cells: Cells, rng: random.Random) -> list[str]:
         f"{thing} {PLACES[row * GRID + column][0]} {PLACES[row * GRID + column][1]}"
         for (row, column), thing in sorted(cells.items())
     ]
-    lines = ["this shows " + ", ".join(listed)]
+    lines = [", ".join(listed)]
     near = []
     for (row, column), thing in cells.items():
         for word, dr, dc in (("above", -1, 0), ("below", 1, 0), ("left of", 0, -1), ("right of", 0, 1)):
@@ -295,7 +300,7 @@ def _captions(cells: Cells, rng: random.Random) -> list[str]:
     for thing in cells.values():
         tally[thing.colour] = tally.get(thing.colour, 0) + 1
     ordered = sorted(tally.items(), key=lambda kv: -kv[1])
-    lines.append("counted by colour: " + ", ".join(f"{count} {colour}" for colour, count in ordered))
+    lines.append(", ".join(f"{count} {colour}" for colour, count in ordered))
     return lines
 
 
@@ -324,7 +329,7 @@ def build(
     seed: int = 0,
     size: int = 72,
     train_per_task: int = 4000,
-    val_per_task: int = 40,
+    val_per_task: int = 36,
     test_per_task: int = 160,
     captions: int = 12000,
     test_contents: int = 640,
@@ -335,7 +340,7 @@ def build(
         output: Corpus folder to make.
         seed: Of everything.
         size: Width and height of a picture in pixels.
-        train_per_task, val_per_task, test_per_task: Pairs of each of the five tasks in a split.
+        train_per_task, val_per_task, test_per_task: Pairs of each of the six tasks in a split.
         captions: Captioned pictures for the base's pre-training.
         test_contents: Distinct contents that only the test split shows; its gallery.
     """

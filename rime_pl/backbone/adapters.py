@@ -170,7 +170,9 @@ def base_fingerprint(model: nn.Module) -> str:
     Taken before quantisation-dependent parts, so that an adapter trained in 4 bits fits the same base in 16.
     """
     embedding = model.get_input_embeddings().weight
-    rows = torch.linspace(0, min(1000, embedding.shape[0]) - 1, 64).long()
+    # device and dtype are said: Lightning builds the model under its own defaults (cuda, bfloat16)
+    last = min(1000, embedding.shape[0]) - 1
+    rows = torch.linspace(0, last, 64, dtype=torch.float32, device=embedding.device).long()
     digest = hashlib.sha256(str(model.config.text_config.hidden_size).encode())
     digest.update(str(model.config.text_config.num_hidden_layers).encode())
     digest.update(embedding[rows].detach().float().cpu().numpy().round(4).tobytes())

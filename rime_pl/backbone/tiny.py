@@ -45,21 +45,21 @@ class TinyConfig:
         num_steps, batch_size, learning_rate: Pre-training on captions.
     """
 
-    hidden_size: int = 192
-    num_layers: int = 5
-    num_heads: int = 6
-    num_key_value_heads: int = 3
+    hidden_size: int = 160
+    num_layers: int = 4
+    num_heads: int = 5
+    num_key_value_heads: int = 1
     head_dim: int = 32
-    intermediate_size: int = 512
+    intermediate_size: int = 448
     vision_hidden_size: int = 128
     vision_layers: int = 2
     vision_heads: int = 4
     vision_intermediate_size: int = 384
     patch_size: int = 12
     vocab_size: int = 4000
-    num_steps: int = 700
-    batch_size: int = 64
-    learning_rate: float = 2e-3
+    num_steps: int = 400
+    batch_size: int = 32
+    learning_rate: float = 3e-3
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -195,9 +195,8 @@ def caption_batch(
     tokenizer = processor.tokenizer
     rows, answers = [], []
     for (_, captions), count in zip(samples, counts, strict=True):
-        asked, answer = rng.choice(captions), rng.choice(captions)
-        if rng.random() < 0.75:
-            asked = answer.split(" ", 1)[0]  # the first word says which kind of caption is wanted
+        answer = rng.choice(captions)
+        asked = rng.choice(captions) if rng.random() < 0.25 else ""
         media = f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
         rows.append(f"<|im_start|>user\n{media}{asked}<|im_end|>\n<|im_start|>assistant\n")
         answers.append(f"{answer}<|im_end|>")
@@ -205,7 +204,7 @@ def caption_batch(
     completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), length), -100)
+    labels = torch.full_like(ids, -100)
     mask = torch.zeros_like(ids)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         end = len(prompt) + len(completion)

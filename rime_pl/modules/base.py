@@ -84,7 +84,8 @@ class RimeModule(L.LightningModule):
         # LoRA's random start depends on the seed alone, not on what ran before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            backbone = Backbone(self.config, processor, self.device)
+            # not self.device, which is still the CPU here
+            backbone = Backbone(self.config, processor, self.trainer.strategy.root_device)
         if self.init_adapter_from:
             load_adapter_weights(backbone.peft, self.init_adapter_from, processor, backbone.base_hash)
         if self.trainer.is_global_zero:

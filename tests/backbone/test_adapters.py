@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText
 from rime_pl.backbone.adapters import (
     WEIGHTS_FILE,
     adapter_state,
+    base_fingerprint,
     load_adapter_weights,
     save_adapter,
     state_hash,
@@ -158,6 +159,20 @@ def test_four_bit_adapter_fits_the_unquantised_base(adapter: Path, micro_base: P
     backbone = Backbone(config, processor)
     load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
     assert state_hash(adapter_state(backbone.peft)) == state_hash(load_file(adapter / WEIGHTS_FILE))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_fingerprint_ignores_the_defaults_under_which_a_model_is_built(
+    device: str, micro_base: Path, trained: Backbone
+) -> None:
+    """Lightning builds under `with device:` and, for half precision, another default dtype."""
+    base = AutoModelForImageTextToText.from_pretrained(micro_base, dtype=torch.float32)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            assert base_fingerprint(base) == trained.base_hash
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # -- folders that do not fit ------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ def test_disc_does_not_depend_on_the_rewrite(shared_backbone: Backbone, batch: B
 def test_a_batch_equals_its_rows_one_by_one(
     shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
 ) -> None:
-    """Texts and pictures mixed, lengths 30 to 60: each row alone has no padding at all."""
-    pairs = [train_pairs[n] for n in (0, 8, 24, 9, 25)]
+    """Texts and pictures mixed, of several lengths: each row alone has no padding at all."""
+    pairs = train_pairs[:5]
     rows = processor.training_batch(pairs).query
     assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_images.tolist() == [
         0, 1, 0, 1, 0,
@@ -104,8 +104,8 @@ def test_selected_rows_take_their_own_patches(shared_backbone: Backbone, batch: 
     picked = torch.tensor([5, 0, 4])
     some = shared_backbone(rows.prompts.select(picked), rows.completions.select(picked))
     torch.testing.assert_close(some.gen, whole.gen[picked], **TOLERANCE)
-    no_picture = shared_backbone(rows.prompts.select(torch.tensor([1])))
-    torch.testing.assert_close(no_picture.disc, whole.disc[1:2], **TOLERANCE)
+    no_picture = shared_backbone(rows.prompts.select(torch.tensor([2])))
+    torch.testing.assert_close(no_picture.disc, whole.disc[2:3], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_a_prompt_without_disc_token_is_refused(shared_backbone: Backbone, batch
 @torch.no_grad()
 def test_shared_image_features_change_nothing(shared_backbone: Backbone, batch: Batch) -> None:
     rows = batch.target
-    features = shared_backbone.encode_images(rows.prompts)
+    features = shared_backbone.encode_images(rows.prompts)  # None in transformers before 5.20
     for _ in range(2):  # used by several forwards
         shared = shared_backbone(rows.prompts, rows.completions, image_features=features)
         torch.testing.assert_close(shared.gen, shared_backbone(rows.prompts, rows.completions).gen, **TOLERANCE)

@@ -1,0 +1,88 @@
+"""`rime gpu-check` on the CPU: the same code with a micro Qwen2-VL, and what it says without a GPU."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.commands.gpu_check import SHAPES, save_checkpoint, synthetic_pairs
+from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.main import main
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
+
+
+def table(text: str) -> dict[str, str]:
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1] for row in rows[1:]}
+
+
+def test_micro_shape_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["gpu-check", "--shape", "micro", "--device", "cpu", "--batch_size", "3"]
+    assert main(arguments) == 0
+    seen = table(capsys.readouterr().out)
+    for stage in ("SFT", "CMA"):
+        first, second = (float(loss) for loss in seen[f"{stage}: loss"].split(", "))
+        assert math.isfinite(first) and second < first, "two steps on one batch must learn something"
+        assert seen[f"{stage}: packed 4-bit weights"] == "unchanged"
+        assert " s, " in seen[f"{stage}: a step of 3 pairs"]
+    assert "transformers" in seen["versions"] and seen["date"].count("-") == 2
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["gpu-check"]) == 0
+    assert "no CUDA device: nothing was checked" in capsys.readouterr().out
+
+
+def test_one_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpu-check", "--shape", "micro", "--device", "cpu", "--batch_size", "1"]) == 2
+    assert "--batch_size=1 must be 2 or more" in capsys.readouterr().err
+
+
+def test_2b_shape_is_that_of_the_released_checkpoint() -> None:
+    """Parameters of a Qwen2-VL-2B: 1.54 billion in the decoder (tied), 0.67 billion in the vision tower."""
+    from rime_pl.backbone.tiny import train_tokenizer
+    from rime_pl.commands import gpu_check
+
+    with torch.device("meta"):
+        config = gpu_check._config(SHAPES["2b"], train_tokenizer(["a"], 300))
+        model = gpu_check.Qwen2VLForConditionalGeneration(config)
+    vision = sum(p.numel() for p in model.model.visual.parameters())
+    decoder = sum(p.numel() for p in model.model.language_model.parameters())
+    assert decoder == 1_543_714_304 and round(vision / 1e6) == 665
+
+
+@torch.no_grad()
+def test_qwen2_vl_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None:
+    """The other family of backbones: one by one equals the batch, and it writes rewrites."""
+    shape = SHAPES["micro"]
+    save_checkpoint(tmp_path, shape, torch.device("cpu"))
+    config = BackboneConfig(
+        str(tmp_path), dtype="float32", prompt=PromptConfig(system_prompt="You are a helpful assistant.")
+    )
+    processor = RimeProcessor.from_pretrained(str(tmp_path), config.prompt)
+    backbone = Backbone(config, processor).eval()
+    assert len(linear_4bit_modules(backbone)) == 7 * shape.num_layers
+    items = [item for pair in synthetic_pairs(2, shape) for item in (pair.query, pair.target) if item]
+    keys = [str(n) for n in range(len(items))]
+    rows = processor.rows(items, keys)
+    together = backbone(rows.prompts, rows.completions)
+    features = backbone.encode_images(rows.prompts)
+    shared = backbone(rows.prompts, rows.completions, image_features=features)
+    torch.testing.assert_close(shared.gen, together.gen, atol=1e-4, rtol=0)
+    for number, item in enumerate(items):
+        row = processor.rows([item], keys)
+        alone = backbone(row.prompts, row.completions)
+        torch.testing.assert_close(alone.disc[0], together.disc[number], atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone.gen[0], together.gen[number], atol=1e-4, rtol=0)
+    rewrites = write_rewrites(backbone, rows.prompts, max_new_tokens=4)
+    for number, item in enumerate(items):
+        alone_ids = write_rewrites(backbone, processor.prompts([item]), max_new_tokens=4).completions
+        assert alone_ids.ids[0].tolist() == rewrites.completions.ids[number][: alone_ids.ids.shape[1]].tolist()

@@ -1,0 +1,124 @@
+"""Two processes with half a batch each equal one process with the whole: loss and every gradient.
+
+One pair of processes runs all steps (an import of the stack costs seconds); the tests read what it wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rime_pl.distributed.gather import all_gather_rows, all_reduce_sum, rank, world_size
+from rime_pl.generation.rewriting import write_rewrites
+from tests.distributed.steps import global_batch, local_batch, micro_module, step
+
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-5  # relative, of the norm of each tensor: single elements near zero say nothing
+
+
+@pytest.fixture(scope="module")
+def ranks(micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What rank 0 and rank 1 saw."""
+    folder = tmp_path_factory.mktemp("pair")
+    command = [sys.executable, "-m", "tests.distributed.steps"]
+    arguments = [str(folder), str(micro_base), str(scenes_corpus)]
+    pair = [
+        subprocess.Popen(
+            [*command, str(number), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for process in pair:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-4000:]
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+
+
+def assert_equal_gradients(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, f"{name}: a zero gradient proves nothing"
+        error = ((got[name] - gradient).norm() / gradient.norm()).item()
+        assert error < TOLERANCE, f"{name}: {error:.1e}"
+
+
+def test_rows_arrive_in_rank_order(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert seen["gather"]["rows"][:, 0].tolist() == [1, 1, 2, 2]
+        assert seen["gather"]["numbers"].tolist() == [0, 1]
+
+
+def test_gradient_of_gathered_rows_is_the_sum_of_what_all_ranks_want(ranks: list[dict[str, Any]]) -> None:
+    """Rank r weights row elements 0..11 with their number times r+1: together three times their number."""
+    wanted = 3 * torch.arange(12, dtype=torch.float32).view(4, 3)
+    for number, seen in enumerate(ranks):
+        assert seen["gather"]["grad"].equal(wanted[2 * number : 2 * number + 2])
+
+
+def test_completions_are_padded_to_the_widest(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert seen["gather"]["ids"].tolist() == [[7, 7, 0], [8, 8, 8]]
+        assert seen["gather"]["mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("stage", ["sft", "cma"])
+def test_a_step_of_two_processes_equals_one(
+    stage: str, ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    one = step(stage, micro_base, scenes_corpus)
+    for seen in ranks:
+        assert seen[stage]["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert_equal_gradients(seen[stage]["gradients"], one["gradients"])
+
+
+def test_the_batch_of_these_tests_can_show_a_mistake(micro_base: Path, scenes_corpus: Path) -> None:
+    """Half of the batch alone gives another loss and other gradients: local negatives would be noticed."""
+    pairs = global_batch(scenes_corpus)
+    module = micro_module("cma", micro_base)
+    whole = module.training_step(module.model.processor.training_batch(pairs), 0)
+    halves = [module.training_step(module.model.processor.training_batch(half), 0) for half in (pairs[:4], pairs[4:])]
+    assert abs(sum(halves) / 2 - whole) / whole > 0.01
+
+
+def test_sharded_step_equals_one_process(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    one = step("cma", micro_base, scenes_corpus)
+    for seen in ranks:
+        assert seen["sharded"]["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert_equal_gradients(seen["sharded"]["gradients"], one["gradients"])
+
+
+def test_sharding_leaves_the_packed_bytes_alone(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        before, after = seen["sharded"]["before"], seen["sharded"]["after"]
+        assert before and before.keys() == after.keys()
+        assert [name for name in before if not before[name].equal(after[name])] == []
+        assert seen["sharded"]["share"] < 1, "each rank stores less than the whole"
+
+
+def test_sharded_ranks_write_what_one_process_writes(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    module = micro_module("cma", micro_base).eval()
+    batch = local_batch(module, global_batch(scenes_corpus))
+    rewrites = write_rewrites(module.model, batch.query.prompts, max_new_tokens=4)
+    expected = module.model.processor.decode(rewrites.completions)
+    assert [text for part in ranks[0]["sharded"]["rewrites"] for text in part] == expected
+
+
+def test_one_process_needs_no_group() -> None:
+    rows = torch.ones(2, 3, requires_grad=True)
+    assert all_gather_rows(rows) is rows and (rank(), world_size()) == (0, 1)
+    assert all_reduce_sum(rows).equal(rows) and not all_reduce_sum(rows).requires_grad

@@ -1,0 +1,51 @@
+"""A stage run through the real command line on the micro corpus: what the tests of this folder share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parents[2]
+RECALL = ["--recall.headline_tasks", "[relative, describe]"]
+
+
+def stage_arguments(stage: str, corpus: Path, base: Path, run_dir: Path, *more: str) -> list[str]:
+    """`rime` arguments of a short run: 2 epochs of 3 steps, 4 pairs each."""
+    return [
+        stage,
+        "fit",
+        *("--config", str(ROOT / f"configs/tiny/{stage}.yaml")),
+        *("--data.path", str(corpus)),
+        *("--model.backbone.name_or_path", str(base)),
+        *("--run_dir", str(run_dir)),
+        *("--data.steps_per_epoch", "3", "--data.batch_size", "4", "--data.eval_batch_size", "8"),
+        *("--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1"),
+        *("--checkpoint.every_n_steps", "1", "--num_threads", "1"),
+        *("--model.backbone.prompt.max_rewrite_tokens", "24", "--model.backbone.lora_r", "4"),
+        *RECALL,
+        *more,
+    ]
+
+
+def run_process(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """`rime ...` in a process of its own, one thread, no network."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "rime_pl.main", *arguments]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, **kwargs)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def scalars(run_dir: Path, key: str) -> dict[int, float]:
+    """step -> value of a TensorBoard scalar; a step logged twice keeps the last."""
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(key)}

@@ -1,0 +1,96 @@
+"""SFT, then CMA, through the real command line on the micro corpus; and what it says to bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rime_pl.backbone.mllm import load_backbone
+from rime_pl.backbone.quantization import packed_weights_hash
+from rime_pl.main import main
+from tests.micro import build_base
+from tests.stages.runs import read_json, scalars, stage_arguments
+
+
+@pytest.fixture(scope="module")
+def runs(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a finished sft and a finished cma run."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft")) == 0
+    start = ("--model.init_adapter_from", str(folder / "sft" / "adapter"))
+    assert main(stage_arguments("cma", scenes_corpus, micro_base, folder / "cma", *start)) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_a_reader_needs(runs: Path) -> None:
+    for name in ("config.yaml", "manifest.json", "summary.json", "summary.png", "summary.txt", "ranks.json", "done.json"):
+        assert (runs / "cma" / name).stat().st_size > 0, name
+    manifest = read_json(runs / "cma" / "manifest.json")
+    assert manifest["negatives_per_query"] == 3
+    assert manifest["steps"] == 6
+    assert manifest["argv"]
+    summary = read_json(runs / "cma" / "summary.json")
+    assert summary["before"] == read_json(runs / "sft" / "summary.json")["after"]
+    assert set(summary["after"]["recall@1"]) == {"disc-disc", "gen-gen", "gen-disc", "disc-gen"}
+    assert {"own", "reference", "shuffled", "empty"} <= set(summary["after"]["trace"])
+    assert len(summary["history"]) == 2
+
+
+def test_every_part_of_the_loss_is_logged(runs: Path) -> None:
+    parts = {name: scalars(runs / "cma", f"train/loss_{name}") for name in ("info_nce_gen", "info_nce_disc", "ce", "cma", "decisive")}
+    total = scalars(runs / "cma", "train/loss")
+    assert len(total) == 6
+    for step, value in total.items():
+        assert value == pytest.approx(sum(part[step] for part in parts.values()), rel=1e-5)
+    assert all(value > 0 for value in parts["decisive"].values())
+
+
+def test_the_base_is_untouched_and_every_adapter_tensor_moved(runs: Path, micro_base: Path, make_backbone) -> None:
+    trained = load_backbone(runs / "cma" / "adapter")
+    assert packed_weights_hash(trained) == packed_weights_hash(make_backbone())
+    before, after = (load_file(runs / stage / "adapter" / "adapter_model.safetensors") for stage in ("sft", "cma"))
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert all(tensor.abs().max() > 0 for name, tensor in before.items() if "lora_B" in name)
+    assert sum(file.stat().st_size for file in (runs / "cma" / "checkpoints").iterdir()) < 5e6
+
+
+def test_a_finished_run_is_not_trained_again(runs: Path, scenes_corpus: Path, micro_base: Path, capsys) -> None:
+    marker = (runs / "sft" / "done.json").stat().st_mtime_ns
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, runs / "sft")) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (runs / "sft" / "done.json").stat().st_mtime_ns == marker
+
+
+def test_an_adapter_of_another_base_is_refused(runs: Path, scenes_corpus: Path, tmp_path: Path, capsys) -> None:
+    other = build_base(tmp_path / "other", scenes_corpus, seed=7)
+    start = ("--model.init_adapter_from", str(runs / "sft" / "adapter"))
+    assert main(stage_arguments("cma", scenes_corpus, other, tmp_path / "run", *start)) == 2
+    assert "another base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (("--data.path", "nowhere"), "nowhere"),
+        (("--model.temperature", "0"), "model.temperature"),
+        (("--model.backbone.lora_targets", "no_such_layer"), "lora_targets"),
+        (("--data.batch_size", "500"), "data.batch_size"),
+        (("--model.backbone.prompt.max_rewrite_tokens", "2"), "rewrite"),
+        (("--model.backbone.name_or_path", "no/such/model"), "name_or_path"),
+    ],
+)
+def test_bad_settings_are_named(
+    arguments: tuple[str, ...], culprit: str, scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "run", *arguments)) == 2
+    assert culprit in capsys.readouterr().err
+
+
+def test_an_unknown_config_key_is_named(scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "run", "--model.temprature", "0.1"))
+    assert "temprature" in capsys.readouterr().err

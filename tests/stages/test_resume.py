@@ -1,0 +1,73 @@
+"""Killed anywhere, started again with the same command: the same bits as the uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rime_pl.main import main
+from tests.stages.runs import ROOT, read_json, scalars, stage_arguments
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "sft"
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, folder)) == 0
+    return folder
+
+
+class Killer:
+    """Kills this process with SIGKILL, as a power cut would, right after a step's hooks ran."""
+
+    CODE = """
+import os, signal, sys
+from rime_pl.modules.sft import SFTModule
+step, arguments = int(sys.argv[1]), sys.argv[2:]
+class Killed(SFTModule):
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+import rime_pl.cli as cli
+cli.STAGES["sft"] = Killed
+from rime_pl.main import main
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])  # within an epoch, before its last step, at the boundary, in the last
+def test_killed_and_started_again(
+    step: int, uninterrupted: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
+) -> None:
+    arguments = stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", Killer.CODE, str(step), *arguments], env=env, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (tmp_path / "sft" / "done.json").exists()
+    time.sleep(1.1)  # TensorBoard names event files by the second
+    assert main(arguments) == 0
+
+    whole, resumed = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (uninterrupted, tmp_path / "sft"))
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert scalars(tmp_path / "sft", "train/loss") == scalars(uninterrupted, "train/loss")
+    mine, theirs = (read_json(f / "summary.json")["history"] for f in (tmp_path / "sft", uninterrupted))
+    assert [entry["step"] for entry in mine] == [entry["step"] for entry in theirs]
+    assert [entry["recall@1/gen-gen"] for entry in mine] == [entry["recall@1/gen-gen"] for entry in theirs]
+
+
+def test_resume_with_another_seed_or_other_data_is_refused(
+    scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft", "--trainer.max_epochs", "1")
+    assert main(arguments) == 0
+    (tmp_path / "sft" / "done.json").unlink()
+    assert main([*arguments, "--seed_everything", "5"]) == 2
+    assert "seed" in capsys.readouterr().err

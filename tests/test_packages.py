@@ -1,0 +1,114 @@
+"""Our packages are the ones that get imported, and every recipe is one that the command line takes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datamodules.rime import RimeDataModule
+from rime_pl.cli import STAGES, StageCLI
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONFIGS = ROOT / "configs"
+RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("tiny/*.yaml")])
+ADDITIONS = sorted([*CONFIGS.glob("data/*.yaml"), *CONFIGS.glob("overlays/*.yaml")])
+
+
+@pytest.mark.parametrize("package", ["rime_pl", "datamodules", "callbacks"])
+def test_packages_resolve_inside_this_repository(package: str) -> None:
+    """`callbacks` and `configs` exist as packages elsewhere."""
+    assert Path(str(importlib.import_module(package).__file__)).is_relative_to(ROOT)
+
+
+def test_every_package_is_listed_for_installation() -> None:
+    found = {
+        str(folder.parent.relative_to(ROOT)).replace("/", ".")
+        for name in ("rime_pl", "datamodules", "callbacks")
+        for folder in (ROOT / name).rglob("__init__.py")
+    }
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(found)
+
+
+def test_constraints_pin_what_the_project_needs() -> None:
+    pinned = {
+        line.split("==")[0].strip().lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *(name for extra in extras.values() for name in extra)]
+    names = {requirement.split(">")[0].split("=")[0].split("[")[0].strip().lower() for requirement in wanted}
+    assert {name.replace("_", "-") for name in names} <= pinned
+
+
+def stage_of(recipe: Path) -> str:
+    return recipe.stem
+
+
+def parsed(recipe: Path, *more: str) -> StageCLI:
+    """Through the very class that `rime STAGE fit` uses: unknown fields and wrong types are errors."""
+    stage = stage_of(recipe)
+    arguments = ["--config", str(recipe), *more, "--run_dir", "runs/none", "--trainer.accelerator", "cpu"]
+    return StageCLI(
+        STAGES[stage],
+        RimeDataModule,
+        args=arguments,
+        run=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_recipe_parses(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["rime"])
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    cli = parsed(recipe)
+    assert type(cli.model) is STAGES[stage_of(recipe)]
+    assert cli.model.config.name_or_path == cli.datamodule.name_or_path
+    assert cli.model.config.prompt == cli.datamodule.prompt
+
+
+@pytest.mark.parametrize("addition", ADDITIONS, ids=lambda path: str(path.relative_to(CONFIGS)))
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_every_addition_parses_on_top_of_a_recipe(
+    stage: str, addition: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rime"])
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    cli = parsed(CONFIGS / "tiny" / f"{stage}.yaml", "--config", str(addition))
+    for section, values in yaml.safe_load(addition.read_text()).items():
+        for name, value in values.items():
+            got = cli.config[section][name]
+            assert (got["class_path"] if isinstance(value, dict) else got) == (
+                value["class_path"] if isinstance(value, dict) else value
+            )
+
+
+def test_recipes_differ_from_their_tiny_twins_in_values_only() -> None:
+    """The laptop takes the same path: a field of one that the other lacks must be a default there."""
+    for recipe in CONFIGS.glob("*.yaml"):
+        real, tiny = (yaml.safe_load(path.read_text()) for path in (recipe, CONFIGS / "tiny" / recipe.name))
+        assert real["trainer"].keys() == tiny["trainer"].keys()
+        assert real["trainer"]["precision"] == "32-true", "half precision is model.backbone.dtype"
+        assert real["model"]["backbone"]["load_in_4bit"] is tiny["model"]["backbone"]["load_in_4bit"] is True
+
+
+def test_house_rules_that_no_linter_knows() -> None:
+    """Files of at most 400 lines, functions of at most 50, no `utils.py`, no probing."""
+    for file in (file for name in ("rime_pl", "datamodules", "callbacks") for file in (ROOT / name).rglob("*.py")):
+        text = file.read_text()
+        assert file.name != "utils.py" and len(text.splitlines()) <= 400, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "hasattr", f"{file}:{node.lineno}"
+            if isinstance(node, ast.FunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= 50, f"{file}:{node.lineno}: {node.name} has {lines} lines"
