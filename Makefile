@@ -28,7 +28,7 @@ STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_e
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data base train-sft train-cma figures test test-all lint tensorboard gpu-check clean
+.PHONY: help setup data base train-sft train-cma compare test test-all lint tensorboard gpu-check clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ $(SFT)/done.json: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json)
 
 train-cma: $(SFT)/done.json ## stage 2: align the modes (runs whatever is missing before it)
 	$(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) --model.init_adapter_from $(SFT)/adapter --run_dir $(CMA) $(ARGS)
+
+compare: train-cma ## the controls beside the CMA run: further SFT steps, and alignment without the decisive term
+	$(RIME) compare --run $(CMA) --output $(RUN)/compare
 
 test: $(READY) ## the fast tests, at most 10 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long"

@@ -35,7 +35,7 @@ class AdapterCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Not on an epoch's last batch: there Lightning restores wrong counters; the epoch's end follows anyway.
+        # Not on an epoch's last batch: there Lightning restores wrong counters, and the epoch's end follows.
         last_of_epoch = batch_idx + 1 == trainer.num_training_batches
         if trainer.global_step % self.every_n_steps == 0 and not last_of_epoch:
             self._save(trainer)
@@ -57,9 +57,9 @@ class AdapterCheckpoint(Checkpoint):
 
     def write_adapter(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The adapter as a PEFT folder; gathered from all ranks when it is sharded."""
-        backbone = pl_module.model
+        backbone: Any = pl_module.model  # a Backbone; callbacks do not import the model
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-        gathered = get_model_state_dict(backbone.peft, options=options)
+        gathered: Any = get_model_state_dict(backbone.peft, options=options)
         if trainer.is_global_zero:
             state = adapter_state(backbone.peft, gathered)
             folder = self.run_dir / "adapter"

@@ -32,18 +32,26 @@ USAGE = "usage: rime {stage} fit|test --config FILE --data.path CORPUS --run_dir
 
 
 class StageCLI(LightningCLI):
-    """LightningCLI with one fixed class pair; the callbacks are always there, so that no overlay drops them."""
+    """LightningCLI with one fixed class pair; the callbacks are always there, no overlay drops them."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run_dir", type=str, help="Folder of this run; an unfinished run in it is resumed.")
-        parser.add_argument("--ckpt_path", type=str | None, help="Resume from this file instead of the run's last.")
-        parser.add_argument("--num_threads", type=int | None, help="CPU threads of each process; null: torch's choice.")
+        parser.add_argument(
+            "--run_dir", type=str, help="Folder of this run; an unfinished run in it is resumed."
+        )
+        parser.add_argument(
+            "--ckpt_path", type=str | None, help="Resume from this file instead of the run's last."
+        )
+        parser.add_argument(
+            "--num_threads", type=int | None, help="CPU threads of each process; null: torch's choice."
+        )
         parser.add_lightning_class_args(RetrievalRecall, "recall")
         parser.add_lightning_class_args(RewriteSamples, "samples")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
         parser.link_arguments("run_dir", "checkpoint.run_dir")
         parser.link_arguments("model.backbone.name_or_path", "data.name_or_path")
-        parser.link_arguments("model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate")
+        parser.link_arguments(
+            "model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate"
+        )
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
@@ -107,7 +115,7 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Train (or go on), test on the split that chose nothing, write the report and the marker."""
     run_dir = cli.run_dir
     if (run_dir / "done.json").is_file():
-        print(f"{run_dir} is finished; its table: {run_dir / 'summary.txt'}. Another --run_dir starts a new run.")
+        print(f"{run_dir} is finished; see {run_dir / 'summary.txt'}. Another --run_dir starts a new run.")
         return
     if cli.trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -125,7 +133,8 @@ def finish(cli: StageCLI, stage: str, seconds: dict[str, float], typed: list[str
     """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen."""
     if not cli.trainer.is_global_zero:
         return
-    recall = next(c for c in cli.trainer.callbacks if isinstance(c, RetrievalRecall))
+    callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+    recall = next(c for c in callbacks if isinstance(c, RetrievalRecall))
     write_report(
         run_dir=cli.run_dir,
         stage=stage,

@@ -54,11 +54,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def overview() -> str:
     """What `rime --help` prints."""
-    lines = ["usage: rime COMMAND ...", "", "stages (rime STAGE fit --config FILE; --help lists every field):"]
+    lines = [
+        "usage: rime COMMAND ...",
+        "",
+        "stages (rime STAGE fit --config FILE; --help lists every field):",
+    ]
     lines += [f"  {name:<10} {text}" for name, text in STAGES.items()]
     lines += ["", "commands (rime COMMAND --help):"]
     lines += [f"  {name.replace('_', '-'):<10} {text}" for name, text in COMMANDS.items()]
-    lines += ["", "first steps:  make train-cma    then    rime search \"a woman cook with dark skin\""]
+    lines += ["", 'first steps:  make train-cma    then    rime search "a woman cook with dark skin"']
     return "\n".join(lines)
 
 
@@ -74,7 +78,11 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl has no mallopt
         return
-    for option, value in ((m_mmap_threshold, 1 << 30), (m_trim_threshold, (1 << 31) - 1), (m_top_pad, 1 << 28)):
+    for option, value in (
+        (m_mmap_threshold, 1 << 30),
+        (m_trim_threshold, (1 << 31) - 1),
+        (m_top_pad, 1 << 28),
+    ):
         mallopt(option, value)
 
 

@@ -51,12 +51,16 @@ class RimeProcessor:
         modes = [prompt.disc_token, prompt.gen_token]
         #: Mode tokens that the checkpoint does not know; a released checkpoint of this family knows both.
         self.new_tokens = [token for token in modes if token not in self.tokenizer.get_vocab()]
-        self.tokenizer.add_special_tokens({"additional_special_tokens": modes}, replace_extra_special_tokens=False)
+        self.tokenizer.add_special_tokens(
+            {"additional_special_tokens": modes}, replace_extra_special_tokens=False
+        )
         self.disc_id, self.gen_id, self.turn_end_id, self.image_id = self.tokenizer.convert_tokens_to_ids(
             [*modes, "<|im_end|>", IMAGE_TOKEN]
         )
         self.pad_id: int = self.tokenizer.pad_token_id
-        self.special_ids: list[int] = sorted(i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special)
+        self.special_ids: list[int] = sorted(
+            i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special
+        )
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, prompt: PromptConfig) -> RimeProcessor:
@@ -79,7 +83,9 @@ class RimeProcessor:
         """The processor saved beside an adapter, with the prompt layout it was trained with."""
         contract = Path(folder) / CONTRACT_FILE
         if not contract.is_file():
-            raise RimeError(f"{contract}: missing, so {folder} is not an adapter folder of a run (<run>/<stage>/adapter).")
+            raise RimeError(
+                f"{contract}: missing, so {folder} is not an adapter folder of a run (<run>/<stage>/adapter)."
+            )
         return cls.from_pretrained(str(folder), PromptConfig(**json.loads(contract.read_text())["prompt"]))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -130,14 +136,17 @@ class RimeProcessor:
                 name = keys[number] if keys else f"row {number}"
                 raise DataError(
                     f"{name}: field 'rewrite' has {len(row) - 2} tokens, more than "
-                    f"prompt.max_rewrite_tokens={self.prompt.max_rewrite_tokens}. Shorten it or raise the budget."
+                    f"prompt.max_rewrite_tokens={self.prompt.max_rewrite_tokens}. Shorten it or raise "
+                    "the budget."
                 )
         ids, mask = _pad(rows, self.pad_id, side="right")
         return Completions(ids, mask)
 
     def decode(self, completions: Completions) -> list[str]:
         """Texts of completions without special tokens."""
-        rows = [ids[mask.bool()].tolist() for ids, mask in zip(completions.ids, completions.mask, strict=True)]
+        rows = [
+            ids[mask.bool()].tolist() for ids, mask in zip(completions.ids, completions.mask, strict=True)
+        ]
         return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     # -- batches --------------------------------------------------------------------------------------
@@ -194,5 +203,7 @@ def _hashes(items: Sequence[Item]) -> Tensor:
 def _pad(rows: list[list[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
     tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad_id, padding_side=side)
-    mask = pad_sequence([torch.ones_like(t) for t in tensors], batch_first=True, padding_value=0, padding_side=side)
+    mask = pad_sequence(
+        [torch.ones_like(t) for t in tensors], batch_first=True, padding_value=0, padding_side=side
+    )
     return ids, mask

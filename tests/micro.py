@@ -1,4 +1,4 @@
-"""A base model, a corpus and a backbone so small that a test suite can build them: what conftest.py hands out.
+"""A base model, a corpus and a backbone so small that a test suite can build them; see conftest.py.
 
 Also imported by the processes that tests/distributed starts, which see no fixtures.
 """

@@ -103,7 +103,9 @@ def test_recipes_differ_from_their_tiny_twins_in_values_only() -> None:
 
 def test_house_rules_that_no_linter_knows() -> None:
     """Files of at most 400 lines, functions of at most 50, no `utils.py`, no probing."""
-    for file in (file for name in ("rime_pl", "datamodules", "callbacks") for file in (ROOT / name).rglob("*.py")):
+    for file in (
+        file for name in ("rime_pl", "datamodules", "callbacks") for file in (ROOT / name).rglob("*.py")
+    ):
         text = file.read_text()
         assert file.name != "utils.py" and len(text.splitlines()) <= 400, file
         for node in ast.walk(ast.parse(text)):

@@ -18,7 +18,8 @@ TURNS = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for content in message['content'] %}"
     "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SYSTEM = "You are a helpful assistant."
@@ -63,7 +64,9 @@ def test_no_empty_lines_for_what_is_missing() -> None:
 
 def test_token_names_come_from_the_config(processor: RimeProcessor) -> None:
     config = PromptConfig(disc_token="<emb_d>", gen_token="<emb_g>")
-    assert "<emb_d>" in chat_prompt(config, "a", "", []) and "<disc_emb>" not in chat_prompt(config, "a", "", [])
+    assert "<emb_d>" in chat_prompt(config, "a", "", []) and "<disc_emb>" not in chat_prompt(
+        config, "a", "", []
+    )
     assert completion(config, "A cat.") == "A cat.<emb_g><|im_end|>"
 
 

@@ -27,6 +27,7 @@ COLOURS = {
 }  # fmt: skip
 CODES = ("alpha", "beta", "gamma", "delta", "kappa", "sigma", "omega", "zeta")
 GRID = 3
+SPOTS = [(row, column) for row in range(GRID) for column in range(GRID)]
 PLACES = tuple(itertools.product(("top", "middle", "bottom"), ("left", "centre", "right")))
 INSTRUCTION = "Find the picture."
 
@@ -91,12 +92,13 @@ def _draw_shape(
         pen.polygon([(x + dx * r, y + dy * r) for dx, dy in _OUTLINES[shape]], fill=fill)
 
 
-_OUTLINES = {
+_OUTLINES: dict[str, list[tuple[float, float]]] = {
     "triangle": [(0, -1), (1, 0.9), (-1, 0.9)],
     "diamond": [(0, -1), (0.75, 0), (0, 1), (-0.75, 0)],
     "star": [(0, -1), (0.25, -0.3), (1, -0.3), (0.4, 0.15), (0.6, 0.9), (0, 0.45), (-0.6, 0.9), (-0.4, 0.15),
              (-1, -0.3), (-0.25, -0.3)],
-    "heart": [(0, 0.95), (-0.95, -0.05), (-0.95, -0.6), (-0.5, -0.9), (0, -0.45), (0.5, -0.9), (0.95, -0.6), (0.95, -0.05)],
+    "heart": [(0, 0.95), (-0.95, -0.05), (-0.95, -0.6), (-0.5, -0.9), (0, -0.45), (0.5, -0.9), (0.95, -0.6),
+              (0.95, -0.05)],
 }  # fmt: skip
 
 
@@ -147,7 +149,7 @@ def ask_relative(scene: Scene, rng: random.Random) -> Question:
     steps = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}
     while True:
         cells: Cells = {}
-        spots = rng.sample(list(itertools.product(range(GRID), repeat=2)), 2)
+        spots = rng.sample(SPOTS, 2)
         cells[spots[0]], cells[spots[1]] = scene.left, scene.right
         clues = []
         free_shapes = [s for s in SHAPES if s not in (scene.left.shape, scene.right.shape)]
@@ -161,7 +163,7 @@ def ask_relative(scene: Scene, rng: random.Random) -> Question:
             clues.append((word, cells[landmark].shape))
         if len(clues) == 2:
             break
-    for spot in itertools.product(range(GRID), repeat=2):  # something beside what is asked for
+    for spot in SPOTS:  # something beside what is asked for
         if spot not in cells and free_shapes and rng.random() < 0.4:
             cells[spot] = Thing(rng.choice(list(COLOURS)), free_shapes.pop())
     (word_l, mark_l), (word_r, mark_r) = clues
@@ -175,7 +177,7 @@ def ask_count(scene: Scene, rng: random.Random) -> Question:
     middle = rng.choice(others)
     counts = {scene.left.colour: rng.choice((4, 5)), middle: 2, scene.right.colour: 1}
     shape = rng.choice(SHAPES)
-    spots = rng.sample(list(itertools.product(range(GRID), repeat=2)), sum(counts.values()))
+    spots = rng.sample(SPOTS, sum(counts.values()))
     colours = [colour for colour, count in counts.items() for _ in range(count)]
     cells = {spot: Thing(colour, shape) for spot, colour in zip(spots, colours, strict=True)}
     text = f"left: {scene.left.shape} in the commonest colour; right: {scene.right.shape} in the rarest"
@@ -266,10 +268,8 @@ def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random
         many = kind > 0.85  # one shape in several colours, as in a count
         shapes = [rng.choice(SHAPES)] * rng.randint(4, 8) if many else rng.sample(SHAPES, rng.randint(2, 6))
         palette = rng.sample(list(COLOURS), 3) if many else list(COLOURS)
-        spots = rng.sample(list(itertools.product(range(GRID), repeat=2)), len(shapes))
-        cells = {
-            spot: Thing(rng.choice(palette), shape) for spot, shape in zip(spots, shapes, strict=True)
-        }
+        spots = rng.sample(SPOTS, len(shapes))
+        cells = {spot: Thing(rng.choice(palette), shape) for spot, shape in zip(spots, shapes, strict=True)}
     image = draw(cells, size, rng)
     item = Item("", (image,), f"caption {number}")
     return Pair(

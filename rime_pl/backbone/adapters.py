@@ -17,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
@@ -25,7 +26,7 @@ from rime_pl.types import RimeError
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def attach_adapters(model: nn.Module, config: BackboneConfig, token_ids: list[int]) -> PeftModel:
+def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: list[int]) -> PeftModel:
     """Freeze the model and add LoRA matrices and trainable rows for the mode tokens.
 
     Args:
@@ -46,8 +47,8 @@ def attach_adapters(model: nn.Module, config: BackboneConfig, token_ids: list[in
     outside = [name for name in matched if "language_model." not in name]
     if outside:
         raise RimeError(
-            f"model.backbone.lora_targets={config.lora_targets!r} matches {outside[0]!r}, which is not in the "
-            "language model. Begin the pattern with '.*language_model' as the default does."
+            f"model.backbone.lora_targets={config.lora_targets!r} matches {outside[0]!r}, which is not in "
+            "the language model. Begin the pattern with '.*language_model' as the default does."
         )
     rows = {"embed_tokens": token_ids}
     if not model.config.tie_word_embeddings:
@@ -104,7 +105,9 @@ def save_adapter(
     (folder / CONTRACT_FILE).write_text(json.dumps(contract, indent=2) + "\n")
 
 
-def load_adapter_weights(model: PeftModel, folder: str | Path, processor: RimeProcessor, base_hash: str) -> None:
+def load_adapter_weights(
+    model: PeftModel, folder: str | Path, processor: RimeProcessor, base_hash: str
+) -> None:
     """Put the weights of an adapter folder into an already adapted model, after checking that they fit.
 
     Raises:
@@ -122,7 +125,8 @@ def load_adapter_weights(model: PeftModel, folder: str | Path, processor: RimePr
     if contract["base_hash"] != base_hash:
         raise RimeError(
             f"{folder}: this adapter was trained on another base ({contract['base']}, fingerprint "
-            f"{contract['base_hash'][:12]}) than model.backbone.name_or_path gives (fingerprint {base_hash[:12]})."
+            f"{contract['base_hash'][:12]}) than model.backbone.name_or_path gives "
+            f"(fingerprint {base_hash[:12]})."
         )
     state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
     expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
@@ -130,8 +134,8 @@ def load_adapter_weights(model: PeftModel, folder: str | Path, processor: RimePr
     if expected != found:
         name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
         raise RimeError(
-            f"{folder}: tensor {name} is {found.get(name)} in the adapter and {expected.get(name)} in the model. "
-            "Use the lora_r and lora_targets that the adapter was trained with."
+            f"{folder}: tensor {name} is {found.get(name)} in the adapter and {expected.get(name)} in "
+            "the model. Use the lora_r and lora_targets that the adapter was trained with."
         )
     set_peft_model_state_dict(model, state)
 
@@ -164,7 +168,7 @@ def state_hash(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def base_fingerprint(model: nn.Module) -> str:
+def base_fingerprint(model: Any) -> str:
     """A cheap fingerprint of a base checkpoint: architecture and a few rows of its embedding.
 
     Taken before quantisation-dependent parts, so that an adapter trained in 4 bits fits the same base in 16.

@@ -45,7 +45,9 @@ class Backbone(nn.Module):
         device: Where the weights go; ``None`` is CPU.
     """
 
-    def __init__(self, config: BackboneConfig, processor: RimeProcessor, device: str | torch.device | None = None):
+    def __init__(
+        self, config: BackboneConfig, processor: RimeProcessor, device: str | torch.device | None = None
+    ):
         super().__init__()
         self.config = config
         self.processor = processor
@@ -90,7 +92,9 @@ class Backbone(nn.Module):
         prompt_length = prompts.input_ids.shape[1]
         at, found = first_position(prompts.input_ids, prompts.attention_mask, self.processor.disc_id)
         if not bool(found.all()):
-            raise RimeError(f"a prompt lacks {self.processor.prompt.disc_token}; was it cut by a length limit?")
+            raise RimeError(
+                f"a prompt lacks {self.processor.prompt.disc_token}; was it cut by a length limit?"
+            )
         out = BackboneOutput(pool_at(hidden, at, found), None, None, None, None)
         if completions is not None:
             at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
@@ -103,7 +107,9 @@ class Backbone(nn.Module):
                 out.labels = completions.ids[labelled]
         return out
 
-    def _hidden(self, prompts: Prompts, completions: Completions | None, image_features: Any | None) -> Tensor:
+    def _hidden(
+        self, prompts: Prompts, completions: Completions | None, image_features: Any | None
+    ) -> Tensor:
         ids, mask = prompts.input_ids, prompts.attention_mask
         if completions is not None:
             ids = torch.cat([ids, completions.ids], dim=1)
@@ -131,10 +137,12 @@ class Backbone(nn.Module):
     def encode_images(self, prompts: Prompts) -> Any | None:
         """One pass of the frozen vision tower over all images of the rows, to be used by several forwards.
 
-        None where nothing can be shared, and each forward looks at the pictures itself: without images, and in
-        transformers before 5.20, whose models ignore given features in silence.
+        None where nothing can be shared, and each forward looks at the pictures itself: without images, and
+        in transformers before 5.20, whose models ignore given features in silence.
         """
-        takes_features = "mm_encoder_outputs" in inspect.signature(self.language_model.model.forward).parameters
+        takes_features = (
+            "mm_encoder_outputs" in inspect.signature(self.language_model.model.forward).parameters
+        )
         if prompts.pixel_values is None or not takes_features:
             return None
         with torch.no_grad():
@@ -169,8 +177,8 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
         )
     except OSError as error:
         raise RimeError(
-            f"model.backbone.name_or_path: no checkpoint could be loaded from {config.name_or_path!r} ({error}). "
-            "Give a Hugging Face name or a folder; the tiny base is made by `rime base`."
+            f"model.backbone.name_or_path: no checkpoint could be loaded from {config.name_or_path!r} "
+            f"({error}). Give a Hugging Face name or a folder; the tiny base is made by `rime base`."
         ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -180,8 +188,8 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
     """New mode tokens start as the word "assistant": where it stands, the model is about to sum up a prompt.
 
-    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base, 0.84-0.98
-    from here), and the contrastive losses stay at chance for hundreds of steps.
+    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base,
+    0.84-0.98 from here), and the contrastive losses stay at chance for hundreds of steps.
     """
     tokenizer = processor.tokenizer
     source = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("assistant"))[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,12 +41,12 @@ def quantization_config(config: BackboneConfig) -> object | None:
         bnb_4bit_compute_dtype=dtype,
         # FSDP flattens parameters of one dtype only: packed bytes travel as the type of all the others.
         bnb_4bit_quant_storage=dtype,
-        # A full path: the bare name "visual" left the vision tower in 4 bits (its modules are model.visual.*).
+        # A full path: the bare name "visual" left the tower in 4 bits (its modules are model.visual.*).
         llm_int8_skip_modules=["model.visual", "lm_head"],
     )
 
 
-def linear_4bit_modules(model: nn.Module) -> dict[str, nn.Module]:
+def linear_4bit_modules(model: nn.Module) -> dict[str, Any]:
     """All 4-bit linear layers by name (LoRA's wrapped base layers included)."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return {}
@@ -90,7 +91,9 @@ def describe(model: nn.Module) -> str:
         count["trained"] += parameter.numel() if parameter.requires_grad else 0
     lines = [f"{'part':<16}{'4-bit layers':>14}{'LoRA layers':>13}{'trained':>13}{'parameters':>16}"]
     for part, count in [*sorted(rows.items()), ("total", sum(rows.values(), Counter()))]:
-        lines.append(f"{part:<16}{count['4bit']:>14,}{count['lora']:>13,}{count['trained']:>13,}{count['all']:>16,}")
+        lines.append(
+            f"{part:<16}{count['4bit']:>14,}{count['lora']:>13,}{count['trained']:>13,}{count['all']:>16,}"
+        )
     return "\n".join(lines)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     PreTrainedTokenizerFast,
@@ -27,10 +29,14 @@ from transformers import (
 )
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 #: Qwen's own cut of a text into words, numbers and punctuation.
-WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+WORDS = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
 
 
 @dataclass
@@ -42,7 +48,9 @@ class TinyConfig:
         vision_hidden_size, vision_layers, vision_heads, vision_intermediate_size: The vision tower.
         patch_size: Pixels of a patch; 2 x 2 patches make one visual token.
         vocab_size: Upper bound of the tokenizer's vocabulary.
-        num_steps, batch_size, learning_rate: Pre-training on captions.
+        vision_steps, vision_batch_size: The vision tower alone, on the captions' words.
+        num_steps, batch_size: The whole model, on captions.
+        learning_rate: Peak, of both.
     """
 
     hidden_size: int = 160
@@ -57,9 +65,11 @@ class TinyConfig:
     vision_intermediate_size: int = 384
     patch_size: int = 12
     vocab_size: int = 4000
-    num_steps: int = 400
+    vision_steps: int = 150
+    vision_batch_size: int = 64
+    num_steps: int = 300
     batch_size: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -67,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(pattern=_regex(WORDS), behavior="isolated"),
+            pre_tokenizers.Split(pattern=Regex(WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -89,24 +99,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def _regex(pattern: str) -> object:
-    from tokenizers import Regex
-
-    return Regex(pattern)
-
-
-def build_processor(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int) -> Qwen3VLProcessor:
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int
+) -> Qwen3VLProcessor:
     """The ordinary Qwen3-VL processor with a small patch."""
     pixels = {"shortest_edge": (2 * config.patch_size) ** 2, "longest_edge": image_size**2}
-    settings = {"patch_size": config.patch_size, "merge_size": 2, "temporal_patch_size": 2, "size": pixels}
+    settings: dict[str, Any] = {
+        "patch_size": config.patch_size,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "size": pixels,
+    }
     images = Qwen2VLImageProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     videos = Qwen3VLVideoProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return Qwen3VLProcessor(images, tokenizer, videos)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int) -> Qwen3VLForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int
+) -> Qwen3VLForConditionalGeneration:
     """Random weights of the real architecture."""
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    known = tokenizer.get_vocab()
+    ids = {name: known[f"<|{name}|>"] for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
     side = image_size // config.patch_size
     rotary = config.head_dim // 2
     return Qwen3VLForConditionalGeneration(
@@ -128,6 +142,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_si
                 },
                 "pad_token_id": tokenizer.pad_token_id,
                 "tie_word_embeddings": True,
+                "initializer_range": config.hidden_size**-0.5,
             },
             vision_config={
                 "depth": config.vision_layers,
@@ -140,6 +155,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_si
                 "out_hidden_size": config.hidden_size,
                 "num_position_embeddings": side**2,
                 "deepstack_visual_indexes": [0],
+                # 0.02 is made for widths of thousands; at this width nothing passes the first layers for long
+                "initializer_range": config.vision_hidden_size**-0.5,
             },
             image_token_id=ids["image_pad"],
             video_token_id=ids["video_pad"],
@@ -148,6 +165,48 @@ def build_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_si
             tie_word_embeddings=True,
         )
     )
+
+
+def pretrain_vision(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    samples: Sequence[tuple[Image, list[str]]],
+    config: TinyConfig,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Which words does the caption hold? Asked of the vision tower alone, as real towers come pre-trained.
+
+    A word counts as seen when some visual token shows it: its logit is a log-sum-exp over the tokens of a
+    picture. The linear head is thrown away. Without this step captioning learns colours, but no shapes, in
+    the minutes that a laptop has.
+
+    Source: caption words as classes, arXiv 2411.03313.
+    """
+    rng = random.Random(f"vision {seed}")
+    held = [set(processor.tokenizer("\n".join(captions))["input_ids"]) for _, captions in samples]
+    counts = Counter(word for words in held for word in words)
+    telling = [word for word, count in counts.items() if 0.002 <= count / len(samples) <= 0.9]
+    vocabulary = {word: place for place, word in enumerate(sorted(telling))}
+    head = torch.nn.Linear(config.hidden_size, len(vocabulary))
+    parameters = [*model.model.visual.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.vision_steps // 10, config.vision_steps)
+    for step in range(config.vision_steps):
+        rows = [rng.randrange(len(samples)) for _ in range(config.vision_batch_size)]
+        features = processor.image_processor(images=[samples[r][0] for r in rows], return_tensors="pt")
+        tokens = model.model.get_image_features(**features, return_dict=True).pooler_output
+        logits = torch.stack([head(shown).logsumexp(0) for shown in tokens])
+        wanted = torch.zeros_like(logits)
+        for row, sample in enumerate(rows):
+            wanted[row, [vocabulary[word] for word in held[sample] if word in vocabulary]] = 1
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        on_step(step, float(loss.detach()))
 
 
 def pretrain(
@@ -241,6 +300,7 @@ def make_base(
     tokenizer = train_tokenizer(texts, config.vocab_size)
     processor = build_processor(tokenizer, config, image_size)
     model = build_model(tokenizer, config, image_size)
-    pretrain(model, processor, samples, config, seed, on_step)
+    pretrain_vision(model, processor, samples, config, seed, on_step)
+    pretrain(model, processor, samples, config, seed, lambda n, loss: on_step(config.vision_steps + n, loss))
     model.save_pretrained(output)
     processor.save_pretrained(output)

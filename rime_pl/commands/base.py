@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from rich.progress import track
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from datamodules.shards import ShardReader, read_split
 from rime_pl.backbone.tiny import TinyConfig, make_base
@@ -19,8 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="corpus folder with a captions split")
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_steps", type=int, default=defaults.num_steps, help="steps of pre-training (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="captions a step (%(default)s)")
+    parser.add_argument(
+        "--num_steps", type=int, default=defaults.num_steps, help="steps of pre-training (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=defaults.batch_size, help="captions a step (%(default)s)"
+    )
     parser.add_argument("--num_threads", type=int, default=2, help="CPU threads (%(default)s)")
 
 
@@ -36,11 +39,22 @@ def run(args: argparse.Namespace) -> int:
     for n in track(range(0, len(train), step), "reading words"):
         texts += _texts(train.read(n))
     config = TinyConfig(num_steps=args.num_steps, batch_size=args.batch_size)
-    columns = (TextColumn("pre-training on captions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.3f}"))  # fmt: skip
+    columns = (
+        TextColumn("pre-training on captions"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
     with Progress(*columns) as progress:
-        task = progress.add_task("", total=config.num_steps, loss=float("nan"))
+        task = progress.add_task("", total=config.vision_steps + config.num_steps, loss=float("nan"))
         make_base(
-            args.output, samples, texts, config, args.seed, lambda n, loss: progress.update(task, completed=n + 1, loss=loss)
+            args.output,
+            samples,
+            texts,
+            config,
+            args.seed,
+            lambda n, loss: progress.update(task, completed=n + 1, loss=loss),
         )
     print(f"base model: {args.output}")
     return 0

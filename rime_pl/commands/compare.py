@@ -30,8 +30,12 @@ Variants = dict[str, Path]  # "before", "control", "plain", "decisive" -> run fo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, nargs="+", required=True, help="finished CMA run folders, one per seed")
-    parser.add_argument("--output", type=Path, required=True, help="folder for compare.json, compare.md, compare.png")
+    parser.add_argument(
+        "--run", type=Path, nargs="+", required=True, help="finished CMA run folders, one per seed"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for compare.json, compare.md, compare.png"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,11 +57,21 @@ def run(args: argparse.Namespace) -> int:
 def train_controls(folder: Path) -> Variants:
     """Run what is missing of the controls beside one CMA run; a finished one is taken as it is."""
     if not (folder / "done.json").is_file():
-        raise RimeError(f"--run {folder}: no finished CMA run here (done.json is missing). Run `make train-cma` first.")
+        raise RimeError(
+            f"--run {folder}: no finished CMA run here (done.json is missing). Run `make train-cma` first."
+        )
     variants = {"before": previous_run(folder)}
     for name, changes in CONTROLS.items():
         variants[name] = folder / "controls" / name
-        command = [sys.executable, "-m", "rime_pl.main", "cma", "fit", "--config", str(folder / "config.yaml")]
+        command = [
+            sys.executable,
+            "-m",
+            "rime_pl.main",
+            "cma",
+            "fit",
+            "--config",
+            str(folder / "config.yaml"),
+        ]
         subprocess.run([*command, "--run_dir", str(variants[name]), *changes], check=True)
     return variants | {"decisive": folder}
 
@@ -68,13 +82,17 @@ def previous_run(folder: Path) -> Path:
 
     adapter = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_adapter_from"]
     if not adapter:
-        raise RimeError(f"--run {folder}: it started from no adapter (model.init_adapter_from), so there is no before.")
+        raise RimeError(
+            f"--run {folder}: it started from no adapter (model.init_adapter_from), so there is no before."
+        )
     return Path(adapter).parent
 
 
 def read_variant(folder: Path) -> dict[str, Any]:
     """The numbers of one run, as its summary has them, and its seconds per step."""
-    summary, manifest = (json.loads((folder / name).read_text()) for name in ("summary.json", "manifest.json"))
+    summary, manifest = (
+        json.loads((folder / name).read_text()) for name in ("summary.json", "manifest.json")
+    )
     step = summary["seconds"].get("fit", float("nan")) / max(1, manifest["steps"])
     return {
         "seed": manifest["seed"],
@@ -91,7 +109,7 @@ def read_variant(folder: Path) -> dict[str, Any]:
 def pooled_difference(
     seeds: list[Variants], first: str, second: str, pair: str, other_pair: str | None = None
 ) -> dict[str, float]:
-    """recall@1 of one variant minus another, queries of all seeds paired, with its 95 % bootstrap interval."""
+    """recall@1 of one variant minus another, queries of all seeds paired, with its 95 % interval."""
     hits = [(headline_hits(v[second], other_pair or pair), headline_hits(v[first], pair)) for v in seeds]
     tasks = sorted(hits[0][0])
     low = [torch.cat([of_seed[0][task] for of_seed in hits]) for task in tasks]
@@ -108,7 +126,6 @@ def headline_hits(folder: Path, pair: str) -> dict[str, Tensor]:
     rows = sorted(json.loads((folder / "ranks.json").read_text()), key=lambda row: row["key"])
     names = headline or sorted({row["task"] for row in rows})
     return {
-        name: torch.tensor([float(row["ranks"][pair] == 1) for row in rows if row["task"] == name]) for name in names
+        name: torch.tensor([float(row["ranks"][pair] == 1) for row in rows if row["task"] == name])
+        for name in names
     }
-
-

@@ -210,19 +210,18 @@ def train(module: RimeModule, batch: Batch, device: torch.device) -> Watch:
 def save_checkpoint(folder: Path, shape: Shape, device: torch.device) -> None:
     """An ordinary Qwen2-VL folder: processor, tokenizer trained on the spot, random bfloat16 weights."""
     tokenizer = train_tokenizer([text for pair in synthetic_pairs(64, shape) for text in _texts(pair)], 400)
-    parts = build_processor(tokenizer, TinyConfig(patch_size=PATCH), shape.image_size)
-    images = parts.image_processor
+    images = build_processor(tokenizer, TinyConfig(patch_size=PATCH), shape.image_size).image_processor
     videos = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2)
     Qwen2VLProcessor(images, tokenizer, videos).save_pretrained(folder)
     torch.manual_seed(0)
     with device:  # 2 billion random numbers take a GPU no time
-        model = Qwen2VLForConditionalGeneration(_config(shape, parts.tokenizer)).to(torch.bfloat16)
+        model = Qwen2VLForConditionalGeneration(_config(shape, tokenizer)).bfloat16()
     model.save_pretrained(folder)
 
 
 def _config(shape: Shape, tokenizer: transformers.PreTrainedTokenizerFast) -> Qwen2VLConfig:
-    names = ("image_pad", "video_pad", "vision_start", "vision_end")
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names}
+    known = tokenizer.get_vocab()
+    ids = {name: known[f"<|{name}|>"] for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
     return Qwen2VLConfig(
         text_config={
             "vocab_size": shape.vocab_size,

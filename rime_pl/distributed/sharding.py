@@ -10,8 +10,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.quantization import packed_weights_hash
-from rime_pl.types import RimeError
 
 
 def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:

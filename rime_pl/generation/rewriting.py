@@ -47,7 +47,11 @@ def write_rewrites(
     processor = backbone.processor
     budget = max_new_tokens or processor.prompt.max_rewrite_tokens
     stop = [processor.gen_id, processor.turn_end_id]
-    sampling = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    sampling = (
+        {"do_sample": False}
+        if temperature is None
+        else {"do_sample": True, "temperature": temperature, "top_k": 0}
+    )
     written = backbone.language_model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
@@ -71,7 +75,8 @@ def close_rewrites(written: Tensor, gen_id: int, turn_end_id: int, pad_id: int, 
         budget: Most tokens of a rewrite.
 
     Example:
-        >>> r = close_rewrites(torch.tensor([[5, 6, 1, 0], [5, 6, 7, 8]]), gen_id=1, turn_end_id=2, pad_id=0, budget=3)
+        >>> written = torch.tensor([[5, 6, 1, 0], [5, 6, 7, 8]])
+        >>> r = close_rewrites(written, gen_id=1, turn_end_id=2, pad_id=0, budget=3)
         >>> r.completions.ids.tolist(), r.lengths.tolist(), r.well_formed.tolist()
         ([[5, 6, 1, 2, 0], [5, 6, 7, 1, 2]], [2, 3], [True, False])
     """

@@ -14,7 +14,10 @@ from rime_pl.types import ModeEmbeddings
 
 
 def cross_mode_alignment(
-    queries: ModeEmbeddings, targets: ModeEmbeddings, temperature: float, false_negatives: Tensor | None = None
+    queries: ModeEmbeddings,
+    targets: ModeEmbeddings,
+    temperature: float,
+    false_negatives: Tensor | None = None,
 ) -> Tensor:
     """Contrast across the modes, so that any mode retrieves any mode.
 

@@ -34,7 +34,9 @@ def same_content(query_content: Tensor, target_content: Tensor) -> Tensor:
     return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
 
 
-def info_nce(queries: Tensor, targets: Tensor, temperature: float, false_negatives: Tensor | None = None) -> Tensor:
+def info_nce(
+    queries: Tensor, targets: Tensor, temperature: float, false_negatives: Tensor | None = None
+) -> Tensor:
     """Symmetric InfoNCE; row i of ``targets`` is the positive of row i of ``queries``.
 
     ``NCE(A, B) = 1/2 mean_i [ -log softmax_j(a_i.b_j / tau)_i - log softmax_j(b_i.a_j / tau)_i ]``

@@ -22,7 +22,8 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, num_labels: int | Tensor
         num_labels: Labels of the whole global batch (all ranks and chunks), >= N.
 
     Returns:
-        Scalar, nats per token; summed over chunks and ranks it is the mean of the global batch. 0 without labels.
+        Scalar, nats per token; summed over chunks and ranks it is the mean of the global batch.
+        0 without labels.
 
     Source: arXiv 2511.00405. Differences: the global divisor.
 

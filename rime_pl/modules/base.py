@@ -91,6 +91,7 @@ class RimeModule(L.LightningModule):
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None, "ModelParallelStrategy sets it before configure_model"
             shard_backbone(backbone, self.device_mesh["data_parallel"])
         self.backbone = backbone
 
@@ -104,7 +105,10 @@ class RimeModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         matrices = [p for n, p in self.named_parameters() if p.requires_grad and "lora" in n]
         rows = [p for n, p in self.named_parameters() if p.requires_grad and "lora" not in n]
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": rows, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": rows, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, min(self.warmup_steps, steps // 2), steps)
@@ -123,16 +127,20 @@ class RimeModule(L.LightningModule):
 
     def gather(self, query: BackboneOutput, target: BackboneOutput, batch: Batch) -> PairEmbeddings:
         """The global batch from this rank's rows; the one place where training communicates."""
+        assert query.gen is not None and target.gen is not None, "encode() reads both modes"
         local = torch.cat([query.disc, query.gen, target.disc, target.gen], dim=1)
         content = torch.stack([batch.query_content, batch.target_content], dim=1)
         q_disc, q_gen, t_disc, t_gen = all_gather_rows(local).chunk(4, dim=1)
         content = all_gather_rows(content)
         return PairEmbeddings(
-            ModeEmbeddings(q_disc, q_gen), ModeEmbeddings(t_disc, t_gen), same_content(content[:, 0], content[:, 1])
+            ModeEmbeddings(q_disc, q_gen),
+            ModeEmbeddings(t_disc, t_gen),
+            same_content(content[:, 0], content[:, 1]),
         )
 
     def rewrite_cross_entropy(self, side: BackboneOutput) -> Tensor:
         """This rank's share of one side's cross-entropy; the mean over ranks is that of the global batch."""
+        assert side.logits is not None and side.labels is not None, "encode() labels the rewrites"
         total = all_reduce_sum(torch.tensor(len(side.labels), device=side.labels.device))
         # times world size: DDP and FSDP take the mean of the ranks' gradients
         return token_cross_entropy(side.logits, side.labels, total) * world_size()
@@ -141,15 +149,21 @@ class RimeModule(L.LightningModule):
         """Each part of the loss by itself, as means over ranks; ``loss`` also in the progress bar."""
         for name, value in losses.items():
             key = "train/loss" if name == "total" else f"train/loss_{name}"
-            self.log(key, value.detach(), prog_bar=name == "total", sync_dist=world_size() > 1, batch_size=len(batch))
+            self.log(
+                key,
+                value.detach(),
+                prog_bar=name == "total",
+                sync_dist=world_size() > 1,
+                batch_size=len(batch),
+            )
 
     # -- evaluation -----------------------------------------------------------------------------------
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:
+    def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
         """Embed items in both modes; queries also with the trace probe's rewrites."""
         return self.evaluate(batch)
 
-    def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:
+    def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
         return self.evaluate(batch)
 
     @torch.no_grad()

@@ -39,7 +39,9 @@ class CMAModule(RimeModule):
             backbone, init_adapter_from, temperature, lambda_ce, learning_rate, warmup_steps, weight_decay
         )
         if not 0 < wrong_share <= 1:
-            raise RimeError(f"model.wrong_share={wrong_share} must be in (0, 1]; lambda_dec=0 turns the term off.")
+            raise RimeError(
+                f"model.wrong_share={wrong_share} must be in (0, 1]; lambda_dec=0 turns the term off."
+            )
         self.lambda_cma = lambda_cma
         self.lambda_dec = lambda_dec
         self.wrong_share = wrong_share
@@ -55,7 +57,9 @@ class CMAModule(RimeModule):
         decisive = self.decisive_term(batch, pairs) if self.lambda_dec else torch.zeros_like(cma)
 
         loss = gen + disc + self.lambda_ce * ce + self.lambda_cma * cma + self.lambda_dec * decisive
-        self.log_losses(batch, total=loss, info_nce_gen=gen, info_nce_disc=disc, ce=ce, cma=cma, decisive=decisive)
+        self.log_losses(
+            batch, total=loss, info_nce_gen=gen, info_nce_disc=disc, ce=ce, cma=cma, decisive=decisive
+        )
         return loss
 
     def decisive_term(self, batch: Batch, pairs: PairEmbeddings) -> Tensor:
@@ -73,9 +77,14 @@ class CMAModule(RimeModule):
 
     def wrong_rewrites(self, batch: Batch, rows: Tensor) -> Completions:
         """For rows of the global batch: the rewrite of the next query of other content, or none, in turn."""
-        content, theirs = all_gather_rows(batch.target_content), all_gather_completions(batch.query.completions)
+        content, theirs = (
+            all_gather_rows(batch.target_content),
+            all_gather_completions(batch.query.completions),
+        )
         partner = derange(content)[rows]
         empty = empty_completions(len(rows), theirs.ids.shape[1], self.model.processor, self.device)
         blank = ((rows % 2 == 1) | (partner == rows)).unsqueeze(1)
         picked = theirs.select(partner)
-        return Completions(torch.where(blank, empty.ids, picked.ids), torch.where(blank, empty.mask, picked.mask))
+        return Completions(
+            torch.where(blank, empty.ids, picked.ids), torch.where(blank, empty.mask, picked.mask)
+        )

@@ -29,10 +29,14 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     gallery, chance = runs[0]["decisive"]["gallery"], runs[0]["decisive"]["chance"]
     seeds = ", ".join(str(run["decisive"]["seed"]) for run in runs)
     lines = [
-        f"recall@1 on the test split, mean over the headline tasks; gallery {gallery}, chance {chance:.4f}; seeds {seeds}."
-        + (" In brackets the lowest and highest seed." if len(runs) > 1 else ""),
+        f"recall@1 on the test split, mean over the headline tasks; gallery {gallery}, chance {chance:.4f}; "
+        f"seeds {seeds}." + (" In brackets the lowest and highest seed." if len(runs) > 1 else ""),
         "",
-        "| run | steps | s/step | " + " | ".join(MODE_PAIRS) + " | " + " | ".join(f"trace {t}" for t in TRACES) + " |",
+        "| run | steps | s/step | "
+        + " | ".join(MODE_PAIRS)
+        + " | "
+        + " | ".join(f"trace {t}" for t in TRACES)
+        + " |",
         "|---" * (3 + len(MODE_PAIRS) + len(TRACES)) + "|",
     ]
     for name, (label, _) in VARIANTS.items():
@@ -49,7 +53,13 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     for key, label in labels.items():
         d = result[key]
         lines.append(f"| {label} | {d['mean']:+.3f} | {d['lower']:+.3f} to {d['upper']:+.3f} |")
-    lines += ["", "recall@1 of each task after decisive CMA:", "", "| task | " + " | ".join(MODE_PAIRS) + " |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "recall@1 of each task after decisive CMA:",
+        "",
+        "| task | " + " | ".join(MODE_PAIRS) + " |",
+        "|---|---|---|---|---|",
+    ]
     for task in sorted(runs[0]["decisive"]["per_task"]):
         cells = [_spread([run["decisive"]["per_task"][task][pair] for run in runs]) for pair in MODE_PAIRS]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")

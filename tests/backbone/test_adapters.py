@@ -1,4 +1,4 @@
-"""LoRA and token rows: where they go, a round trip through the folder and through PEFT, folders that do not fit."""
+"""LoRA and token rows: where they go, a round trip through the folder, folders that do not fit."""
 
 from __future__ import annotations
 
@@ -188,7 +188,9 @@ def test_adapter_of_another_base_names_it(
     adapter: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
 ) -> None:
     other = build_base(tmp_path / "other", scenes_corpus, seed=1)
-    with pytest.raises(RimeError, match=r"trained on another base \(.*\) than model.backbone.name_or_path") as e:
+    with pytest.raises(
+        RimeError, match=r"trained on another base \(.*\) than model.backbone.name_or_path"
+    ) as e:
         load_into_new(adapter, micro_config(other))
     assert str(micro_base) in str(e.value) and str(adapter) in str(e.value)
 
@@ -213,7 +215,9 @@ def test_another_prompt_contract_is_refused(adapter: Path, backbone_config: Back
 
 
 def test_another_rank_names_the_tensor(adapter: Path, backbone_config: BackboneConfig) -> None:
-    with pytest.raises(RimeError, match=r"tensor .*lora_A.* is \(4, 128\) in the adapter and \(8, 128\) in the model"):
+    with pytest.raises(
+        RimeError, match=r"tensor .*lora_A.* is \(4, 128\) in the adapter and \(8, 128\) in the model"
+    ):
         load_into_new(adapter, replace(backbone_config, lora_r=8))
 
 

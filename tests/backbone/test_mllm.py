@@ -48,7 +48,12 @@ def test_one_forward_a_side_gives_disc_gen_and_logits(
         loss = stage.training_step(batch, 0)
     assert seen == expected
     loss.backward()
-    assert {"train/loss", "train/loss_info_nce_gen", "train/loss_info_nce_disc", "train/loss_ce"} <= logged.keys()
+    assert {
+        "train/loss",
+        "train/loss_info_nce_gen",
+        "train/loss_info_nce_disc",
+        "train/loss_ce",
+    } <= logged.keys()
     assert logged["train/loss"] == pytest.approx(
         sum(value for key, value in logged.items() if key != "train/loss"), rel=1e-5
     )
@@ -178,7 +183,9 @@ def test_shared_image_features_change_nothing(shared_backbone: Backbone, batch: 
     features = shared_backbone.encode_images(rows.prompts)  # None in transformers before 5.20
     for _ in range(2):  # used by several forwards
         shared = shared_backbone(rows.prompts, rows.completions, image_features=features)
-        torch.testing.assert_close(shared.gen, shared_backbone(rows.prompts, rows.completions).gen, **TOLERANCE)
+        torch.testing.assert_close(
+            shared.gen, shared_backbone(rows.prompts, rows.completions).gen, **TOLERANCE
+        )
     assert shared_backbone.encode_images(rows.prompts.select(torch.tensor([], dtype=torch.int64))) is None
 
 

@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 

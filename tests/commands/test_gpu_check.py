@@ -35,7 +35,9 @@ def test_micro_shape_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "transformers" in seen["versions"] and seen["date"].count("-") == 2
 
 
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["gpu-check"]) == 0
     assert "no CUDA device: nothing was checked" in capsys.readouterr().out
@@ -85,4 +87,6 @@ def test_qwen2_vl_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None
     rewrites = write_rewrites(backbone, rows.prompts, max_new_tokens=4)
     for number, item in enumerate(items):
         alone_ids = write_rewrites(backbone, processor.prompts([item]), max_new_tokens=4).completions
-        assert alone_ids.ids[0].tolist() == rewrites.completions.ids[number][: alone_ids.ids.shape[1]].tolist()
+        assert (
+            alone_ids.ids[0].tolist() == rewrites.completions.ids[number][: alone_ids.ids.shape[1]].tolist()
+        )

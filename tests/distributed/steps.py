@@ -21,7 +21,13 @@ from torch.distributed.tensor import DTensor
 from datamodules.plan import rank_slice
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules
-from rime_pl.distributed.gather import all_gather_completions, all_gather_rows, all_reduce_sum, rank, world_size
+from rime_pl.distributed.gather import (
+    all_gather_completions,
+    all_gather_rows,
+    all_reduce_sum,
+    rank,
+    world_size,
+)
 from rime_pl.distributed.objects import gather_objects
 from rime_pl.distributed.sharding import shard_backbone
 from rime_pl.generation.rewriting import write_rewrites
@@ -79,7 +85,9 @@ def sharded_step(base: Path, corpus: Path) -> dict[str, Any]:
     batch = local_batch(module, global_batch(corpus))
     loss = module.training_step(batch, 0)
     loss.backward()
-    gradients = {n: _full(p.grad) for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
+    gradients = {
+        n: _full(p.grad) for n, p in module.named_parameters() if p.requires_grad and p.grad is not None
+    }
     module.eval()
     with torch.no_grad():
         module.model(batch.query.prompts)

@@ -23,7 +23,9 @@ TOLERANCE = 1e-5  # relative, of the norm of each tensor: single elements near z
 
 
 @pytest.fixture(scope="module")
-def ranks(micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(
+    micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What rank 0 and rank 1 saw."""
     folder = tmp_path_factory.mktemp("pair")
     command = [sys.executable, "-m", "tests.distributed.steps"]
@@ -87,7 +89,10 @@ def test_the_batch_of_these_tests_can_show_a_mistake(micro_base: Path, scenes_co
     pairs = global_batch(scenes_corpus)
     module = micro_module("cma", micro_base)
     whole = module.training_step(module.model.processor.training_batch(pairs), 0)
-    halves = [module.training_step(module.model.processor.training_batch(half), 0) for half in (pairs[:4], pairs[4:])]
+    halves = [
+        module.training_step(module.model.processor.training_batch(half), 0)
+        for half in (pairs[:4], pairs[4:])
+    ]
     assert abs(sum(halves) / 2 - whole) / whole > 0.01
 
 

@@ -49,7 +49,9 @@ def evaluated(backbone: Backbone) -> SFTModule:
 
 
 @torch.no_grad()
-def test_evaluation_of_queries(shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]) -> None:
+def test_evaluation_of_queries(
+    shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
     """Own, reference, shuffled and empty rewrites; each from forwards that this test makes by itself."""
     module = evaluated(shared_backbone)
     batch = processor.eval_batch("query", _four(train_pairs))
@@ -78,7 +80,9 @@ def _four(pairs: list[Pair]) -> list[Pair]:
 
 
 @torch.no_grad()
-def test_targets_have_no_trace(shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]) -> None:
+def test_targets_have_no_trace(
+    shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
     out = evaluated(shared_backbone).test_step(processor.eval_batch("target", train_pairs[:2]), 0)
     assert out.traces == {} and out.embeddings.gen.shape == (2, 64)
     assert len(MODE_PAIRS) == 4

@@ -55,7 +55,9 @@ def test_without_other_content_all_are_empty(
     assert written(module, batch) == [""] * 4
 
 
-def test_a_wrong_rewrite_is_whole(module: CMAModule, processor: RimeProcessor, train_pairs: list[Pair]) -> None:
+def test_a_wrong_rewrite_is_whole(
+    module: CMAModule, processor: RimeProcessor, train_pairs: list[Pair]
+) -> None:
     """The reference completion of the other row, with <gen_emb> and end of turn."""
     batch = processor.training_batch(with_contents(train_pairs[:4], list("abcd")))
     wrong = module.wrong_rewrites(batch, torch.tensor([0, 2]))

@@ -26,7 +26,15 @@ def runs(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPat
 
 
 def test_a_run_leaves_everything_a_reader_needs(runs: Path) -> None:
-    for name in ("config.yaml", "manifest.json", "summary.json", "summary.png", "summary.txt", "ranks.json", "done.json"):
+    for name in (
+        "config.yaml",
+        "manifest.json",
+        "summary.json",
+        "summary.png",
+        "summary.txt",
+        "ranks.json",
+        "done.json",
+    ):
         assert (runs / "cma" / name).stat().st_size > 0, name
     manifest = read_json(runs / "cma" / "manifest.json")
     assert manifest["negatives_per_query"] == 3
@@ -40,7 +48,10 @@ def test_a_run_leaves_everything_a_reader_needs(runs: Path) -> None:
 
 
 def test_every_part_of_the_loss_is_logged(runs: Path) -> None:
-    parts = {name: scalars(runs / "cma", f"train/loss_{name}") for name in ("info_nce_gen", "info_nce_disc", "ce", "cma", "decisive")}
+    parts = {
+        name: scalars(runs / "cma", f"train/loss_{name}")
+        for name in ("info_nce_gen", "info_nce_disc", "ce", "cma", "decisive")
+    }
     total = scalars(runs / "cma", "train/loss")
     assert len(total) == 6
     for step, value in total.items():
@@ -48,24 +59,32 @@ def test_every_part_of_the_loss_is_logged(runs: Path) -> None:
     assert all(value > 0 for value in parts["decisive"].values())
 
 
-def test_the_base_is_untouched_and_every_adapter_tensor_moved(runs: Path, micro_base: Path, make_backbone) -> None:
+def test_the_base_is_untouched_and_every_adapter_tensor_moved(
+    runs: Path, micro_base: Path, make_backbone
+) -> None:
     trained = load_backbone(runs / "cma" / "adapter")
     assert packed_weights_hash(trained) == packed_weights_hash(make_backbone())
-    before, after = (load_file(runs / stage / "adapter" / "adapter_model.safetensors") for stage in ("sft", "cma"))
+    before, after = (
+        load_file(runs / stage / "adapter" / "adapter_model.safetensors") for stage in ("sft", "cma")
+    )
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
     assert all(tensor.abs().max() > 0 for name, tensor in before.items() if "lora_B" in name)
     assert sum(file.stat().st_size for file in (runs / "cma" / "checkpoints").iterdir()) < 5e6
 
 
-def test_a_finished_run_is_not_trained_again(runs: Path, scenes_corpus: Path, micro_base: Path, capsys) -> None:
+def test_a_finished_run_is_not_trained_again(
+    runs: Path, scenes_corpus: Path, micro_base: Path, capsys
+) -> None:
     marker = (runs / "sft" / "done.json").stat().st_mtime_ns
     assert main(stage_arguments("sft", scenes_corpus, micro_base, runs / "sft")) == 0
     assert "is finished" in capsys.readouterr().out
     assert (runs / "sft" / "done.json").stat().st_mtime_ns == marker
 
 
-def test_an_adapter_of_another_base_is_refused(runs: Path, scenes_corpus: Path, tmp_path: Path, capsys) -> None:
+def test_an_adapter_of_another_base_is_refused(
+    runs: Path, scenes_corpus: Path, tmp_path: Path, capsys
+) -> None:
     other = build_base(tmp_path / "other", scenes_corpus, seed=7)
     start = ("--model.init_adapter_from", str(runs / "sft" / "adapter"))
     assert main(stage_arguments("cma", scenes_corpus, other, tmp_path / "run", *start)) == 2
@@ -90,7 +109,9 @@ def test_bad_settings_are_named(
     assert culprit in capsys.readouterr().err
 
 
-def test_an_unknown_config_key_is_named(scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys) -> None:
+def test_an_unknown_config_key_is_named(
+    scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
     with pytest.raises(SystemExit):
         main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "run", "--model.temprature", "0.1"))
     assert "temprature" in capsys.readouterr().err

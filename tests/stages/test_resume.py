@@ -43,19 +43,25 @@ sys.exit(main(arguments))
 """
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5])  # within an epoch, before its last step, at the boundary, in the last
+@pytest.mark.parametrize(
+    "step", [1, 2, 3, 5]
+)  # within an epoch, before its last step, at the boundary, in the last
 def test_killed_and_started_again(
     step: int, uninterrupted: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
 ) -> None:
     arguments = stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", Killer.CODE, str(step), *arguments], env=env, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", Killer.CODE, str(step), *arguments], env=env, capture_output=True
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (tmp_path / "sft" / "done.json").exists()
     time.sleep(1.1)  # TensorBoard names event files by the second
     assert main(arguments) == 0
 
-    whole, resumed = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (uninterrupted, tmp_path / "sft"))
+    whole, resumed = (
+        load_file(f / "adapter" / "adapter_model.safetensors") for f in (uninterrupted, tmp_path / "sft")
+    )
     assert all(whole[name].equal(resumed[name]) for name in whole)
     assert scalars(tmp_path / "sft", "train/loss") == scalars(uninterrupted, "train/loss")
     mine, theirs = (read_json(f / "summary.json")["history"] for f in (tmp_path / "sft", uninterrupted))
@@ -66,7 +72,9 @@ def test_killed_and_started_again(
 def test_resume_with_another_seed_or_other_data_is_refused(
     scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
 ) -> None:
-    arguments = stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft", "--trainer.max_epochs", "1")
+    arguments = stage_arguments(
+        "sft", scenes_corpus, micro_base, tmp_path / "sft", "--trainer.max_epochs", "1"
+    )
     assert main(arguments) == 0
     (tmp_path / "sft" / "done.json").unlink()
     assert main([*arguments, "--seed_everything", "5"]) == 2
