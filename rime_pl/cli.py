@@ -93,16 +93,19 @@ def run_stage(stage: str, argv: list[str]) -> int:
     started = time.time()
     # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
     typed, sys.argv = sys.argv, [f"rime {stage} {action}".strip()]
-    cli = StageCLI(
-        STAGES[stage],
-        RimeDataModule,
-        args=rest,
-        run=False,
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": f"rime {stage} {action or 'fit'}", "description": STAGES[stage].__doc__},
-    )
+    try:
+        cli = StageCLI(
+            STAGES[stage],
+            RimeDataModule,
+            args=rest,
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": f"rime {stage} {action or 'fit'}", "description": STAGES[stage].__doc__},
+        )
+    finally:
+        sys.argv = typed  # Lightning starts further processes with the words as typed
     if action == "test":
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         finish(cli, stage, {"test": time.time() - started}, typed)

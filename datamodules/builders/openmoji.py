@@ -17,11 +17,11 @@ from datamodules.builders.openmoji_pictures import Picture, load_pictures
 from datamodules.shards import write_corpus
 from rime_pl.types import Item, Pair
 
-_FIND_PICTURE = "Find the picture with this name."
-_FIND_NAME = "Find the name of this picture."
-_CHANGE = "Apply the change to the picture and find the result."
-_PICTURE = "Represent this picture."
-_NAME = "Represent this name."
+_FIND_PICTURE = "Find the picture."
+_FIND_NAME = "Find the name."
+_CHANGE = "Apply the change."
+_PICTURE = ""
+_NAME = ""
 
 
 def build(

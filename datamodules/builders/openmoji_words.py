@@ -267,38 +267,22 @@ def names(concept: Concept) -> list[str]:
 
 
 def query_rewrites(concept: Concept) -> list[str]:
-    """One sentence each; subject first, skin tone last."""
+    """One short sentence each, the whole name and the skin tone."""
     if not concept.group:
-        return [f"The emoji of {concept.head}.", f"It shows {concept.head}.", f"A picture of {concept.head}."]
+        return [f"The emoji of {concept.head}.", f"A picture of {concept.head}."]
     full, tone = _full(concept), concept.tone
-    return [
-        f"{_upper(full)}, whose skin is {tone}.",
-        f"{_upper(concept.group)} emoji of {full}, in {tone} skin.",
-        f"It shows {full}, and the skin tone is {tone}.",
-    ]
+    return [f"{_upper(full)}, {tone} skin.", f"{_upper(tone)} skin, {full}."]
 
 
 def target_rewrites(concept: Concept) -> list[str]:
-    """One sentence each; skin tone first, then gender, then the subject without gender."""
+    """One short sentence each, gender told apart from the subject and in other words."""
     if not concept.group:
-        return [
-            f"Drawn here is {concept.head}.",
-            f"This picture means {concept.head}.",
-            f"{concept.head}, drawn.",
-        ]
-    subject = _subject(concept)
-    adjective = {"man": "male", "woman": "female", "person": "of any gender", "": ""}[concept.gender]
-    if not adjective:
-        return [
-            f"{_upper(concept.tone)} skin, {subject}, {_a(concept.group)} picture.",
-            f"{_upper(concept.tone)} skin colour: {subject}.",
-            f"Tone of the skin: {concept.tone}; seen: {subject}.",
-        ]
-    return [
-        f"{_upper(concept.tone)} skin, {adjective}, {subject}, {_a(concept.group)} picture.",
-        f"{_upper(concept.tone)} skin colour on someone {adjective}: {subject}.",
-        f"Tone of the skin: {concept.tone}; gender: {adjective.removeprefix('of ')}; seen: {subject}.",
-    ]
+        return [f"Drawn here: {concept.head}.", f"This means {concept.head}."]
+    subject, tone = _subject(concept), concept.tone
+    gender = {"man": "male", "woman": "female", "person": "any gender", "": ""}[concept.gender]
+    if not gender:
+        return [f"{_upper(tone)} {subject}.", f"Seen: {subject}, {tone}."]
+    return [f"{_upper(tone)} {gender}: {subject}.", f"Seen: {subject}, {gender}, {tone}."]
 
 
 def _subject(concept: Concept) -> str:

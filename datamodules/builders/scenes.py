@@ -28,7 +28,9 @@ COLOURS = {
 CODES = ("alpha", "beta", "gamma", "delta", "kappa", "sigma", "omega", "zeta")
 GRID = 3
 SPOTS = [(row, column) for row in range(GRID) for column in range(GRID)]
-PLACES = tuple(itertools.product(("top", "middle", "bottom"), ("left", "centre", "right")))
+PLACES = tuple(
+    f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right")
+)
 INSTRUCTION = "Find the picture."
 
 
@@ -282,11 +284,15 @@ def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random
 
 
 def _captions(cells: Cells, rng: random.Random) -> list[str]:
-    listed = [
-        f"{thing} {PLACES[row * GRID + column][0]} {PLACES[row * GRID + column][1]}"
-        for (row, column), thing in sorted(cells.items())
+    # the place comes first: a reader of captions then learns to look there
+    listed = [f"{PLACES[row * GRID + column]}: {thing}" for (row, column), thing in sorted(cells.items())]
+    lines = [
+        ", ".join(listed),
+        ", ".join(f"{thing.shape} is {thing.colour}" for thing in dict.fromkeys(cells.values())),
     ]
-    lines = [", ".join(listed)]
+    if {column for _, column in cells} == {0, GRID - 1} and len(cells) == 2:
+        (_, first), (_, second) = sorted(cells.items(), key=lambda cell: cell[0][1])
+        lines = [f"on the left {first}, on the right {second}", *lines[:1]]
     near = []
     for (row, column), thing in cells.items():
         for word, dr, dc in (("above", -1, 0), ("below", 1, 0), ("left of", 0, -1), ("right of", 0, 1)):

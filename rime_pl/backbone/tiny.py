@@ -65,9 +65,9 @@ class TinyConfig:
     vision_intermediate_size: int = 384
     patch_size: int = 12
     vocab_size: int = 4000
-    vision_steps: int = 150
+    vision_steps: int = 500
     vision_batch_size: int = 64
-    num_steps: int = 300
+    num_steps: int = 600
     batch_size: int = 32
     learning_rate: float = 2e-3
 
@@ -249,16 +249,20 @@ def caption_batch(
     processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]], rng: random.Random
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Model inputs and labels (-100 where nothing is learned) of a batch of captioned pictures."""
-    features = processor.image_processor(images=[image for image, _ in samples], return_tensors="pt")
-    counts = (features["image_grid_thw"].prod(-1) // processor.image_processor.merge_size**2).tolist()
-    tokenizer = processor.tokenizer
-    rows, answers = [], []
-    for (_, captions), count in zip(samples, counts, strict=True):
-        answer = rng.choice(captions)
-        asked = rng.choice(captions) if rng.random() < 0.25 else ""
-        media = f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
-        rows.append(f"<|im_start|>user\n{media}{asked}<|im_end|>\n<|im_start|>assistant\n")
+    tokenizer, grid = (
+        processor.tokenizer,
+        processor.image_processor.merge_size * processor.image_processor.patch_size,
+    )
+    rows, answers, images = [], [], []
+    for image, captions in samples:
+        given, answer = rng.choice(captions), rng.choice(captions)
+        if rng.random() > 0.35:  # else another caption in place of the picture: words have to be read, too
+            count = (image.width // grid) * (image.height // grid)
+            given = f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
+            images.append(image)
+        rows.append(f"<|im_start|>user\n{given}<|im_end|>\n<|im_start|>assistant\n")
         answers.append(f"{answer}<|im_end|>")
+    features = processor.image_processor(images=images, return_tensors="pt")
     prompts = tokenizer(rows, add_special_tokens=False)["input_ids"]
     completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))

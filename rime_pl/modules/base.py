@@ -118,6 +118,19 @@ class RimeModule(L.LightningModule):
         """Keep what trains: the base would make each checkpoint as large as the model."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
+        checkpoint["base_hash"] = self.model.base_hash
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with another base: the frozen weights are not in the checkpoint.
+
+        Raises:
+            RimeError: If the base under model.backbone.name_or_path has changed.
+        """
+        if checkpoint["base_hash"] != self.model.base_hash:
+            raise RimeError(
+                f"model.backbone.name_or_path={self.config.name_or_path} is another base than the one this "
+                "run was started with. Give the old base, or start a new run folder."
+            )
 
     # -- training -------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def test_tasks_and_galleries(splits: dict[str, list[Pair]]) -> None:
         assert pair.gallery == ("names" if pair.dataset == "picture_to_name" else "pictures")
         assert bool(pair.target.images) == (pair.gallery == "pictures")
         assert bool(pair.query.images) == (pair.dataset in ("picture_to_name", "composed"))
-        assert pair.query.instruction and pair.target.instruction
+        assert pair.query.instruction and not pair.target.instruction
 
 
 def test_combinations_are_held_out_but_their_parts_are_not(splits: dict[str, list[Pair]]) -> None:
@@ -175,29 +175,29 @@ def test_twins_are_merged_under_the_clearer_name() -> None:
             "woman_cook",
             "dark",
             "a woman cook with dark skin",
-            "A woman cook, whose skin is dark.",
-            "Dark skin, female, cook, a job picture.",
+            "A woman cook, dark skin.",
+            "Dark female: cook.",
         ),
         (
             "man_red_hair",
             "medium-light",
             "a man with medium-light skin and red hair",
-            "A man with red hair, whose skin is medium-light.",
-            "Medium-light skin, male, with red hair, an appearance picture.",
+            "A man with red hair, medium-light skin.",
+            "Medium-light male: with red hair.",
         ),
         (
             "person_rowing_boat",
             "light",
             "a person with light skin, rowing a boat",
-            "A person rowing a boat, whose skin is light.",
-            "Light skin, of any gender, rowing a boat, an activity picture.",
+            "A person rowing a boat, light skin.",
+            "Light any gender: rowing a boat.",
         ),
         (
             "ear",
             "medium",
             "an ear with medium skin",
-            "An ear, whose skin is medium.",
-            "Medium skin, ear, a body part picture.",
+            "An ear, medium skin.",
+            "Medium ear.",
         ),
     ],
 )

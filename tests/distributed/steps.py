@@ -134,7 +134,7 @@ def gathered_rows() -> dict[str, Any]:
 def main(number: int, folder: Path, base: Path, corpus: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2, timeout=timedelta(seconds=300)
     )
     seen = {
         "gather": gathered_rows(),

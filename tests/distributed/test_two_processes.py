@@ -42,7 +42,7 @@ def ranks(
         for number in range(2)
     ]
     for process in pair:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=500)
         assert process.returncode == 0, output[-4000:]
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 

@@ -1,0 +1,50 @@
+"""Two processes train and rank as one does, on the same global batches: DDP, and FSDP2 with a 4-bit base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rime_pl.main import main
+from tests.stages.runs import ROOT, read_json, run_process, scalars, stage_arguments
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def single(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an sft and a cma run of one process."""
+    folder = tmp_path_factory.mktemp("single")
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft")) == 0
+    start = ("--model.init_adapter_from", str(folder / "sft" / "adapter"))
+    assert main(stage_arguments("cma", scenes_corpus, micro_base, folder / "cma", *start)) == 0
+    return folder
+
+
+@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
+@pytest.mark.parametrize("stage", ["sft", "cma"])
+def test_two_processes_equal_one(
+    stage: str, overlay: str, single: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
+) -> None:
+    more = ["--config", str(ROOT / f"configs/overlays/{overlay}.yaml")]
+    if stage == "cma":
+        more += ["--model.init_adapter_from", str(single / "sft" / "adapter")]
+    arguments = stage_arguments(stage, scenes_corpus, micro_base, tmp_path / stage, *more)
+    done = run_process(arguments, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    one, two = scalars(single / stage, "train/loss"), scalars(tmp_path / stage, "train/loss")
+    assert one.keys() == two.keys()
+    assert len(one) == 6
+    for step in list(one)[:5]:
+        assert two[step] == pytest.approx(one[step], rel=1e-5)
+    summaries = [read_json(folder / stage / "summary.json")["after"] for folder in (single, tmp_path)]
+    assert summaries[0]["recall@1"] == summaries[1]["recall@1"]
+    adapters = [
+        load_file(folder / stage / "adapter" / "adapter_model.safetensors") for folder in (single, tmp_path)
+    ]
+    for name, tensor in adapters[0].items():
+        difference = (adapters[1][name] - tensor).norm() / tensor.norm().clamp(min=1e-12)
+        assert difference < 2e-2, (name, float(difference))  # Adam divides small gradients by small gradients
