@@ -28,6 +28,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN
+
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>",
@@ -249,20 +251,22 @@ def caption_batch(
     processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]], rng: random.Random
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Model inputs and labels (-100 where nothing is learned) of a batch of captioned pictures."""
-    tokenizer, grid = (
-        processor.tokenizer,
-        processor.image_processor.merge_size * processor.image_processor.patch_size,
-    )
-    rows, answers, images = [], [], []
+    tokenizer = processor.tokenizer
+    asked: list[Image | str] = []
+    answers = []
     for image, captions in samples:
-        given, answer = rng.choice(captions), rng.choice(captions)
-        if rng.random() > 0.35:  # else another caption in place of the picture: words have to be read, too
-            count = (image.width // grid) * (image.height // grid)
-            given = f"<|vision_start|>{'<|image_pad|>' * count}<|vision_end|>"
-            images.append(image)
-        rows.append(f"<|im_start|>user\n{given}<|im_end|>\n<|im_start|>assistant\n")
+        other, answer = rng.choice(captions), rng.choice(captions)
+        # another caption in place of the picture, at times: words have to be read, too
+        asked.append(image if rng.random() > 0.35 else other)
         answers.append(f"{answer}<|im_end|>")
-    features = processor.image_processor(images=images, return_tensors="pt")
+    features: dict[str, Tensor] = {}
+    if images := [given for given in asked if isinstance(given, Image)]:
+        features = dict(processor.image_processor(images=images, return_tensors="pt"))
+        tokens = iter(features["image_grid_thw"].prod(-1) // processor.image_processor.merge_size**2)
+    rows = []
+    for given in asked:
+        words = given if isinstance(given, str) else IMAGE_SLOT.format(pads=IMAGE_TOKEN * int(next(tokens)))
+        rows.append(f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n")
     prompts = tokenizer(rows, add_special_tokens=False)["input_ids"]
     completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
@@ -277,9 +281,8 @@ def caption_batch(
     inputs = {
         "input_ids": ids,
         "attention_mask": mask,
-        "pixel_values": features["pixel_values"],
-        "image_grid_thw": features["image_grid_thw"],
         "mm_token_type_ids": (ids == processor.image_token_id).int(),
+        **features,
     }
     return inputs, labels
 

@@ -47,19 +47,34 @@ def test_folder_is_an_ordinary_checkpoint_without_our_tokens(micro_base: Path) -
     assert not {"<disc_emb>", "<gen_emb>"} & {token["content"] for token in added}
 
 
-def test_every_word_of_a_captioned_picture_is_learned(processor: RimeProcessor) -> None:
-    """Question and caption, as in the pre-training of a real checkpoint; neither pictures nor padding."""
+def test_captions_are_learned_and_what_is_given_is_not(processor: RimeProcessor) -> None:
+    """A picture, or another caption in its place, is given; a caption of the same picture is learned."""
     samples = [
-        (Image.new("RGB", (48, 48), "red"), ["this shows a red square"]),
-        (Image.new("RGB", (24, 24), "blue"), ["counted by colour: 1 blue", "this shows blue"]),
-    ]
+        (Image.new("RGB", (48, 48), "red"), ["this shows a red square", "a square, red"]),
+        (Image.new("RGB", (31, 77), "blue"), ["counted by colour: 1 blue", "this shows blue"]),  # odd sizes
+    ] * 8
     inputs, labels = caption_batch(processor.processor, samples, random.Random(0))
-    tokenizer = processor.tokenizer
+    tokenizer, given = processor.tokenizer, []
     for row, (_, captions) in enumerate(samples):
-        ids, learned = inputs["input_ids"][row], labels[row] != -100
-        assert learned.equal(inputs["attention_mask"][row].bool() & (ids != processor.image_id))
-        assert ids[learned].equal(labels[row][learned])
-        text = tokenizer.decode(ids[inputs["attention_mask"][row].bool()])
-        assert text.startswith("<|im_start|>user\n<|vision_start|><|image_pad|>")
-        assert any(text.endswith(f"<|im_start|>assistant\n{caption}<|im_end|>") for caption in captions)
+        ids, mask, learned = (
+            inputs["input_ids"][row],
+            inputs["attention_mask"][row].bool(),
+            labels[row] != -100,
+        )
+        answers = [f"{caption}<|im_end|>" for caption in captions]
+        assert ids[learned].equal(labels[row][learned]) and tokenizer.decode(ids[learned]) in answers
+        prompt = tokenizer.decode(ids[mask & ~learned])
+        assert prompt.startswith("<|im_start|>user\n") and prompt.endswith("<|im_start|>assistant\n")
+        given.append(prompt.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0])
+        assert "<|image_pad|>" in given[-1] or given[-1] in captions
+    with_picture = sum("<|image_pad|>" in words for words in given)
+    assert 0 < with_picture < len(samples) and len(inputs["image_grid_thw"]) == with_picture
     assert inputs["mm_token_type_ids"].sum() == inputs["image_grid_thw"].prod(-1).sum() // 4
+
+
+def test_a_batch_without_any_picture(processor: RimeProcessor) -> None:
+    sample = (Image.new("RGB", (48, 48)), ["black"])
+    batches = [caption_batch(processor.processor, [sample], random.Random(seed))[0] for seed in range(20)]
+    without = [inputs for inputs in batches if "pixel_values" not in inputs]
+    assert 0 < len(without) < len(batches)
+    assert not any(inputs["mm_token_type_ids"].any() for inputs in without)

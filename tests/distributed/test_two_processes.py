@@ -41,9 +41,13 @@ def ranks(
         )
         for number in range(2)
     ]
-    for process in pair:
-        output, _ = process.communicate(timeout=500)
-        assert process.returncode == 0, output[-4000:]
+    try:
+        for process in pair:
+            output, _ = process.communicate(timeout=500)
+            assert process.returncode == 0, output[-4000:]
+    finally:
+        for process in pair:
+            process.kill()
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 
 
