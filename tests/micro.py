@@ -33,6 +33,8 @@ MICRO = TinyConfig(
     vision_heads=2,
     vision_intermediate_size=128,
     vocab_size=600,
+    vision_steps=2,
+    vision_batch_size=4,
     num_steps=2,
     batch_size=4,
 )

@@ -186,13 +186,16 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
 
 
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
-    """New mode tokens start as the word "assistant": where it stands, the model is about to sum up a prompt.
+    """New mode tokens start as words that stand where a model sums up: the turn's "assistant", and its end.
 
-    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base,
-    0.84-0.98 from here), and the contrastive losses stay at chance for hundreds of steps.
+    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base, 0.84-0.98
+    from here), and the contrastive losses stay at chance for hundreds of steps. The two start from different
+    words: from the same one the spaces would half meet before any alignment.
     """
     tokenizer = processor.tokenizer
-    source = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("assistant"))[0]
+    prompt = processor.prompt
+    starts = {prompt.disc_token: tokenizer.convert_tokens_to_ids(tokenizer.tokenize("assistant"))[0]}
+    starts[prompt.gen_token] = processor.turn_end_id
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
-        for token_id in tokenizer.convert_tokens_to_ids(processor.new_tokens):
-            layer.weight.data[token_id] = layer.weight.data[source]
+        for token in processor.new_tokens:
+            layer.weight.data[tokenizer.convert_tokens_to_ids(token)] = layer.weight.data[starts[token]]
