@@ -188,9 +188,9 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
     """New mode tokens start as words that stand where a model sums up: the turn's "assistant", and its end.
 
-    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base, 0.84-0.98
-    from here), and the contrastive losses stay at chance for hundreds of steps. The two start from different
-    words: from the same one the spaces would half meet before any alignment.
+    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base,
+    0.84-0.98 from here), and the contrastive losses stay at chance for hundreds of steps. The two start from
+    different words: from the same one the spaces would half meet before any alignment.
     """
     tokenizer = processor.tokenizer
     prompt = processor.prompt

@@ -97,7 +97,7 @@ def newest_run(runs: Path) -> Path:
     Raises:
         RimeError: If there is none.
     """
-    finished = [done.parent for done in runs.glob("**/done.json") if (done.parent / "adapter").is_dir()]
+    finished = [done.parent for done in runs.glob("*/*/done.json") if (done.parent / "adapter").is_dir()]
     if not finished:
         raise RimeError(f"no finished run in {runs}/. Run `make train-cma` first, or name one with --run.")
     return max(finished, key=lambda stage: (stage / "done.json").stat().st_mtime)
