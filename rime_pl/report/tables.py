@@ -90,7 +90,8 @@ def _gallery_line(summary: Mapping[str, Any]) -> Text:
 
 def _all_gallery_table(results: Mapping[str, Any]) -> Table:
     """The same queries against all pictures there are."""
-    title = f"The same queries, all distractors added to the galleries (chance {results['chance']:.5f})"
+    sizes = f"smallest gallery {results['gallery']}, chance {results['chance']:.5f}"
+    title = f"The same queries among all distractors ({sizes})"
     table = _table(title, "query mode - target mode")
     names = [name for name in results if name.startswith("recall@")]
     for name in names:
