@@ -13,6 +13,11 @@ READY := $(VENV)/.ready
 CORPUS := data/$(DATA)
 DATA_CONFIG := configs/data/$(DATA).yaml
 
+# ARGS goes to the stage named on the command line.
+ifneq ($(filter train-sft,$(MAKECMDGOALS)),)
+override SFT_ARGS += $(ARGS)
+endif
+
 # A run's folder is keyed by what decides its result: recipe files, corpus, seed and extra arguments.
 key = $(shell { cat $(1) 2>/dev/null; echo '$(2)'; } | cksum | cut -d' ' -f1)
 RUN := runs/$(DATA)-$(notdir $(CONFIG))-seed$(SEED)
@@ -52,7 +57,7 @@ models/tiny-$(DATA)/config.json: $(CORPUS)/corpus.json
 	$(RIME) base --data $(CORPUS) --output $(dir $@)
 
 train-sft: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json) ## stage 1: learn to rewrite and to embed
-	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS) $(if $(filter train-sft,$(MAKECMDGOALS)),$(ARGS))
+	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS)
 
 $(SFT)/done.json: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json)
 	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS)
