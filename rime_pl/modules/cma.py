@@ -19,7 +19,8 @@ class CMAModule(RimeModule):
     Args:
         lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
         lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
-        wrong_share: Share of the queries that are encoded once more with a wrong rewrite.
+        wrong_share: Share of the queries that are encoded once more with a wrong rewrite. Below 1 each process
+            takes its own first rows, so that only at 1 several processes equal one on the same batch.
     """
 
     def __init__(
