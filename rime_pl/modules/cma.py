@@ -19,8 +19,8 @@ class CMAModule(RimeModule):
     Args:
         lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
         lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
-        wrong_share: Share of the queries that are encoded once more with a wrong rewrite. Below 1 each process
-            takes its own first rows, so that only at 1 several processes equal one on the same batch.
+        wrong_share: Share of the queries encoded once more with a wrong rewrite. Below 1 each process
+            takes its own first rows, so only at 1 do several processes equal one.
     """
 
     def __init__(
