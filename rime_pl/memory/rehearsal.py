@@ -20,7 +20,7 @@ from rime_pl.losses.contrastive import info_nce, same_content
 from rime_pl.losses.language_modeling import token_cross_entropy
 from rime_pl.memory.skeleton import Skeleton, state_tensors
 from rime_pl.memory.tracking import Largest, LiveBytes, Peak
-from rime_pl.types import ModeEmbeddings
+from rime_pl.types import ModeEmbeddings, Rows
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,21 @@ class SideShape:
             images=round(self.images * part),
             patches=round(self.patches * part),
         )
+
+
+def side_shape(rows: Rows) -> SideShape:
+    """The sizes of a side that is there."""
+    prompts, completions = rows.prompts, rows.completions
+    labelled = completions.mask.bool() & rows.annotated.unsqueeze(1)
+    return SideShape(
+        rows=len(rows),
+        prompt_tokens=prompts.input_ids.shape[1],
+        completion_tokens=completions.ids.shape[1],
+        labels=int(labelled.sum()),
+        images=0 if prompts.image_grid_thw is None else len(prompts.image_grid_thw),
+        patches=0 if prompts.pixel_values is None else len(prompts.pixel_values),
+        padded=not bool(prompts.attention_mask.all() and completions.mask.all()),
+    )
 
 
 @dataclass(frozen=True)
