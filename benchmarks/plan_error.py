@@ -135,8 +135,12 @@ def in_own_process(name: str, folder: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", choices=sorted(CASES), help="measure this case in this process, print bytes")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", choices=sorted(CASES), help="measure this case in this process, print bytes"
+    )
     parser.add_argument("--folder", type=Path, help="its checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(1)

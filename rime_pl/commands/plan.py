@@ -1,6 +1,6 @@
 """`rime plan`: what a run will need, before it starts and without weights: memory, time, disk, what to change.
 
-    rime plan --config configs/cma.yaml --config configs/data/openmoji.yaml --memory 24 --data.batch_size 64
+rime plan --config configs/cma.yaml --config configs/data/openmoji.yaml --memory 24 --data.batch_size 64
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import torch
 from datamodules.plan import BatchPlan
 from datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
-from rime_pl.memory.plan import GIB, Change, Plan, StagePlan, checkpoint_bytes, predict_hours, shard, step_flops
+from rime_pl.memory.plan import (
+    GIB,
+    Change,
+    Plan,
+    StagePlan,
+    checkpoint_bytes,
+    predict_hours,
+    shard,
+    step_flops,
+)
 from rime_pl.memory.predict import SHARDED, quick_peak, stage_plan, step_work
 from rime_pl.memory.rehearsal import SideShape, side_shape, static_memory
 from rime_pl.memory.skeleton import build_skeleton, read_architecture
@@ -45,10 +54,18 @@ class Lengths:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser, required=True)
-    parser.add_argument("--memory", type=float, help="GiB of a GPU: say what to change if the run does not fit")
-    parser.add_argument("--steps", type=int, help="optimiser steps of the run, for the hours (default: from the data)")
-    parser.add_argument("--image_tokens", type=int, default=256, help="of an item, without a corpus (%(default)s)")
-    parser.add_argument("--rewrite_tokens", type=int, help="without a corpus (default: prompt.max_rewrite_tokens)")
+    parser.add_argument(
+        "--memory", type=float, help="GiB of a GPU: say what to change if the run does not fit"
+    )
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps of the run, for the hours (default: from the data)"
+    )
+    parser.add_argument(
+        "--image_tokens", type=int, default=256, help="of an item, without a corpus (%(default)s)"
+    )
+    parser.add_argument(
+        "--rewrite_tokens", type=int, help="without a corpus (default: prompt.max_rewrite_tokens)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
@@ -108,7 +125,9 @@ def local_rows(settings: RunSettings) -> int:
     """Pairs of a batch on one process."""
     total, processes = settings.values.data.batch_size, settings.num_processes
     if total < processes or total % processes:
-        raise RimeError(f"data.batch_size={total} cannot be divided among {processes} processes; give a multiple.")
+        raise RimeError(
+            f"data.batch_size={total} cannot be divided among {processes} processes; give a multiple."
+        )
     return total // processes
 
 
@@ -126,7 +145,9 @@ def read_lengths(settings: RunSettings, architecture: Any, args: argparse.Namesp
     corpus = Path(settings.values.data.path)
     if (corpus / CORPUS_FILE).is_file():
         try:
-            processor = RimeProcessor.from_pretrained(settings.backbone.name_or_path, settings.backbone.prompt)
+            processor = RimeProcessor.from_pretrained(
+                settings.backbone.name_or_path, settings.backbone.prompt
+            )
         except RimeError:  # a shape without a tokenizer: lengths are assumed, steps are known
             return assumed_lengths(settings, architecture, args, count_steps(settings))
         return measured_lengths(settings, processor)

@@ -41,10 +41,16 @@ class RunSettings:
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
     """`--config` and `--stage`; every further setting goes to the stage's own parser."""
     parser.add_argument(
-        "--config", type=Path, action="append", required=required, help="recipe, then corpus and overlays, as for a run"
+        "--config",
+        type=Path,
+        action="append",
+        required=required,
+        help="recipe, then corpus and overlays, as for a run",
     )
     parser.add_argument(
-        "--stage", choices=sorted(STAGES), help="whose settings the recipe holds (default: the first file's name)"
+        "--stage",
+        choices=sorted(STAGES),
+        help="whose settings the recipe holds (default: the first file's name)",
     )
 
 
@@ -61,7 +67,9 @@ def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) 
     """
     stage = stage or configs[0].stem
     if stage not in STAGES:
-        raise RimeError(f"--config {configs[0]}: its name is no stage; add --stage {' or --stage '.join(STAGES)}.")
+        raise RimeError(
+            f"--config {configs[0]}: its name is no stage; add --stage {' or --stage '.join(STAGES)}."
+        )
     words = [word for path in configs for word in ("--config", str(path))]
     typed, sys.argv = sys.argv, [f"rime {stage}"]
     try:

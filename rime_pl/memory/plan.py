@@ -122,7 +122,9 @@ def step_flops(work: Work) -> float:
     return float(2 * work.decoder * work.tokens * passes + attention * attention_passes + tower + logits)
 
 
-def predict_hours(flops: float, peak: int, num_steps: int | None, utilisation: float = UTILISATION) -> list[Hours]:
+def predict_hours(
+    flops: float, peak: int, num_steps: int | None, utilisation: float = UTILISATION
+) -> list[Hours]:
     """Seconds of a step and hours of a run on each GPU.
 
     Args:
@@ -171,7 +173,9 @@ def checkpoint_bytes(trained: int, itemsize: int) -> dict[str, int]:
     return {"adapter": trained * itemsize, "checkpoint": 3 * trained * itemsize}
 
 
-def shard(parts: Mapping[str, int], sharded: Sequence[str], num_processes: int, num_layers: int) -> dict[str, int]:
+def shard(
+    parts: Mapping[str, int], sharded: Sequence[str], num_processes: int, num_layers: int
+) -> dict[str, int]:
     """Parts per process when the decoder's layers are split among processes (FSDP2).
 
     Args:

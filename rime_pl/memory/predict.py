@@ -130,7 +130,7 @@ def step_work(skeleton: Skeleton, query: SideShape, target: SideShape, wrong_row
     return Work(
         decoder=sum(_elements(p) for n, p in layers.named_parameters() if "lora_" not in n),
         vision=sum(p.numel() for p in model.model.visual.parameters()),
-        vocabulary=model.get_input_embeddings().weight.shape[0],
+        vocabulary=text.vocab_size,
         width=text.hidden_size,
         layers=text.num_hidden_layers,
         tokens=sum(side.rows * length for side, length in zip(sides, lengths, strict=True)),

@@ -211,7 +211,9 @@ class _Step:
             inputs_embeds=hidden,
             position_ids=positions,
             # as transformers prepares it; a mapping for the models with layers of several kinds
-            attention_mask={"full_attention": mask} if self.skeleton.architecture.model_type == "qwen2_vl" else mask,
+            attention_mask={"full_attention": mask}
+            if self.skeleton.architecture.model_type == "qwen2_vl"
+            else mask,
             use_cache=False,
         ).last_hidden_state
         at, found = first_position(ids, inputs["mask"], 0)

@@ -144,7 +144,11 @@ def _without_data(model: nn.Module, dtype: torch.dtype) -> None:
                 if old is None:
                     continue
                 if id(old) not in made:
-                    new = pack(old.shape, dtype) if id(old) in packed else torch.empty(old.shape, dtype=old.dtype)
+                    new = (
+                        pack(old.shape, dtype)
+                        if id(old) in packed
+                        else torch.empty(old.shape, dtype=old.dtype)
+                    )
                     if group is module._parameters and not isinstance(new, nn.Parameter):
                         new = nn.Parameter(new, requires_grad=old.requires_grad)
                     made[id(old)] = (old, new)

@@ -69,7 +69,9 @@ def memory_table(plan: Mapping[str, Any]) -> Table:
 def hour_table(plan: Mapping[str, Any]) -> Table:
     """Where it fits and how long it takes there."""
     title = f"Time (from {plan['flops_per_step']:.2g} FLOP a step at {UTILISATION:.0%} of the data sheet)"
-    table = _table(title, ("GPU", "left"), ("fits", "left"), ("s a step", "right"), ("run", "right"), ("", "left"))
+    table = _table(
+        title, ("GPU", "left"), ("fits", "left"), ("s a step", "right"), ("run", "right"), ("", "left")
+    )
     for row in plan["hours"]:
         fits = "yes" if row["fits"] else "no"
         table.add_row(row["gpu"], fits, f"{row['seconds_per_step']:.2f}", row["class"], row["source"])
@@ -81,11 +83,15 @@ def change_table(plan: Mapping[str, Any]) -> Table:
     limit = plan["memory_gib"]
     own = next(stage for stage in plan["stages"] if stage["stage"] == plan["stage"])
     if own["peak"] <= limit * GIB:
-        return _table(f"{plan['stage']} fits in {limit:g} GiB: {_size(own['peak'])} at the peak.", ("", "left"))
+        return _table(
+            f"{plan['stage']} fits in {limit:g} GiB: {_size(own['peak'])} at the peak.", ("", "left")
+        )
     title = f"{plan['stage']} does not fit in {limit:g} GiB. Each change by itself:"
     table = _table(title, ("change", "left"), ("peak", "right"), ("fits", "left"))
     for change in plan["changes"]:
-        table.add_row(change["setting"], _size(change["peak"]), "yes" if change["peak"] <= limit * GIB else "no")
+        table.add_row(
+            change["setting"], _size(change["peak"]), "yes" if change["peak"] <= limit * GIB else "no"
+        )
     return table
 
 
