@@ -2,10 +2,11 @@
 
     python benchmarks/plan_error.py
 
-Measured: the highest resident memory (VmHWM, reset after loading) of two training steps under Lightning, minus the
-resident memory after all imports and before the model is loaded. A step of a model of 0.4 million parameters comes
-first, because a first step imports and starts what no model is to blame for (its own bytes are printed). glibc is told to give freed blocks back
-(MALLOC_MMAP_THRESHOLD_), else the figure is that of its free lists. Linux only. The last line is JSON.
+Measured: the highest resident memory (VmHWM, reset after loading) of two training steps under Lightning,
+minus the resident memory after all imports and before the model is loaded. A step of a model of 0.4 million
+parameters comes first, because a first step imports and starts what no model is to blame for (its own bytes
+are printed). glibc is told to give freed blocks back (MALLOC_MMAP_THRESHOLD_), else the figure is that of
+its free lists. Linux only. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -65,14 +65,15 @@ def pooling(contract: dict[str, Any], processor: RimeProcessor) -> Check:
         if contract.get(name) != value:
             seen = f"{name} is {contract.get(name)} in the contract and {value} in the tokenizer beside it"
             return problem("pooling contract", seen, AGAIN)
-    seen = f"{processor.prompt.disc_token} is {processor.disc_id}, {processor.prompt.gen_token} is {processor.gen_id}"
+    prompt = processor.prompt
+    seen = f"{prompt.disc_token} is {processor.disc_id}, {prompt.gen_token} is {processor.gen_id}"
     return ok("pooling contract", seen)
 
 
 def token_rows(folder: Path, num_tokens: int, contract: dict[str, Any]) -> Check:
     """A trained row for each mode token, at ids that the tokenizer has."""
     with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        names = [name for name in file.keys() if "trainable_tokens" in name]  # noqa: SIM118: no mapping
+        names = [name for name in file.keys() if "trainable_tokens" in name]  # noqa: SIM118
         rows = {name: file.get_slice(name).get_shape()[0] for name in names}
     ids = (contract["disc_token_id"], contract["gen_token_id"])
     if not rows or any(count != len(set(ids)) for count in rows.values()):

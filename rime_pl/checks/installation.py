@@ -1,6 +1,7 @@
 """Is the installation sound? Versions that belong together, 4-bit arithmetic, processor, GPU, our packages.
 
-Called by `rime doctor`. Each check takes what it looks at as an argument, so that a test can hand it a bad one.
+Called by `rime doctor`. Each check takes what it looks at as an argument, so that a test can hand it a bad
+one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def installed(names: tuple[str, ...]) -> dict[str, str]:
 def torch_pair(versions: Mapping[str, str]) -> Check:
     """torch and torchvision are built for each other: the wrong one fails at import."""
     name = "torch and torchvision"
-    remedy = "Install the pair of constraints.txt: make setup, or pip install -c constraints.txt torch torchvision."
+    remedy = "Install the pair: make setup, or pip install -c constraints.txt torch torchvision."
     if "torch" not in versions or "torchvision" not in versions:
         return problem(
             name, f"installed: {dict(versions) or 'neither'}; Qwen3-VL's processor needs both", remedy
@@ -62,7 +63,7 @@ def bad_versions(versions: Mapping[str, str]) -> Check:
     for package, version in versions.items():
         if version in BAD.get(package, {}):
             why = BAD[package][version]
-            remedy = f"pip install -c constraints.txt --upgrade {package}, and change every secret of this machine."
+            remedy = f"pip install -c constraints.txt --upgrade {package}; change this machine's secrets."
             return problem("known-bad versions", f"{package} {version}: {why}", remedy)
     return ok("known-bad versions", "none installed")
 

@@ -39,14 +39,14 @@ def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
 
 
 def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
-    """All floating types equal: FSDP2 groups parameters of one type, and a cast of packed bytes loses bits."""
+    """All types equal: FSDP2 groups parameters of one type, and a cast of packed bytes loses bits."""
     name = "storage types"
     types = {str(p.dtype) for p in skeleton.peft.parameters() if p.dtype.is_floating_point or sharded}
     packed = linear_4bit_modules(skeleton.peft)
     wanted = str(getattr(torch, skeleton.config.dtype))
     if types != {wanted}:
         level = problem if sharded else warning
-        remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted}; see rime_pl/backbone/quantization.py."
+        remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted} (backbone/quantization.py)."
         return level(
             name, f"parameters are {', '.join(sorted(types))}, model.backbone.dtype is {wanted}", remedy
         )
@@ -57,7 +57,7 @@ def image_tower(skeleton: Skeleton) -> Check:
     """A frozen tower needs no backward; transformers' hook for checkpointing can ask for one."""
     tower: Any = skeleton.language_model.model.visual
     if tower.patch_embed._forward_hooks:
-        seen = "with gradient checkpointing this model's frozen vision tower keeps activations and is differentiated"
+        seen = "gradient checkpointing makes the frozen vision tower keep activations and run backward"
         return warning(
             "vision tower", seen, "It costs time and memory (`rime plan` counts both); results are right."
         )
@@ -65,7 +65,7 @@ def image_tower(skeleton: Skeleton) -> Check:
 
 
 def precision(trainer_precision: str | int | None, strategy: str, load_in_4bit: bool) -> Check:
-    """Lightning must cast nothing: types are model.backbone.dtype's, and a cast of packed bytes destroys them.
+    """Lightning must cast nothing: types are model.backbone.dtype's, and a cast destroys packed bytes.
 
     Args:
         trainer_precision: trainer.precision.

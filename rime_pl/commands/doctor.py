@@ -1,4 +1,4 @@
-"""`rime doctor`: is everything as a run needs it? A line for each check; 1 is returned when there is a problem.
+"""`rime doctor`: is everything as a run needs it? A line for each check; exit code 1 on a problem.
 
 rime doctor --config configs/cma.yaml --adapter runs/openmoji-tiny-seed0
 """

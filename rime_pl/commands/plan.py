@@ -1,4 +1,4 @@
-"""`rime plan`: what a run will need, before it starts and without weights: memory, time, disk, what to change.
+"""`rime plan`: what a run will need, before it starts and without weights; what to change if too much.
 
 rime plan --config configs/cma.yaml --config configs/data/openmoji.yaml --memory 24 --data.batch_size 64
 """
@@ -188,8 +188,8 @@ def assumed_lengths(
         images=rows if args.image_tokens else 0,
         patches=rows * args.image_tokens * merged,
     )
-    source = f"assumed: {PROMPT_TOKENS} words, {args.image_tokens} visual tokens, {rewrite} of rewrite on each side"
-    return Lengths(side, side, source, None, num_steps)
+    sizes = f"{PROMPT_TOKENS} words, {args.image_tokens} visual tokens, {rewrite} of rewrite"
+    return Lengths(side, side, f"assumed on each side: {sizes}", None, num_steps)
 
 
 def count_steps(settings: RunSettings) -> int | None:
@@ -253,7 +253,7 @@ def what_to_change(
         if fewer >= 2:
             less = (lengths.query.share(fewer), lengths.target.share(fewer))
             batch = fewer * settings.num_processes
-            setting = f"--data.batch_size {batch} (negatives per query {batch - 1}), or micro-batches of {fewer} pairs"
+            setting = f"--data.batch_size {batch} (negatives per query {batch - 1})"
             changed.append((setting, {}, less, round(wrong * fewer / rows)))
     before = quick_peak(config, architecture, settings.stage, sides, wrong)
     changes = []

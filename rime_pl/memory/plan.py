@@ -99,12 +99,12 @@ class Plan:
 def step_flops(work: Work) -> float:
     """Floating-point operations of a step's matrix products.
 
-    ``2 N T`` forward and ``2 N T`` for the gradient of the inputs (frozen weights have none of their own), once
-    more forward when activations are recomputed; ``4 L D T`` a layer for attention; logits ``2 D V`` a
+    ``2 N T`` forward and ``2 N T`` for the gradient of the inputs (frozen weights have none of their own),
+    once more forward when activations are recomputed; ``4 L D T`` a layer for attention; logits ``2 D V`` a
     label, and twice that backward because two rows of the table train.
 
     Returns:
-        Operations, a multiplication and an addition counted as two. LoRA's own products (below 3 %) are not in it.
+        Operations, a multiplication and an addition counted as two. LoRA's own products are not in it.
 
     Source: the count of arXiv 2001.08361, section 2.1, without the weights' gradients.
 

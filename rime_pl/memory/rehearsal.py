@@ -1,8 +1,9 @@
 """A training step on tensors without data: which bytes are alive when, before any weight is there.
 
-Called by `rime plan`. The same layers, losses and backward as in a run, so that what a formula would forget is in
-the count (PEFT's copy of the embedding table, masks widened for attention, a tower that keeps its activations).
-The step mirrors rime_pl/modules/{sft,cma}.py and backbone/mllm.py; a test holds it to the bytes of a real step.
+Called by `rime plan`. The same layers, losses and backward as in a run, so that what a formula would forget
+is in the count (PEFT's copy of the embedding table, masks widened for attention, a tower that keeps its
+activations). The step mirrors rime_pl/modules/{sft,cma}.py and backbone/mllm.py; a test holds it to the bytes
+of a real step.
 """
 
 from __future__ import annotations

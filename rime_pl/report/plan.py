@@ -34,6 +34,7 @@ def fact_table(plan: Mapping[str, Any]) -> Table:
     """What the plan stands on."""
     table = _table(f"Plan of {plan['stage']} on {plan['checkpoint']}", ("", "left"), ("", "left"))
     disk = plan["disk_bytes"]
+    own = next(stage for stage in plan["stages"] if stage["stage"] == plan["stage"])
     rows = {
         "parameters, trained": f"{plan['parameters']:,}, {plan['trained_parameters']:,}",
         "processes": f"{plan['processes']} ({plan['strategy']})",
@@ -42,7 +43,7 @@ def fact_table(plan: Mapping[str, Any]) -> Table:
         "lengths": plan["lengths"],
         "steps": "not known: give --steps or a corpus" if plan["steps"] is None else f"{plan['steps']:,}",
         "disk": f"adapter {_size(disk['adapter'])}, checkpoint to resume from {_size(disk['checkpoint'])}",
-        "largest tensor of a step": f"{_size(plan['stages'][0]['largest'])}: {plan['stages'][0]['largest_operation']}",
+        "largest tensor of a step": f"{_size(own['largest'])}: {own['largest_operation']}",
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -49,7 +49,7 @@ def test_tables_and_assumed_lengths(
     told = capsys.readouterr().out
     for words in (
         "negatives per query",
-        "assumed: 64 words, 4 visual tokens, 32 of rewrite",
+        "64 words, 4 visual tokens, 32 of rewrite",
         "4-bit weights",
         "peak",
     ):
