@@ -17,8 +17,12 @@ COMMANDS = {
     "base": "make the tiny base model from a corpus' captions",
     "search": "search the pictures of a finished run, or a folder of your own",
     "compare": "run the controls beside a finished run and write the table of claims",
+    "plan": "predict memory, time and disk of a run before it starts, and what to change if it will not fit",
+    "doctor": "check installation, settings and a run's adapter; each problem with its remedy",
     "gpu_check": "load a random 2B-shaped model in 4 bits on the GPU and take one step of each stage",
 }
+#: Commands that take a stage's settings, such as --model.temperature 0.05, behind their own options.
+TAKE_SETTINGS = ("plan", "doctor")
 STAGES = {
     "sft": "stage 1: learn to rewrite and to embed, jointly",
     "cma": "stage 2: cross-mode alignment, any mode retrieves any mode",
@@ -44,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
             command = importlib.import_module(f"rime_pl.commands.{name}")
             parser = argparse.ArgumentParser(prog=f"rime {argv[0]}", description=COMMANDS[name])
             command.add_arguments(parser)
+            if name in TAKE_SETTINGS:
+                parsed, settings = parser.parse_known_args(rest)
+                return command.run(argparse.Namespace(**vars(parsed), settings=settings))
             return command.run(parser.parse_args(rest))
     except RimeError as error:
         print(f"rime: error: {error}", file=sys.stderr)

@@ -1,0 +1,92 @@
+"""Can a run with these settings start? LoRA's targets, storage types, sharding.
+
+Called by `rime doctor --config FILE`. The model is built without weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.checks.result import Check, ok, problem, warning
+from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture
+from rime_pl.types import RimeError
+
+
+def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
+    """LoRA's targets, then types and 4-bit layers of what was built.
+
+    Args:
+        config: Of the run.
+        sharded: Whether FSDP2 is asked for.
+    """
+    try:
+        architecture = read_architecture(config.name_or_path)
+    except RimeError as error:
+        return [problem("checkpoint", str(error), "Correct --model.backbone.name_or_path.")]
+    found = [ok("checkpoint", f"{config.name_or_path}: {architecture.model_type}")]
+    try:
+        skeleton = build_skeleton(config, architecture)
+    except RimeError as error:
+        remedy = "Leave model.backbone.lora_targets out: the default takes the decoder's linear layers."
+        return [*found, problem("LoRA targets", str(error), remedy)]
+    layers = sum(1 for name, _ in skeleton.peft.named_modules() if name.endswith("lora_A.default"))
+    found.append(ok("LoRA targets", f"{layers} linear layers of the language model"))
+    return [*found, storage_types(skeleton, sharded), image_tower(skeleton)]
+
+
+def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
+    """All types equal: FSDP2 groups parameters of one type, and a cast of packed bytes loses bits."""
+    name = "storage types"
+    types = {str(p.dtype) for p in skeleton.peft.parameters() if p.dtype.is_floating_point or sharded}
+    packed = linear_4bit_modules(skeleton.peft)
+    wanted = str(getattr(torch, skeleton.config.dtype))
+    if types != {wanted}:
+        level = problem if sharded else warning
+        remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted} (backbone/quantization.py)."
+        return level(
+            name, f"parameters are {', '.join(sorted(types))}, model.backbone.dtype is {wanted}", remedy
+        )
+    return ok(name, f"{wanted} everywhere, the {len(packed)} packed layers included")
+
+
+def image_tower(skeleton: Skeleton) -> Check:
+    """A frozen tower needs no backward; transformers' hook for checkpointing can ask for one."""
+    tower: Any = skeleton.language_model.model.visual
+    if tower.patch_embed._forward_hooks:
+        seen = "gradient checkpointing makes the frozen vision tower keep activations and run backward"
+        return warning(
+            "vision tower", seen, "It costs time and memory (`rime plan` counts both); results are right."
+        )
+    return ok("vision tower", "frozen, no backward")
+
+
+def precision(trainer_precision: str | int | None, strategy: str, load_in_4bit: bool) -> Check:
+    """Lightning must cast nothing: types are model.backbone.dtype's, and a cast destroys packed bytes.
+
+    Args:
+        trainer_precision: trainer.precision.
+        strategy: "single", "ddp" or "fsdp".
+        load_in_4bit: model.backbone.load_in_4bit.
+    """
+    if trainer_precision in (None, "32-true", "32", 32):
+        return ok("trainer.precision", "Lightning casts nothing")
+    seen = f"trainer.precision={trainer_precision}"
+    remedy = "Set --trainer.precision 32-true, and half precision with --model.backbone.dtype bfloat16."
+    if strategy == "fsdp" and load_in_4bit:
+        return problem("trainer.precision", f"{seen}: FSDP2 would cast the packed 4-bit bytes", remedy)
+    return warning("trainer.precision", f"{seen}: activations are cast behind the backbone's back", remedy)
+
+
+def batch(batch_size: int, processes: int) -> Check:
+    """Every process gets the same number of pairs, and there is a negative."""
+    if batch_size < 2 or batch_size % processes:
+        seen = f"data.batch_size={batch_size} for {processes} process(es)"
+        return problem("batch", seen, f"Give --data.batch_size a multiple of {processes}, 2 or more.")
+    return ok(
+        "batch",
+        f"{batch_size // processes} pairs on each of {processes}, {batch_size - 1} negatives per query",
+    )

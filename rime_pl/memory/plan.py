@@ -1,0 +1,191 @@
+"""The plan of a run as plain arithmetic: memory by part, time, disk, and what to change.
+
+Called by `rime plan` with the bytes that rehearsal.py has counted. Nothing here touches a model.
+
+Shape legend: T tokens of a step, L tokens of a row, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+GIB = 2**30
+#: Share of the peak matrix throughput that a step is taken to reach; an assumption, not a measurement.
+UTILISATION = 0.25
+#: GPU -> GiB of memory, dense bfloat16 TFLOP/s with float32 accumulation, from the makers' data sheets.
+GPUS: dict[str, tuple[int, float]] = {
+    "RTX 3090": (24, 71.0),
+    "RTX 4090": (24, 165.2),
+    "L4": (24, 121.0),
+    "A10": (24, 125.0),
+    "L40S": (48, 362.0),
+    "A100 40GB": (40, 312.0),
+    "A100 80GB": (80, 312.0),
+    "H100 SXM": (80, 989.0),
+    "H200": (141, 989.0),
+}
+#: Upper ends of the classes in hours.
+CLASSES = (1, 3, 10, 30, 100)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Bytes of one stage's step on one process at its peak."""
+
+    stage: str
+    parts: dict[str, int]  # the weights by part, then what the step adds; their sum is the peak
+    largest: int  # bytes of the largest tensor that a step makes
+    largest_operation: str  # what makes it, and its shape
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all parts together."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides the time of a step, on one process."""
+
+    decoder: int  # parameters of the decoder's layers
+    vision: int  # parameters of the vision tower
+    vocabulary: int  # V
+    width: int  # D of the decoder
+    layers: int
+    tokens: int  # T of all forwards of a step, padding included
+    row: int  # L of the longest row
+    patches: int
+    labels: int
+    recompute: bool  # gradient checkpointing
+    tower_backward: bool  # the frozen tower is differentiated, too
+
+
+@dataclass(frozen=True)
+class Hours:
+    """Time on one kind of GPU."""
+
+    gpu: str
+    seconds_per_step: float
+    hours: float | None  # None: the number of steps is not known
+    fits: bool
+    source: str  # "measured" or "predicted"
+
+    @property
+    def label(self) -> str:
+        """The class, e.g. "1-3 h"."""
+        return "-" if self.hours is None else hour_class(self.hours)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that would bring the peak down."""
+
+    setting: str  # as it is typed
+    peak: int  # bytes with it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it, as `rime plan --json` prints it."""
+
+    facts: dict[str, Any]
+    stages: list[StagePlan]
+    hours: list[Hours]
+    changes: list[Change] = field(default_factory=list)
+
+
+def step_flops(work: Work) -> float:
+    """Floating-point operations of a step's matrix products.
+
+    ``2 N T`` forward and ``2 N T`` for the gradient of the inputs (frozen weights have none of their own),
+    once more forward when activations are recomputed; ``4 L D T`` a layer for attention; logits ``2 D V`` a
+    label, and twice that backward because two rows of the table train.
+
+    Returns:
+        Operations, a multiplication and an addition counted as two. LoRA's own products are not in it.
+
+    Source: the count of arXiv 2001.08361, section 2.1, without the weights' gradients.
+
+    Example:
+        >>> work = Work(10, 0, 0, 0, 0, 100, 1, 0, 0, recompute=False, tower_backward=False)
+        >>> step_flops(work)
+        4000.0
+    """
+    passes = 3 if work.recompute else 2
+    # the backward of attention is 2.5 times its forward: five products for two
+    attention = 4 * work.layers * work.row * work.width * work.tokens
+    attention_passes = (2 if work.recompute else 1) + 2.5
+    tower = 2 * work.vision * work.patches * (passes if work.tower_backward else 1)
+    logits = 3 * 2 * work.labels * work.width * work.vocabulary
+    return float(2 * work.decoder * work.tokens * passes + attention * attention_passes + tower + logits)
+
+
+def predict_hours(
+    flops: float, peak: int, num_steps: int | None, utilisation: float = UTILISATION
+) -> list[Hours]:
+    """Seconds of a step and hours of a run on each GPU.
+
+    Args:
+        flops: Of a step on one process.
+        peak: Bytes, to say where it fits; 5 % of the memory are left to the driver and to fragments.
+        num_steps: Of the run, if known.
+        utilisation: Share of the data sheet's throughput.
+    """
+    rows = []
+    for gpu, (gib, tflops) in GPUS.items():
+        seconds = flops / (tflops * 1e12 * utilisation)
+        hours = None if num_steps is None else seconds * num_steps / 3600
+        rows.append(Hours(gpu, seconds, hours, peak <= 0.95 * gib * GIB, "predicted"))
+    return rows
+
+
+def hour_class(hours: float) -> str:
+    """A class, because a prediction of minutes would claim too much.
+
+    Example:
+        >>> hour_class(0.4), hour_class(2.5), hour_class(500)
+        ('< 1 h', '1-3 h', '> 100 h')
+    """
+    low = None
+    for high in CLASSES:
+        if hours < high:
+            return f"< {high} h" if low is None else f"{low}-{high} h"
+        low = high
+    return f"> {low} h"
+
+
+def checkpoint_bytes(trained: int, itemsize: int) -> dict[str, int]:
+    """Disk of a run's two files of weights, processor files not counted.
+
+    Args:
+        trained: Number of trained parameters.
+        itemsize: Bytes of one.
+
+    Returns:
+        "adapter": what is used later; "checkpoint": with both moments of AdamW, to resume from.
+
+    Example:
+        >>> checkpoint_bytes(1000, 2)
+        {'adapter': 2000, 'checkpoint': 6000}
+    """
+    return {"adapter": trained * itemsize, "checkpoint": 3 * trained * itemsize}
+
+
+def shard(
+    parts: Mapping[str, int], sharded: Sequence[str], num_processes: int, num_layers: int
+) -> dict[str, int]:
+    """Parts per process when the decoder's layers are split among processes (FSDP2).
+
+    Args:
+        parts: Bytes on one process that holds everything.
+        sharded: The parts that are split; two layers at a time are whole on every process.
+        num_processes: Among which.
+        num_layers: Of the decoder.
+    """
+    split = {name: -(-size // num_processes) if name in sharded else size for name, size in parts.items()}
+    if num_processes > 1:
+        whole = sum(parts[name] for name in sharded if name in parts)
+        split["gathered layers"] = 2 * -(-whole // num_layers)
+    return split

@@ -1,0 +1,244 @@
+"""A training step on tensors without data: which bytes are alive when, before any weight is there.
+
+Called by `rime plan`. The same layers, losses and backward as in a run, so that what a formula would forget
+is in the count (PEFT's copy of the embedding table, masks widened for attention, a tower that keeps its
+activations). The step mirrors rime_pl/modules/{sft,cma}.py and backbone/mllm.py; a test holds it to the bytes
+of a real step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rime_pl.backbone.pooling import first_position, pool_at
+from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
+from rime_pl.losses.contrastive import info_nce, same_content
+from rime_pl.losses.language_modeling import token_cross_entropy
+from rime_pl.memory.skeleton import Skeleton, state_tensors
+from rime_pl.memory.tracking import Largest, LiveBytes, Peak
+from rime_pl.types import ModeEmbeddings, Rows
+
+
+@dataclass(frozen=True)
+class SideShape:
+    """Sizes of one side of a batch, as one forward takes it."""
+
+    rows: int
+    prompt_tokens: int  # of the longest row, visual tokens included; the others are padded
+    completion_tokens: int  # of the longest row: rewrite, <gen_emb>, end of turn
+    labels: int  # completion tokens of all rows together
+    images: int = 0  # of all rows together
+    patches: int = 0  # of all images together
+    padded: bool = True  # whether some row is shorter than the longest: a mask is needed
+
+    def share(self, rows: int) -> SideShape:
+        """The first rows of it, on average."""
+        part = rows / self.rows
+        return replace(
+            self,
+            rows=rows,
+            labels=round(self.labels * part),
+            images=round(self.images * part),
+            patches=round(self.patches * part),
+        )
+
+
+def side_shape(rows: Rows) -> SideShape:
+    """The sizes of a side that is there."""
+    prompts, completions = rows.prompts, rows.completions
+    labelled = completions.mask.bool() & rows.annotated.unsqueeze(1)
+    return SideShape(
+        rows=len(rows),
+        prompt_tokens=prompts.input_ids.shape[1],
+        completion_tokens=completions.ids.shape[1],
+        labels=int(labelled.sum()),
+        images=0 if prompts.image_grid_thw is None else len(prompts.image_grid_thw),
+        patches=0 if prompts.pixel_values is None else len(prompts.pixel_values),
+        padded=not bool(prompts.attention_mask.all() and completions.mask.all()),
+    )
+
+
+@dataclass(frozen=True)
+class Static:
+    """Bytes that lie there all the time, by part."""
+
+    packed: int  # 4-bit weights
+    packed_state: int  # their scales, and the scales of those
+    vision: int  # vision tower
+    embedding: int  # embedding table and, if it is another tensor, output layer
+    other: int  # norms, biases, buffers; linear layers that are not in 4 bits
+    lora: int
+    token_rows: int
+    trained: int  # number of trained parameters, not bytes
+    parameters: int  # number of all parameters, a packed one counted as it was
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What a step needs above the weights and optimiser states."""
+
+    peak: Peak
+    largest: Largest
+    gradients: int  # bytes of all gradients
+
+
+def static_memory(skeleton: Skeleton) -> Static:
+    """Every weight once, by part."""
+    parts = dict.fromkeys(("packed", "packed_state", "vision", "embedding", "other", "lora", "token_rows"), 0)
+    trained = parameters = 0
+    packed = {id(layer.weight): layer.weight for layer in linear_4bit_modules(skeleton.peft).values()}
+    for weight in packed.values():
+        parts["packed_state"] += sum(tensor.nbytes for tensor in state_tensors(weight.quant_state))
+    for name, tensor in _named_tensors(skeleton):
+        parts[_part(name, id(tensor) in packed)] += tensor.nbytes
+        if isinstance(tensor, torch.nn.Parameter):
+            shape = packed[id(tensor)].quant_state.shape if id(tensor) in packed else tensor.shape
+            parameters += shape.numel()
+            trained += tensor.numel() if tensor.requires_grad else 0
+    return Static(**parts, trained=trained, parameters=parameters)
+
+
+def _named_tensors(skeleton: Skeleton) -> list[tuple[str, Tensor]]:
+    return [*skeleton.peft.named_parameters(), *skeleton.peft.named_buffers()]
+
+
+def _part(name: str, packed: bool) -> str:
+    if packed:
+        return "packed"
+    if "lora_" in name:
+        return "lora"
+    if "trainable_tokens" in name:
+        return "token_rows"
+    if ".visual." in name:
+        return "vision"
+    if "embed_tokens" in name or "lm_head" in name:
+        return "embedding"
+    return "other"
+
+
+def rehearse(
+    skeleton: Skeleton, stage: str, query: SideShape, target: SideShape, wrong_rows: int = 0
+) -> StepMemory:
+    """One step, forward and backward.
+
+    Args:
+        skeleton: From ``build_skeleton``.
+        stage: "sft" or "cma".
+        query, target: Both sides of this rank's batch.
+        wrong_rows: Queries that CMA encodes once more with a wrong rewrite; 0 for none.
+    """
+    patches = [query.patches // max(1, query.images), target.patches // max(1, target.images)]
+    rehearsal = _Step(skeleton, max(patches))
+    with skeleton.mode, rehearsal.live:
+        loss = rehearsal.loss(stage, query, target, wrong_rows)
+        with rehearsal.live.counting("backward"):
+            loss.backward()
+        trained = [p for p in skeleton.peft.parameters() if p.grad is not None]
+        gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+        for parameter in trained:
+            parameter.grad = None
+    return StepMemory(rehearsal.live.peak, rehearsal.live.largest, gradients)
+
+
+class _Step:
+    """One step's forward passes; its ``live`` counts the bytes."""
+
+    def __init__(self, skeleton: Skeleton, patches_of_an_image: int) -> None:
+        self.skeleton = skeleton
+        self.dtype = getattr(torch, skeleton.config.dtype)
+        self.live = LiveBytes(skeleton.tensors(), lambda: patches_of_an_image)
+        for parameter in skeleton.peft.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p: self.live.move(p.grad, "gradients")  # type: ignore[arg-type]
+                )
+
+    def loss(self, stage: str, query: SideShape, target: SideShape, wrong_rows: int) -> Tensor:
+        """As ``training_step`` of the stage."""
+        with self.live.counting("inputs"):
+            self.batch = [self._inputs(query), self._inputs(target)]
+        q, q_logits = self._encode(query, self.batch[0], labels=query.labels)
+        t, t_logits = self._encode(target, self.batch[1], labels=target.labels)
+        content = torch.zeros(query.rows, dtype=torch.int64)
+        masked = same_content(content, content)
+        total = info_nce(q.gen, t.gen, 1.0, masked) + info_nce(q.disc, t.disc, 1.0, masked)
+        with self.live.counting("logits"):
+            for logits in (q_logits, t_logits):
+                labels = torch.zeros(len(logits), dtype=torch.int64)
+                total = total + token_cross_entropy(logits, labels, len(logits))
+        if stage == "cma":
+            total = total + cross_mode_alignment(q, t, 1.0, masked)
+        if stage == "cma" and wrong_rows:
+            shape = query.share(wrong_rows)
+            with self.live.counting("inputs"):
+                self.batch.append(self._inputs(shape))
+            wrong, _ = self._encode(shape, self.batch[2], labels=0)
+            index = torch.arange(wrong_rows)
+            chosen = ModeEmbeddings(t.disc[index], t.gen[index])
+            total = total + decisive_rewrite(q.gen[index], wrong.gen, chosen, 1.0)
+        return total
+
+    def _inputs(self, shape: SideShape) -> dict[str, Tensor]:
+        """Ids, mask and patches of a batch, as the data module hands them over."""
+        length = shape.prompt_tokens + shape.completion_tokens
+        inputs = {name: torch.zeros(shape.rows, length, dtype=torch.int64) for name in ("ids", "mask")}
+        if shape.patches:
+            vision = self.skeleton.architecture.vision_config
+            width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+            inputs["pixels"] = torch.empty(shape.patches, width)
+        return inputs
+
+    def _encode(
+        self, shape: SideShape, inputs: dict[str, Tensor], labels: int
+    ) -> tuple[ModeEmbeddings, Tensor]:
+        """As ``Backbone.forward``, the rows of logits counted instead of looked up."""
+        model = self.skeleton.language_model
+        ids, length = inputs["ids"], shape.prompt_tokens + shape.completion_tokens
+        hidden = model.get_input_embeddings()(ids)
+        features: list[Tensor] = []
+        if shape.patches:
+            with self.live.counting("vision tower"):
+                features = self._look(shape, inputs["pixels"])
+            at = (ids == 0).unsqueeze(-1).expand_as(hidden)
+            hidden = hidden.masked_scatter(at, features[0].to(hidden.dtype))
+        positions = torch.zeros(4, shape.rows, length, dtype=torch.int64)
+        mask = torch.zeros(shape.rows, 1, length, length, dtype=torch.bool) if shape.padded else None
+        hidden = model.model.language_model(
+            inputs_embeds=hidden,
+            position_ids=positions,
+            # as transformers prepares it; a mapping for the models with layers of several kinds
+            attention_mask={"full_attention": mask}
+            if self.skeleton.architecture.model_type == "qwen2_vl"
+            else mask,
+            use_cache=False,
+        ).last_hidden_state
+        at, found = first_position(ids, inputs["mask"], 0)
+        embeddings = ModeEmbeddings(pool_at(hidden, at, found), pool_at(hidden, at, found))
+        before = hidden[:, shape.prompt_tokens - 1 : -1]
+        row, column = torch.zeros(2, labels, dtype=torch.int64).unbind()
+        with self.live.counting("logits"):
+            logits = model.lm_head(before[row, column])
+        return embeddings, logits
+
+    def _look(self, shape: SideShape, pixels: Tensor) -> list[Tensor]:
+        """The vision tower, its positions given: they depend on values, and there are none."""
+        tower = self.skeleton.language_model.model.visual
+        indices, weights = torch.zeros(shape.patches, 4, dtype=torch.int64), torch.empty(shape.patches, 4)
+        seen: Any = tower(
+            pixels.type(self.dtype),
+            grid_thw=torch.zeros(shape.images, 3, dtype=torch.int64),
+            position_ids=torch.zeros(shape.patches, 2, dtype=torch.int64),
+            cu_seqlens=torch.zeros(shape.images + 1, dtype=torch.int32),
+            interp_indices=indices,
+            interp_weights=weights,
+            return_dict=True,
+        )
+        merged = seen.pooler_output
+        pictures = torch.cat(merged.split(len(merged) // shape.images))
+        deep = getattr(seen, "deepstack_features", None) or []
+        return [pictures, *deep]

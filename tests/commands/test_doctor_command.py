@@ -1,0 +1,201 @@
+"""Every check of `rime doctor` is well on a good run and provoked by a bad one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rime_pl.backbone.adapters import WEIGHTS_FILE, adapter_state, save_adapter, state_hash
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.checks import installation
+from rime_pl.checks.adapter import check_adapter
+from rime_pl.checks.result import Check
+from rime_pl.checks.settings import batch, check_backbone, precision, storage_types
+from rime_pl.main import main
+from rime_pl.memory.skeleton import build_skeleton, read_architecture
+from rime_pl.processing import CONTRACT_FILE
+from tests.micro import micro_config
+
+RECIPE = Path(__file__).parents[2] / "configs/tiny/sft.yaml"
+
+
+def levels(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.level for check in checks}
+
+
+def test_this_installation_is_well() -> None:
+    found = levels(installation.check_installation(wants_gpu=False))
+    assert "problem" not in found.values(), found
+    assert found["packages"] == found["torch and torchvision"] == found["4-bit layers on cpu"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("check", "level", "words"),
+    [
+        (
+            installation.torch_pair({"torch": "2.14.1", "torchvision": "0.28.0"}),
+            "problem",
+            "goes with torchvision 0.29",
+        ),
+        (installation.torch_pair({"torch": "2.14.1"}), "problem", "needs both"),
+        (installation.torch_pair({"torch": "9.9.0", "torchvision": "0.29.1"}), "warning", "not tested"),
+        (
+            installation.bad_versions({"lightning": "2.6.2"}),
+            "problem",
+            "lightning 2.6.2: a compromised release",
+        ),
+        (installation.bad_versions({"pytorch-lightning": "2.6.3"}), "problem", "compromised"),
+        (installation.processor_features("DEFAULT"), "warning", "no vector instructions"),
+        (installation.gpu(False, True, "13.0"), "problem", "torch sees none"),
+        (installation.gpu(False, True, "13.0", "550.54.14"), "problem", "driver 550.54.14 is too old"),
+        (installation.gpu(False, False, "13.0"), "ok", "none"),
+        (precision("bf16-mixed", "single", True), "warning", "trainer.precision=bf16-mixed"),
+        (precision("bf16-mixed", "fsdp", True), "problem", "cast the packed 4-bit bytes"),
+        (batch(7, 2), "problem", "data.batch_size=7 for 2 process(es)"),
+        (batch(1, 1), "problem", "data.batch_size=1"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Check) else None,
+)
+def test_provoked(check: Check, level: str, words: str) -> None:
+    assert check.level == level and words in check.seen
+    assert check.remedy or level == "ok"
+
+
+def test_a_broken_4_bit_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "four_bit_error", lambda device: float("nan"))
+    assert installation.four_bit(torch.device("cpu")).level == "problem"
+
+    def missing(device: torch.device) -> float:
+        raise RuntimeError("no native library")
+
+    monkeypatch.setattr(installation, "four_bit_error", missing)
+    check = installation.four_bit(torch.device("cpu"))
+    assert check.level == "problem" and "no native library" in check.seen
+
+
+def test_a_package_elsewhere_shadows_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shadowed_configs").mkdir()
+    (tmp_path / "shadowed_configs/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    check = installation.shadowing(("shadowed_configs",), Path(__file__).parents[2])
+    assert check.level == "problem" and str(tmp_path) in check.seen
+    assert installation.shadowing(("no_such_package",), tmp_path).level == "problem"
+
+
+def test_driver_version(tmp_path: Path) -> None:
+    file = tmp_path / "version"
+    assert installation.driver_version(file) is None
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22\n")
+    assert installation.driver_version(file) == "550.54.14"
+
+
+# -- settings -------------------------------------------------------------------------------------------
+
+
+def test_backbone_settings(micro_base: Path, tmp_path: Path) -> None:
+    assert set(levels(check_backbone(micro_config(micro_base), sharded=True)).values()) == {"ok"}
+    nothing = micro_config(micro_base, lora_targets=".*no_such_layer")
+    assert levels(check_backbone(nothing, False))["LoRA targets"] == "problem"
+    tower = micro_config(micro_base, lora_targets=r".*visual\.blocks\.\d+\.mlp\.linear_fc1")
+    assert "not in the language model" in check_backbone(tower, False)[-1].seen
+    missing = micro_config(tmp_path / "nothing")
+    assert levels(check_backbone(missing, False)) == {"checkpoint": "problem"}
+
+
+def test_unequal_storage_types(micro_base: Path) -> None:
+    skeleton = build_skeleton(micro_config(micro_base), read_architecture(str(micro_base)))
+    norm: Any = skeleton.language_model.model.language_model.norm
+    with skeleton.mode:
+        norm.weight = torch.nn.Parameter(torch.empty(64, dtype=torch.bfloat16), requires_grad=False)
+    assert storage_types(skeleton, sharded=True).level == "problem"
+    assert storage_types(skeleton, sharded=False).level == "warning"
+
+
+def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:
+    """Qwen2-VL names its patch embedding as an input: transformers then asks for its gradient."""
+    from rime_pl.commands.gpu_check import SHAPES, save_checkpoint
+
+    save_checkpoint(tmp_path, SHAPES["micro"], torch.device("cpu"))
+    found = check_backbone(micro_config(tmp_path, gradient_checkpointing=True), False)
+    assert levels(found)["vision tower"] == "warning"
+    assert levels(check_backbone(micro_config(tmp_path), False))["vision tower"] == "ok"
+
+
+# -- adapters -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, shared_backbone: Backbone) -> Path:
+    folder = tmp_path / "run/sft/adapter"
+    peft, processor = shared_backbone.peft, shared_backbone.processor
+    state = adapter_state(peft)
+    save_adapter(folder, peft, state, processor, shared_backbone.config, shared_backbone.base_hash)
+    return folder
+
+
+def change_contract(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    contract = json.loads((folder / CONTRACT_FILE).read_text())
+    change(contract)
+    (folder / CONTRACT_FILE).write_text(json.dumps(contract))
+
+
+def test_a_good_adapter(adapter: Path) -> None:
+    found = levels(check_adapter(adapter))
+    assert found == dict.fromkeys(
+        ("adapter weights", "pooling contract", "token rows", "base fingerprint"), "ok"
+    )
+
+
+def test_another_pooling_token(adapter: Path) -> None:
+    change_contract(adapter, lambda contract: contract.update(gen_token_id=5))
+    assert levels(check_adapter(adapter))["pooling contract"] == "problem"
+
+
+def test_another_base(adapter: Path) -> None:
+    change_contract(adapter, lambda contract: contract.update(base_hash="0" * 64))
+    assert levels(check_adapter(adapter))["base fingerprint"] == "problem"
+
+
+def test_a_base_that_is_gone(adapter: Path, tmp_path: Path) -> None:
+    assert levels(check_adapter(adapter, str(tmp_path / "gone")))["base fingerprint"] == "warning"
+
+
+def test_token_rows_that_are_missing(adapter: Path) -> None:
+    state = {n: t for n, t in load_file(adapter / WEIGHTS_FILE).items() if "trainable_tokens" not in n}
+    save_file(state, adapter / WEIGHTS_FILE)
+    change_contract(adapter, lambda contract: contract.update(weights_hash=state_hash(state)))
+    found = levels(check_adapter(adapter))
+    assert found["token rows"] == "problem" and found["adapter weights"] == "ok"
+
+
+def test_damaged_weights_and_missing_files(adapter: Path, tmp_path: Path) -> None:
+    state = load_file(adapter / WEIGHTS_FILE)
+    save_file({n: t + 1 for n, t in state.items()}, adapter / WEIGHTS_FILE)
+    assert levels(check_adapter(adapter))["adapter weights"] == "problem"
+    (adapter / WEIGHTS_FILE).write_bytes(b"half a file")
+    assert check_adapter(adapter)[0].level == "problem"
+    assert levels(check_adapter(tmp_path / "empty")) == {"adapter": "problem"}
+    shutil.rmtree(adapter / "nothing", ignore_errors=True)
+
+
+# -- the command ----------------------------------------------------------------------------------------
+
+
+def test_the_command(micro_base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["doctor", "--config", str(RECIPE), "--model.backbone.name_or_path", str(micro_base)]
+    assert main([*words, "--adapter", str(adapter.parent)]) == 0
+    told = capsys.readouterr().out
+    assert "ok       pooling contract" in told and "0 problem" in told
+    assert main([*words, "--model.temperatur", "0.1"]) == 1
+    told = capsys.readouterr().out
+    assert "problem  settings" in told and "--model.temperatur" in told and "->" in told
+    assert main(["doctor", "--adapter", str(adapter / "nothing")]) == 1
+    assert main(["doctor", "--model.temperature", "0.1"]) == 2
+    assert "add --config" in capsys.readouterr().err

@@ -1,0 +1,86 @@
+"""`rime plan` through the command line, on the micro checkpoint without its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rime_pl.main import main
+
+RECIPE = Path(__file__).parents[2] / "configs/tiny/cma.yaml"
+
+
+@pytest.fixture(scope="module")
+def without_weights(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan") / "base"
+    shutil.copytree(micro_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+def plan(base: Path, corpus: Path, *more: str) -> int:
+    words = ["--model.backbone.name_or_path", str(base), "--data.path", str(corpus), "--data.batch_size", "8"]
+    return main(["plan", "--config", str(RECIPE), *words, *more])
+
+
+def test_json_needs_no_weights(
+    without_weights: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(without_weights, scenes_corpus, "--json", "--memory", "0.001") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["negatives_per_query"] == 7 and told["steps"] == 200 and "read from" in told["lengths"]
+    sft, cma = told["stages"]
+    assert (sft["stage"], cma["stage"]) == ("sft", "cma") and cma["peak"] > sft["peak"]
+    assert sft["peak"] == sum(sft["parts"].values()) and min(sft["parts"].values()) >= 0
+    assert told["disk_bytes"]["adapter"] == 4 * told["trained_parameters"]
+    assert all(row["source"] == "predicted" for row in told["hours"])
+    smaller = {change["setting"]: change["peak"] for change in told["changes"]}
+    assert smaller["--model.backbone.gradient_checkpointing true"] < cma["peak"]
+    fewer = next(peak for setting, peak in smaller.items() if setting.startswith("--data.batch_size 4 "))
+    assert fewer < cma["peak"]
+
+
+def test_tables_and_assumed_lengths(
+    without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(without_weights, tmp_path, "--image_tokens", "4", "--steps", "10", "--memory", "64") == 0
+    told = capsys.readouterr().out
+    for words in (
+        "negatives per query",
+        "64 words, 4 visual tokens, 32 of rewrite",
+        "4-bit weights",
+        "peak",
+    ):
+        assert words in told
+    assert "cma fits in 64 GiB" in told and "predicted" in told
+
+
+def test_several_processes_share(
+    without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    for overlay in ((), ("--config", str(RECIPE.parents[1] / "overlays/fsdp.yaml"))):
+        assert plan(without_weights, tmp_path, "--image_tokens", "4", "--json", *overlay) == 0
+        seen.append(json.loads(capsys.readouterr().out))
+    one, two = (told["stages"][0]["parts"] for told in seen)
+    assert (
+        two["4-bit weights"] * 2 == one["4-bit weights"] and two["embedding table"] == one["embedding table"]
+    )
+    assert two["activations"] < 0.7 * one["activations"] and seen[1]["negatives_per_query"] == 7
+    assert plan(without_weights, tmp_path, *overlay, "--data.batch_size", "7") == 2
+    assert "data.batch_size=7 cannot be divided among 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", str(RECIPE), "--data.batch_sise", "8"], "--data.batch_sise"),
+        (["--config", str(RECIPE.parents[1] / "data/scenes.yaml")], "its name is no stage; add --stage"),
+        (["--config", str(RECIPE), "--model.backbone.name_or_path", "nothing/here"], "no config.json for"),
+    ],
+)
+def test_errors(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    assert message in capsys.readouterr().err
