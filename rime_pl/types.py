@@ -147,6 +147,24 @@ class Batch(_Movable):
 
 
 @dataclass
+class Rollouts(_Movable):
+    """G sampled rewrites of each of R items, those of an item together: N = R * G rows."""
+
+    completions: Completions  # N rows: rewrite, <gen_emb>, end of turn; the two are put there where missing
+    labels: Tensor  # (N, C) int64: tokens as they were drawn, the first stop included; -100 elsewhere
+    lengths: Tensor  # (N,) int64 tokens of the rewrite itself
+    well_formed: Tensor  # (N,) bool: not empty, and the model itself wrote <gen_emb>
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def select(self, rows: Tensor) -> Rollouts:
+        return Rollouts(
+            self.completions.select(rows), self.labels[rows], self.lengths[rows], self.well_formed[rows]
+        )
+
+
+@dataclass
 class EvalBatch(_Movable):
     """R items of one side to embed in both modes: queries, or distinct gallery items."""
 
