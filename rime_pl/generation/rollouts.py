@@ -109,7 +109,8 @@ def draw(logprobs: Tensor, numbers: Tensor) -> Tensor:
     total = cumulated[:, -1:]
     below = total.nextafter(torch.zeros_like(total))  # a product that rounds up to the total finds no token
     wanted = (numbers.to(cumulated).unsqueeze(1) * total).minimum(below)
-    return torch.searchsorted(cumulated, wanted, right=True).squeeze(1)
+    at = torch.searchsorted(cumulated, wanted, right=True).squeeze(1)
+    return at.clamp(max=logprobs.shape[1] - 1)  # a broken model (not a number) is told by its loss
 
 
 @torch.no_grad()

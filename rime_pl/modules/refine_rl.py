@@ -193,7 +193,7 @@ class RefineRLModule(RimeModule):
             if self.num_anchors:
                 for batch in data.anchor_batches(self.num_anchors):
                     batch = batch.to(self.device)
-                    disc = {
+                    disc: dict[Side, Tensor] = {
                         "query": self.model(batch.query.prompts).disc,
                         "target": self.model(batch.target.prompts).disc,
                     }
@@ -216,7 +216,7 @@ class RefineRLModule(RimeModule):
         divisors = self.count(parts)
 
         for update in range(self.num_updates):
-            sums = torch.zeros(4, device=self.device)  # loss, divergence, clipped, entropy
+            sums = torch.zeros(5, device=self.device)  # loss, divergence, clipped, entropy, reward
             for part in parts:
                 scores = score_rollouts(
                     self.model, part.prompts, part.rollouts, self.sampling_temperature, part.images
@@ -236,7 +236,8 @@ class RefineRLModule(RimeModule):
                     self.kl_coef,
                 )
                 self.manual_backward(out.loss * world_size())  # DDP takes the mean of the ranks' gradients
-                sums += torch.stack([out.loss.detach(), out.kl_sum, out.clipped_sum, scores.entropy.sum()])
+                watched = (out.loss.detach(), out.kl_sum, out.clipped_sum, scores.entropy.sum())
+                sums += torch.stack([*watched, part.rewards.sum()])
             self.step(batch, divisors, all_reduce_sum(sums), update)
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
         self.log_rollouts(parts, len(batch))
@@ -290,9 +291,8 @@ class RefineRLModule(RimeModule):
 
     def step(self, batch: Batch, divisors: Divisors, sums: Tensor, update: int) -> None:
         """One step of the optimiser, unless something is out of bounds; equal on all ranks."""
-        loss, kl, clipped, entropy = (
-            sums / sums.new_tensor([1, *[max(1, divisors.num_tokens)] * 3])
-        ).tolist()
+        loss, *totals, reward = sums.tolist()
+        kl, clipped, entropy = (total / max(1, divisors.num_tokens) for total in totals)
         optimizer: Any = self.optimizers()
         parameters = [p for p in self.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -301,7 +301,7 @@ class RefineRLModule(RimeModule):
             what = (
                 f"mean divergence from the reference {kl:.3g} nats per token > model.max_kl={self.max_kl}"
                 if finite
-                else f"not finite: loss {loss}, divergence {kl}, gradient norm {float(norm)}"
+                else f"not finite: loss {loss}, divergence {kl}, reward {reward}, gradient norm {float(norm)}"
             )
             raise DivergedError(
                 f"Refine-RL stopped at step {self.global_step} (batch {batch.position}, update {update}): "
@@ -371,7 +371,10 @@ class RefineRLModule(RimeModule):
             columns = zip(
                 batch.keys,
                 [batch.dataset] * len(batch),
-                processor.decode(prompts),
+                [
+                    text.split("user\n")[-1].removesuffix("assistant").strip()
+                    for text in processor.decode(prompts)
+                ],
                 processor.decode(batch.query.completions),
                 before,
                 after,

@@ -97,8 +97,8 @@ class Yardstick:
         first = rank() * len(batch)
         for side in {part.side for part in parts}:
             other: Side = "target" if side == "query" else "query"
-            anchors = self._anchors(parts, batch, other, discs[other], known)
-            anchors = exclude_twins(anchors, known, first, len(batch), self._copies)
+            embeddings = self._anchors(parts, batch, other, discs[other], known)
+            anchors = exclude_twins(embeddings, known, first, len(batch), self._copies)
             for part in (part for part in parts if part.side == side):
                 of_items = select(anchors, part.rows)
                 of_rewrites = select(anchors, part.rows.repeat_interleave(self.num_generations))
