@@ -3,10 +3,10 @@
 `python benchmarks/rl_step.py --base models/tiny-scenes --data data/scenes` (made by `make base DATA=scenes`).
 
 Both get the same base in float32 without 4 bits, LoRA of the same rank on the same layers, the same queries
-with their pictures, G = 8 rewrites of exactly 32 new tokens, a KL penalty against the frozen start, and AdamW.
-A step is everything from raw items to the optimiser's step: tokenising, drawing, the reference's pass, rewards,
-the policy's pass and the update. TRL's reward is a constant function; ours does more: it embeds and compares with
-anchors, and trains the two token rows beside LoRA. TRL's trainer runs with its defaults otherwise.
+with their pictures, G = 8 rewrites of exactly 32 new tokens, a KL penalty against the frozen start, AdamW.
+A step is everything from raw items to the optimiser's step: tokenising, drawing, the reference's pass,
+rewards, the policy's pass and the update. TRL's reward is a constant function; ours does more: it embeds,
+compares with anchors, and trains the two token rows beside LoRA. TRL's trainer keeps its defaults otherwise.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ NUM_GENERATIONS, NEW_TOKENS, RANK = 8, 32, 16
 #: Renders a conversation with our layout, so that both sides read the same tokens.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
-    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -72,24 +73,14 @@ class Items(L.LightningDataModule):
     def sample_batches(self, num_samples: int) -> list[Batch]:
         return []
 
-    def train_dataloader(self) -> Any:
-        def batches() -> Any:
-            for position in range(self.steps):
-                start = position * self.items
-                yield [self.pairs[(start + n) % len(self.pairs)] for n in range(self.items)], position
+    def train_dataloader(self) -> list[int]:
+        """Numbers of batches: the items themselves are looked up in the step."""
+        return list(range(self.steps))
 
-        return _Loader(batches, self.steps)
-
-
-class _Loader:
-    def __init__(self, batches: Any, length: int) -> None:
-        self.batches, self.length = batches, length
-
-    def __iter__(self) -> Any:
-        return self.batches()
-
-    def __len__(self) -> int:
-        return self.length
+    def batch(self, position: int) -> Batch:
+        start = position * self.items
+        pairs = [self.pairs[(start + n) % len(self.pairs)] for n in range(self.items)]
+        return self.processor.training_batch(pairs, position)
 
 
 class Timed(RefineRLModule):
@@ -109,8 +100,8 @@ class Timed(RefineRLModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         start = time.perf_counter()
-        pairs, position = batch
-        super().training_step(self.model.processor.training_batch(pairs, position), batch_idx)
+        items: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        super().training_step(items.batch(batch), batch_idx)
         self.seconds.append(time.perf_counter() - start)
 
 
