@@ -67,6 +67,11 @@ class RefineRLModule(RimeModule):
         max_grad_norm: Gradients are scaled down to this norm.
     """
 
+    sides: tuple[Side, ...]
+    reference: dict[str, Tensor]  # values of the frozen adapter
+    before: list[tuple[Batch, list[str], Tensor]]  # held-out queries, as the reference writes, and rewards
+    seed: int  # of the run
+
     def __init__(
         self,
         backbone: BackboneConfig,
@@ -100,30 +105,21 @@ class RefineRLModule(RimeModule):
         warmup_steps: int = 5,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            backbone,
-            init_adapter_from,
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            weight_decay=weight_decay,
-        )
+        rates = {"learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
+        super().__init__(backbone, init_adapter_from, **rates)  # type: ignore[arg-type]
         self.automatic_optimization = False  # several updates per batch of rollouts
         self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
         self.sampling_temperature = sampling_temperature
-        self.sides: tuple[Side, ...] = ("query",) if sides == "query" else ("query", "target")
+        self.sides = ("query",) if sides == "query" else ("query", "target")
         self.embedder, self.num_anchors, self.shuffle_rewards = embedder, num_anchors, shuffle_rewards
         self.scaling, self.reward_scale, self.min_spread = scaling, reward_scale, min_spread
         self.loss_type, self.clip_low, self.clip_high = loss_type, clip_low, clip_high
-        self.kl_coef, self.max_kl = kl_coef, max_kl
+        self.kl_coef, self.max_kl, self.max_grad_norm = kl_coef, max_kl, max_grad_norm
         self.num_updates, self.items_per_pass = num_updates, items_per_pass
-        self.max_grad_norm = max_grad_norm
         weights = (weight_format, weight_embedding, weight_length)
-        self.yardstick = Yardstick(
-            RewardSettings(reward, anchors, reward_temperature, *weights, free_length), num_generations
-        )
-        self.reference: dict[str, Tensor] = {}
-        self.seed = 0
-        self.before: list[tuple[Batch, list[str], Tensor]] = []  # held-out queries, as the reference writes
+        form = RewardSettings(reward, anchors, reward_temperature, *weights, free_length)
+        self.yardstick = Yardstick(form, num_generations)
+        self.reference, self.before, self.seed = {}, [], 0
         self._check_settings()
 
     def _check_settings(self) -> None:
