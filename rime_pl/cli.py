@@ -185,6 +185,6 @@ def _global_step(checkpoint: Path) -> int:
 
 
 def _logged_step(checkpoint: Path) -> int:
-    """Batches that were stepped on: what TensorBoard counts, also with several updates per batch."""
+    """Batches trained on: what TensorBoard counts, also with several updates per batch."""
     loops = torch.load(checkpoint, map_location="cpu", weights_only=False)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])
