@@ -5,6 +5,7 @@ DATA ?= openmoji
 SEED ?= 0
 ARGS ?=
 SFT_ARGS ?=
+CMA_ARGS ?=
 PYTHON ?= python3
 
 VENV := .venv
@@ -12,6 +13,15 @@ RIME := $(VENV)/bin/rime
 READY := $(VENV)/.ready
 CORPUS := data/$(DATA)
 DATA_CONFIG := configs/data/$(DATA).yaml
+
+# Refine-RL improves what SFT and CMA learned from few annotated pairs: a tenth, and RL runs on the rest.
+ifneq ($(filter train-refine-rl,$(MAKECMDGOALS)),)
+ANNOTATED ?= 0.1
+override SFT_ARGS += --data.annotated_share $(ANNOTATED)
+override CMA_ARGS += --data.annotated_share $(ANNOTATED)
+else
+override CMA_ARGS += $(ARGS)
+endif
 
 # ARGS goes to the stage named on the command line.
 ifneq ($(filter train-sft,$(MAKECMDGOALS)),)
@@ -22,7 +32,9 @@ endif
 key = $(shell { cat $(1) 2>/dev/null; echo '$(2)'; } | cksum | cut -d' ' -f1)
 RUN := runs/$(DATA)-$(notdir $(CONFIG))-seed$(SEED)
 SFT := $(RUN)/sft-$(call key,$(CONFIG)/sft.yaml $(DATA_CONFIG),$(SFT_ARGS))
-CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG),$(SFT_ARGS) $(ARGS))
+CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG),$(SFT_ARGS) $(CMA_ARGS))
+RL_FILES := $(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(CONFIG)/refine_rl.yaml $(DATA_CONFIG)
+RL := $(RUN)/refine-rl-$(call key,$(RL_FILES),$(SFT_ARGS) $(CMA_ARGS) $(ARGS))
 
 # Only the tiny recipes train a base that is made here; the others name a real checkpoint.
 ifeq ($(notdir $(CONFIG)),tiny)
@@ -33,12 +45,13 @@ STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_e
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data base train-sft train-cma compare test test-all lint tensorboard gpu-check clean
+.PHONY: help setup data base train-sft train-cma train-refine-rl compare test test-all lint tensorboard gpu-check clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf '\n  DATA=openmoji|scenes  CONFIG=configs/tiny|configs  SEED=0\n'
-	@printf '  ARGS="--model.temperature 0.05" goes to the stage named, SFT_ARGS to an SFT run before it.\n'
+	@printf '  ARGS="--model.temperature 0.05" goes to the stage named, SFT_ARGS and CMA_ARGS to the runs before it.\n'
+	@printf '  ANNOTATED=0.1 is the share of annotated pairs that train-refine-rl starts from.\n'
 
 setup: $(READY) ## make .venv and install everything from constraints.txt
 $(READY): pyproject.toml constraints.txt
@@ -62,8 +75,18 @@ train-sft: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json) ## stage 1: l
 $(SFT)/done.json: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json)
 	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS)
 
+CMA_FIT = $(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) --model.init_adapter_from $(SFT)/adapter \
+  --run_dir $(CMA) $(CMA_ARGS)
+
 train-cma: $(SFT)/done.json ## stage 2: align the modes (runs whatever is missing before it)
-	$(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) --model.init_adapter_from $(SFT)/adapter --run_dir $(CMA) $(ARGS)
+	$(CMA_FIT)
+
+$(CMA)/done.json: $(SFT)/done.json
+	$(CMA_FIT)
+
+train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody annotated (runs whatever is missing)
+	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) --data.annotated_share $(ANNOTATED) \
+	  --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
 
 compare: train-cma ## the controls beside the CMA run: further SFT steps, and alignment without the decisive term
 	$(RIME) compare --run $(CMA) --output $(RUN)/compare

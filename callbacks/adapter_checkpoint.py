@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rime_pl.backbone.adapters import adapter_state, save_adapter
+from rime_pl.types import DivergedError
 
 LAST = "checkpoints/last.ckpt"
 
@@ -45,6 +46,15 @@ class AdapterCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.write_adapter(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Tell a diverged run where it was still good: a step that diverges is not taken, and not saved."""
+        if isinstance(exception, DivergedError):
+            last = self.run_dir / LAST
+            where = str(last) if last.is_file() else "none, nothing was saved yet"
+            exception.args = (f"{exception} Last good checkpoint: {where}.",)
 
     def _save(self, trainer: L.Trainer) -> None:
         path = self.run_dir / LAST

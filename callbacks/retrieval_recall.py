@@ -15,8 +15,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from rime_pl.distributed.objects import gather_objects
-from rime_pl.metrics.modes import RANKED, Results, flat, gallery_facts, mode_results
+from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
+from rime_pl.metrics.words import slot_scores
 from rime_pl.types import DataError, EvalBatch, EvalOutput, RimeError, Side, content_hash
 
 
@@ -30,6 +31,7 @@ class Record:
     rewrite: str
     length: int  # generated tokens
     well_formed: bool
+    slots: tuple[float, float] | None  # recall and F1 against the reference rewrite, where there is one
 
 
 @dataclass
@@ -77,6 +79,7 @@ class RetrievalRecall(Callback):
         pairs = {name: views for name, views in RANKED.items() if trace or not name.startswith("trace/")}
         self._metric = RecallMetric(pairs, self.ks, chunk_size)
         self._seen = Seen({"query": {}, "target": {}}, {})
+        self._crossed: RecallMetric | None = None  # "rewriter-embedder" views, where a stage returns them
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -129,6 +132,7 @@ class RetrievalRecall(Callback):
     def _start(self, pl_module: pl.LightningModule) -> None:
         self._metric.reset()
         self._metric.to(pl_module.device)
+        self._crossed = None
         self._seen = Seen({"query": {}, "target": {}}, {})
 
     def _add(self, batch: EvalBatch, output: Any) -> None:
@@ -145,6 +149,15 @@ class RetrievalRecall(Callback):
         self._metric.update(
             batch.side, vectors, batch.item_ids, batch.relevant_ids, galleries, tasks, batch.distractor
         )
+        if output.crossed:
+            if self._crossed is None:
+                self._crossed = RecallMetric({n: (n, n) for n in output.crossed}, [1]).to(
+                    batch.item_ids.device
+                )
+            self._crossed.update(
+                *(batch.side, output.crossed, batch.item_ids, batch.relevant_ids),
+                *(galleries, tasks, batch.distractor),
+            )
         columns = zip(
             batch.item_ids.tolist(),
             batch.keys,
@@ -153,6 +166,10 @@ class RetrievalRecall(Callback):
             output.rewrites,
             output.rewrite_lengths.tolist(),
             output.well_formed.tolist(),
+            [
+                slot_scores(rewrite, item.rewrite) if item.rewrite else None
+                for rewrite, item in zip(output.rewrites, batch.items, strict=True)
+            ],
             strict=True,
         )
         self._seen.records[batch.side].update({item: Record(*rest) for item, *rest in columns})
@@ -170,6 +187,8 @@ class RetrievalRecall(Callback):
         missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
         overall = {**self._over(table, headline), **_costs(seen)}
+        if self._crossed is not None:
+            overall["crossed"] = crossed_results(self._crossed.ranks(), headline, overall)
         names = sorted({record.task for record in queries.values()})
         per_task = {
             name: {**self._over(table, [name]), **gallery_facts([table.of_task(content_hash(name))])}
@@ -233,8 +252,18 @@ def _together(parts: list[Seen]) -> Seen:
 def _costs(seen: Seen) -> Results:
     """What the rewrites look like, over distinct items of both sides, and what an embedding costs."""
     records = [*seen.records["query"].values(), *seen.records["target"].values()]
+    slots = [record.slots for record in seen.records["query"].values() if record.slots]
+    named = (
+        {
+            "slot_recall": sum(recall for recall, _ in slots) / len(slots),
+            "slot_f1": sum(f1 for _, f1 in slots) / len(slots),
+        }
+        if slots
+        else {}
+    )
     return {
         "rewrite": {
+            **named,
             "mean_length": sum(record.length for record in records) / len(records),
             "well_formed": sum(record.well_formed for record in records) / len(records),
         },

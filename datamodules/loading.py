@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.annotation import without_rewrites
 from datamodules.plan import BatchPlan, rank_slice
 from datamodules.shards import ShardReader
 from rime_pl.processing import RimeProcessor
@@ -29,11 +30,21 @@ class Fetched:
 
 
 class _Batches(Dataset[Fetched]):
-    """Reads pairs; a broken one is replaced by the next good one of the same task."""
+    """Reads pairs; a broken one is replaced by the next good one of the same task.
 
-    def __init__(self, reader: ShardReader, processor: RimeProcessor) -> None:
+    Args:
+        reader: Of the split.
+        processor: Makes tokens and patches.
+        annotated: Of each sample, whether its rewrites are shown; None shows all there are.
+    """
+
+    def __init__(
+        self, reader: ShardReader, processor: RimeProcessor, annotated: Sequence[bool] | None = None
+    ) -> None:
         self.reader = reader
         self.processor = processor
+        self.annotated = annotated
+        self.bare = ShardReader(reader.entries)  # nothing is asked of samples that nobody annotated
 
     def _make(self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch]) -> Fetched:
         fetched = Fetched()
@@ -51,7 +62,11 @@ class _Batches(Dataset[Fetched]):
             other = (index + step) % len(entries)
             if entries[other].dataset != entries[index].dataset:
                 continue
+            if self.annotated and self.annotated[other] != self.annotated[index]:
+                continue
             try:
+                if self.annotated and not self.annotated[other]:
+                    return without_rewrites(self.bare.read(other))
                 return self.reader.read(other)
             except DataError as error:
                 broken[entries[other].name] = str(error)
@@ -66,13 +81,26 @@ class TrainBatches(_Batches):
     def __init__(
         self, reader: ShardReader, processor: RimeProcessor, plan: BatchPlan, rank: int, world_size: int
     ) -> None:
-        super().__init__(reader, processor)
+        super().__init__(reader, processor, plan.annotated)
         self.plan, self.rank, self.world_size = plan, rank, world_size
 
     def __getitem__(self, position: int) -> Fetched:
         planned = self.plan.batch(position)
         mine = rank_slice(planned.indices, self.rank, self.world_size)
         return self._make(mine, lambda pairs: self.processor.training_batch(pairs, position))
+
+
+class PairBatches(_Batches):
+    """Number of a batch of whole pairs, both sides beside each other -> the batch."""
+
+    def __init__(
+        self, reader: ShardReader, processor: RimeProcessor, batches: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__(reader, processor)
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Fetched:
+        return self._make(self.batches[number], self.processor.training_batch)
 
 
 class EvalBatches(_Batches):
@@ -105,7 +133,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        batches: TrainBatches | EvalBatches,
+        batches: TrainBatches | PairBatches | EvalBatches,
         length: int,
         numbers: Callable[[], range],
         num_workers: int,

@@ -36,9 +36,12 @@ class BatchPlan:
         contents: The content id of each sample's target.
         batch_size: Pairs of a global batch, over all ranks.
         seed: The only source of chance.
+        annotated: Of each sample, whether it has rewrites; None where nobody asks.
+        num_annotated: Samples of each batch that are annotated; they come round as often as that takes.
+            None draws from all alike.
 
     Raises:
-        RimeError: If a task has fewer samples than a batch.
+        RimeError: If a task has fewer samples than a batch, or fewer annotated ones than its part of a batch.
 
     Example:
         >>> plan = BatchPlan(["a"] * 4 + ["b"] * 2, list("wxyzxy"), batch_size=2, seed=0)
@@ -46,9 +49,19 @@ class BatchPlan:
         (3, ['a', 'a', 'b'])
     """
 
-    def __init__(self, datasets: Sequence[str], contents: Sequence[str], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[str],
+        contents: Sequence[str],
+        batch_size: int,
+        seed: int,
+        annotated: Sequence[bool] | None = None,
+        num_annotated: int | None = None,
+    ) -> None:
         self.batch_size = batch_size
         self.seed = seed
+        self.annotated = annotated
+        self.num_annotated = num_annotated
         self.tasks: dict[str, list[int]] = {}
         for index, dataset in enumerate(datasets):
             self.tasks.setdefault(dataset, []).append(index)
@@ -61,6 +74,16 @@ class BatchPlan:
                 raise RimeError(
                     f"data.batch_size: {batch_size}, but task {dataset!r} has only {len(indices)} training "
                     f"samples. Give {len(indices)} or less, or leave the task out with data.tasks."
+                )
+            if annotated is None or num_annotated is None:
+                continue
+            known = sum(annotated[index] for index in indices)
+            if known < num_annotated or len(indices) - known < batch_size - num_annotated:
+                raise RimeError(
+                    f"data.annotated_share: task {dataset!r} has {known} annotated training samples of "
+                    f"{len(indices)}, but each batch of {batch_size} takes {num_annotated} that are and "
+                    f"{batch_size - num_annotated} that are not. Change the share, or "
+                    "data.annotated_batch_share."
                 )
 
     def __len__(self) -> int:
@@ -80,29 +103,49 @@ class BatchPlan:
     def _shuffled(self, number: int) -> list[tuple[str, list[int]]]:
         batches = []
         for dataset in sorted(self.tasks):
-            order = self.tasks[dataset].copy()
-            random.Random(f"{self.seed} {number} {dataset}").shuffle(order)
-            batches += [(dataset, batch) for batch in self._distinct(order)]
+            batches += [(dataset, batch) for batch in self._distinct(self._pools(number, dataset), dataset)]
         random.Random(f"{self.seed} {number}").shuffle(batches)
         return batches
 
-    def _distinct(self, order: list[int]) -> Iterable[list[int]]:
+    def _pools(self, number: int, dataset: str) -> list[tuple[deque[int], int]]:
+        """What the batches of one pass are drawn from: samples in order, and how many a batch takes."""
+        if self.num_annotated is None or self.annotated is None:
+            return [(self._order(f"{self.seed} {number} {dataset}", self.tasks[dataset]), self.batch_size)]
+        pools = []
+        for kind, count in ((True, self.num_annotated), (False, self.batch_size - self.num_annotated)):
+            samples = [index for index in self.tasks[dataset] if self.annotated[index] is kind]
+            order: deque[int] = deque()
+            while len(order) < count * (len(self.tasks[dataset]) // self.batch_size):
+                turn = len(order) // len(samples)
+                order += self._order(f"{self.seed} {number} {dataset} {kind} {turn}", samples)
+            pools.append((order, count))
+        return pools
+
+    @staticmethod
+    def _order(seed: str, samples: list[int]) -> deque[int]:
+        order = samples.copy()
+        random.Random(seed).shuffle(order)
+        return deque(order)
+
+    def _distinct(self, pools: list[tuple[deque[int], int]], dataset: str) -> Iterable[list[int]]:
         """Cut into batches; a sample whose content is already in the batch waits for the next one."""
-        waiting = deque(order)
-        for _ in range(len(order) // self.batch_size):
-            batch: list[int] = []
+        for _ in range(len(self.tasks[dataset]) // self.batch_size):
             contents: set[str] = set()
-            twins: list[int] = []
-            while waiting and len(batch) < self.batch_size and len(twins) < _LOOK_AHEAD * self.batch_size:
-                index = waiting.popleft()
-                if self._contents[index] in contents:
-                    twins.append(index)
-                else:
-                    contents.add(self._contents[index])
-                    batch.append(index)
-            missing = self.batch_size - len(batch)  # > 0: twins cannot be avoided, the loss masks them
-            waiting.extendleft(reversed(twins[missing:]))
-            yield batch + twins[:missing]
+            yield [index for waiting, count in pools for index in self._take(waiting, count, contents)]
+
+    def _take(self, waiting: deque[int], count: int, contents: set[str]) -> list[int]:
+        taken: list[int] = []
+        twins: list[int] = []
+        while waiting and len(taken) < count and len(twins) < _LOOK_AHEAD * self.batch_size:
+            index = waiting.popleft()
+            if self._contents[index] in contents:
+                twins.append(index)
+            else:
+                contents.add(self._contents[index])
+                taken.append(index)
+        missing = count - len(taken)  # > 0: twins cannot be avoided, the loss masks them
+        waiting.extendleft(reversed(twins[missing:]))
+        return taken + twins[:missing]
 
 
 def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[int]:

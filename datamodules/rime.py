@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.loading import BatchLoader, EvalBatches, TrainBatches
+from datamodules.annotation import is_annotated
+from datamodules.loading import BatchLoader, EvalBatches, PairBatches, TrainBatches
 from datamodules.plan import BatchPlan, rank_batches, rank_slice
 from datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.processing import RimeProcessor
@@ -21,7 +22,7 @@ from rime_pl.prompts import PromptConfig
 from rime_pl.types import DataError, RimeError, Side
 
 #: What a resumed run must have in common with the run that it continues.
-_SAME = ("data_hash", "seed", "batch_size", "tasks")
+_SAME = ("data_hash", "seed", "batch_size", "tasks", "annotated_share", "annotated_batch_share", "rewrites")
 
 
 class RimeDataModule(L.LightningDataModule):
@@ -41,6 +42,11 @@ class RimeDataModule(L.LightningDataModule):
         distractors: Whether the test gallery also holds the items that answer no query.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
         max_broken_share: Share of broken samples above which the run stops with their list.
+        annotated_share: Share of the training pairs whose rewrites are shown, chosen by their names; a pair
+            of the rest takes part in the discriminative contrast alone.
+        annotated_batch_share: With ``annotated_share`` below 1, the share of each batch that is annotated:
+            those pairs come round more often, so that rewrites are learned at a steady pace.
+        rewrites: The training pairs to use: all, the annotated ones, or those without (for RL).
     """
 
     def __init__(
@@ -58,8 +64,14 @@ class RimeDataModule(L.LightningDataModule):
         distractors: bool = True,
         require_rewrites: bool = True,
         max_broken_share: float = 0.0,
+        annotated_share: float = 1.0,
+        annotated_batch_share: float = 0.5,
+        rewrites: Literal["all", "annotated", "unannotated"] = "all",
     ) -> None:
         super().__init__()
+        for name, share in (("share", annotated_share), ("batch_share", annotated_batch_share)):
+            if not 0 < share <= 1:
+                raise RimeError(f"data.annotated_{name}: {share} is no share. Give more than 0, at most 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise RimeError(
                 f"data.steps_per_epoch: {steps_per_epoch} must be 1 or more, or null for one pass."
@@ -77,6 +89,9 @@ class RimeDataModule(L.LightningDataModule):
         self.distractors = distractors
         self.require_rewrites = require_rewrites
         self.max_broken_share = max_broken_share
+        self.annotated_share = annotated_share
+        self.annotated_batch_share = annotated_batch_share
+        self.rewrites = rewrites
         self.broken: dict[str, str] = {}  # sample -> what is wrong, met so far on this process
         self.processor: RimeProcessor | None = None
         self._position = 0
@@ -88,15 +103,34 @@ class RimeDataModule(L.LightningDataModule):
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
-            self._train = self._of_tasks(read_split(self.path, "train"))
-            contents = [entry.target_content for entry in self._train]
-            self._plan = BatchPlan(
-                [entry.dataset for entry in self._train], contents, self.batch_size, self.seed
-            )
+            self._plan = self._make_plan()
             rank, world_size = self._rank()
             rank_slice(
                 range(self.batch_size), rank, world_size
             )  # not divisible: say so before the model loads
+
+    def _make_plan(self) -> BatchPlan:
+        everything = [(e, is_annotated(e.name, self.annotated_share)) for e in self._train_entries()]
+        wanted = {"all": (True, False), "annotated": (True,), "unannotated": (False,)}[self.rewrites]
+        chosen = [(entry, annotated) for entry, annotated in everything if annotated in wanted]
+        self._train = [entry for entry, _ in chosen]
+        if not self._train:
+            raise RimeError(
+                f"data.rewrites={self.rewrites} leaves no training pair with "
+                f"data.annotated_share={self.annotated_share}. Lower the share, or set data.rewrites to all."
+            )
+        mixed = self.rewrites == "all" and self.annotated_share < 1
+        return BatchPlan(
+            [entry.dataset for entry in self._train],
+            [entry.target_content for entry in self._train],
+            self.batch_size,
+            self.seed,
+            [annotated for _, annotated in chosen],
+            round(self.annotated_batch_share * self.batch_size) if mixed else None,
+        )
+
+    def _train_entries(self) -> list[Entry]:
+        return self._of_tasks(read_split(self.path, "train"))
 
     # -- training -------------------------------------------------------------------------------------
 
@@ -161,8 +195,47 @@ class RimeDataModule(L.LightningDataModule):
             "seed": self.seed,
             "batch_size": self.batch_size,
             "tasks": None if self.tasks is None else sorted(self.tasks),
+            "annotated_share": self.annotated_share,
+            "annotated_batch_share": self.annotated_batch_share,
+            "rewrites": self.rewrites,
         }
         return {name: known[name] for name in _SAME}
+
+    # -- for the reward of reinforcement learning ------------------------------------------------------
+
+    def anchor_batches(self, num_anchors: int) -> BatchLoader:
+        """Up to ``num_anchors`` training pairs of each task with distinct targets, whatever is annotated.
+
+        Equal on all processes; a batch holds one task.
+        """
+        entries = self._train_entries()
+        chosen: dict[str, dict[str, int]] = {}
+        for index in random.Random(f"anchors {self.seed}").sample(range(len(entries)), len(entries)):
+            of_task = chosen.setdefault(entries[index].dataset, {})
+            if len(of_task) < num_anchors:
+                of_task.setdefault(entries[index].target_content, index)
+        return self._pair_loader(entries, [list(chosen[task].values()) for task in sorted(chosen)])
+
+    def sample_batches(self, num_samples: int) -> BatchLoader:
+        """``num_samples`` pairs of the val split, evenly over the tasks, to watch; a batch holds one task."""
+        entries = self._of_tasks(read_split(self.path, "val"))
+        tasks: dict[str, list[int]] = {}
+        for index in _sample_per_task(entries, num_samples, self.seed):
+            tasks.setdefault(entries[index].dataset, []).append(index)
+        return self._pair_loader(entries, [tasks[task] for task in sorted(tasks)])
+
+    def _pair_loader(self, entries: list[Entry], groups: list[list[int]]) -> BatchLoader:
+        assert self.processor is not None, "setup() comes first"
+        size = self.eval_batch_size
+        batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+        return BatchLoader(
+            PairBatches(ShardReader(entries), self.processor, batches),
+            len(batches),
+            lambda: range(len(batches)),
+            0,
+            lambda broken: self._on_broken(broken, len(entries)),
+            lambda: self.position,
+        )
 
     # -- evaluation -----------------------------------------------------------------------------------
 

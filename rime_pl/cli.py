@@ -19,15 +19,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
 from callbacks.retrieval_recall import RetrievalRecall
+from callbacks.rewrite_changes import RewriteChanges
 from callbacks.rewrite_samples import RewriteSamples
 from datamodules.rime import RimeDataModule
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.report.stage import write_report
 from rime_pl.types import RimeError
 
-STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
+STAGES: dict[str, type[RimeModule]] = {
+    "sft": SFTModule,
+    "cma": CMAModule,
+    "refine_rl": RefineRLModule,
+}
 USAGE = "usage: rime {stage} fit|test --config FILE --data.path CORPUS --run_dir FOLDER [--help]"
 
 
@@ -47,7 +53,9 @@ class StageCLI(LightningCLI):
         parser.add_lightning_class_args(RetrievalRecall, "recall")
         parser.add_lightning_class_args(RewriteSamples, "samples")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RewriteChanges, "changes")
         parser.link_arguments("run_dir", "checkpoint.run_dir")
+        parser.link_arguments("run_dir", "changes.run_dir")
         parser.link_arguments("model.backbone.name_or_path", "data.name_or_path")
         parser.link_arguments(
             "model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate"
@@ -74,7 +82,7 @@ class StageCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
-        step = _global_step(self.resume_from) if self.resume_from else None
+        step = _logged_step(self.resume_from) if self.resume_from else None
         logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=step)
         return super().instantiate_trainer(logger=logger, **kwargs)
 
@@ -174,3 +182,9 @@ def previous_summary(cli: StageCLI) -> dict[str, Any] | None:
 
 def _global_step(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])
+
+
+def _logged_step(checkpoint: Path) -> int:
+    """Batches trained on: what TensorBoard counts, also with several updates per batch."""
+    loops = torch.load(checkpoint, map_location="cpu", weights_only=False)["loops"]
+    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])

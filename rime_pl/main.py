@@ -26,6 +26,7 @@ TAKE_SETTINGS = ("plan", "doctor")
 STAGES = {
     "sft": "stage 1: learn to rewrite and to embed, jointly",
     "cma": "stage 2: cross-mode alignment, any mode retrieves any mode",
+    "refine_rl": "stage 3: reinforcement learning of the rewrite, against discriminative anchors",
 }
 
 
@@ -66,7 +67,7 @@ def overview() -> str:
         "",
         "stages (rime STAGE fit --config FILE; --help lists every field):",
     ]
-    lines += [f"  {name:<10} {text}" for name, text in STAGES.items()]
+    lines += [f"  {name.replace('_', '-'):<10} {text}" for name, text in STAGES.items()]
     lines += ["", "commands (rime COMMAND --help):"]
     lines += [f"  {name.replace('_', '-'):<10} {text}" for name, text in COMMANDS.items()]
     lines += ["", 'first steps:  make train-cma    then    rime search "a woman cook with dark skin"']

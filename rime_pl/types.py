@@ -9,8 +9,9 @@ Shape legend: B pairs, R rows, P prompt tokens, C completion tokens, D embedding
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ TRACES: tuple[str, ...] = ("own", "reference", "shuffled", "empty")
 
 class RimeError(Exception):
     """Bad input, told to the user in one message that names the setting, or shard, key and field."""
+
+
+class DivergedError(RimeError):
+    """Training left its bounds; the callback that saves checkpoints adds the last good one."""
 
 
 class DataError(RimeError):
@@ -147,6 +152,24 @@ class Batch(_Movable):
 
 
 @dataclass
+class Rollouts(_Movable):
+    """G sampled rewrites of each of R items, those of an item together: N = R * G rows."""
+
+    completions: Completions  # N rows: rewrite, <gen_emb>, end of turn; the two are put there where missing
+    labels: Tensor  # (N, C) int64: tokens as they were drawn, the first stop included; -100 elsewhere
+    lengths: Tensor  # (N,) int64 tokens of the rewrite itself
+    well_formed: Tensor  # (N,) bool: not empty, and the model itself wrote <gen_emb>
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def select(self, rows: Tensor) -> Rollouts:
+        return Rollouts(
+            self.completions.select(rows), self.labels[rows], self.lengths[rows], self.well_formed[rows]
+        )
+
+
+@dataclass
 class EvalBatch(_Movable):
     """R items of one side to embed in both modes: queries, or distinct gallery items."""
 
@@ -184,3 +207,31 @@ class EvalOutput(_Movable):
     rewrite_lengths: Tensor  # (R,) int64 generated tokens, <gen_emb> not counted
     well_formed: Tensor  # (R,) bool: not empty and <gen_emb> written by the model, not forced at the budget
     seconds: dict[str, float]  # wall seconds of this batch: "discriminative", "generative" (writing included)
+    #: Refine-RL's test: "rewriter-embedder", each old or new -> (R, D) generative embeddings, both sides
+    crossed: dict[str, Tensor] = field(default_factory=dict)
+
+
+class RewardData(Protocol):
+    """What reinforcement learning asks of the data module beside its batches. A batch holds one task."""
+
+    seed: int  # of the run
+
+    def anchor_batches(self, num_anchors: int) -> Iterable[Any]:
+        """``Batch``es of up to ``num_anchors`` training pairs of each task, equal on all processes."""
+
+    def sample_batches(self, num_samples: int) -> Iterable[Any]:
+        """``Batch``es of held-out pairs to watch, equal on all processes."""
+
+
+@dataclass
+class RewriteChange:
+    """One held-out query, before and after reinforcement learning."""
+
+    key: str
+    task: str
+    query: str  # instruction and text; "" for a picture alone
+    reference: str
+    before: str
+    after: str
+    reward_before: float
+    reward_after: float

@@ -6,6 +6,7 @@ Also imported by the processes that tests/distributed starts, which see no fixtu
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,12 +14,14 @@ from peft import PeftModel
 
 from datamodules.builders import scenes
 from datamodules.shards import ShardReader, read_split
+from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.tiny import TinyConfig, make_base
+from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.types import Pair
+from rime_pl.types import Batch, Pair
 
 #: Every width is a multiple of 64, the block of NF4.
 MICRO = TinyConfig(
@@ -96,3 +99,41 @@ def randomise_adapter(model: PeftModel, seed: int = 1, scale: float = 0.1) -> No
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+class RewardPairs:
+    """What Refine-RL asks of the data module, from a list of pairs of one task."""
+
+    seed = 0
+
+    def __init__(self, processor: RimeProcessor, pairs: list[Pair]) -> None:
+        self.processor, self.pairs = processor, pairs
+
+    def anchor_batches(self, num_anchors: int) -> list[Batch]:
+        return [self.processor.training_batch(self.pairs[:5]), self.processor.training_batch(self.pairs[5:])]
+
+    def sample_batches(self, num_samples: int) -> list[Batch]:
+        return [self.processor.training_batch(self.pairs[2:5])]
+
+    @staticmethod
+    def sample_keys(before: list[Any]) -> list[str]:
+        return [key for batch, *_ in before for key in batch.keys]
+
+
+def refine_rl_module(backbone: Backbone, **settings: Any) -> RefineRLModule:
+    """Refine-RL without a trainer, on a model that ends a rewrite now and then; AdamW steps are real."""
+    bias = torch.zeros(backbone.language_model.get_output_embeddings().weight.shape[0])
+    bias[[backbone.processor.gen_id, backbone.processor.turn_end_id]] = torch.tensor([5.0, 3.0])
+    backbone.language_model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
+    randomise_adapter(backbone.peft, scale=0.05)
+    chosen = {"num_generations": 4, "max_new_tokens": 8, "learning_rate": 1e-3, **settings}
+    module: Any = RefineRLModule(backbone.config, **chosen)
+    module.backbone, module.reference = backbone, trained_values(backbone)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=module.learning_rate, weight_decay=0.0)
+    module.logged_values = {}
+    module.log = lambda key, value, **_: module.logged_values.update({key: float(value)})
+    module.manual_backward = lambda loss: loss.backward()
+    module.optimizers = lambda: optimizer
+    module.lr_schedulers = lambda: SimpleNamespace(step=lambda: None)
+    return module

@@ -24,7 +24,10 @@ WITH_EXAMPLES = {
     "rime_pl.losses.alignment",
     "rime_pl.losses.contrastive",
     "rime_pl.losses.language_modeling",
+    "rime_pl.losses.policy_gradient",
     "rime_pl.modules.base",
+    "rime_pl.rl.advantages",
+    "rime_pl.rl.rewards",
 }
 
 

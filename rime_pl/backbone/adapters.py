@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,35 @@ def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
     if state_hash(state) != expected_hash:
         raise RimeError(f"{damaged} (its content does not match weights_hash in {CONTRACT_FILE}).")
     return state
+
+
+def trained_values(model: Any) -> dict[str, Tensor]:
+    """A copy of everything that trains, e.g. as the frozen reference of reinforcement learning."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def adapter_values(model: Any, values: dict[str, Tensor]) -> Iterator[None]:
+    """The model with other adapter values in place: a second model over the same 4-bit base, for nothing.
+
+    Args:
+        model: The one that ``values`` were copied from.
+        values: From :func:`trained_values`.
+
+    Raises:
+        RuntimeError: With gradients on: a graph would hold values that are gone when it is walked back.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("adapter_values: use it under torch.no_grad().")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    own = {name: p.data for name, p in trained.items()}
+    try:
+        for name, p in trained.items():
+            p.data = values[name]
+        yield
+    finally:
+        for name, p in trained.items():
+            p.data = own[name]
 
 
 def read_contract(folder: str | Path) -> dict[str, Any]:

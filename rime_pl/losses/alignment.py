@@ -63,5 +63,5 @@ def decisive_rewrite(own: Tensor, wrong: Tensor, targets: ModeEmbeddings, temper
     loss = own.new_zeros(())
     for target in (targets.gen, targets.disc):
         gap = ((wrong - own) * target).sum(-1) / temperature
-        loss = loss + F.softplus(gap + 1).mean()
+        loss = loss + F.softplus(gap + 1).sum() / max(1, len(own))  # 0 without rows
     return loss

@@ -48,7 +48,7 @@ def info_nce(
         false_negatives: (B, B) bool; True pairs are left out of the sums. Must be False on the diagonal.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 without rows.
 
     Raises:
         ValueError: If the temperature is not positive.
@@ -64,5 +64,7 @@ def info_nce(
     scores = queries @ targets.T / temperature
     if false_negatives is not None:
         scores = scores.masked_fill(false_negatives, float("-inf"))
+    if not len(scores):
+        return scores.sum()  # 0 that still hangs on its inputs, as DDP wants
     index = torch.arange(len(scores), device=scores.device)
     return 0.5 * (F.cross_entropy(scores, index) + F.cross_entropy(scores.T, index))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rime_pl.metrics.bootstrap import bootstrap_interval, macro_mean
 from rime_pl.metrics.retrieval import RankTable, recall_at, reciprocal_ranks
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, TRACES, content_hash
 
 #: The mode pair whose query side the trace probe changes; with the own rewrite it is this pair itself.
 PROBED = "gen-gen"
@@ -54,6 +54,21 @@ def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], trace: bool = Tr
         probe["room"] = probe["reference"] - probe["own"]
         results["trace"] = probe
     return results
+
+
+def crossed_results(table: RankTable, tasks: Sequence[str], overall: Results) -> dict[str, float]:
+    """gen-gen recall@1 by "rewriter-embedder", each old (before the stage) or new, mean over tasks.
+
+    A better rewrite shows in new-old, a moved embedding in old-new; both sides are of the combination named.
+
+    Args:
+        table: ranks of each combination but new-new.
+        tasks: names of the headline tasks.
+        overall: gives new-new, which is gen-gen.
+    """
+    of_tasks = [table.of_task(content_hash(name)) for name in tasks]
+    crossed = {name: macro_mean(_hits(of_tasks, name, 1)) for name in table.ranks}
+    return crossed | {"new-new": overall["recall@1"][PROBED]}
 
 
 def gallery_facts(tasks: Sequence[RankTable]) -> Results:

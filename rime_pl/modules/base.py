@@ -25,7 +25,16 @@ from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.losses.contrastive import same_content
 from rime_pl.losses.language_modeling import token_cross_entropy
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, Completions, EvalBatch, EvalOutput, ModeEmbeddings, RimeError, Rows
+from rime_pl.types import (
+    Batch,
+    Completions,
+    EvalBatch,
+    EvalOutput,
+    ModeEmbeddings,
+    RewriteChange,
+    RimeError,
+    Rows,
+)
 
 
 @dataclass
@@ -35,6 +44,18 @@ class PairEmbeddings:
     query: ModeEmbeddings  # (N, D) each
     target: ModeEmbeddings  # (N, D) each
     false_negatives: Tensor  # (N, N) bool
+    annotated: Tensor  # (N,) bool: both sides have a rewrite
+
+    def with_rewrites(self) -> PairEmbeddings:
+        """The annotated pairs alone: all that the generative terms learn from.
+
+        A pair without a rewrite has read an empty one; contrast on it would teach <gen_emb> to do without.
+        """
+        rows = self.annotated
+        query, target = (
+            ModeEmbeddings(side.disc[rows], side.gen[rows]) for side in (self.query, self.target)
+        )
+        return PairEmbeddings(query, target, self.false_negatives[rows][:, rows], rows[rows])
 
 
 class RimeModule(L.LightningModule):
@@ -142,13 +163,15 @@ class RimeModule(L.LightningModule):
         """The global batch from this rank's rows; the one place where training communicates."""
         assert query.gen is not None and target.gen is not None, "encode() reads both modes"
         local = torch.cat([query.disc, query.gen, target.disc, target.gen], dim=1)
-        content = torch.stack([batch.query_content, batch.target_content], dim=1)
+        annotated = batch.query.annotated & batch.target.annotated
+        known = torch.stack([batch.query_content, batch.target_content, annotated.long()], dim=1)
         q_disc, q_gen, t_disc, t_gen = all_gather_rows(local).chunk(4, dim=1)
-        content = all_gather_rows(content)
+        known = all_gather_rows(known)
         return PairEmbeddings(
             ModeEmbeddings(q_disc, q_gen),
             ModeEmbeddings(t_disc, t_gen),
-            same_content(content[:, 0], content[:, 1]),
+            same_content(known[:, 0], known[:, 1]),
+            known[:, 2].bool(),
         )
 
     def rewrite_cross_entropy(self, side: BackboneOutput) -> Tensor:
@@ -198,6 +221,10 @@ class RimeModule(L.LightningModule):
             seconds={"discriminative": after_disc - start, "generative": after_gen - after_disc},
         )
 
+    def rewrite_changes(self) -> list[RewriteChange]:
+        """Queries with rewrites before and after, to look at; only Refine-RL has a before."""
+        return []
+
     def trace_probe(self, batch: EvalBatch, own: Completions) -> dict[str, Tensor]:
         """Generative embeddings of the queries with rewrites that are not their own.
 
@@ -215,11 +242,12 @@ class RimeModule(L.LightningModule):
         return {name: self.model(batch.prompts, c, image_features=images).gen for name, c in rewrites.items()}
 
 
-def derange(content: Tensor) -> Tensor:
+def derange(content: Tensor, allowed: Tensor | None = None) -> Tensor:
     """For each row the nearest following row (cyclically) of other content; itself when there is none.
 
     Args:
         content: (R,) int64 content ids.
+        allowed: (R,) bool, rows that may be picked; None for all.
 
     Example:
         >>> derange(torch.tensor([4, 4, 5, 6])).tolist()
@@ -229,6 +257,8 @@ def derange(content: Tensor) -> Tensor:
     index = torch.arange(rows, device=content.device)
     step = (index.unsqueeze(1) + 1 + index) % rows  # (R, R): row i, then its followers in order
     differs = content[step] != content.unsqueeze(1)
+    if allowed is not None:
+        differs &= allowed[step]
     return step[index, differs.int().argmax(dim=1)].where(differs.any(dim=1), index)
 
 

@@ -50,11 +50,14 @@ class CMAModule(RimeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode(batch.query), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
+        rewritten = pairs.with_rewrites()
 
-        gen = info_nce(pairs.query.gen, pairs.target.gen, self.temperature, pairs.false_negatives)
+        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.false_negatives)
         disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.false_negatives)
         ce = self.rewrite_cross_entropy(query) + self.rewrite_cross_entropy(target)
-        cma = cross_mode_alignment(pairs.query, pairs.target, self.temperature, pairs.false_negatives)
+        cma = cross_mode_alignment(
+            rewritten.query, rewritten.target, self.temperature, rewritten.false_negatives
+        )
         decisive = self.decisive_term(batch, pairs) if self.lambda_dec else torch.zeros_like(cma)
 
         loss = gen + disc + self.lambda_ce * ce + self.lambda_cma * cma + self.lambda_dec * decisive
@@ -73,16 +76,18 @@ class CMAModule(RimeModule):
         wrong = self.model(prompts, self.wrong_rewrites(batch, first + chosen)).gen
         wrong = all_gather_rows(wrong)
         index = torch.cat([r * len(batch) + chosen for r in range(world_size())])
+        wrong, index = wrong[pairs.annotated[index]], index[pairs.annotated[index]]
         targets = ModeEmbeddings(pairs.target.disc[index], pairs.target.gen[index])
         return decisive_rewrite(pairs.query.gen[index], wrong, targets, self.temperature)
 
     def wrong_rewrites(self, batch: Batch, rows: Tensor) -> Completions:
-        """For rows of the global batch: the rewrite of the next query of other content, or none, in turn."""
-        content, theirs = (
+        """For rows of the global batch: the next rewrite of a query of other content, or none, in turn."""
+        content, annotated = (
             all_gather_rows(batch.target_content),
-            all_gather_completions(batch.query.completions),
+            all_gather_rows(batch.query.annotated.long()).bool(),
         )
-        partner = derange(content)[rows]
+        theirs = all_gather_completions(batch.query.completions)
+        partner = derange(content, annotated)[rows]
         empty = empty_completions(len(rows), theirs.ids.shape[1], self.model.processor, self.device)
         blank = ((rows % 2 == 1) | (partner == rows)).unsqueeze(1)
         picked = theirs.select(partner)

@@ -18,8 +18,9 @@ class SFTModule(RimeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode(batch.query), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
+        rewritten = pairs.with_rewrites()
 
-        gen = info_nce(pairs.query.gen, pairs.target.gen, self.temperature, pairs.false_negatives)
+        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.false_negatives)
         disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.false_negatives)
         ce = self.rewrite_cross_entropy(query) + self.rewrite_cross_entropy(target)
 

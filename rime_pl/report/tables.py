@@ -36,6 +36,8 @@ def summary_tables(summary: Mapping[str, Any]) -> RenderableType:
         parts.append(_all_gallery_table(summary["all_gallery"]))
     if "trace" in summary["after"]:
         parts.append(trace_table(summary))
+    if "crossed" in summary["after"]:
+        parts.append(crossed_table(summary))
     parts += [cost_table(summary), task_table(summary)]
     return Group(*parts)
 
@@ -117,6 +119,17 @@ def trace_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def crossed_table(summary: Mapping[str, Any]) -> Table:
+    """Who wrote the rewrites by who embeds them: a better rewrite, or a moved embedding?"""
+    crossed = summary["after"]["crossed"]
+    table = _table("recall@1 of gen-gen, rewriter by embedder (old: before this stage)", "rewriter")
+    for embedder in ("old", "new"):
+        table.add_column(f"{embedder} embedder", justify="right")
+    for rewriter in ("old", "new"):
+        table.add_row(rewriter, *(f"{crossed[f'{rewriter}-{embedder}']:.3f}" for embedder in ("old", "new")))
+    return table
+
+
 def cost_table(summary: Mapping[str, Any]) -> Table:
     """What the rewrites look like, and what an embedding costs in each mode."""
     before, after = summary["before"], summary["after"]
@@ -127,12 +140,19 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
     rows = [
         ("mean rewrite length (tokens)", "rewrite", "mean_length", "{:.1f}"),
         ("share of well-formed rewrites", "rewrite", "well_formed", "{:.3f}"),
+        (
+            "slot F1 of the query's rewrite (content words against the reference)",
+            "rewrite",
+            "slot_f1",
+            "{:.3f}",
+        ),
+        ("share of the reference's content words that it names", "rewrite", "slot_recall", "{:.3f}"),
         ("ms per embedding, discriminative", "milliseconds", "discriminative", "{:.1f}"),
         ("ms per embedding, generative (writing included)", "milliseconds", "generative", "{:.1f}"),
     ]
     for label, group, name, form in rows:
         cells = [_number(before, group, name, form)] if before else []
-        table.add_row(label, *cells, form.format(after[group][name]))
+        table.add_row(label, *cells, _number(after, group, name, form))
     return table
 
 

@@ -35,7 +35,15 @@ from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Completions, Pair
-from tests.micro import build_backbone, micro_config, mixed, randomise_adapter, read_pairs
+from tests.micro import (
+    RewardPairs,
+    build_backbone,
+    micro_config,
+    mixed,
+    randomise_adapter,
+    read_pairs,
+    refine_rl_module,
+)
 
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
 
@@ -73,6 +81,36 @@ def step(stage: str, base: Path, corpus: Path) -> dict[str, Any]:
     gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
     mean = {name: all_reduce_sum(gradient) / world_size() for name, gradient in gradients.items()}
     return {"loss": float(all_reduce_sum(loss) / world_size()), "gradients": mean}
+
+
+def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
+    """One Refine-RL step of both sides; what it logged as means over ranks, and the mean gradients."""
+    pairs = [replace(pair, dataset="one") for pair in global_batch(corpus)]
+    backbone = build_backbone(micro_config(base))
+    module: Any = refine_rl_module(backbone)
+    randomise_adapter(backbone.peft, seed=3, scale=0.02)  # away from the reference, so that there is a KL
+    module.prepare(RewardPairs(backbone.processor, pairs))
+    gradients: dict[str, Tensor] = {}
+
+    def keep(optimizer: Any) -> None:
+        gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
+
+    module.max_grad_norm = 1e9  # what is clipped here is the mean over ranks in a real run
+    optimizer = module.optimizers()
+    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
+    rolled = []
+    roll_out = module.roll_out
+    module.roll_out = lambda batch, side: rolled.extend(roll_out(batch, side)) or [rolled[-1]]
+    module.training_step(local_batch(module, pairs), 0)
+    values = {
+        name: all_reduce_sum(torch.tensor(value)) / world_size()
+        for name, value in module.logged_values.items()
+    }
+    return {
+        "logged": {name: float(value) for name, value in values.items()},
+        "gradients": {name: all_reduce_sum(g) / world_size() for name, g in gradients.items()},
+        "texts": gather_objects([backbone.processor.decode(part.rollouts.completions) for part in rolled]),
+    }
 
 
 def sharded_step(base: Path, corpus: Path) -> dict[str, Any]:
@@ -140,6 +178,7 @@ def main(number: int, folder: Path, base: Path, corpus: Path) -> None:
         "gather": gathered_rows(),
         "sft": step("sft", base, corpus),
         "cma": step("cma", base, corpus),
+        "refine_rl": refine_rl_step(base, corpus),
         "sharded": sharded_step(base, corpus),
     }
     torch.save(seen, folder / f"{number}.pt")

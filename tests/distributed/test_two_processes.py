@@ -16,7 +16,7 @@ import torch
 
 from rime_pl.distributed.gather import all_gather_rows, all_reduce_sum, rank, world_size
 from rime_pl.generation.rewriting import write_rewrites
-from tests.distributed.steps import global_batch, local_batch, micro_module, step
+from tests.distributed.steps import global_batch, local_batch, micro_module, refine_rl_step, step
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # relative, of the norm of each tensor: single elements near zero say nothing
@@ -131,3 +131,22 @@ def test_one_process_needs_no_group() -> None:
     rows = torch.ones(2, 3, requires_grad=True)
     assert all_gather_rows(rows) is rows and (rank(), world_size()) == (0, 1)
     assert all_reduce_sum(rows).equal(rows) and not all_reduce_sum(rows).requires_grad
+
+
+def test_refine_rl_draws_and_learns_the_same(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """The same rewrites, rewards and anchors whatever process holds an item; the same mean gradients."""
+    whole = refine_rl_step(micro_base, scenes_corpus)
+    for seen in ranks:
+        for side in (0, 1):
+            halves = [texts[side] for texts in seen["refine_rl"]["texts"]]
+            assert halves[0] + halves[1] == whole["texts"][0][side]
+        for name, value in whole["logged"].items():
+            if name != "train/grad_norm":  # of a rank's own gradient here
+                assert seen["refine_rl"]["logged"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+        for name, gradient in whole["gradients"].items():
+            assert gradient.norm() > 0, name
+            error = (seen["refine_rl"]["gradients"][name] - gradient).norm() / gradient.norm()
+            assert error < 1e-3, f"{name}: {float(error):.1e}"
+    assert whole["logged"]["train/kl"] > 1e-5

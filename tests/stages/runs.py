@@ -33,6 +33,18 @@ def stage_arguments(stage: str, corpus: Path, base: Path, run_dir: Path, *more: 
     ]
 
 
+def refine_rl_arguments(corpus: Path, base: Path, run_dir: Path, adapter: Path, *more: str) -> list[str]:
+    """The same length of run: 4 rewrites of at most 8 tokens, on the pairs that nobody annotated."""
+    return stage_arguments(
+        "refine_rl",
+        *(corpus, base, run_dir),
+        *("--model.init_adapter_from", str(adapter)),
+        *("--model.num_generations", "4", "--model.max_new_tokens", "8", "--model.num_anchors", "6"),
+        *("--model.learning_rate", "1e-3", "--model.num_updates", "2", "--data.annotated_share", "0.5"),
+        *("--data.batch_size", "2", *more),
+    )
+
+
 def run_process(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """`rime ...` in a process of its own, one thread, no network."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}

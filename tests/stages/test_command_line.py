@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,18 @@ from rime_pl.backbone.mllm import load_backbone
 from rime_pl.backbone.quantization import packed_weights_hash
 from rime_pl.main import main
 from tests.micro import build_base
-from tests.stages.runs import read_json, scalars, stage_arguments
+from tests.stages.runs import read_json, refine_rl_arguments, scalars, stage_arguments
 
 
 @pytest.fixture(scope="module")
 def runs(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a finished sft and a finished cma run."""
+    """Folder with a finished run of each stage."""
     folder = tmp_path_factory.mktemp("runs")
     assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft")) == 0
     start = ("--model.init_adapter_from", str(folder / "sft" / "adapter"))
     assert main(stage_arguments("cma", scenes_corpus, micro_base, folder / "cma", *start)) == 0
+    adapter = folder / "cma" / "adapter"
+    assert main(refine_rl_arguments(scenes_corpus, micro_base, folder / "refine_rl", adapter)) == 0
     return folder
 
 
@@ -115,3 +118,45 @@ def test_an_unknown_config_key_is_named(
     with pytest.raises(SystemExit):
         main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "run", "--model.temprature", "0.1"))
     assert "temprature" in capsys.readouterr().err
+
+
+def test_refine_rl_leaves_what_a_person_watches(runs: Path) -> None:
+    folder = runs / "refine_rl"
+    summary = read_json(folder / "summary.json")
+    assert summary["before"] == read_json(runs / "cma" / "summary.json")["after"]
+    crossed = summary["after"]["crossed"]
+    assert set(crossed) == {"old-old", "old-new", "new-old", "new-new"}
+    assert crossed["new-new"] == summary["after"]["recall@1"]["gen-gen"]
+    assert crossed["old-old"] == summary["before"]["recall@1"]["gen-gen"]
+    assert 0 <= summary["after"]["rewrite"]["slot_f1"] <= 1
+    assert "Mean reward" in (folder / "rewrites.md").read_text()
+    watched = (
+        "reward reward_format reward_embedding reward_spread gain no_signal rewrite_length kl clip_fraction"
+    )
+    for name in (*watched.split(), "entropy", "loss", "grad_norm"):
+        assert len(scalars(folder, f"train/{name}")) == 6, name
+    before, after = (
+        load_file(runs / stage / "adapter" / "adapter_model.safetensors") for stage in ("cma", "refine_rl")
+    )
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_diverged_run_names_step_samples_and_last_good_checkpoint(
+    runs: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = refine_rl_arguments(
+        scenes_corpus, micro_base, tmp_path / "run", runs / "cma" / "adapter", "--model.max_kl", "1e-9"
+    )
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"stopped at step \d \(batch \d, update \d\)", said) and "train-000000.tar/" in said
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = "none" if not checkpoint.is_file() else str(checkpoint)
+    assert f"Last good checkpoint: {saved}" in said
+
+
+def test_refine_rl_without_an_adapter_is_told_where_to_start(
+    scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(stage_arguments("refine_rl", scenes_corpus, micro_base, tmp_path / "run")) == 2
+    assert "model.init_adapter_from is missing" in capsys.readouterr().err

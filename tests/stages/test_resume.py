@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rime_pl.main import main
-from tests.stages.runs import ROOT, read_json, scalars, stage_arguments
+from tests.stages.runs import ROOT, read_json, refine_rl_arguments, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
 
@@ -79,3 +79,25 @@ def test_resume_with_another_seed_or_other_data_is_refused(
     (tmp_path / "sft" / "done.json").unlink()
     assert main([*arguments, "--seed_everything", "5"]) == 2
     assert "seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", [2, 6])  # in the middle of an epoch, and at its border; two updates a batch
+def test_refine_rl_killed_and_started_again(
+    step: int, uninterrupted: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
+) -> None:
+    """The rollouts depend on seed and position alone: the same bits."""
+    adapter = uninterrupted / "adapter"
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    assert main(refine_rl_arguments(scenes_corpus, micro_base, whole, adapter)) == 0
+    arguments = refine_rl_arguments(scenes_corpus, micro_base, folder, adapter)
+    code = Killer.CODE.replace("sft import SFTModule", "refine_rl import RefineRLModule")
+    code = code.replace("SFTModule", "RefineRLModule").replace('"sft"', '"refine_rl"')
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    killed = subprocess.run([sys.executable, "-c", code, str(step), *arguments], env=env, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    time.sleep(1.1)  # TensorBoard names event files by the second
+    assert main(arguments) == 0
+    first, second = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, folder))
+    assert all(first[name].equal(second[name]) for name in first)
+    for key in ("train/loss", "train/reward", "train/kl"):
+        assert scalars(whole, key) == scalars(folder, key)

@@ -1,0 +1,1 @@
+"""Rewards and advantages of Refine-RL: pure functions of tensors."""

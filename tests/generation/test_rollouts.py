@@ -1,0 +1,236 @@
+"""Rewrites that share a prompt: the numbers and gradients of rows of their own; what is drawn is scored."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rime_pl.backbone.adapters import adapter_values, trained_values
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.generation.rollouts import (
+    distribution,
+    draw,
+    random_numbers,
+    sample_rollouts,
+    score_rollouts,
+    suppressed_tokens,
+)
+from rime_pl.types import Batch, Prompts, Rollouts
+from tests.conftest import MakeBackbone
+from tests.micro import randomise_adapter
+
+G, BUDGET = 3, 10
+CLOSE = {"atol": 1e-5, "rtol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def policy(make_backbone: MakeBackbone) -> Backbone:
+    return moved(make_backbone(load_in_4bit=False))
+
+
+def moved(backbone: Backbone) -> Backbone:
+    """An adapter that is not at its start, and a head that ends a rewrite now and then, either way."""
+    randomise_adapter(backbone.peft, scale=0.1)
+    processor = backbone.processor
+    bias = torch.zeros(backbone.language_model.get_output_embeddings().weight.shape[0])
+    bias[[processor.gen_id, processor.turn_end_id]] = torch.tensor([4.0, 3.0])
+    backbone.language_model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
+    return backbone
+
+
+def numbers(rows: int, seed: int = 0) -> Tensor:
+    return random_numbers(seed, 5, [f"query {n}" for n in range(rows)], G, BUDGET + 1)
+
+
+@pytest.fixture(scope="module")
+def rollouts(policy: Backbone, batch: Batch) -> Rollouts:
+    return sample_rollouts(policy, batch.query.prompts, numbers(len(batch)), temperature=0.8)
+
+
+def plain_logprobs(policy: Backbone, prompts: Prompts, rollouts: Rollouts, temperature: float) -> Tensor:
+    """Each rewrite with a prompt of its own, through Backbone.forward and its labelled logits."""
+    repeated = prompts.select(torch.arange(len(prompts)).repeat_interleave(G))
+    out = policy(repeated, rollouts.completions, torch.ones(len(rollouts), dtype=torch.bool))
+    assert out.logits is not None
+    mask = suppressed_tokens(policy.processor, out.logits.shape[1], out.logits.device)
+    scores = out.logits.masked_fill(mask, float("-inf")) / temperature
+    everything = torch.zeros(rollouts.labels.shape)
+    everything = everything.masked_scatter(
+        rollouts.completions.mask.bool(),
+        scores.log_softmax(1).gather(1, _drawn(rollouts)[:, None])[:, 0],
+    )
+    return torch.where(rollouts.labels != -100, everything, 0.0)
+
+
+def _drawn(rollouts: Rollouts) -> Tensor:
+    """The drawn token where there is one, else <any allowed token>, at each completion position."""
+    labels = rollouts.labels.masked_fill(rollouts.labels == -100, 5)
+    return labels[rollouts.completions.mask.bool()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 4], [1]])  # mixed; texts alone; one picture
+def test_shared_prompts_equal_repeated_rows(
+    policy: Backbone, batch: Batch, rollouts: Rollouts, rows: list[int]
+) -> None:
+    index = torch.tensor(rows)
+    prompts = batch.query.prompts.select(index)
+    mine = rollouts.select((index[:, None] * G + torch.arange(G)).flatten())
+    scores = score_rollouts(policy, prompts, mine, 0.8)
+    repeated = prompts.select(torch.arange(len(rows)).repeat_interleave(G))
+    out = policy(repeated, mine.completions)
+    torch.testing.assert_close(scores.gen, out.gen, **CLOSE)
+    torch.testing.assert_close(scores.disc, out.disc[::G], **CLOSE)
+    torch.testing.assert_close(scores.logprobs, plain_logprobs(policy, prompts, mine, 0.8), **CLOSE)
+    features = policy.encode_images(prompts)
+    again = score_rollouts(policy, prompts, mine, 0.8, image_features=features)
+    torch.testing.assert_close(again.logprobs, scores.logprobs, **CLOSE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_equal_those_of_repeated_rows(
+    checkpointing: bool, make_backbone: MakeBackbone, batch: Batch, rollouts: Rollouts
+) -> None:
+    """Through the prompt too; with gradient checkpointing, which would throw a cache away."""
+    found = []
+    for shared in (True, False):
+        backbone = moved(make_backbone(load_in_4bit=False, gradient_checkpointing=checkpointing and shared))
+        weights = torch.randn(rollouts.labels.shape, generator=torch.Generator().manual_seed(0))
+        if shared:
+            logprobs = score_rollouts(backbone, batch.query.prompts, rollouts, 0.8).logprobs
+        else:
+            logprobs = plain_logprobs(backbone, batch.query.prompts, rollouts, 0.8)
+        (logprobs * weights).sum().backward()
+        found.append({n: p.grad for n, p in backbone.named_parameters() if p.requires_grad})
+    for name, expected in found[1].items():
+        assert expected is not None and expected.norm() > 0, name
+        error = (found[0][name] - expected).norm() / expected.norm()
+        assert error < 1e-5, f"{name}: {error:.1e}"
+
+
+@contextmanager
+def tokens_read(backbone: Backbone) -> Iterator[list[tuple[int, ...]]]:
+    seen: list[tuple[int, ...]] = []
+    handle = backbone.language_model.model.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def test_each_prompt_is_read_once(policy: Backbone, batch: Batch) -> None:
+    """In sampling, then one token a step; in scoring, the prompt and G completions in one row."""
+    prompts = batch.query.prompts
+    items, length = prompts.input_ids.shape
+    with tokens_read(policy) as seen:
+        drawn = sample_rollouts(policy, prompts, numbers(items))
+    assert seen[0] == (items, length) and set(seen[1:]) <= {(items * G, 1)}
+    pictures: list[int] = []
+    handle = policy.language_model.model.visual.register_forward_hook(lambda *_: pictures.append(1))
+    with tokens_read(policy) as seen, torch.no_grad():
+        score_rollouts(policy, prompts, drawn)
+    handle.remove()
+    assert seen == [(items, length + G * drawn.labels.shape[1])] and len(pictures) == 1
+
+
+@torch.no_grad()
+def test_sampling_draws_from_the_scored_distribution(policy: Backbone, batch: Batch) -> None:
+    """Each drawn token, by hand: inverted from the probabilities of a plain forward, with the same number."""
+    prompts = batch.query.prompts.select(torch.tensor([0, 1]))
+    given = numbers(2)
+    drawn = sample_rollouts(policy, prompts, given, temperature=0.7)
+    repeated = prompts.select(torch.arange(2).repeat_interleave(G))
+    out = policy(repeated, drawn.completions, torch.ones(2 * G, dtype=torch.bool))
+    suppressed = suppressed_tokens(policy.processor, out.logits.shape[1], torch.device("cpu"))
+    rows, columns = drawn.completions.mask.nonzero(as_tuple=True)
+    for logits, row, column in zip(out.logits, rows.tolist(), columns.tolist(), strict=True):
+        if drawn.labels[row, column] == -100:
+            continue
+        probabilities = (logits.double() / 0.7).masked_fill(suppressed, float("-inf")).softmax(0)
+        sums = itertools.accumulate(probabilities.tolist())
+        token = next(number for number, total in enumerate(sums) if total > given[row, column])
+        assert token == drawn.labels[row, column].item()
+
+
+def test_what_rollouts_hold(policy: Backbone, rollouts: Rollouts) -> None:
+    processor = policy.processor
+    stops = {processor.gen_id, processor.turn_end_id}
+    specials = set(processor.special_ids) - stops
+    early = 0
+    for row in range(len(rollouts)):
+        labels = rollouts.labels[row][rollouts.labels[row] != -100].tolist()
+        ids = rollouts.completions.ids[row][rollouts.completions.mask[row].bool()].tolist()
+        assert not specials & set(labels) and ids[-2:] == [processor.gen_id, processor.turn_end_id]
+        assert not stops & set(labels[:-1]) and ids[:-2] == labels[: len(ids) - 2]
+        assert len(ids) - 2 == rollouts.lengths[row] <= BUDGET
+        ended = labels[-1] == processor.gen_id
+        assert rollouts.well_formed[row] == (ended and len(labels) > 1)
+        early += labels[-1] in stops
+    assert early > 0, "the fixture draws no rewrite that ends"
+
+
+def test_reproducible_and_independent_of_neighbours(
+    policy: Backbone, batch: Batch, rollouts: Rollouts
+) -> None:
+    again = sample_rollouts(policy, batch.query.prompts, numbers(6), temperature=0.8)
+    assert again.labels.equal(rollouts.labels)
+    other = sample_rollouts(policy, batch.query.prompts, numbers(6, seed=1), temperature=0.8)
+    assert other.labels.shape != rollouts.labels.shape or not other.labels.equal(rollouts.labels)
+    half = batch.query.prompts.select(torch.tensor([3, 4, 5]))
+    mine = random_numbers(0, 5, ["query 3", "query 4", "query 5"], G, BUDGET + 1)
+    got = sample_rollouts(policy, half, mine, temperature=0.8)
+    width = min(got.labels.shape[1], rollouts.labels.shape[1])
+    assert got.labels[:, :width].equal(rollouts.labels[3 * G :, :width])
+
+
+def test_sampling_stops_when_all_rows_are_done(policy: Backbone, batch: Batch) -> None:
+    """A model that can only end: one draw, one pass, whatever the budget."""
+    prompts, head = batch.query.prompts, policy.language_model.lm_head
+    handle = head.register_forward_hook(
+        lambda module, args, out: (
+            F.one_hot(torch.tensor(policy.processor.gen_id), out.shape[-1]) * 1e4 + 0 * out
+        )
+    )
+    with tokens_read(policy) as seen:
+        drawn = sample_rollouts(policy, prompts, numbers(6))
+    handle.remove()
+    assert len(seen) == 1 and drawn.lengths.eq(0).all() and not drawn.well_formed.any()
+    assert policy.training, "the mode is put back"
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 5.0]])
+    logprobs = distribution(logits, torch.tensor([False, False, False, True]), temperature=2.0)
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = draw(logprobs.expand(20000, -1), uniform).bincount(minlength=4) / 20000
+    assert counts[3] == 0
+    torch.testing.assert_close(counts, logprobs[0].exp(), atol=0.01, rtol=0)
+    edges = draw(logprobs.expand(2, -1), torch.tensor([0.0, 1 - 1e-16]))
+    assert edges.tolist() == [0, 2]
+
+
+@torch.no_grad()
+def test_reference_values_over_the_same_base(make_backbone: MakeBackbone, batch: Batch) -> None:
+    backbone = make_backbone()
+    reference = trained_values(backbone)
+    before = backbone(batch.query.prompts).disc
+    randomise_adapter(backbone.peft)
+    after = backbone(batch.query.prompts).disc
+    with adapter_values(backbone, reference):
+        torch.testing.assert_close(backbone(batch.query.prompts).disc, before, atol=0, rtol=0)
+    torch.testing.assert_close(backbone(batch.query.prompts).disc, after, atol=0, rtol=0)
+    assert (after - before).norm() > 0.1
+    with (
+        torch.enable_grad(),
+        pytest.raises(RuntimeError, match="no_grad"),
+        adapter_values(backbone, reference),
+    ):
+        pass

@@ -1,0 +1,210 @@
+"""Refine-RL on the micro model: rewards by hand, every switch, parts, a reward that rises, and safe stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from rime_pl.backbone.adapters import trained_values
+from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import Batch, DivergedError, Pair, RimeError
+from tests.conftest import MakeBackbone
+from tests.micro import RewardPairs, randomise_adapter, refine_rl_module
+
+MakeModule = Callable[..., RefineRLModule]
+
+
+@pytest.fixture(scope="module")
+def pairs(train_pairs: list[Pair]) -> list[Pair]:
+    """8 pairs of one task; the last target is a twin of the first."""
+    chosen = [replace(pair, dataset="one") for pair in train_pairs[:8]]
+    chosen[7] = replace(chosen[7], target=replace(chosen[7].target, content_id=chosen[0].target.content_id))
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def rl_batch(processor: RimeProcessor, pairs: list[Pair]) -> Batch:
+    return processor.training_batch(pairs[:4], position=3)
+
+
+@pytest.fixture(scope="module")
+def make_module(make_backbone: MakeBackbone, pairs: list[Pair]) -> MakeModule:
+    def make(**settings: Any) -> RefineRLModule:
+        module = refine_rl_module(make_backbone(), **settings)
+        module.prepare(RewardPairs(module.model.processor, pairs))
+        return module
+
+    return make
+
+
+def logged(module: RefineRLModule) -> dict[str, float]:
+    return module.logged_values  # type: ignore[attr-defined,no-any-return]
+
+
+def test_the_reward_of_each_rewrite_by_hand(make_module: MakeModule, rl_batch: Batch) -> None:
+    """Through plain forwards: the query with its rewrite, against all targets' d but the twin's."""
+    module = make_module(sides="query")
+    parts = module.roll_out(rl_batch, "query")
+    module.yardstick.reward(parts, rl_batch, module.other_discs(parts, rl_batch))
+    part, model = parts[0], module.model
+    prompts = rl_batch.query.prompts.select(torch.arange(4).repeat_interleave(module.num_generations))
+    with torch.no_grad():
+        gen = model(prompts, part.rollouts.completions).gen
+        own = model(rl_batch.target.prompts).disc
+        table = module.yardstick.tables["one"]
+    known = table.contents.tolist()
+    for row in range(len(part.rollouts)):
+        item = row // module.num_generations
+        negatives = [own[j] for j in range(4) if j != item]
+        negatives += [
+            table.discs["target"][j]
+            for j, (query, target) in enumerate(known)
+            if query != rl_batch.query_content[item] and target != rl_batch.target_content[item]
+        ]
+        assert len(negatives) == 3 + (6 if item == 0 else 7)  # itself, and the twin
+        scores = torch.stack([own[item], *negatives]) @ gen[row] / 0.05
+        expected = (scores.log_softmax(0)[0] + torch.tensor(len(scores)).log()).item()
+        assert part.embedding_rewards[row].item() == pytest.approx(expected, abs=1e-3)
+        formed = part.rollouts.well_formed[row].item()
+        assert part.rewards[row].item() == pytest.approx(1 + expected if formed else 0.0, abs=1e-3)
+    assert 0 < part.rollouts.well_formed.sum() < len(part.rollouts)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sides": "query"},
+        {"reward": "margin", "scaling": "std"},
+        {"reward": "rank_margin", "anchors": "rollouts", "embedder": "policy", "num_anchors": 0},
+        {"loss_type": "grpo", "num_updates": 3},
+        {"loss_type": "dr_grpo", "num_anchors": 0, "weight_length": 0.5, "free_length": 3},
+        {"shuffle_rewards": True},
+    ],
+)
+def test_every_switch_trains(settings: dict[str, Any], make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module(**settings)
+    before = trained_values(module.model)
+    module.training_step(rl_batch, 0)
+    after = trained_values(module.model)
+    assert all(not before[name].equal(after[name]) for name in before if "lora_B" in name)
+    assert {"train/reward", "train/gain", "train/no_signal", "train/kl", "train/entropy"} <= set(
+        logged(module)
+    )
+    assert all(torch.isfinite(torch.tensor(value)) for value in logged(module).values())
+
+
+def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
+    gradients = []
+    for size in (None, 1, 3):
+        module = make_module(items_per_pass=size, learning_rate=0.0)
+        module.optimizers().zero_grad = lambda: None  # type: ignore[union-attr,method-assign]
+        module.training_step(rl_batch, 0)
+        gradients.append({n: p.grad for n, p in module.named_parameters() if p.requires_grad})
+    for other in gradients[1:]:
+        for name, expected in gradients[0].items():
+            assert expected is not None and other[name] is not None
+            error = (other[name] - expected).norm() / expected.norm().clamp(min=1e-12)
+            assert error < 1e-4, (name, float(error))
+
+
+def test_the_first_update_has_no_divergence_and_later_ones_clip(
+    make_module: MakeModule, rl_batch: Batch
+) -> None:
+    module = make_module(learning_rate=3e-2, num_updates=4, kl_coef=0.0)
+    seen: list[dict[str, float]] = []
+    module.log_means = lambda size, values: seen.append(values)  # type: ignore[method-assign]
+    module.training_step(rl_batch, 0)
+    steps = [values for values in seen if "kl" in values]
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[0]["clip_fraction"] == 0
+    assert steps[-1]["kl"] > 1e-3 and steps[-1]["clip_fraction"] > 0
+
+
+def test_the_reward_rises(make_module: MakeModule, rl_batch: Batch) -> None:
+    """4 pairs again and again, other rollouts each time; with shuffled rewards it does not."""
+    rises = {}
+    for shuffle in (False, True):
+        module = make_module(learning_rate=1e-2, shuffle_rewards=shuffle, sides="query", kl_coef=0.0)
+        rewards = []
+        for position in range(14):
+            module.training_step(replace(rl_batch, position=position), 0)
+            rewards.append(logged(module)["train/reward"])
+        rises[shuffle] = sum(rewards[-4:]) / 4 - sum(rewards[:4]) / 4
+    assert rises[False] > 0.3 and rises[False] > rises[True] + 0.2, rises
+
+
+def test_the_reference_stands_still(make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module()
+    before = {name: value.clone() for name, value in module.reference.items()}
+    module.training_step(rl_batch, 0)
+    assert all(module.reference[name].equal(value) for name, value in before.items())
+
+
+def test_a_step_is_a_function_of_seed_and_position(make_module: MakeModule, rl_batch: Batch) -> None:
+    """Whatever happened before, and whatever torch's own generator says: so a resumed run is the same."""
+    results = []
+    for noise in (0, 1):
+        module = make_module()
+        torch.manual_seed(noise)
+        module.training_step(rl_batch, 0)
+        results.append(trained_values(module.model))
+    assert all(results[0][name].equal(results[1][name]) for name in results[0])
+
+
+def test_exploding_divergence_stops_before_the_step(make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module(max_kl=1e-6)
+    randomise_adapter(module.model.peft, seed=5)
+    before = trained_values(module.model)
+    with pytest.raises(DivergedError, match=r"step 0 \(batch 3, update 0\).*max_kl=1e-06") as caught:
+        module.training_step(rl_batch, 0)
+    assert all(key in str(caught.value) for key in rl_batch.keys)
+    after = trained_values(module.model)
+    assert all(before[name].equal(after[name]) for name in before)
+
+
+@pytest.mark.parametrize("where", ["reward", "weights"])
+def test_what_is_no_number_stops_the_run(where: str, make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module()
+    if where == "weights":
+        parameter = next(p for n, p in module.named_parameters() if "lora_B" in n)
+        with torch.no_grad():
+            parameter[0, 0] = float("nan")
+    else:
+        inner = module.yardstick.reward
+
+        def broken(parts: Any, *rest: Any) -> None:
+            inner(parts, *rest)
+            parts[0].rewards[0] = float("nan")
+
+        module.yardstick.reward = broken  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="not finite"):
+        module.training_step(rl_batch, 0)
+
+
+def test_the_table_of_rewrites(make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module()
+    same = module.rewrite_changes()
+    assert [one.key for one in same] == RewardPairs.sample_keys(module.before)
+    assert all(one.before == one.after and one.reward_before == one.reward_after for one in same)
+    randomise_adapter(module.model.peft, seed=5, scale=0.3)
+    assert any(one.before != one.after for one in module.rewrite_changes())
+
+
+def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_backbone: Any) -> None:
+    config = shared_backbone.config
+    for settings, message in [
+        ({"num_generations": 1}, "model.num_generations=1"),
+        ({"anchors": "rollouts", "sides": "query"}, "model.anchors=rollouts"),
+        ({"reward_temperature": 0.0}, "model.reward_temperature=0.0 must be > 0"),
+        ({"num_updates": 0}, "model.num_updates=0"),
+    ]:
+        with pytest.raises(RimeError, match=message):
+            RefineRLModule(config, **settings)
+    with pytest.raises(RimeError, match=r"lora_dropout=0.1 must be 0"):
+        RefineRLModule(replace(config, lora_dropout=0.1))
+    with pytest.raises(RimeError, match="init_adapter_from is missing"):
+        RefineRLModule(config).configure_model()
