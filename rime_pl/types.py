@@ -132,8 +132,8 @@ class Rows(_Movable):
         return len(self.prompts)
 
     def lengths(self) -> Tensor:
-        """(R,) int64: tokens of each row's prompt and completion, padding not counted."""
-        return self.prompts.attention_mask.sum(1) + self.completions.mask.sum(1)
+        """(R, 2) int64: tokens of each row's prompt and of its completion, padding not counted."""
+        return torch.stack([self.prompts.attention_mask.sum(1), self.completions.mask.sum(1)], dim=1)
 
     def select(self, rows: Tensor) -> Rows:
         """The given rows (int64 indices), without the padding columns that none of them needs."""

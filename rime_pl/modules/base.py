@@ -159,7 +159,7 @@ class RimeModule(L.LightningModule):
 
     def encode(self, rows: Rows) -> EncodedSide:
         """Both embeddings of one side and its share of the cross-entropy: one forward, or micro-batches."""
-        num_labels = all_reduce_sum(rows.completions.mask[rows.annotated].sum())
+        num_labels = all_reduce_sum((rows.completions.mask * rows.annotated.unsqueeze(1)).sum())
         if self.micro_batch_size is None and self.micro_batch_tokens is None:
             return self.forward_rows(rows, num_labels)
         groups = micro_batches(rows.lengths(), self.micro_batch_size, self.micro_batch_tokens)
