@@ -67,12 +67,12 @@ def keep_packed_weights(model: nn.Module) -> None:
 
 def packed_digests(model: nn.Module) -> dict[str, str]:
     """SHA-256 over the packed bytes of each 4-bit layer; sharded weights must be gathered first."""
-    return {
-        name: hashlib.sha256(
-            module.weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        ).hexdigest()
-        for name, module in linear_4bit_modules(model).items()
-    }
+    digests = {}
+    for name, module in linear_4bit_modules(model).items():
+        # a copy: FSDP cannot free memory that numpy has looked at
+        weight = module.weight.detach().to("cpu", copy=True).contiguous()
+        digests[name] = hashlib.sha256(weight.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return digests
 
 
 def packed_weights_hash(model: nn.Module) -> str:

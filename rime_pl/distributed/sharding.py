@@ -36,8 +36,8 @@ def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
         if _gathered_digests(layer) != before[number]:
             raise RimeError(
                 f"the packed 4-bit weights of decoder layer {number} changed on their way through FSDP's "
-                "all-gather. Set model.backbone.shard_base=false (a whole 4-bit base on each process), or use "
-                "the versions in constraints.txt."
+                "all-gather. Set model.backbone.shard_base=false (a whole base on each process), or use the "
+                "versions in constraints.txt."
             )
 
 

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from rime_pl.types import EncodedSide, RimeError
 
-#: Micro-batch number -> its rows' embeddings and its share of the cross-entropy. Called twice for each number.
+#: Micro-batch number -> its embeddings and share of the cross-entropy. Called twice for each number.
 Run = Callable[[int], EncodedSide]
 
 
@@ -62,7 +62,7 @@ class GradientCache:
         if any(pending.side.disc.grad is not None for pending in self._pending):
             raise RimeError(
                 "model.micro_batch_size or model.micro_batch_tokens is set, and a loss was sent back by "
-                "loss.backward(), which stops at the embeddings. Call module.backward(loss), as Lightning does."
+                "loss.backward(), which stops at the embeddings. Call module.backward(loss); Lightning does."
             )
         random_states, parts = [], []
         with torch.no_grad():

@@ -58,8 +58,8 @@ class RimeModule(L.LightningModule):
         learning_rate: Peak, reached after ``warmup_steps`` and decayed to 0 by a cosine.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Of the adapter matrices.
-        micro_batch_size: Rows that go through the model together on each process; null for all at once. The
-            batch, its negatives and its gradients stay the same (gradient cache, docs/how-to/large-batches.md).
+        micro_batch_size: Rows that go through the model together on each process; null for all at once.
+            Batch, negatives and gradients stay the same (gradient cache, docs/how-to/large-batches.md).
         micro_batch_tokens: The same by tokens, padding counted, in place of rows.
         reuse_vision: Keep the images' features between the two passes of the gradient cache: faster, for
             memory that grows with the batch.

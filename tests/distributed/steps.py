@@ -1,7 +1,7 @@
 """The same training step on a whole batch, or on a rank's part of it. Run by one process and by two.
 
-`python -m tests.distributed.steps RANK FOLDER BASE CORPUS CASES` is one of two processes of the tests beside it;
-it writes what it saw to FOLDER/<rank>.pt. CASES is `fast`, `long` or both by a comma.
+`python -m tests.distributed.steps RANK FOLDER BASE CORPUS CASES` is one of two processes of the tests beside
+it; it writes what it saw to FOLDER/<rank>.pt. CASES is `fast`, `long` or both by a comma.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ CASES: dict[str, dict[str, Case]] = {
         "fsdp fp32 whole base": Case("fsdp", load_in_4bit=False, shard_base=False),
     },
 }
-#: Tokens of a micro-batch: several of texts fit, of pictures fewer, so that the ranks' own counts differ.
-BUDGET = 100
+#: Tokens of a micro-batch on rank 0 and on rank 1, where each row is one by itself: their own counts differ.
+BUDGETS = (100, 1)
 
 
 class Forwarded(nn.Module):
@@ -157,7 +157,8 @@ class Forwarded(nn.Module):
 
 def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
     """Loss, gradients and number of forwards of two steps whose gradients add up."""
-    module = micro_module("cma", base, BUDGET, **case.settings())
+    budget = BUDGETS[rank()]
+    module = micro_module("cma", base, budget, **case.settings())
     before = sum(p.numel() for p in module.parameters())
     step: nn.Module = Forwarded(module)
     if case.strategy == "ddp":
@@ -165,7 +166,7 @@ def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
     else:
         shard_backbone(module.model, init_device_mesh("cpu", (world_size(),)))
     batch = local_batch(module, apart(global_batch(corpus)))
-    own = len(micro_batches(batch.query.lengths(), None, BUDGET))
+    own = len(micro_batches(batch.query.lengths(), None, budget))
     forwards: list[int] = []
     module.model.register_forward_hook(lambda m, args, out: forwards.append(len(out.disc)))
     for _ in range(2):
@@ -184,13 +185,13 @@ def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
 
 
 def nan_patterns(dtype: str, base: Path) -> dict[str, list[dict[str, str]]]:
-    """Digests of packed weights that are NaN, quiet and signalling, in the storage dtype: before and after."""
+    """Digests before and after of packed weights that are NaN, quiet and signalling, in the storage dtype."""
     backbone = build_backbone(micro_config(base, dtype=dtype))
     generator = torch.Generator().manual_seed(0)
     for module in linear_4bit_modules(backbone).values():
         data = module.weight.data.view(torch.uint8)
         data.copy_(torch.randint(256, data.shape, generator=generator, dtype=torch.uint8))
-        values = module.weight.data.view(torch.int32).flatten()
+        values = module.weight.data.flatten().view(torch.int32)
         values[:4] = torch.tensor([0x7FC00001, 0x7F800001, -1, 0x7FC17FC1], dtype=torch.int32)
         assert module.weight.data.isnan().any()
     before = [packed_digests(backbone)]

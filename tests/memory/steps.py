@@ -1,4 +1,4 @@
-"""One training step with micro-batches, cached and with everything kept: what the tests of this folder compare."""
+"""One training step with micro-batches, cached and with everything kept: what the tests beside it compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of the cached step: those of the same micro-batches in one graph, and those of the whole batch."""
+"""Gradients of the cached step equal those of the same micro-batches in one graph, and of the whole batch."""
 
 from __future__ import annotations
 
@@ -173,11 +173,11 @@ def test_a_loss_sent_back_past_the_module_is_noticed(
 
 def test_settings_of_micro_batches_that_make_no_sense_are_named(shared_backbone: Backbone) -> None:
     config = shared_backbone.config
-    with pytest.raises(RimeError, match="micro_batch_size=2 and model.micro_batch_tokens=9: give one"):
+    with pytest.raises(RimeError, match=r"micro_batch_size=2 and model.micro_batch_tokens=9: give one"):
         SFTModule(config, micro_batch_size=2, micro_batch_tokens=9)
-    with pytest.raises(RimeError, match="model.micro_batch_size=0 must be 1 or more"):
+    with pytest.raises(RimeError, match=r"model.micro_batch_size=0 must be 1 or more"):
         SFTModule(config, micro_batch_size=0)
-    with pytest.raises(RimeError, match="model.micro_batch_tokens=-1 must be 1 or more"):
+    with pytest.raises(RimeError, match=r"model.micro_batch_tokens=-1 must be 1 or more"):
         SFTModule(config, micro_batch_tokens=-1)
 
 
