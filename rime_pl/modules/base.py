@@ -114,6 +114,11 @@ class RimeModule(L.LightningModule):
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            if self.trainer.strategy._save_distributed_checkpoint:
+                raise RimeError(
+                    "trainer.strategy.init_args.save_distributed_checkpoint=true: checkpoints hold what trains, "
+                    "a few MB, in one file that any number of processes resumes from. Set it to false."
+                )
             assert self.device_mesh is not None, "ModelParallelStrategy sets it before configure_model"
             shard_backbone(backbone, self.device_mesh["data_parallel"])
         self.backbone = backbone
