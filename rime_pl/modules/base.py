@@ -116,8 +116,8 @@ class RimeModule(L.LightningModule):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             if self.trainer.strategy._save_distributed_checkpoint:
                 raise RimeError(
-                    "trainer.strategy.init_args.save_distributed_checkpoint=true: checkpoints hold what trains, "
-                    "a few MB, in one file that any number of processes resumes from. Set it to false."
+                    "trainer.strategy.init_args.save_distributed_checkpoint=true: checkpoints hold what "
+                    "trains, in one file of a few MB for any number of processes. Set it to false."
                 )
             assert self.device_mesh is not None, "ModelParallelStrategy sets it before configure_model"
             shard_backbone(backbone, self.device_mesh["data_parallel"])

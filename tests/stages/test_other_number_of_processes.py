@@ -1,4 +1,4 @@
-"""Killed on 2 processes and continued on 1, and the reverse: the curve and metrics of the run that nobody stopped."""
+"""Killed on 2 processes and continued on 1, and the reverse: curve and metrics of the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_continued_on_another_number_of_processes(
 
     whole, both = (scalars(folder, "train/loss") for folder in (uninterrupted, tmp_path / "sft"))
     assert whole.keys() == both.keys() and len(whole) == 6
-    # Adam divides small gradients by small gradients: what differs by 1e-6 in a gradient grows from step to step
+    # Adam divides small gradients by small gradients: differences grow from step to step
     assert [both[step] for step in whole] == pytest.approx(list(whole.values()), rel=1e-4)
     seen, expected = (read_json(f / "summary.json") for f in (tmp_path / "sft", uninterrupted))
     assert seen["after"]["recall@1"] == expected["after"]["recall@1"]
