@@ -159,7 +159,7 @@ def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
     """Loss, gradients and number of forwards of two steps whose gradients add up."""
     budget = BUDGETS[rank()]
     module = micro_module("cma", base, budget, **case.settings())
-    before = sum(p.numel() for p in module.parameters())
+    whole = _frozen_in_layers(module)
     step: nn.Module = Forwarded(module)
     if case.strategy == "ddp":
         step = DistributedDataParallel(step)
@@ -180,8 +180,14 @@ def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
         "gradients": gradients,
         "micro_batches": own,
         "forwards": len(forwards),
-        "share": sum(_local(p).numel() for p in module.parameters()) / before,
+        "share": _frozen_in_layers(module) / whole,
     }
+
+
+def _frozen_in_layers(module: RimeModule) -> int:
+    """Numbers of the decoder layers' base that this process holds."""
+    layers = module.model.language_model.model.language_model.layers
+    return sum(_local(p).numel() for p in layers.parameters() if not p.requires_grad)
 
 
 def nan_patterns(dtype: str, base: Path) -> dict[str, list[dict[str, str]]]:

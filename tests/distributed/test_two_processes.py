@@ -152,8 +152,7 @@ def assert_cached_case_equals_one_process(
     one, other = seen
     assert one["micro_batches"] != other["micro_batches"], "else equal counts prove nothing"
     assert one["forwards"] == other["forwards"]
-    sharded = case.strategy == "fsdp" and case.shard_base
-    assert (one["share"] < 0.9) == sharded
+    assert one["share"] == (0.5 if case.strategy == "fsdp" and case.shard_base else 1)
 
 
 @pytest.mark.parametrize("name", CASES["fast"])
