@@ -45,7 +45,8 @@ STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_e
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data base train-sft train-cma train-refine-rl compare test test-all lint tensorboard gpu-check clean
+.PHONY: help setup data base train-sft train-cma train-refine-rl compare test test-all lint tensorboard \
+        gpu-check bench-setup bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +109,16 @@ tensorboard: $(READY) ## look at the curves of all runs
 
 gpu-check: $(READY) ## where a GPU is: load a 2B-shaped model in 4 bits, one step of SFT and of CMA
 	$(RIME) gpu-check
+
+bench-setup: .venv-bench/.ready ## the peers of the benchmarks, in an environment of their own
+.venv-bench/.ready: constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv-bench/.ready ## ratios against the peers, and memory of a large batch: about 10 minutes on one thread
+	.venv-bench/bin/python -m benchmarks.contrastive_step
+	.venv-bench/bin/python -m benchmarks.memory
 
 clean: ## remove runs, made models and built corpora (not .venv)
 	rm -rf runs models data

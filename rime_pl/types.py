@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -101,11 +101,13 @@ class Prompts(_Movable):
         """
         pixels, grid = self.pixel_values, self.image_grid_thw
         if pixels is not None and grid is not None:
-            per_row = grid.split(self.num_images.tolist())
-            patches = pixels.split([int(g.prod(-1).sum()) for g in per_row])
-            picked = [(per_row[r], patches[r]) for r in rows.tolist() if len(per_row[r])]
-            grid = torch.cat([g for g, _ in picked]) if picked else None
-            pixels = torch.cat([p for _, p in picked]) if picked else None
+            # row r owns images[first[r] : first[r + 1]], image i owns patches[start[i] : start[i + 1]]
+            first = [0, *self.num_images.cumsum(0).tolist()]
+            start = [0, *grid.prod(-1).cumsum(0).tolist()]
+            images = [slice(first[r], first[r + 1]) for r in rows.tolist() if first[r] < first[r + 1]]
+            patches = [pixels[start[i.start] : start[i.stop]] for i in images]
+            grid = torch.cat([grid[i] for i in images]) if images else None
+            pixels = torch.cat(patches) if images else None
         return Prompts(self.input_ids[rows], self.attention_mask[rows], pixels, grid, self.num_images[rows])
 
 
@@ -133,6 +135,24 @@ class Rows(_Movable):
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def lengths(self) -> Tensor:
+        """(R, 2) int64: tokens of each row's prompt and of its completion, padding not counted."""
+        return torch.stack([self.prompts.attention_mask.sum(1), self.completions.mask.sum(1)], dim=1)
+
+    def select(self, rows: Tensor) -> Rows:
+        """The given rows (int64 indices), without the padding columns that none of them needs."""
+        prompts, completions = self.prompts.select(rows), self.completions.select(rows)
+        # at least one completion token stays: the model's outputs keep their meaning on empty ones
+        left = prompts.input_ids.shape[1] - int(prompts.attention_mask.sum(1).max())
+        right = max(1, int(completions.mask.sum(1).max()))
+        prompts = replace(
+            prompts,
+            input_ids=prompts.input_ids[:, left:],
+            attention_mask=prompts.attention_mask[:, left:],
+        )
+        completions = Completions(completions.ids[:, :right], completions.mask[:, :right])
+        return Rows(prompts, completions, self.annotated[rows])
 
 
 @dataclass
@@ -195,6 +215,15 @@ class ModeEmbeddings(_Movable):
 
     disc: Tensor  # (R, D)
     gen: Tensor  # (R, D)
+
+
+@dataclass
+class EncodedSide(_Movable):
+    """What a loss sees of R rows: one side of a training batch on this rank."""
+
+    disc: Tensor  # (R, D) float32, normalised
+    gen: Tensor  # (R, D) float32, normalised
+    cross_entropy: Tensor  # scalar: this rank's share; the mean over ranks is that of the global batch
 
 
 @dataclass

@@ -28,6 +28,8 @@ class BackboneConfig:
         lora_targets: Regular expression over module names; must match whole names.
         gradient_checkpointing: Recompute activations in the backward pass, for less memory.
         attn_implementation: "sdpa", "eager" or an attention kernel that transformers knows.
+        shard_base: Under FSDP2, also split the decoder's frozen weights over the processes; false leaves a
+            whole copy on each, for more memory and less traffic.
         prompt: Chat layout, mode tokens and rewrite budget.
     """
 
@@ -40,4 +42,5 @@ class BackboneConfig:
     lora_targets: str = LANGUAGE_LINEARS
     gradient_checkpointing: bool = False
     attn_implementation: str = "sdpa"
+    shard_base: bool = True
     prompt: PromptConfig = field(default_factory=PromptConfig)

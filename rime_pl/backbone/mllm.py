@@ -146,9 +146,12 @@ class Backbone(nn.Module):
         if prompts.pixel_values is None or not takes_features:
             return None
         with torch.no_grad():
-            return self.language_model.model.get_image_features(
+            features = self.language_model.model.get_image_features(
                 prompts.pixel_values, prompts.image_grid_thw, return_dict=True
             )
+        # the tower's own last state is larger than what the decoder reads, and is not read
+        read = {name: value for name, value in features.items() if name != "last_hidden_state"}
+        return type(features)(**read)
 
 
 def load_backbone(adapter: str | Path, device: str | torch.device | None = None) -> Backbone:

@@ -65,14 +65,20 @@ def keep_packed_weights(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False
 
 
+def packed_digests(model: nn.Module) -> dict[str, str]:
+    """SHA-256 over the packed bytes of each 4-bit layer; sharded weights must be gathered first."""
+    digests = {}
+    for name, module in linear_4bit_modules(model).items():
+        # a copy: FSDP cannot free memory that numpy has looked at
+        weight = module.weight.detach().to("cpu", copy=True).contiguous()
+        digests[name] = hashlib.sha256(weight.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return digests
+
+
 def packed_weights_hash(model: nn.Module) -> str:
     """SHA-256 over the packed bytes of all 4-bit weights, in name order: must never change."""
-    digest = hashlib.sha256()
-    for name, module in sorted(linear_4bit_modules(model).items()):
-        digest.update(name.encode())
-        weight = module.weight.detach().cpu().contiguous()
-        digest.update(weight.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    digests = sorted(packed_digests(model).items())
+    return hashlib.sha256(str(digests).encode()).hexdigest()
 
 
 def describe(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,7 +96,8 @@ def four_bit_error(device: torch.device) -> float:
     given = torch.randn(4, 128, device=device, requires_grad=True)
     again = given.detach().clone().requires_grad_()
     packed = layer(given)
-    plain = again @ dequantize_4bit(layer.weight.data, layer.weight.quant_state).T.to(again.dtype)
+    weight: Any = layer.weight  # Params4bit, which knows its scales
+    plain = again @ dequantize_4bit(weight.data, weight.quant_state).T.to(again.dtype)
     packed.square().sum().backward()
     plain.square().sum().backward()
     assert given.grad is not None and again.grad is not None

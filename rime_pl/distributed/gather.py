@@ -70,12 +70,20 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return value
 
 
+def all_reduce_max(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def all_gather_completions(local: Completions) -> Completions:
     """Completions of all ranks in rank order, padded to the widest."""
     if world_size() == 1:
         return local
-    width = torch.tensor(local.ids.shape[1], device=local.ids.device)
-    dist.all_reduce(width, op=dist.ReduceOp.MAX)
-    missing = int(width) - local.ids.shape[1]
+    width = local.ids.shape[1]
+    missing = all_reduce_max(width, local.ids.device) - width
     ids, mask = (all_gather_rows(F.pad(part, (0, missing))) for part in (local.ids, local.mask))
     return Completions(ids, mask)

@@ -17,7 +17,7 @@ def cross_mode_alignment(
     queries: ModeEmbeddings,
     targets: ModeEmbeddings,
     temperature: float,
-    false_negatives: Tensor | None = None,
+    contents: Tensor | None = None,
 ) -> Tensor:
     """Contrast across the modes, so that any mode retrieves any mode.
 
@@ -26,15 +26,15 @@ def cross_mode_alignment(
     Args:
         queries, targets: Both embeddings of B pairs, (B, D) float32, normalised.
         temperature: Divisor, > 0.
-        false_negatives: (B, B) bool, see :func:`same_content`.
+        contents: (B, 2) int64 content ids of query and target, see :func:`info_nce`.
 
     Returns:
         Scalar, in nats.
 
     Paper: its purpose is RIME's (arXiv 2604.22280); the formula is ours, the equations not being public.
     """
-    return info_nce(queries.gen, targets.disc, temperature, false_negatives) + info_nce(
-        queries.disc, targets.gen, temperature, false_negatives
+    return info_nce(queries.gen, targets.disc, temperature, contents) + info_nce(
+        queries.disc, targets.gen, temperature, contents
     )
 
 

@@ -85,7 +85,7 @@ def read_architecture(name_or_path: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name_or_path, local_files_only=name_or_path in KNOWN)
     except (OSError, ValueError) as error:
         if name_or_path in KNOWN:
-            return Qwen2VLConfig(**KNOWN[name_or_path], tie_word_embeddings=True)
+            return Qwen2VLConfig.from_dict(KNOWN[name_or_path] | {"tie_word_embeddings": True})
         raise RimeError(
             f"model.backbone.name_or_path: no config.json for {name_or_path!r} ({error}). Give a folder that "
             f"holds the checkpoint's config.json (weights are not needed), or {', '.join(KNOWN)}."
@@ -139,7 +139,8 @@ def _without_data(model: nn.Module, dtype: torch.dtype) -> None:
     packed = {id(layer.weight) for layer in linear_4bit_modules(model).values()}
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept: an id is unique among the living
     for module in model.modules():
-        for group in (module._parameters, module._buffers):
+        groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for group in groups:
             for name, old in group.items():
                 if old is None:
                     continue

@@ -17,17 +17,19 @@ from transformers import get_cosine_schedule_with_warmup
 
 from rime_pl.backbone.adapters import load_adapter_weights
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.backbone.mllm import Backbone, BackboneOutput
+from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import describe
-from rime_pl.distributed.gather import all_gather_rows, all_reduce_sum, world_size
+from rime_pl.distributed.gather import all_gather_rows, all_reduce_max, all_reduce_sum, world_size
 from rime_pl.distributed.sharding import shard_backbone
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.losses.contrastive import same_content
 from rime_pl.losses.language_modeling import token_cross_entropy
+from rime_pl.memory.gradient_cache import GradientCache
+from rime_pl.memory.micro_batches import micro_batches, split_to
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import (
     Batch,
     Completions,
+    EncodedSide,
     EvalBatch,
     EvalOutput,
     ModeEmbeddings,
@@ -43,7 +45,7 @@ class PairEmbeddings:
 
     query: ModeEmbeddings  # (N, D) each
     target: ModeEmbeddings  # (N, D) each
-    false_negatives: Tensor  # (N, N) bool
+    contents: Tensor  # (N, 2) int64: content of query and target
     annotated: Tensor  # (N,) bool: both sides have a rewrite
 
     def with_rewrites(self) -> PairEmbeddings:
@@ -55,7 +57,7 @@ class PairEmbeddings:
         query, target = (
             ModeEmbeddings(side.disc[rows], side.gen[rows]) for side in (self.query, self.target)
         )
-        return PairEmbeddings(query, target, self.false_negatives[rows][:, rows], rows[rows])
+        return PairEmbeddings(query, target, self.contents[rows], rows[rows])
 
 
 class RimeModule(L.LightningModule):
@@ -69,6 +71,11 @@ class RimeModule(L.LightningModule):
         learning_rate: Peak, reached after ``warmup_steps`` and decayed to 0 by a cosine.
         warmup_steps: Steps of linear warm-up.
         weight_decay: Of the adapter matrices.
+        micro_batch_size: Rows that go through the model together on each process; null for all at once.
+            Batch, negatives and gradients stay the same (gradient cache, docs/how-to/large-batches.md).
+        micro_batch_tokens: The same by tokens, padding counted, in place of rows.
+        reuse_vision: Keep the images' features between the two passes of the gradient cache: faster, for
+            memory that grows with the batch.
     """
 
     def __init__(
@@ -80,10 +87,14 @@ class RimeModule(L.LightningModule):
         learning_rate: float = 1e-4,
         warmup_steps: int = 20,
         weight_decay: float = 0.0,
+        micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
+        reuse_vision: bool = True,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise RimeError(f"model.temperature={temperature} must be > 0; it divides the cosines.")
+        _check_micro_batches(micro_batch_size, micro_batch_tokens)
         self.config = backbone
         self.init_adapter_from = init_adapter_from
         self.temperature = temperature
@@ -91,6 +102,10 @@ class RimeModule(L.LightningModule):
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
+        self.micro_batch_size = micro_batch_size
+        self.micro_batch_tokens = micro_batch_tokens
+        self.reuse_vision = reuse_vision
+        self.cache = GradientCache()
         # Lightning's checkpoints hold what trains; the frozen base is remade from its own folder.
         self.strict_loading = False
         self.backbone: Backbone | None = None
@@ -112,6 +127,11 @@ class RimeModule(L.LightningModule):
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            if self.trainer.strategy._save_distributed_checkpoint:
+                raise RimeError(
+                    "trainer.strategy.init_args.save_distributed_checkpoint=true: checkpoints hold what "
+                    "trains, in one file of a few MB for any number of processes. Set it to false."
+                )
             assert self.device_mesh is not None, "ModelParallelStrategy sets it before configure_model"
             shard_backbone(backbone, self.device_mesh["data_parallel"])
         self.backbone = backbone
@@ -155,13 +175,43 @@ class RimeModule(L.LightningModule):
 
     # -- training -------------------------------------------------------------------------------------
 
-    def encode(self, rows: Rows) -> BackboneOutput:
-        """One forward of one side: both embeddings, and logits where there is a rewrite to learn."""
-        return self.model(rows.prompts, rows.completions, label_mask=rows.annotated)
+    def encode(self, rows: Rows) -> EncodedSide:
+        """Both embeddings of one side and its share of the cross-entropy: one forward, or micro-batches."""
+        num_labels = all_reduce_sum((rows.completions.mask * rows.annotated.unsqueeze(1)).sum())
+        if self.micro_batch_size is None and self.micro_batch_tokens is None:
+            return self.forward_rows(rows, num_labels)
+        groups = micro_batches(rows.lengths(), self.micro_batch_size, self.micro_batch_tokens)
+        groups = split_to(groups, all_reduce_max(len(groups), rows.annotated.device))
+        features: dict[int, Any] = {}
 
-    def gather(self, query: BackboneOutput, target: BackboneOutput, batch: Batch) -> PairEmbeddings:
+        def run(number: int) -> EncodedSide:
+            part = rows.select(groups[number])
+            if self.reuse_vision and number not in features:
+                features[number] = self.model.encode_images(part.prompts)
+            return self.forward_rows(part, num_labels, features.get(number))
+
+        return self.cache.encode(run, groups, rows.annotated.device)
+
+    def forward_rows(self, rows: Rows, num_labels: Tensor, image_features: Any | None = None) -> EncodedSide:
+        """One forward.
+
+        Args:
+            rows: Any part of one side.
+            num_labels: Labels of that side in the whole global batch.
+            image_features: See :meth:`Backbone.encode_images`.
+        """
+        out = self.model(rows.prompts, rows.completions, rows.annotated, image_features)
+        # times world size: DDP and FSDP take the mean of the ranks' gradients
+        cross_entropy = token_cross_entropy(out.logits, out.labels, num_labels) * world_size()
+        return EncodedSide(out.disc, out.gen, cross_entropy)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning with the loss: into the weights, or to the embeddings and, from there, on."""
+        loss.backward(*args, **kwargs)
+        self.cache.replay(self.model)
+
+    def gather(self, query: EncodedSide, target: EncodedSide, batch: Batch) -> PairEmbeddings:
         """The global batch from this rank's rows; the one place where training communicates."""
-        assert query.gen is not None and target.gen is not None, "encode() reads both modes"
         local = torch.cat([query.disc, query.gen, target.disc, target.gen], dim=1)
         annotated = batch.query.annotated & batch.target.annotated
         known = torch.stack([batch.query_content, batch.target_content, annotated.long()], dim=1)
@@ -170,16 +220,9 @@ class RimeModule(L.LightningModule):
         return PairEmbeddings(
             ModeEmbeddings(q_disc, q_gen),
             ModeEmbeddings(t_disc, t_gen),
-            same_content(known[:, 0], known[:, 1]),
+            known[:, :2],
             known[:, 2].bool(),
         )
-
-    def rewrite_cross_entropy(self, side: BackboneOutput) -> Tensor:
-        """This rank's share of one side's cross-entropy; the mean over ranks is that of the global batch."""
-        assert side.logits is not None and side.labels is not None, "encode() labels the rewrites"
-        total = all_reduce_sum(torch.tensor(len(side.labels), device=side.labels.device))
-        # times world size: DDP and FSDP take the mean of the ranks' gradients
-        return token_cross_entropy(side.logits, side.labels, total) * world_size()
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
         """Each part of the loss by itself, as means over ranks; ``loss`` also in the progress bar."""
@@ -240,6 +283,18 @@ class RimeModule(L.LightningModule):
         }
         images = self.model.encode_images(batch.prompts)
         return {name: self.model(batch.prompts, c, image_features=images).gen for name, c in rewrites.items()}
+
+
+def _check_micro_batches(size: int | None, tokens: int | None) -> None:
+    if size is not None and tokens is not None:
+        raise RimeError(
+            f"model.micro_batch_size={size} and model.micro_batch_tokens={tokens}: give one of the two."
+        )
+    for name, value in (("size", size), ("tokens", tokens)):
+        if value is not None and value < 1:
+            raise RimeError(
+                f"model.micro_batch_{name}={value} must be 1 or more; null takes the whole batch at once."
+            )
 
 
 def derange(content: Tensor, allowed: Tensor | None = None) -> Tensor:

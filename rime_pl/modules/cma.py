@@ -10,7 +10,7 @@ from rime_pl.distributed.gather import all_gather_completions, all_gather_rows, 
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
 from rime_pl.modules.base import PairEmbeddings, RimeModule, derange, empty_completions
-from rime_pl.types import Batch, Completions, ModeEmbeddings, RimeError
+from rime_pl.types import Batch, Completions, ModeEmbeddings, RimeError, Rows
 
 
 class CMAModule(RimeModule):
@@ -35,9 +35,13 @@ class CMAModule(RimeModule):
         learning_rate: float = 1e-4,
         warmup_steps: int = 20,
         weight_decay: float = 0.0,
+        micro_batch_size: int | None = None,
+        micro_batch_tokens: int | None = None,
+        reuse_vision: bool = True,
     ) -> None:
         super().__init__(
-            backbone, init_adapter_from, temperature, lambda_ce, learning_rate, warmup_steps, weight_decay
+            *(backbone, init_adapter_from, temperature, lambda_ce, learning_rate, warmup_steps, weight_decay),
+            *(micro_batch_size, micro_batch_tokens, reuse_vision),
         )
         if not 0 < wrong_share <= 1:
             raise RimeError(
@@ -52,12 +56,10 @@ class CMAModule(RimeModule):
         pairs = self.gather(query, target, batch)
         rewritten = pairs.with_rewrites()
 
-        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.false_negatives)
-        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.false_negatives)
-        ce = self.rewrite_cross_entropy(query) + self.rewrite_cross_entropy(target)
-        cma = cross_mode_alignment(
-            rewritten.query, rewritten.target, self.temperature, rewritten.false_negatives
-        )
+        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.contents)
+        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)
+        ce = query.cross_entropy + target.cross_entropy
+        cma = cross_mode_alignment(rewritten.query, rewritten.target, self.temperature, rewritten.contents)
         decisive = self.decisive_term(batch, pairs) if self.lambda_dec else torch.zeros_like(cma)
 
         loss = gen + disc + self.lambda_ce * ce + self.lambda_cma * cma + self.lambda_dec * decisive
@@ -71,10 +73,12 @@ class CMAModule(RimeModule):
         rows = max(1, round(self.wrong_share * len(batch)))
         first = rank() * len(batch)  # this rank's first row in the global batch
         chosen = torch.arange(rows, device=self.device)
-        prompts = batch.query.prompts.select(chosen)
-
-        wrong = self.model(prompts, self.wrong_rewrites(batch, first + chosen)).gen
-        wrong = all_gather_rows(wrong)
+        wrong_rows = Rows(
+            batch.query.prompts.select(chosen),
+            self.wrong_rewrites(batch, first + chosen),
+            annotated=torch.zeros_like(batch.query.annotated[chosen]),  # nothing to learn to write
+        )
+        wrong = all_gather_rows(self.encode(wrong_rows).gen)
         index = torch.cat([r * len(batch) + chosen for r in range(world_size())])
         wrong, index = wrong[pairs.annotated[index]], index[pairs.annotated[index]]
         targets = ModeEmbeddings(pairs.target.disc[index], pairs.target.gen[index])

@@ -20,9 +20,9 @@ class SFTModule(RimeModule):
         pairs = self.gather(query, target, batch)
         rewritten = pairs.with_rewrites()
 
-        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.false_negatives)
-        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.false_negatives)
-        ce = self.rewrite_cross_entropy(query) + self.rewrite_cross_entropy(target)
+        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.contents)
+        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)
+        ce = query.cross_entropy + target.cross_entropy
 
         loss = gen + disc + self.lambda_ce * ce
         self.log_losses(batch, total=loss, info_nce_gen=gen, info_nce_disc=disc, ce=ce)

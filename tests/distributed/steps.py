@@ -1,26 +1,28 @@
 """The same training step on a whole batch, or on a rank's part of it. Run by one process and by two.
 
-`python -m tests.distributed.steps RANK FOLDER BASE CORPUS` is one of two processes of the tests beside it; it
-writes what it saw to FOLDER/<rank>.pt.
+`python -m tests.distributed.steps RANK FOLDER BASE CORPUS CASES` is one of two processes of the tests beside
+it; it writes what it saw to FOLDER/<rank>.pt. CASES is `fast`, `long` or both by a comma.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from datamodules.plan import rank_slice
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.backbone.quantization import linear_4bit_modules, packed_digests
+from rime_pl.distributed import sharding
 from rime_pl.distributed.gather import (
     all_gather_completions,
     all_gather_rows,
@@ -31,10 +33,11 @@ from rime_pl.distributed.gather import (
 from rime_pl.distributed.objects import gather_objects
 from rime_pl.distributed.sharding import shard_backbone
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.memory.micro_batches import micro_batches
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
-from rime_pl.types import Batch, Completions, Pair
+from rime_pl.types import Batch, Completions, Pair, RimeError
 from tests.micro import (
     RewardPairs,
     build_backbone,
@@ -57,11 +60,18 @@ def global_batch(corpus: Path) -> list[Pair]:
     return pairs
 
 
-def micro_module(stage: str, base: Path) -> RimeModule:
+def apart(pairs: list[Pair]) -> list[Pair]:
+    """The same pairs, so that one rank's queries are texts alone and the other's have pictures."""
+    return [*pairs[::2], *pairs[1::2]]
+
+
+def micro_module(
+    stage: str, base: Path, micro_batch_tokens: int | None = None, **backbone_settings: Any
+) -> RimeModule:
     """A stage whose adapter is not at its start, where half of the gradients are zero."""
-    backbone = build_backbone(micro_config(base))
+    backbone = build_backbone(micro_config(base, **backbone_settings))
     randomise_adapter(backbone.peft, scale=0.05)
-    module = STAGES[stage](backbone.config)
+    module = STAGES[stage](backbone.config, micro_batch_tokens=micro_batch_tokens)
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
@@ -140,6 +150,119 @@ def sharded_step(base: Path, corpus: Path) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A CMA step through the gradient cache, on several processes in one of Lightning's ways."""
+
+    strategy: Literal["ddp", "fsdp"]
+    load_in_4bit: bool = True
+    shard_base: bool = True
+    gradient_checkpointing: bool = False
+
+    def settings(self) -> dict[str, bool]:
+        return {
+            "load_in_4bit": self.load_in_4bit,
+            "shard_base": self.shard_base,
+            "gradient_checkpointing": self.gradient_checkpointing,
+        }
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "fast": {"ddp nf4": Case("ddp"), "fsdp nf4": Case("fsdp")},
+    "long": {
+        "ddp fp32": Case("ddp", load_in_4bit=False),
+        "ddp nf4 checkpointed": Case("ddp", gradient_checkpointing=True),
+        "fsdp fp32": Case("fsdp", load_in_4bit=False),
+        "fsdp nf4 checkpointed": Case("fsdp", gradient_checkpointing=True),
+        "fsdp nf4 whole base": Case("fsdp", shard_base=False),
+        "fsdp fp32 whole base": Case("fsdp", load_in_4bit=False, shard_base=False),
+    },
+}
+#: Tokens of a micro-batch on rank 0 and on rank 1, where each row is one by itself: their own counts differ.
+BUDGETS = (100, 1)
+
+
+class Forwarded(nn.Module):
+    """The step behind ``forward``, as Lightning puts it there for DDP."""
+
+    def __init__(self, module: RimeModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.module.training_step(batch, 0)
+
+
+def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
+    """Loss, gradients and number of forwards of two steps whose gradients add up."""
+    budget = BUDGETS[rank()]
+    module = micro_module("cma", base, budget, **case.settings())
+    whole = _frozen_in_layers(module)
+    step: nn.Module = Forwarded(module)
+    if case.strategy == "ddp":
+        step = DistributedDataParallel(step)
+    else:
+        shard_backbone(module.model, init_device_mesh("cpu", (world_size(),)))
+    batch = local_batch(module, apart(global_batch(corpus)))
+    own = len(micro_batches(batch.query.lengths(), None, budget))
+    forwards: list[int] = []
+    module.model.register_forward_hook(lambda m, args, out: forwards.append(len(out.disc)))
+    for _ in range(2):
+        loss = step(batch)
+        module.backward(loss)
+    gradients = {
+        n: _full(p.grad) / 2 for n, p in module.named_parameters() if p.requires_grad and p.grad is not None
+    }
+    return {
+        "loss": float(all_reduce_sum(loss) / world_size()),
+        "gradients": gradients,
+        "micro_batches": own,
+        "forwards": len(forwards),
+        "share": _frozen_in_layers(module) / whole,
+    }
+
+
+def _frozen_in_layers(module: RimeModule) -> int:
+    """Numbers of the decoder layers' base that this process holds."""
+    layers = module.model.language_model.model.language_model.layers
+    return sum(_local(p).numel() for p in layers.parameters() if not p.requires_grad)
+
+
+def nan_patterns(dtype: str, base: Path) -> dict[str, list[dict[str, str]]]:
+    """Digests before and after of packed weights that are NaN, quiet and signalling, in the storage dtype."""
+    backbone = build_backbone(micro_config(base, dtype=dtype))
+    generator = torch.Generator().manual_seed(0)
+    for module in linear_4bit_modules(backbone).values():
+        data = module.weight.data.view(torch.uint8)
+        data.copy_(torch.randint(256, data.shape, generator=generator, dtype=torch.uint8))
+        values = module.weight.data.flatten().view(torch.int32)
+        values[:4] = torch.tensor([0x7FC00001, 0x7F800001, -1, 0x7FC17FC1], dtype=torch.int32)
+        assert module.weight.data.isnan().any()
+    before = [packed_digests(backbone)]
+    shard_backbone(backbone, init_device_mesh("cpu", (world_size(),)))  # checks for itself, too
+    layers = backbone.language_model.model.language_model.layers
+    for layer in layers:
+        layer.unshard()
+    after = packed_digests(backbone)
+    for layer in layers:
+        layer.reshard()
+    return {"before": before, "after": [after]}
+
+
+def damaged(base: Path) -> str:
+    """What is said when the all-gather does not bring the bytes back."""
+    backbone = build_backbone(micro_config(base))
+    seen = iter([packed_digests(layer) for layer in backbone.language_model.model.language_model.layers])
+    sharding.packed_digests = lambda layer: next(seen, {})  # type: ignore[assignment]
+    try:
+        shard_backbone(backbone, init_device_mesh("cpu", (world_size(),)))
+    except RimeError as error:
+        return str(error)
+    finally:
+        sharding.packed_digests = packed_digests
+    return "nothing"
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -169,21 +292,28 @@ def gathered_rows() -> dict[str, Any]:
     }
 
 
-def main(number: int, folder: Path, base: Path, corpus: Path) -> None:
+def main(number: int, folder: Path, base: Path, corpus: Path, cases: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2, timeout=timedelta(seconds=300)
     )
-    seen = {
-        "gather": gathered_rows(),
-        "sft": step("sft", base, corpus),
-        "cma": step("cma", base, corpus),
-        "refine_rl": refine_rl_step(base, corpus),
-        "sharded": sharded_step(base, corpus),
-    }
+    seen: dict[str, Any] = {}
+    for group in cases.split(","):
+        for name, case in CASES[group].items():
+            seen[name] = cached_step(case, base, corpus)
+    if "fast" in cases:
+        seen |= {
+            "gather": gathered_rows(),
+            "sft": step("sft", base, corpus),
+            "cma": step("cma", base, corpus),
+            "refine_rl": refine_rl_step(base, corpus),
+            "sharded": sharded_step(base, corpus),
+            "nan": {dtype: nan_patterns(dtype, base) for dtype in ("float32", "bfloat16")},
+            "damaged": damaged(base),
+        }
     torch.save(seen, folder / f"{number}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *(Path(argument) for argument in sys.argv[2:5]))
+    main(int(sys.argv[1]), *(Path(argument) for argument in sys.argv[2:5]), sys.argv[5])

@@ -16,7 +16,16 @@ import torch
 
 from rime_pl.distributed.gather import all_gather_rows, all_reduce_sum, rank, world_size
 from rime_pl.generation.rewriting import write_rewrites
-from tests.distributed.steps import global_batch, local_batch, micro_module, refine_rl_step, step
+from tests.distributed.steps import (
+    CASES,
+    Case,
+    apart,
+    global_batch,
+    local_batch,
+    micro_module,
+    refine_rl_step,
+    step,
+)
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # relative, of the norm of each tensor: single elements near zero say nothing
@@ -27,9 +36,20 @@ def ranks(
     micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """What rank 0 and rank 1 saw."""
-    folder = tmp_path_factory.mktemp("pair")
+    return run_pair(tmp_path_factory.mktemp("pair"), micro_base, scenes_corpus, "fast")
+
+
+@pytest.fixture(scope="module")
+def ranks_of_long_cases(
+    micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    return run_pair(tmp_path_factory.mktemp("long"), micro_base, scenes_corpus, "long")
+
+
+def run_pair(folder: Path, base: Path, corpus: Path, cases: str) -> list[dict[str, Any]]:
+    """Two processes of steps.py; what each wrote."""
     command = [sys.executable, "-m", "tests.distributed.steps"]
-    arguments = [str(folder), str(micro_base), str(scenes_corpus)]
+    arguments = [str(folder), str(base), str(corpus), cases]
     pair = [
         subprocess.Popen(
             [*command, str(number), *arguments],
@@ -125,6 +145,56 @@ def test_sharded_ranks_write_what_one_process_writes(
     rewrites = write_rewrites(module.model, batch.query.prompts, max_new_tokens=4)
     expected = module.model.processor.decode(rewrites.completions)
     assert [text for part in ranks[0]["sharded"]["rewrites"] for text in part] == expected
+
+
+def assert_cached_case_equals_one_process(
+    case: Case, seen: list[dict[str, Any]], base: Path, corpus: Path
+) -> None:
+    """One process takes the whole batch at once, without micro-batches."""
+    module = micro_module("cma", base, **case.settings())
+    loss = module.training_step(local_batch(module, apart(global_batch(corpus))), 0)
+    loss.backward()
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
+    for rank_saw in seen:
+        assert rank_saw["loss"] == pytest.approx(float(loss), rel=TOLERANCE)
+        assert_equal_gradients(rank_saw["gradients"], gradients)
+    one, other = seen
+    assert one["micro_batches"] != other["micro_batches"], "else equal counts prove nothing"
+    assert one["forwards"] == other["forwards"]
+    assert one["share"] == (0.5 if case.strategy == "fsdp" and case.shard_base else 1)
+
+
+@pytest.mark.parametrize("name", CASES["fast"])
+def test_cached_steps_of_two_processes_equal_one(
+    name: str, ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """One rank's queries are texts, the other's have pictures."""
+    seen = [rank_saw[name] for rank_saw in ranks]
+    assert_cached_case_equals_one_process(CASES["fast"][name], seen, micro_base, scenes_corpus)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES["long"])
+def test_cached_steps_of_two_processes_equal_one_in_all_cases(
+    name: str, ranks_of_long_cases: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    seen = [rank_saw[name] for rank_saw in ranks_of_long_cases]
+    assert_cached_case_equals_one_process(CASES["long"][name], seen, micro_base, scenes_corpus)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_bytes_that_are_nan_as_numbers_survive_sharding(
+    dtype: str, ranks: list[dict[str, Any]]
+) -> None:
+    for seen in ranks:
+        before, after = seen["nan"][dtype]["before"], seen["nan"][dtype]["after"]
+        assert before == after and before[0]
+
+
+def test_a_start_with_damaged_bytes_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert "decoder layer 0 changed" in seen["damaged"]
+        assert "model.backbone.shard_base=false" in seen["damaged"]
 
 
 def test_one_process_needs_no_group() -> None:

@@ -29,9 +29,10 @@ def naive_nce(queries: Tensor, targets: Tensor, temperature: float, skip: Tensor
 
 def test_alignment_crosses_the_modes() -> None:
     g_q, d_q, g_t, d_t = (unit(5, seed) for seed in range(4))
-    skip = same_content(torch.tensor([1, 1, 2, 3, 4]), torch.tensor([5, 6, 7, 8, 8]))
+    contents = torch.tensor([[1, 5], [1, 6], [2, 7], [3, 8], [4, 8]])
+    skip = same_content(*contents.T)
     loss = cross_mode_alignment(
-        ModeEmbeddings(disc=d_q, gen=g_q), ModeEmbeddings(disc=d_t, gen=g_t), 0.1, skip
+        ModeEmbeddings(disc=d_q, gen=g_q), ModeEmbeddings(disc=d_t, gen=g_t), 0.1, contents
     )
     expected = naive_nce(g_q, d_t, 0.1, skip) + naive_nce(d_q, g_t, 0.1, skip)
     assert loss.item() == pytest.approx(expected, rel=1e-9)

@@ -49,9 +49,9 @@ def test_equals_the_naive_loop(temperature: float) -> None:
 
 def test_twins_are_left_out_of_both_directions() -> None:
     queries, targets = unit(6, 5, seed=1, dtype=torch.float64), unit(6, 5, seed=2, dtype=torch.float64)
-    skip = same_content(torch.tensor([1, 2, 3, 4, 5, 2]), torch.tensor([7, 7, 8, 9, 9, 6]))
-    expected = naive_info_nce(queries, targets, 0.1, skip)
-    masked = info_nce(queries, targets, 0.1, skip)
+    contents = torch.tensor([[1, 7], [2, 7], [3, 8], [4, 9], [5, 9], [2, 6]])
+    expected = naive_info_nce(queries, targets, 0.1, same_content(*contents.T))
+    masked = info_nce(queries, targets, 0.1, contents)
     assert masked.item() == pytest.approx(expected, rel=1e-9)
     assert masked < info_nce(queries, targets, 0.1)
 
@@ -66,15 +66,18 @@ def test_same_content_equals_the_naive_loop() -> None:
 
 def test_a_masked_pair_gets_no_gradient() -> None:
     queries, targets = unit(2, 4, seed=3).requires_grad_(), unit(2, 4, seed=4).requires_grad_()
-    info_nce(queries, targets, 0.1, ~torch.eye(2, dtype=torch.bool)).backward()
+    info_nce(queries, targets, 0.1, torch.tensor([[1, 2], [1, 3]])).backward()
     assert queries.grad is not None and queries.grad.abs().max() == 0
 
 
 def test_gradient_is_right_in_float64() -> None:
     queries = unit(4, 3, seed=5, dtype=torch.float64).requires_grad_()
     targets = unit(4, 3, seed=6, dtype=torch.float64).requires_grad_()
-    skip = same_content(torch.tensor([1, 2, 1, 3]), torch.tensor([4, 5, 6, 7]))
-    assert torch.autograd.gradcheck(lambda q, t: info_nce(q, t, 0.2, skip), (queries, targets))
+    contents = torch.tensor([[1, 4], [2, 5], [1, 6], [3, 7]])
+    for block_size in (64, 8):  # the whole matrix, and two rows at a time
+        assert torch.autograd.gradcheck(
+            lambda q, t, size=block_size: info_nce(q, t, 0.2, contents, size), (queries, targets)
+        )
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e4])
@@ -91,3 +94,35 @@ def test_extreme_temperatures_stay_finite(temperature: float) -> None:
 def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=rf"temperature={temperature} must be > 0"):
         info_nce(torch.eye(2), torch.eye(2), temperature)
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 14, 30, 48])  # 1, 1, 2, 4 and 6 of 7 rows at a time
+def test_blocks_of_rows_change_neither_loss_nor_gradients(block_size: int) -> None:
+    contents = torch.tensor([[1, 7], [2, 7], [3, 8], [4, 9], [5, 9], [2, 6], [1, 1]])
+    seen = []
+    for size in (49, block_size):
+        queries, targets = (unit(7, 5, seed=n, dtype=torch.float64).requires_grad_() for n in (1, 2))
+        loss = info_nce(queries, targets, 0.05, contents, size)
+        gradients = torch.autograd.grad(loss, (queries, targets))
+        seen.append(torch.cat([part.flatten() for part in (loss, *gradients)]))
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-12, atol=1e-12)
+
+
+def test_the_matrix_of_scores_is_not_kept() -> None:
+    """What autograd saves grows with the rows, not with their square."""
+
+    def saved_numbers(pairs: int, block_size: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+            return tensor
+
+        queries, targets = (unit(pairs, 8, seed=n).requires_grad_() for n in (1, 2))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = info_nce(queries, targets, 0.1, torch.arange(2 * pairs).view(pairs, 2), block_size)
+        assert loss.requires_grad
+        return sum(sizes.values())
+
+    assert saved_numbers(128, 128 * 128) > 2 * 128 * 128
+    assert saved_numbers(128, 4 * 128) < 128 * 128 / 2

@@ -1,0 +1,91 @@
+"""The model and the batches that the benchmarks measure with: a Qwen3-VL in miniature, random weights.
+
+Proportions are those of Qwen2-VL-2B: vocabulary / (layers x MLP width) = 0.6, MLP width / hidden width =
+5.8, and a vision tower that costs as much per visual token as the decoder, or a little more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.tiny import TinyConfig, build_model, build_processor, train_tokenizer
+from rime_pl.modules.base import RimeModule
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
+from rime_pl.types import Item, Pair
+
+#: 0.6 = 1843 / (4 x 768); Qwen2-VL-2B: 151936 / (28 x 8960).
+PROPORTIONED = TinyConfig(
+    hidden_size=128,
+    num_layers=4,
+    num_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    intermediate_size=768,
+    vision_hidden_size=128,
+    vision_layers=3,
+    vision_heads=2,
+    vision_intermediate_size=512,
+)
+VOCABULARY = 1843
+IMAGE_SIZE = 64
+PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
+_RNG = random.Random(0)
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["".join(_RNG.choice(_LETTERS) for _ in range(_RNG.randint(3, 7))) for _ in range(400)]
+
+
+def make_base(folder: Path, config: TinyConfig, vocabulary: int, seed: int = 0) -> Path:
+    """An ordinary checkpoint folder with random weights and exactly ``vocabulary`` embedding rows."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 900)
+    model = build_model(tokenizer, config, IMAGE_SIZE)
+    model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    model.save_pretrained(folder)
+    build_processor(tokenizer, config, IMAGE_SIZE).save_pretrained(folder)
+    return folder
+
+
+def make_backbone(base: Path, load_in_4bit: bool) -> Backbone:
+    """In float32 with LoRA of rank 16, dropout included."""
+    config = BackboneConfig(
+        str(base), load_in_4bit=load_in_4bit, dtype="float32", lora_dropout=0.05, prompt=PROMPT
+    )
+    torch.manual_seed(0)
+    return Backbone(config, RimeProcessor.from_pretrained(str(base), PROMPT))
+
+
+def silent(module: RimeModule, backbone: Backbone) -> RimeModule:
+    """A stage without a trainer."""
+    module.backbone = backbone
+    module.log = lambda *_, **__: None  # type: ignore[assignment]
+    return module
+
+
+def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
+    """Pictures and texts by turns on both sides; texts of 5 to 120 words, rewrites of 8 to 60, most short."""
+    rng = random.Random(seed)
+
+    def words(low: int, high: int) -> str:
+        length = low + int((high - low) * rng.random() ** 3)
+        return " ".join(rng.choice(WORDS) for _ in range(length))
+
+    def item(name: str, pictured: bool) -> Item:
+        images: Sequence[Image.Image] = ()
+        if pictured:
+            side = IMAGE_SIZE
+            images = (Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)),)
+        text = words(2, 12) if pictured else words(5, 120)
+        return Item(text, tuple(images), name, "Find it.", rewrite=words(8, 60))
+
+    return [
+        Pair(f"pair-{n}", "mixed", "all", item(f"query {n}", n % 2 == 0), item(f"target {n}", n % 2 == 1))
+        for n in range(count)
+    ]

@@ -1,0 +1,62 @@
+"""Which rows go through the model together when a batch is too large for one forward.
+
+Called by ``RimeModule.encode`` before the first pass of the gradient cache. Every process must take the same
+number of forwards: under FSDP each of them is a collective.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def micro_batches(lengths: Tensor, num_rows: int | None, num_tokens: int | None) -> list[Tensor]:
+    """Rows in groups, longest first, so that a group holds rows of like length and little padding.
+
+    Args:
+        lengths: (R, 2) int64: prompt and completion tokens of each row. Visual tokens are prompt tokens.
+        num_rows: Rows of a group; None: by tokens alone.
+        num_tokens: Most tokens of a group, padding counted; None: by rows alone. A row that is longer is a
+            group by itself.
+
+    Returns:
+        Groups of int64 row numbers; each row stands in exactly one.
+
+    Example:
+        >>> lengths = torch.tensor([[2, 1], [9, 1], [3, 1], [2, 2]])
+        >>> [group.tolist() for group in micro_batches(lengths, None, num_tokens=12)]
+        [[1], [2, 3], [0]]
+        >>> [group.tolist() for group in micro_batches(lengths, 3, None)]
+        [[1, 2, 3], [0]]
+    """
+    order = lengths.sum(1).argsort(descending=True, stable=True)
+    groups: list[list[int]] = [[]]
+    prompt = completion = 0
+    for row, (p, c) in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        prompt, completion = max(prompt, p), max(completion, c)
+        count = len(groups[-1]) + 1
+        too_long = num_tokens is not None and count * (prompt + completion) > num_tokens
+        too_many = num_rows is not None and count > num_rows
+        if count > 1 and (too_long or too_many):
+            groups.append([])
+            prompt, completion = p, c
+        groups[-1].append(row)
+    return [torch.tensor(group, device=lengths.device) for group in groups]
+
+
+def split_to(groups: list[Tensor], count: int) -> list[Tensor]:
+    """The same rows in exactly ``count`` groups: the largest ones are halved until there are enough.
+
+    Args:
+        groups: At most ``count``, with at least ``count`` rows together.
+
+    Example:
+        >>> [group.tolist() for group in split_to([torch.tensor([3, 1, 0]), torch.tensor([2])], 3)]
+        [[3, 1], [0], [2]]
+    """
+    groups = list(groups)
+    while len(groups) < count:
+        largest = max(range(len(groups)), key=lambda number: len(groups[number]))
+        half = (len(groups[largest]) + 1) // 2
+        groups[largest : largest + 1] = groups[largest].split(half)
+    return groups

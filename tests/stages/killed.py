@@ -1,0 +1,28 @@
+"""`python -m tests.stages.killed ...` is `rime ...`, but every process is killed before step $RIME_KILL_STEP.
+
+A module and not `python -c`: Lightning starts further processes by the module's name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from rime_pl import cli
+from rime_pl.main import main
+from rime_pl.modules.sft import SFTModule
+
+
+class Killed(SFTModule):
+    """As a power cut would: no handler runs."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == int(os.environ["RIME_KILL_STEP"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    cli.STAGES["sft"] = Killed
+    sys.exit(main())
