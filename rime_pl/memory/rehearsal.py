@@ -176,8 +176,9 @@ class _Step:
         if stage == "cma" and wrong_rows:
             shape = query.share(wrong_rows)
             with self.live.counting("inputs"):
-                self.batch.append(self._inputs(shape))
-            wrong, _ = self._encode(shape, self.batch[2], labels=0)
+                again = self._inputs(shape)  # freed with this forward; the batch itself lives on
+            wrong, _ = self._encode(shape, again, labels=0)
+            del again
             index = torch.arange(wrong_rows)
             chosen = ModeEmbeddings(t.disc[index], t.gen[index])
             total = total + decisive_rewrite(q.gen[index], wrong.gen, chosen, 1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rime_pl.backbone.quantization import linear_4bit_modules
-from rime_pl.memory.predict import SHALLOW, quick_peak, stage_plan, step_work
+from rime_pl.memory.predict import SHALLOW, _static_parts, quick_peak, stage_plan, step_work
 from rime_pl.memory.rehearsal import SideShape, rehearse, side_shape, static_memory
 from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture, state_tensors
 from rime_pl.memory.tracking import LiveBytes
@@ -49,7 +49,7 @@ def test_counts_and_bytes_are_those_of_the_real_model(
 
 
 def real_peak(stage: str, make_backbone: MakeBackbone, batch: Batch, checkpointing: bool) -> int:
-    """The same ruler on a real step."""
+    """The same ruler on a real step; the batch's patches count from where the step first touches them."""
     backbone = make_backbone(gradient_checkpointing=checkpointing)
     module = STAGES[stage](backbone.config)
     module.backbone = backbone
@@ -76,7 +76,7 @@ def test_peak_is_that_of_a_real_step(
     wrong = len(batch) if stage == "cma" else 0
     step = rehearse(skeleton, stage, side_shape(batch.query), side_shape(batch.target), wrong)
     expected = real_peak(stage, make_backbone, batch, checkpointing)
-    assert step.peak.bytes - step.peak.parts["inputs"] == pytest.approx(expected, rel=0.05)
+    assert step.peak.bytes == pytest.approx(expected, rel=0.02)
 
 
 def test_parts_are_what_the_peak_is_made_of(micro_base: Path, processor: RimeProcessor) -> None:
@@ -84,9 +84,9 @@ def test_parts_are_what_the_peak_is_made_of(micro_base: Path, processor: RimePro
     side = SideShape(4, 60, 12, 40, 4, 4 * 16)
     sft, cma = (stage_plan(skeleton, stage, side, side, 4 * (stage == "cma")) for stage in ("sft", "cma"))
     assert all(size >= 0 for plan in (sft, cma) for size in plan.parts.values())
-    assert cma.peak > 1.2 * sft.peak - sum(list(sft.parts.values())[:8]), (
-        "the wrong rewrites are a third forward"
-    )
+    static = set(_static_parts(static_memory(skeleton), 4))
+    steps = [sum(size for part, size in plan.parts.items() if part not in static) for plan in (sft, cma)]
+    assert steps[1] > 1.3 * steps[0], "wrong rewrites are a third forward"
     assert sft.parts["optimiser states"] == 2 * 4 * static_memory(skeleton).trained
     assert sft.largest <= sft.peak and "aten" in sft.largest_operation
 
