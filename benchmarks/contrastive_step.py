@@ -146,7 +146,7 @@ class Encoder(nn.Module):
 def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
     """The peer's cached loss in both directions, as ours."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
     sides = [batch.query, batch.target]
     model = SentenceTransformer(modules=[Encoder(backbone, sides)], device="cpu")

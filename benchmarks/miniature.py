@@ -39,7 +39,9 @@ IMAGE_SIZE = 64
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
 _RNG = random.Random(0)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = ["".join(_RNG.choice(_LETTERS) for _ in range(_RNG.randint(3, 7))) for _ in range(400)]
+WORDS = [
+    "".join(_RNG.choice(_LETTERS) for _ in range(_RNG.randint(3, 7))) for _ in range(200)
+]  # a token each
 
 
 def make_base(folder: Path, config: TinyConfig, vocabulary: int, seed: int = 0) -> Path:
@@ -70,7 +72,7 @@ def silent(module: RimeModule, backbone: Backbone) -> RimeModule:
 
 
 def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
-    """Pictures and texts by turns on both sides; texts of 5 to 120 words, rewrites of 8 to 60, most short."""
+    """Pictures and texts by turns on both sides; texts of 5 to 80 words, rewrites of 6 to 40, most short."""
     rng = random.Random(seed)
 
     def words(low: int, high: int) -> str:
@@ -82,8 +84,8 @@ def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
         if pictured:
             side = IMAGE_SIZE
             images = (Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)),)
-        text = words(2, 12) if pictured else words(5, 120)
-        return Item(text, tuple(images), name, "Find it.", rewrite=words(8, 60))
+        text = words(2, 12) if pictured else words(5, 80)
+        return Item(text, tuple(images), name, "Find it.", rewrite=words(6, 40))
 
     return [
         Pair(f"pair-{n}", "mixed", "all", item(f"query {n}", n % 2 == 0), item(f"target {n}", n % 2 == 1))
