@@ -17,11 +17,11 @@ from torch import Tensor
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
-from rime_pl.losses.contrastive import info_nce, same_content
+from rime_pl.losses.contrastive import info_nce
 from rime_pl.losses.language_modeling import token_cross_entropy
 from rime_pl.memory.skeleton import Skeleton, state_tensors
 from rime_pl.memory.tracking import Largest, LiveBytes, Peak
-from rime_pl.types import ModeEmbeddings, Rows
+from rime_pl.types import EncodedSide, ModeEmbeddings, Rows
 
 
 @dataclass(frozen=True)
@@ -162,22 +162,20 @@ class _Step:
         """As ``training_step`` of the stage."""
         with self.live.counting("inputs"):
             self.batch = [self._inputs(query), self._inputs(target)]
-        q, q_logits = self._encode(query, self.batch[0], labels=query.labels)
-        t, t_logits = self._encode(target, self.batch[1], labels=target.labels)
-        content = torch.zeros(query.rows, dtype=torch.int64)
-        masked = same_content(content, content)
-        total = info_nce(q.gen, t.gen, 1.0, masked) + info_nce(q.disc, t.disc, 1.0, masked)
-        with self.live.counting("logits"):
-            for logits in (q_logits, t_logits):
-                labels = torch.zeros(len(logits), dtype=torch.int64)
-                total = total + token_cross_entropy(logits, labels, len(logits))
+        q = self._encode(query, self.batch[0], labels=query.labels)
+        t = self._encode(target, self.batch[1], labels=target.labels)
+        contents = torch.zeros(query.rows, 2, dtype=torch.int64)
+        total = info_nce(q.gen, t.gen, 1.0, contents) + info_nce(q.disc, t.disc, 1.0, contents)
+        total = total + q.cross_entropy + t.cross_entropy
         if stage == "cma":
-            total = total + cross_mode_alignment(q, t, 1.0, masked)
+            total = total + cross_mode_alignment(
+                ModeEmbeddings(q.disc, q.gen), ModeEmbeddings(t.disc, t.gen), 1.0, contents
+            )
         if stage == "cma" and wrong_rows:
             shape = query.share(wrong_rows)
             with self.live.counting("inputs"):
                 again = self._inputs(shape)  # freed with this forward; the batch itself lives on
-            wrong, _ = self._encode(shape, again, labels=0)
+            wrong = self._encode(shape, again, labels=0)
             del again
             index = torch.arange(wrong_rows)
             chosen = ModeEmbeddings(t.disc[index], t.gen[index])
@@ -194,10 +192,8 @@ class _Step:
             inputs["pixels"] = torch.empty(shape.patches, width)
         return inputs
 
-    def _encode(
-        self, shape: SideShape, inputs: dict[str, Tensor], labels: int
-    ) -> tuple[ModeEmbeddings, Tensor]:
-        """As ``Backbone.forward``, the rows of logits counted instead of looked up."""
+    def _encode(self, shape: SideShape, inputs: dict[str, Tensor], labels: int) -> EncodedSide:
+        """As ``RimeModule.forward_rows``, the rows of logits counted instead of looked up."""
         model = self.skeleton.language_model
         ids, length = inputs["ids"], shape.prompt_tokens + shape.completion_tokens
         hidden = model.get_input_embeddings()(ids)
@@ -219,12 +215,14 @@ class _Step:
             use_cache=False,
         ).last_hidden_state
         at, found = first_position(ids, inputs["mask"], 0)
-        embeddings = ModeEmbeddings(pool_at(hidden, at, found), pool_at(hidden, at, found))
+        disc, gen = pool_at(hidden, at, found), pool_at(hidden, at, found)
         before = hidden[:, shape.prompt_tokens - 1 : -1]
         row, column = torch.zeros(2, labels, dtype=torch.int64).unbind()
         with self.live.counting("logits"):
             logits = model.lm_head(before[row, column])
-        return embeddings, logits
+            expected = torch.zeros(labels, dtype=torch.int64)
+            cross_entropy = token_cross_entropy(logits, expected, max(1, labels))
+        return EncodedSide(disc, gen, cross_entropy)
 
     def _look(self, shape: SideShape, pixels: Tensor) -> list[Tensor]:
         """The vision tower, its positions given: they depend on values, and there are none."""
