@@ -137,11 +137,18 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed)
+    steps = cli.trainer.global_step - (_global_step(resume) if resume else 0)
+    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed, steps)
 
 
-def finish(cli: StageCLI, stage: str, seconds: dict[str, float], typed: list[str]) -> None:
-    """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen."""
+def finish(
+    cli: StageCLI, stage: str, seconds: dict[str, float], typed: list[str], steps_timed: int = 0
+) -> None:
+    """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen.
+
+    Args:
+        steps_timed: Steps that ``seconds["fit"]`` covers: all, unless the run was resumed.
+    """
     if not cli.trainer.is_global_zero:
         return
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
@@ -162,6 +169,7 @@ def finish(cli: StageCLI, stage: str, seconds: dict[str, float], typed: list[str
             "negatives_per_query": cli.datamodule.batch_size - 1,
             "processes": cli.trainer.world_size,
             "steps": cli.trainer.global_step,
+            "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
             "broken_samples": cli.datamodule.broken,
         },

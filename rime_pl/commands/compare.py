@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     seeds = [train_controls(folder) for folder in args.run]
     result = {
         "runs": [{name: read_variant(folder) for name, folder in variants.items()} for variants in seeds],
+        "disc_minus_control": pooled_difference(seeds, "decisive", "control", "disc-disc"),
         "disc_minus_before": pooled_difference(seeds, "decisive", "before", "disc-disc"),
         "gen_minus_disc": pooled_difference(seeds, "decisive", "decisive", "gen-gen", "disc-disc"),
     }
@@ -93,7 +94,8 @@ def read_variant(folder: Path) -> dict[str, Any]:
     summary, manifest = (
         json.loads((folder / name).read_text()) for name in ("summary.json", "manifest.json")
     )
-    step = summary["seconds"].get("fit", float("nan")) / max(1, manifest["steps"])
+    steps = manifest.get("steps_timed", manifest["steps"])  # fewer than all when the run was resumed
+    step = summary["seconds"]["fit"] / steps if steps else None
     return {
         "seed": manifest["seed"],
         "recall@1": summary["after"]["recall@1"],

@@ -30,7 +30,8 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     seeds = ", ".join(str(run["decisive"]["seed"]) for run in runs)
     lines = [
         f"recall@1 on the test split, mean over the headline tasks; gallery {gallery}, chance {chance:.4f}; "
-        f"seeds {seeds}." + (" In brackets the lowest and highest seed." if len(runs) > 1 else ""),
+        f"seeds {seeds}."
+        + (" In brackets lowest and highest seed; s/step: the least disturbed." if len(runs) > 1 else ""),
         "",
         "| run | steps | s/step | "
         + " | ".join(MODE_PAIRS)
@@ -41,12 +42,14 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     ]
     for name, (label, _) in VARIANTS.items():
         of_seeds = [run[name] for run in runs]
-        cells = [label, str(of_seeds[0]["steps"]), f"{mean(v['seconds_per_step'] for v in of_seeds):.2f}"]
+        timed = [v["seconds_per_step"] for v in of_seeds if v["seconds_per_step"] is not None]
+        cells = [label, str(of_seeds[0]["steps"]), f"{min(timed):.2f}" if timed else "-"]
         cells += [_spread([v["recall@1"][pair] for v in of_seeds]) for pair in MODE_PAIRS]
         cells += [_spread([v["trace"][trace] for v in of_seeds]) for trace in TRACES]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| difference of recall@1, queries paired | mean | 95 % bootstrap |", "|---|---|---|"]
     labels = {
+        "disc_minus_control": "disc-disc after decisive CMA minus after as many further SFT steps",
         "disc_minus_before": "disc-disc after decisive CMA minus before",
         "gen_minus_disc": "gen-gen minus disc-disc, both after decisive CMA",
     }
