@@ -13,6 +13,8 @@ RIME := $(VENV)/bin/rime
 READY := $(VENV)/.ready
 CORPUS := data/$(DATA)
 DATA_CONFIG := configs/data/$(DATA).yaml
+LOSS_CONFIG := $(wildcard configs/data/$(DATA)-sft-cma.yaml)
+LOSS_ARGS := $(addprefix --config ,$(LOSS_CONFIG))
 
 # Refine-RL improves what SFT and CMA learned from few annotated pairs: a tenth, and RL runs on the rest.
 ifneq ($(filter train-refine-rl,$(MAKECMDGOALS)),)
@@ -31,9 +33,9 @@ endif
 # A run's folder is keyed by what decides its result: recipe files, corpus, seed and extra arguments.
 key = $(shell { cat $(1) 2>/dev/null; echo '$(2)'; } | cksum | cut -d' ' -f1)
 RUN := runs/$(DATA)-$(notdir $(CONFIG))-seed$(SEED)
-SFT := $(RUN)/sft-$(call key,$(CONFIG)/sft.yaml $(DATA_CONFIG),$(SFT_ARGS))
-CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG),$(SFT_ARGS) $(CMA_ARGS))
-RL_FILES := $(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(CONFIG)/refine_rl.yaml $(DATA_CONFIG)
+SFT := $(RUN)/sft-$(call key,$(CONFIG)/sft.yaml $(DATA_CONFIG) $(LOSS_CONFIG),$(SFT_ARGS))
+CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG) $(LOSS_CONFIG),$(SFT_ARGS) $(CMA_ARGS))
+RL_FILES := $(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(CONFIG)/refine_rl.yaml $(DATA_CONFIG) $(LOSS_CONFIG)
 RL := $(RUN)/refine-rl-$(call key,$(RL_FILES),$(SFT_ARGS) $(CMA_ARGS) $(ARGS))
 
 # Only the tiny recipes train a base that is made here; the others name a real checkpoint.
@@ -71,12 +73,12 @@ models/tiny-$(DATA)/config.json: $(CORPUS)/corpus.json
 	$(RIME) base --data $(CORPUS) --output $(dir $@)
 
 train-sft: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json) ## stage 1: learn to rewrite and to embed
-	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS)
+	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) $(LOSS_ARGS) --run_dir $(SFT) $(SFT_ARGS)
 
 $(SFT)/done.json: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json)
-	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) --run_dir $(SFT) $(SFT_ARGS)
+	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) $(LOSS_ARGS) --run_dir $(SFT) $(SFT_ARGS)
 
-CMA_FIT = $(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) --model.init_adapter_from $(SFT)/adapter \
+CMA_FIT = $(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) $(LOSS_ARGS) --model.init_adapter_from $(SFT)/adapter \
   --run_dir $(CMA) $(CMA_ARGS)
 
 train-cma: $(SFT)/done.json ## stage 2: align the modes (runs whatever is missing before it)

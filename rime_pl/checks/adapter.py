@@ -72,9 +72,12 @@ def pooling(contract: dict[str, Any], processor: RimeProcessor) -> Check:
 
 def token_rows(folder: Path, num_tokens: int, contract: dict[str, Any]) -> Check:
     """A trained row for each mode token, at ids that the tokenizer has."""
-    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-        names = [name for name in file.keys() if "trainable_tokens" in name]  # noqa: SIM118
-        rows = {name: file.get_slice(name).get_shape()[0] for name in names}
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            names = [name for name in file.keys() if "trainable_tokens" in name]  # noqa: SIM118
+            rows = {name: file.get_slice(name).get_shape()[0] for name in names}
+    except SafetensorError as error:
+        return problem("token rows", f"{folder / WEIGHTS_FILE} cannot be read: {error}", AGAIN)
     ids = (contract["disc_token_id"], contract["gen_token_id"])
     if not rows or any(count != len(set(ids)) for count in rows.values()):
         return problem("token rows", f"{rows or 'none'} in the adapter, {len(set(ids))} mode tokens", AGAIN)

@@ -49,12 +49,10 @@ def info_nce(
 
     ``NCE(A, B) = 1/2 mean_i [ -log softmax_j(a_i.b_j / tau)_i - log softmax_j(b_i.a_j / tau)_i ]``
 
-    A matrix of more than ``block_size`` scores is never kept: it is worked off in blocks of rows, each made
-    again in the backward pass. The result is the same sum.
+    A matrix of more than ``block_size`` scores is never kept: blocks of rows, made again in the backward pass.
 
     Args:
-        queries: (B, D) normalised, float32.
-        targets: (B, D) normalised, float32.
+        queries, targets: (B, D) normalised, float32.
         temperature: The divisor tau, > 0.
         contents: (B, 2) int64 content ids of each query and its target; pairs of :func:`same_content` are no
             negatives and are left out of the sums.

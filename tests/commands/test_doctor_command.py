@@ -193,9 +193,9 @@ def test_the_command(micro_base: Path, adapter: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--adapter", str(adapter.parent)]) == 0
     told = capsys.readouterr().out
     assert "ok       pooling contract" in told and "0 problem" in told
-    assert main([*words, "--model.temperatur", "0.1"]) == 1
+    assert main([*words, "--model.temprature", "0.1"]) == 1
     told = capsys.readouterr().out
-    assert "problem  settings" in told and "--model.temperatur" in told and "->" in told
+    assert "problem  settings" in told and "--model.temprature" in told and "->" in told
     assert main(["doctor", "--adapter", str(adapter / "nothing")]) == 1
     assert main(["doctor", "--model.temperature", "0.1"]) == 2
     assert "add --config" in capsys.readouterr().err
