@@ -95,7 +95,7 @@ class Yardstick:
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)
         known = all_gather_rows(contents)
         first = rank() * len(batch)
-        for side in {part.side for part in parts}:
+        for side in dict.fromkeys(part.side for part in parts):  # not a set: all ranks gather in one order
             other: Side = "target" if side == "query" else "query"
             embeddings = self._anchors(parts, batch, other, discs[other], known)
             anchors = exclude_twins(embeddings, known, first, len(batch), self._copies)
