@@ -43,11 +43,13 @@ ifeq ($(notdir $(CONFIG)),tiny)
 BASE := models/tiny-$(DATA)
 BASE_ARGS := --model.backbone.name_or_path $(BASE)
 endif
+# The words of the other languages would take the room of those that are trained.
+BASE_FLAGS_openmoji := --tasks name_to_picture picture_to_name composed --vision_steps 400
 STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_everything $(SEED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data base train-sft train-cma train-refine-rl compare test test-all lint tensorboard \
+.PHONY: help setup data base train-sft train-cma train-refine-rl compare rank-all test test-all lint tensorboard \
         gpu-check bench-setup bench clean
 
 help: ## list the targets
@@ -70,7 +72,7 @@ $(CORPUS)/corpus.json: | $(READY)
 
 base: models/tiny-$(DATA)/config.json ## make the tiny base model for DATA
 models/tiny-$(DATA)/config.json: $(CORPUS)/corpus.json
-	$(RIME) base --data $(CORPUS) --output $(dir $@)
+	$(RIME) base --data $(CORPUS) --output $(dir $@) $(BASE_FLAGS_$(DATA))
 
 train-sft: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json) ## stage 1: learn to rewrite and to embed
 	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) $(LOSS_ARGS) --run_dir $(SFT) $(SFT_ARGS)
@@ -93,6 +95,10 @@ train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody a
 
 compare: train-cma ## the controls beside the CMA run: further SFT steps, and alignment without the decisive term
 	$(RIME) compare --run $(CMA) --output $(RUN)/compare
+
+rank-all: train-cma ## the same queries among all pictures of the corpus, distractors too
+	$(RIME) cma test --config $(CMA)/config.yaml --model.init_adapter_from $(CMA)/adapter --data.distractors true \
+	  --run_dir $(CMA)/all-pictures
 
 test: $(READY) ## the fast tests, at most 10 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long"

@@ -194,9 +194,10 @@ def pretrain_vision(
     parameters = [*model.model.visual.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, config.vision_steps // 10, config.vision_steps)
+    prepared = [processor.image_processor(images=[image], return_tensors="pt") for image, _ in samples]
     for step in range(config.vision_steps):
         rows = [rng.randrange(len(samples)) for _ in range(config.vision_batch_size)]
-        features = processor.image_processor(images=[samples[r][0] for r in rows], return_tensors="pt")
+        features = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[0]}
         tokens = model.model.get_image_features(**features, return_dict=True).pooler_output
         logits = torch.stack([head(shown).logsumexp(0) for shown in tokens])
         wanted = torch.zeros_like(logits)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules.shards import ShardReader, read_split
 from rime_pl.backbone.tiny import TinyConfig, make_base
-from rime_pl.types import Pair
+from rime_pl.types import Pair, RimeError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--num_steps", type=int, default=defaults.num_steps, help="steps of pre-training (%(default)s)"
+        "--tasks", nargs="+", help="tasks whose words the tokenizer learns (default: all of the corpus)"
+    )
+    parser.add_argument(
+        "--vision_steps",
+        type=int,
+        default=defaults.vision_steps,
+        help="steps of the vision tower alone, on the captions' words (%(default)s)",
+    )
+    parser.add_argument(
+        "--num_steps", type=int, default=defaults.num_steps, help="steps on captions (%(default)s)"
     )
     parser.add_argument(
         "--batch_size", type=int, default=defaults.batch_size, help="captions a step (%(default)s)"
@@ -33,12 +42,16 @@ def run(args: argparse.Namespace) -> int:
     pairs = [captions.read(n) for n in track(range(len(captions)), "reading captions")]
     samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
     texts = [text for pair in pairs for text in _texts(pair)]
-    train = ShardReader(read_split(args.data, "train"))
     # The tokenizer sees the words of the tasks, as a downloaded one would know them; the model does not.
+    entries = read_split(args.data, "train")
+    unknown = set(args.tasks or ()) - {entry.dataset for entry in entries}
+    if unknown:
+        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {args.data}.")
+    train = ShardReader([entry for entry in entries if not args.tasks or entry.dataset in args.tasks])
     step = max(1, len(train) // 4000)
     for n in track(range(0, len(train), step), "reading words"):
         texts += _texts(train.read(n))
-    config = TinyConfig(num_steps=args.num_steps, batch_size=args.batch_size)
+    config = TinyConfig(vision_steps=args.vision_steps, num_steps=args.num_steps, batch_size=args.batch_size)
     columns = (
         TextColumn("pre-training on captions"),
         BarColumn(),
