@@ -21,6 +21,7 @@ from rime_pl.backbone.adapters import attach_adapters, base_fingerprint, load_ad
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
+from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts, RimeError
 
@@ -183,6 +184,8 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             f"model.backbone.name_or_path: no checkpoint could be loaded from {config.name_or_path!r} "
             f"({error}). Give a Hugging Face name or a folder; the tiny base is made by `rime base`."
         ) from error
+    if config.attn_implementation == "sdpa":
+        attend_pictures_together(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

@@ -28,6 +28,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN
 
 SPECIAL_TOKENS = (
@@ -308,6 +309,7 @@ def make_base(
     tokenizer = train_tokenizer(texts, config.vocab_size)
     processor = build_processor(tokenizer, config, image_size)
     model = build_model(tokenizer, config, image_size)
+    attend_pictures_together(model)
     pretrain_vision(model, processor, samples, config, seed, on_step)
     pretrain(model, processor, samples, config, seed, lambda n, loss: on_step(config.vision_steps + n, loss))
     model.save_pretrained(output)

@@ -49,7 +49,7 @@ def info_nce(
 
     ``NCE(A, B) = 1/2 mean_i [ -log softmax_j(a_i.b_j / tau)_i - log softmax_j(b_i.a_j / tau)_i ]``
 
-    A matrix of more than ``block_size`` scores is never kept: blocks of rows, made again in the backward pass.
+    A matrix of more than ``block_size`` scores is never kept: row blocks, made again in the backward pass.
 
     Args:
         queries, targets: (B, D) normalised, float32.
