@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from rime_pl.memory.plan import GIB, UTILISATION
 
@@ -24,7 +25,7 @@ def print_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
 
 def plan_tables(plan: Mapping[str, Any]) -> RenderableType:
     """All tables, one below the other."""
-    tables = [fact_table(plan), memory_table(plan), hour_table(plan)]
+    tables: list[RenderableType] = [fact_table(plan), memory_table(plan), hour_table(plan)]
     if plan["memory_gib"] is not None:
         tables.append(change_table(plan))
     return Group(*tables)
@@ -79,14 +80,12 @@ def hour_table(plan: Mapping[str, Any]) -> Table:
     return table
 
 
-def change_table(plan: Mapping[str, Any]) -> Table:
+def change_table(plan: Mapping[str, Any]) -> RenderableType:
     """Each setting by itself."""
     limit = plan["memory_gib"]
     own = next(stage for stage in plan["stages"] if stage["stage"] == plan["stage"])
     if own["peak"] <= limit * GIB:
-        return _table(
-            f"{plan['stage']} fits in {limit:g} GiB: {_size(own['peak'])} at the peak.", ("", "left")
-        )
+        return Text(f"{plan['stage']} fits in {limit:g} GiB: {_size(own['peak'])} at the peak.", "bold")
     title = f"{plan['stage']} does not fit in {limit:g} GiB. Each change by itself:"
     table = _table(title, ("change", "left"), ("peak", "right"), ("fits", "left"))
     for change in plan["changes"]:

@@ -43,8 +43,12 @@ def test_json_needs_no_weights(
 
 
 def test_tables_and_assumed_lengths(
-    without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    without_weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     assert plan(without_weights, tmp_path, "--image_tokens", "4", "--steps", "10", "--memory", "64") == 0
     told = capsys.readouterr().out
     for words in (

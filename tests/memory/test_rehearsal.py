@@ -99,9 +99,10 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(
         side = SideShape(rows, 60, 12, 10 * rows)
         return rehearse(skeleton, "sft", side, side).peak.parts["activations"]
 
-    two, four, eight = activations(2), activations(4), activations(8)
+    # from 8 rows on the peak is always at the same place of the step
+    eight, sixteen, more = activations(8), activations(16), activations(32)
     # twice the batch, twice the activations, above what does not depend on it (the copied embedding table)
-    assert eight - four == pytest.approx(2 * (four - two), rel=0.02)
+    assert more - sixteen == pytest.approx(2 * (sixteen - eight), rel=0.02)
     assert activations(8, checkpointing=True) < 0.6 * eight
 
 
