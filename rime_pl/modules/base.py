@@ -160,6 +160,9 @@ class RimeModule(L.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
         checkpoint["base_hash"] = self.model.base_hash
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):  # which numbers them so by itself
+            states = zip(self.trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False)
+            checkpoint["optimizer_states"] = [_by_place(self, *both) for both in states]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another base: the frozen weights are not in the checkpoint.
@@ -283,6 +286,27 @@ class RimeModule(L.LightningModule):
         }
         images = self.model.encode_images(batch.prompts)
         return {name: self.model(batch.prompts, c, image_features=images).gen for name, c in rewrites.items()}
+
+
+def _by_place(
+    module: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> dict[str, Any]:
+    """An optimiser's state with each parameter called by its place in the module, not in the optimiser.
+
+    So Lightning reads it into a sharded run; a run on one process goes by the order of the groups alone.
+    """
+    place = {id(parameter): number for number, parameter in enumerate(module.parameters())}
+    name = {
+        old: place[id(parameter)]
+        for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+        for parameter, old in zip(group["params"], saved["params"], strict=True)
+    }
+    return {
+        "state": {name[old]: value for old, value in state["state"].items()},
+        "param_groups": [
+            {**saved, "params": [name[old] for old in saved["params"]]} for saved in state["param_groups"]
+        ],
+    }
 
 
 def _check_micro_batches(size: int | None, tokens: int | None) -> None:
