@@ -115,8 +115,8 @@ lint: $(READY) ## ruff, mypy and the import rules
 tensorboard: $(READY) ## look at the curves of all runs
 	$(VENV)/bin/tensorboard --logdir runs
 
-gpu-check: $(READY) ## where a GPU is: load a 2B-shaped model in 4 bits, one step of SFT and of CMA
-	$(RIME) gpu-check
+gpu-check: $(READY) ## where a GPU is: seconds and memory of every stage with a 2B-shaped model in 4 bits
+	$(RIME) gpu-check $(ARGS)
 
 bench-setup: .venv-bench/.ready ## the peers of the benchmarks, in an environment of their own
 .venv-bench/.ready: constraints.txt benchmarks/requirements.txt

@@ -29,7 +29,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.commands.gpu_check import SHAPES, STAGES, Shape, save_checkpoint, synthetic_pairs
+from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
+from rime_pl.gpu.stages import STAGES
 from rime_pl.memory.predict import step_plan
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
@@ -104,7 +105,7 @@ def measure(case: Case, folder: Path) -> tuple[int, int]:
 def train(case: Case, folder: Path) -> None:
     """``NUM_STEPS`` steps on one batch."""
     config, _, batch = settings(case, folder)
-    module = STAGES[case.stage.upper()](config, warmup_steps=0)
+    module = STAGES[case.stage](config, warmup_steps=0)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,

@@ -19,7 +19,7 @@ COMMANDS = {
     "compare": "run the controls beside a finished run and write the table of claims",
     "plan": "predict memory, time and disk of a run before it starts, and what to change if it will not fit",
     "doctor": "check installation, settings and a run's adapter; each problem with its remedy",
-    "gpu_check": "load a random 2B-shaped model in 4 bits on the GPU and take one step of each stage",
+    "gpu_check": "seconds and memory of every stage on this GPU, with a random 2B-shaped model in 4 bits",
 }
 #: Commands that take a stage's settings, such as --model.temperature 0.05, behind their own options.
 TAKE_SETTINGS = ("plan", "doctor")

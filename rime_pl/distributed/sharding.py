@@ -33,7 +33,7 @@ def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
     fully_shard(backbone, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
     for number, layer in enumerate(layers):
-        if _gathered_digests(layer) != before[number]:
+        if gathered_digests(layer) != before[number]:
             raise RimeError(
                 f"the packed 4-bit weights of decoder layer {number} changed on their way through FSDP's "
                 "all-gather. Set model.backbone.shard_base=false (a whole base on each process), or use the "
@@ -41,7 +41,7 @@ def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
             )
 
 
-def _gathered_digests(layer: FSDPModule) -> dict[str, str]:
+def gathered_digests(layer: FSDPModule) -> dict[str, str]:
     """Of a sharded layer, by the way that its forward takes: all-gather, read, free."""
     layer.unshard()
     digests = packed_digests(layer)  # type: ignore[arg-type]

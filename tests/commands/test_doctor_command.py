@@ -120,7 +120,7 @@ def test_unequal_storage_types(micro_base: Path) -> None:
 
 def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:
     """Qwen2-VL names its patch embedding as an input: transformers then asks for its gradient."""
-    from rime_pl.commands.gpu_check import SHAPES, save_checkpoint
+    from rime_pl.gpu.checkpoint import SHAPES, save_checkpoint
 
     save_checkpoint(tmp_path, SHAPES["micro"], torch.device("cpu"))
     found = check_backbone(micro_config(tmp_path, gradient_checkpointing=True), False)

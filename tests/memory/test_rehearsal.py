@@ -121,15 +121,13 @@ def test_two_shallow_models_tell_the_peak_of_a_deep_one(micro_base: Path, proces
 def test_the_2b_shape_known_by_heart_is_that_of_gpu_check() -> None:
     from rime_pl.backbone.config import BackboneConfig
     from rime_pl.backbone.tiny import train_tokenizer
-    from rime_pl.commands import gpu_check
+    from rime_pl.gpu.checkpoint import SHAPES, Qwen2VLForConditionalGeneration, model_config
 
     name = "Qwen/Qwen2-VL-2B-Instruct"
     skeleton = build_skeleton(BackboneConfig(name), read_architecture(name))
     with torch.device("meta"):
         tokenizer = train_tokenizer(["a"], 300)
-        other = gpu_check.Qwen2VLForConditionalGeneration(
-            gpu_check._config(gpu_check.SHAPES["2b"], tokenizer)
-        )
+        other = Qwen2VLForConditionalGeneration(model_config(SHAPES["2b"], tokenizer))
     static = static_memory(skeleton)
     assert static.parameters - static.trained == sum(p.numel() for p in other.parameters())
     work = step_work(skeleton, SideShape(1, 10, 5, 5), SideShape(1, 10, 5, 5))
