@@ -7,9 +7,10 @@ over interleaved rounds, and of peak memory. > 1 in `.._over_ours` means that ou
   forward a side.
 - sentence-transformers: its CachedMultipleNegativesRankingLoss, contrastive alone, with our backbone as its
   module, same micro-batch size, against our cache with the vision tower run twice as it does.
-- the ancestor's recipe: a forward per side, both sides padded to the longest sequence, logits at all
-  positions in float32; the variant with one forward per side *and* mode is printed beside it. Against our
-  plain SFT step.
+- the ancestor's recipe: a forward per side, padded to its longest row, logits at all positions in float32.
+  Against our SFT step with micro-batches of like length in one graph (micro_batch_tokens without
+  gradient_cache). Both with gradient checkpointing, as a 2B model is trained; without it, our step in one
+  forward a side, and the ancestor with a forward per side *and* mode are printed beside it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from rime_pl.types import Batch, Prompts, Rows
 
 TEMPERATURE = 0.02
 CHUNKS = 8
+MICRO_BATCH_TOKENS = 1024  # rows of like length in one graph
 Step = Callable[[], object]
 
 
@@ -48,49 +50,76 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory_of", choices=["plain", "ancestor"], help="used by itself, in a process")
+    parser.add_argument("--memory_of", choices=["ours", "plain", "ancestor"], help="used by itself")
+    parser.add_argument("--keep_activations", action="store_true", help="used by itself, with --memory_of")
     parser.add_argument("--base", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.memory_of:
-        print(peak_of(args.memory_of, args.base, args.pairs))
+        print(peak_of(args.memory_of, args.base, args.pairs, not args.keep_activations))
         return
     with tempfile.TemporaryDirectory(prefix="rime-bench-") as folder:
         base = make_base(Path(folder), PROPORTIONED, VOCABULARY)
-        memory = {name: in_a_process(name, base, args.pairs) for name in ("plain", "ancestor")}
-        nf4, fp32 = (measure(base, bits, args.pairs, args.rounds) for bits in (True, False))
-    for name, seconds in (("NF4", nf4), ("fp32", fp32)):
-        print(f"{name}: " + ", ".join(f"{step} {value:.3f} s" for step, value in seconds.items()))
-    print(f"peak above the imports: { ({n: f'{b / 2**20:.0f} MiB' for n, b in memory.items()}) }")
-    print("fp32: " + json.dumps(ratios(fp32, memory)))
-    print(
-        "the ancestor with a forward per side and mode: "
-        + json.dumps(
-            {n: round(s["ancestor, per mode"] / s["plain"], 3) for n, s in (("nf4", nf4), ("fp32", fp32))}
-        )
-    )
-    print(json.dumps(ratios(nf4, memory)))
+        memory = {
+            checkpointing: {
+                name: in_a_process(name, base, args.pairs, checkpointing)
+                for name in ("ours", "plain", "ancestor")
+            }
+            for checkpointing in (True, False)
+        }
+        cached, ancestors = {}, {}
+        for name, load_in_4bit in (("NF4", True), ("fp32", False)):
+            cached[name] = measure(cached_steps, base, load_in_4bit, False, args)
+            for checkpointing in (True, False):
+                ancestors[name, checkpointing] = measure(
+                    ancestor_steps, base, load_in_4bit, checkpointing, args
+                )
+    for name, seconds in cached.items():
+        print(f"{name}: {in_words(seconds)}")
+    for (name, checkpointing), seconds in ancestors.items():
+        print(f"{name}, {'checkpointed' if checkpointing else 'activations kept'}: {in_words(seconds)}")
+    for checkpointing, peaks in memory.items():
+        words = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peaks.items())
+        print(f"peak above the imports, {'checkpointed' if checkpointing else 'activations kept'}: {words}")
+    print("fp32: " + json.dumps(ratios(cached["fp32"], ancestors["fp32", True], memory[True])))
+    kept = ratios(cached["NF4"], ancestors["NF4", False], memory[False])
+    print(f"activations kept: ancestor {kept['ancestor_over_ours']}, memory {kept['memory_over_ancestor']}")
+    print(json.dumps(ratios(cached["NF4"], ancestors["NF4", True], memory[True])))
 
 
-def ratios(seconds: dict[str, float], memory: dict[str, int]) -> dict[str, float | None]:
-    peer = seconds.get("sentence-transformers")
+def in_words(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{step} {value:.3f} s" for step, value in seconds.items())
+
+
+def ratios(
+    cached: dict[str, float], ancestors: dict[str, float], memory: dict[str, int]
+) -> dict[str, float | None]:
+    peer = cached.get("sentence-transformers")
     return {
-        "cached_over_plain": round(seconds["cached"] / seconds["plain"], 3),
-        "sentence_transformers_over_ours": round(peer / seconds["contrastive"], 3) if peer else None,
-        "ancestor_over_ours": round(seconds["ancestor"] / seconds["plain"], 3),
-        "memory_over_ancestor": round(memory["plain"] / memory["ancestor"], 3),
+        "cached_over_plain": round(cached["cached"] / cached["plain"], 3),
+        "sentence_transformers_over_ours": round(peer / cached["contrastive"], 3) if peer else None,
+        "sentence_transformers_over_ours_with_vision_kept": (
+            round(peer / cached["contrastive, vision kept"], 3) if peer else None
+        ),
+        "ancestor_over_ours": round(ancestors["ancestor"] / ancestors["ours"], 3),
+        "ancestor_per_mode_over_ours": round(ancestors["ancestor, per mode"] / ancestors["ours"], 3),
+        "memory_over_ancestor": round(memory["ours"] / memory["ancestor"], 3),
     }
 
 
-def measure(base: Path, load_in_4bit: bool, pairs: int, rounds: int) -> dict[str, float]:
+def measure(
+    make: Callable[[Backbone, Batch], dict[str, Step]],
+    base: Path,
+    load_in_4bit: bool,
+    checkpointing: bool,
+    args: argparse.Namespace,
+) -> dict[str, float]:
     """Median seconds of each step; rounds are interleaved, so that a busy machine hits all alike."""
-    backbone = make_backbone(base, load_in_4bit)
-    batch = backbone.processor.training_batch(mixed_pairs(pairs))
-    steps = our_steps(backbone, batch) | ancestor_steps(backbone, batch)
-    if importlib.util.find_spec("sentence_transformers"):
-        steps["sentence-transformers"] = sentence_transformers_step(backbone, batch)
+    backbone = make_backbone(base, load_in_4bit, checkpointing)
+    batch = backbone.processor.training_batch(mixed_pairs(args.pairs))
+    steps = make(backbone, batch)
     seen: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(rounds + 1):
+    for round_number in range(args.rounds + 1):
         for name, step in steps.items():
             backbone.zero_grad(set_to_none=True)
             start = time.process_time()  # of one thread: what others do to this machine does not count
@@ -103,26 +132,37 @@ def measure(base: Path, load_in_4bit: bool, pairs: int, rounds: int) -> dict[str
 # -- ours -------------------------------------------------------------------------------------------------
 
 
-def our_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
-    rows = len(batch) // CHUNKS
-    plain = silent(SFTModule(backbone.config), backbone)
-    cached = silent(SFTModule(backbone.config, micro_batch_size=rows), backbone)
-    twice = silent(SFTModule(backbone.config, micro_batch_size=rows, reuse_vision=False), backbone)
-    unlabelled = [without_labels(side) for side in (batch.query, batch.target)]
+def sft_step(backbone: Backbone, batch: Batch, **settings: int | bool) -> Step:
+    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+    return lambda: module.backward(module.training_step(batch, 0))
 
-    def contrastive() -> None:
-        query, target = (twice.encode(side) for side in unlabelled)
-        twice.backward(info_nce(query.gen, target.gen, TEMPERATURE))
 
-    return {
-        "plain": lambda: plain.backward(plain.training_step(batch, 0)),
-        "cached": lambda: cached.backward(cached.training_step(batch, 0)),
-        "contrastive": contrastive,
+def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> Step:
+    settings = {"micro_batch_size": len(batch) // CHUNKS, "reuse_vision": reuse_vision}
+    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+    sides = [
+        Rows(side.prompts, side.completions, torch.zeros_like(side.annotated))  # no labels
+        for side in (batch.query, batch.target)
+    ]
+
+    def step() -> None:
+        query, target = (module.encode(side) for side in sides)
+        module.backward(info_nce(query.gen, target.gen, TEMPERATURE))
+
+    return step
+
+
+def cached_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
+    """The cache's overhead, and the same loss by a peer's cache."""
+    steps = {
+        "plain": sft_step(backbone, batch),
+        "cached": sft_step(backbone, batch, micro_batch_size=len(batch) // CHUNKS),
+        "contrastive": contrastive_step(backbone, batch, reuse_vision=False),
+        "contrastive, vision kept": contrastive_step(backbone, batch, reuse_vision=True),
     }
-
-
-def without_labels(rows: Rows) -> Rows:
-    return Rows(rows.prompts, rows.completions, torch.zeros_like(rows.annotated))
+    if importlib.util.find_spec("sentence_transformers"):
+        steps["sentence-transformers"] = sentence_transformers_step(backbone, batch)
+    return steps
 
 
 # -- sentence-transformers --------------------------------------------------------------------------------
@@ -175,22 +215,25 @@ def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
 
 
 def ancestor_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
+    """The whole SFT step, ours and the ancestor's."""
+    ours = {"micro_batch_tokens": MICRO_BATCH_TOKENS, "gradient_cache": False}
     return {
+        "ours": sft_step(backbone, batch, **ours),
+        "plain": sft_step(backbone, batch),
         "ancestor": lambda: ancestor_step(backbone, batch, per_mode=False),
         "ancestor, per mode": lambda: ancestor_step(backbone, batch, per_mode=True),
     }
 
 
 def ancestor_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
-    """SFT as its ancestor takes it: everything padded to the longest sequence, logits at all positions.
+    """SFT as its ancestor takes it: each side padded to its longest sequence, logits at all positions.
 
     Args:
         per_mode: A forward of its own for the discriminative embedding, over the prompt alone.
     """
-    longest = max(int(side.lengths().sum(1).max()) for side in (batch.query, batch.target))
     disc, gen, cross_entropy = [], [], []
     for side in (batch.query, batch.target):
-        ids, mask, labels, prompt_mask = padded(side, longest)
+        ids, mask, labels, prompt_mask = padded(side)
         hidden = hidden_states(backbone, side.prompts, ids, mask)
         logits = backbone.language_model.lm_head(hidden).float()
         cross_entropy.append(
@@ -204,9 +247,9 @@ def ancestor_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
     loss.backward()
 
 
-def padded(side: Rows, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def padded(side: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Prompt and completion of each row together, right-padded: ids, mask, labels, mask of the prompt."""
-    ids = torch.zeros(len(side), length, dtype=torch.int64)
+    ids = torch.zeros(len(side), int(side.lengths().sum(1).max()), dtype=torch.int64)
     mask, prompt_mask, labels = torch.zeros_like(ids), torch.zeros_like(ids), torch.full_like(ids, -100)
     for row in range(len(side)):
         prompt = side.prompts.input_ids[row][side.prompts.attention_mask[row].bool()]
@@ -227,7 +270,7 @@ def hidden_states(backbone: Backbone, prompts: Prompts, ids: Tensor, mask: Tenso
 # -- memory -----------------------------------------------------------------------------------------------
 
 
-def in_a_process(name: str, base: Path, pairs: int) -> int:
+def in_a_process(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -236,17 +279,18 @@ def in_a_process(name: str, base: Path, pairs: int) -> int:
     }
     command = [sys.executable, "-m", "benchmarks.contrastive_step", "--memory_of", name]
     command += ["--base", str(base), "--pairs", str(pairs)]
+    command += [] if checkpointing else ["--keep_activations"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, env=env, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.splitlines()[-1])
 
 
-def peak_of(name: str, base: Path, pairs: int) -> int:
+def peak_of(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
     """Peak of one NF4 step above the imports, in bytes."""
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    backbone = make_backbone(base, load_in_4bit=True)
+    backbone = make_backbone(base, True, checkpointing)
     batch = backbone.processor.training_batch(mixed_pairs(pairs))
-    (our_steps(backbone, batch) | ancestor_steps(backbone, batch))[name]()
+    ancestor_steps(backbone, batch)[name]()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) * 1024
 
 

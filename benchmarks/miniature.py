@@ -55,10 +55,15 @@ def make_base(folder: Path, config: TinyConfig, vocabulary: int, seed: int = 0) 
     return folder
 
 
-def make_backbone(base: Path, load_in_4bit: bool) -> Backbone:
+def make_backbone(base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False) -> Backbone:
     """In float32 with LoRA of rank 16, dropout included."""
     config = BackboneConfig(
-        str(base), load_in_4bit=load_in_4bit, dtype="float32", lora_dropout=0.05, prompt=PROMPT
+        str(base),
+        load_in_4bit=load_in_4bit,
+        dtype="float32",
+        lora_dropout=0.05,
+        gradient_checkpointing=gradient_checkpointing,
+        prompt=PROMPT,
     )
     torch.manual_seed(0)
     return Backbone(config, RimeProcessor.from_pretrained(str(base), PROMPT))

@@ -69,12 +69,7 @@ class GradientCache:
             for number in range(len(groups)):
                 random_states.append(_RandomState(device))
                 parts.append(run(number))
-            place = torch.cat(groups).argsort()
-            side = EncodedSide(
-                disc=torch.cat([part.disc for part in parts])[place],
-                gen=torch.cat([part.gen for part in parts])[place],
-                cross_entropy=torch.stack([part.cross_entropy for part in parts]).sum(),
-            )
+            side = in_row_order(parts, groups)
         for leaf in (side.disc, side.gen, side.cross_entropy):
             leaf.requires_grad_()
         if torch.is_grad_enabled():
@@ -94,6 +89,16 @@ class GradientCache:
             with torch.enable_grad(), side.autocast, side.random_states[number].restored():
                 outputs, gradients = _with_gradients(side.run(number), side.side, side.groups[number])
             _into_weights(outputs, gradients, model, last=job + 1 == len(jobs))
+
+
+def in_row_order(parts: list[EncodedSide], groups: list[Tensor]) -> EncodedSide:
+    """One side from its micro-batches, whose row numbers ``groups`` holds."""
+    place = torch.cat(groups).argsort()
+    return EncodedSide(
+        disc=torch.cat([part.disc for part in parts])[place],
+        gen=torch.cat([part.gen for part in parts])[place],
+        cross_entropy=torch.stack([part.cross_entropy for part in parts]).sum(),
+    )
 
 
 def _with_gradients(part: EncodedSide, side: EncodedSide, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:

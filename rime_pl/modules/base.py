@@ -23,7 +23,7 @@ from rime_pl.distributed.gather import all_gather_rows, all_reduce_max, all_redu
 from rime_pl.distributed.sharding import shard_backbone
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.losses.language_modeling import token_cross_entropy
-from rime_pl.memory.gradient_cache import GradientCache
+from rime_pl.memory.gradient_cache import GradientCache, in_row_order
 from rime_pl.memory.micro_batches import micro_batches, split_to
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import (
@@ -74,6 +74,8 @@ class RimeModule(L.LightningModule):
         micro_batch_size: Rows that go through the model together on each process; null for all at once.
             Batch, negatives and gradients stay the same (gradient cache, docs/how-to/large-batches.md).
         micro_batch_tokens: The same by tokens, padding counted, in place of rows.
+        gradient_cache: Micro-batches run twice and keep nothing between. False: they run once and keep their
+            activations, which saves only the padding of rows of unlike length, and time.
         reuse_vision: Keep the images' features between the two passes of the gradient cache: faster, for
             memory that grows with the batch.
     """
@@ -89,6 +91,7 @@ class RimeModule(L.LightningModule):
         weight_decay: float = 0.0,
         micro_batch_size: int | None = None,
         micro_batch_tokens: int | None = None,
+        gradient_cache: bool = True,
         reuse_vision: bool = True,
     ) -> None:
         super().__init__()
@@ -104,6 +107,7 @@ class RimeModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.micro_batch_size = micro_batch_size
         self.micro_batch_tokens = micro_batch_tokens
+        self.gradient_cache = gradient_cache
         self.reuse_vision = reuse_vision
         self.cache = GradientCache()
         # Lightning's checkpoints hold what trains; the frozen base is remade from its own folder.
@@ -185,6 +189,8 @@ class RimeModule(L.LightningModule):
             return self.forward_rows(rows, num_labels)
         groups = micro_batches(rows.lengths(), self.micro_batch_size, self.micro_batch_tokens)
         groups = split_to(groups, all_reduce_max(len(groups), rows.annotated.device))
+        if not self.gradient_cache:
+            return in_row_order([self.forward_rows(rows.select(g), num_labels) for g in groups], groups)
         features: dict[int, Any] = {}
 
         def run(number: int) -> EncodedSide:

@@ -37,11 +37,12 @@ class CMAModule(RimeModule):
         weight_decay: float = 0.0,
         micro_batch_size: int | None = None,
         micro_batch_tokens: int | None = None,
+        gradient_cache: bool = True,
         reuse_vision: bool = True,
     ) -> None:
         super().__init__(
             *(backbone, init_adapter_from, temperature, lambda_ce, learning_rate, warmup_steps, weight_decay),
-            *(micro_batch_size, micro_batch_tokens, reuse_vision),
+            *(micro_batch_size, micro_batch_tokens, gradient_cache, reuse_vision),
         )
         if not 0 < wrong_share <= 1:
             raise RimeError(

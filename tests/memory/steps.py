@@ -1,4 +1,4 @@
-"""One training step with micro-batches, cached and with everything kept: what the tests beside it compare."""
+"""One training step with micro-batches, and its gradients: what the tests beside it compare."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.distributed.gather import all_reduce_sum
-from rime_pl.memory.micro_batches import micro_batches
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, EncodedSide, Item, Pair, Rows
+from rime_pl.types import Batch, Item, Pair
 from tests.micro import mixed
 
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
@@ -53,32 +51,6 @@ def stage_module(stage: str, backbone: Backbone, **settings: int | float | bool 
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
-
-
-class Retained(RimeModule):
-    """The naive reference: the same micro-batches one after the other, in one graph that keeps them all."""
-
-    def encode(self, rows: Rows) -> EncodedSide:
-        num_labels = all_reduce_sum((rows.completions.mask * rows.annotated.unsqueeze(1)).sum())
-        groups = micro_batches(rows.lengths(), self.micro_batch_size, self.micro_batch_tokens)
-        parts = [self.forward_rows(rows.select(group), num_labels) for group in groups]
-        place = torch.cat(groups).argsort()
-        return EncodedSide(
-            torch.cat([part.disc for part in parts])[place],
-            torch.cat([part.gen for part in parts])[place],
-            torch.stack([part.cross_entropy for part in parts]).sum(),
-        )
-
-
-class RetainedSFT(Retained, SFTModule):
-    pass
-
-
-class RetainedCMA(Retained, CMAModule):
-    pass
-
-
-RETAINED: dict[str, type[RimeModule]] = {"sft": RetainedSFT, "cma": RetainedCMA}
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
