@@ -1,9 +1,10 @@
-"""Does memory stay that of a micro-batch when the batch grows 128-fold?
+"""Does memory stay that of a micro-batch when the batch grows 128-fold, and is `rime plan` right?
 
-`python benchmarks/memory.py` takes one SFT step with 32 and with 4,096 pairs, micro-batches of 32 rows,
+`python -m benchmarks.memory` takes one SFT step with 32 and with 4,096 pairs, micro-batches of 32 rows,
 each in a process of its own, and prints the ratio of their peaks above the import baseline. What has to
 grow with the batch is listed and subtracted: the inputs, the embeddings and their gradients. Texts alone:
-pictures would add inputs, no more.
+pictures would add inputs, no more. Then come the predictions of `rime plan` beside measured peaks
+(plan_error.py). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.miniature import make_backbone, make_base, silent
+from benchmarks.plan_error import errors as plan_errors
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.tiny import TinyConfig
 from rime_pl.modules.sft import SFTModule
@@ -63,7 +65,8 @@ def main() -> None:
             f"{one['seconds']:.1f} s"
         )
     small, large = (one["peak"] - sum(one["grows"].values()) for one in seen)
-    print(json.dumps({"peak_4096_over_32": round(large / small, 3), "plan_error": None}))
+    plan_error = plan_errors()["plan_error"]
+    print(json.dumps({"peak_4096_over_32": round(large / small, 3), "plan_error": plan_error}))
 
 
 def in_a_process(size: int, base: Path) -> dict:

@@ -1,6 +1,6 @@
 """Is `rime plan` right? Its prediction against the memory of real steps, each in a process of its own.
 
-    python benchmarks/plan_error.py
+    python -m benchmarks.plan_error      (also the end of benchmarks/memory.py)
 
 Measured: the highest resident memory (VmHWM, reset after loading) of two training steps under Lightning,
 minus the resident memory after all imports and before the model is loaded. A step of a model of 0.4 million
@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
 from rime_pl.gpu.stages import STAGES
+from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.predict import step_plan
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
@@ -50,12 +51,14 @@ class Case:
     stage: str
     batch_size: int
     gradient_checkpointing: bool
+    micro_batch_size: int | None = None
 
 
 CASES = {
     "small, SFT": Case(SMALL, "sft", 4, False),
     "large, SFT, checkpointing": Case(LARGE, "sft", 8, True),
     "small, CMA, checkpointing": Case(SMALL, "cma", 8, True),
+    "small, SFT, gradient cache": Case(SMALL, "sft", 16, False, micro_batch_size=4),
 }
 
 
@@ -79,7 +82,8 @@ def predict(case: Case, folder: Path) -> int:
     """Bytes of weights, optimiser and step."""
     config, processor, batch = settings(case, folder)
     wrong = case.batch_size if case.stage == "cma" else 0
-    return step_plan(config, case.stage, batch, len(processor.tokenizer), wrong).peak
+    cached = MicroBatches(case.micro_batch_size, None) if case.micro_batch_size else None
+    return step_plan(config, case.stage, batch, len(processor.tokenizer), wrong, cached).peak
 
 
 class Watch(L.Callback):
@@ -105,7 +109,7 @@ def measure(case: Case, folder: Path) -> tuple[int, int]:
 def train(case: Case, folder: Path) -> None:
     """``NUM_STEPS`` steps on one batch."""
     config, _, batch = settings(case, folder)
-    module = STAGES[case.stage](config, warmup_steps=0)
+    module = STAGES[case.stage](config, warmup_steps=0, micro_batch_size=case.micro_batch_size)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -136,6 +140,19 @@ def in_own_process(name: str, folder: Path) -> tuple[int, int]:
     return bytes_above, warm_up
 
 
+def errors() -> dict[str, float]:
+    """Relative error of each case's prediction, printed as it is measured; the largest one first."""
+    found = {}
+    for name, case in CASES.items():
+        with tempfile.TemporaryDirectory(prefix="rime-plan-") as folder:
+            save_checkpoint(Path(folder), case.shape, torch.device("cpu"))
+            (measured, warm_up), predicted = in_own_process(name, Path(folder)), predict(case, Path(folder))
+        found[name] = round(abs(predicted / measured - 1), 4)
+        line = f"measured {measured / MIB:7.1f} MiB  predicted {predicted / MIB:7.1f} MiB  {found[name]:.1%}"
+        print(f"{name:<28} {line}  (first step of a micro model: {warm_up / MIB:.1f} MiB)", flush=True)
+    return {"plan_error": max(found.values()), **found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,17 +166,7 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(CASES[args.measure], args.folder)))
         return
-    result: dict[str, float] = {"plan_error": 0.0}
-    for name, case in CASES.items():
-        with tempfile.TemporaryDirectory(prefix="rime-plan-") as folder:
-            save_checkpoint(Path(folder), case.shape, torch.device("cpu"))
-            (measured, warm_up), predicted = in_own_process(name, Path(folder)), predict(case, Path(folder))
-        error = abs(predicted / measured - 1)
-        line = f"measured {measured / MIB:7.1f} MiB  predicted {predicted / MIB:7.1f} MiB  {error:.1%}"
-        print(f"{name:<28} {line}  (first step of a micro model: {warm_up / MIB:.1f} MiB)", flush=True)
-        result[name] = round(error, 4)
-        result["plan_error"] = max(result["plan_error"], round(error, 4))
-    print(json.dumps(result))
+    print(json.dumps(errors()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""`rime compare`: what alignment does and what it costs, with the controls beside it.
+"""`rime compare`: what a stage does and what it costs, with the controls beside it.
 
-From the same SFT checkpoint as a finished CMA run it trains two controls of equal length: further SFT steps
-(no alignment) and plain alignment (no decisive term); then it writes table, picture and JSON.
+Beside a finished CMA run it trains, from the same SFT adapter and for as many steps, further SFT and plain
+alignment. Beside a finished Refine-RL run, from the same CMA adapter: further CMA for as many steps and for
+as many seconds, RL with shuffled rewards, and RL with the ancestor's. Then table, picture and JSON.
 """
 
 from __future__ import annotations
@@ -17,34 +18,38 @@ import torch
 from torch import Tensor
 
 from rime_pl.metrics.bootstrap import paired_bootstrap
-from rime_pl.report.comparison import comparison_figure, comparison_markdown
+from rime_pl.report.comparison import COMPARISONS, comparison_figure, comparison_markdown
+from rime_pl.report.curves import curve_means
 from rime_pl.report.figures import save_figure
 from rime_pl.types import RimeError
 
-#: name of a control -> what differs from the run beside which it stands
-CONTROLS = {
-    "control": ["--model.lambda_cma", "0", "--model.lambda_dec", "0"],
-    "plain": ["--model.lambda_dec", "0"],
-}
-Variants = dict[str, Path]  # "before", "control", "plain", "decisive" -> run folder
+Variants = dict[str, Path]  # "before", the controls, the run itself -> run folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run", type=Path, nargs="+", required=True, help="finished CMA run folders, one per seed"
+        "--run", type=Path, nargs="+", required=True, help="finished CMA or Refine-RL runs, one per seed"
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for compare.json, compare.md, compare.png"
     )
+    parser.add_argument("--skip", nargs="+", default=[], metavar="CONTROL", help="controls to leave out")
 
 
 def run(args: argparse.Namespace) -> int:
-    seeds = [train_controls(folder) for folder in args.run]
+    stage = stage_of(args.run)
+    known = controls(stage, args.run[0])
+    if unknown := set(args.skip) - set(known):
+        raise RimeError(f"--skip {' '.join(sorted(unknown))}: the controls are {', '.join(known)}.")
+    seeds = [train_controls(stage, folder, args.skip) for folder in args.run]
     result = {
+        "stage": stage,
         "runs": [{name: read_variant(folder) for name, folder in variants.items()} for variants in seeds],
-        "disc_minus_control": pooled_difference(seeds, "decisive", "control", "disc-disc"),
-        "disc_minus_before": pooled_difference(seeds, "decisive", "before", "disc-disc"),
-        "gen_minus_disc": pooled_difference(seeds, "decisive", "decisive", "gen-gen", "disc-disc"),
+        "differences": {
+            d.name: pooled_difference(seeds, d.variant, d.other, d.pair, d.other_pair)
+            for d in COMPARISONS[stage].differences
+            if d.other in seeds[0]
+        },
     }
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -55,30 +60,65 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train_controls(folder: Path) -> Variants:
-    """Run what is missing of the controls beside one CMA run; a finished one is taken as it is."""
-    if not (folder / "done.json").is_file():
+def stage_of(folders: list[Path]) -> str:
+    """The stage that all runs are of."""
+    stages = set()
+    for folder in folders:
+        if not (folder / "done.json").is_file():
+            raise RimeError(
+                f"--run {folder}: no finished run here (done.json is missing). Run `make train-cma` or "
+                "`make train-refine-rl` first."
+            )
+        stages.add(_manifest(folder)["stage"])
+    if len(stages) != 1 or not stages <= set(COMPARISONS):
         raise RimeError(
-            f"--run {folder}: no finished CMA run here (done.json is missing). Run `make train-cma` first."
+            f"--run: these are of {', '.join(sorted(stages))}; give runs of one stage, "
+            f"{' or '.join(COMPARISONS)}."
         )
+    return str(stages.pop())
+
+
+def controls(stage: str, folder: Path) -> dict[str, list[str]]:
+    """Name of each control -> the words after `rime` that train it, without its folder."""
+    config = ["--config", str(folder / "config.yaml")]
+    if stage == "cma":
+        again = ["cma", "fit", *config]
+        return {
+            "control": [*again, "--model.lambda_cma", "0", "--model.lambda_dec", "0"],
+            "plain": [*again, "--model.lambda_dec", "0"],
+        }
+    before = previous_run(folder)
+    further = ["cma", "fit", "--config", str(before / "config.yaml"), "--trainer.max_epochs", "1"]
+    further += ["--model.init_adapter_from", str(before / "adapter"), "--data.steps_per_epoch"]
+    seconds = json.loads((folder / "summary.json").read_text())["seconds"]["fit"]
+    as_many_seconds = round(seconds / (read_variant(before)["seconds_per_step"] or seconds))
+    again = ["refine-rl", "fit", *config]
+    ancestor = ["--model.reward", "rank_margin", "--model.anchors", "rollouts", "--model.embedder", "policy"]
+    return {
+        "further_steps": [*further, str(_manifest(folder)["steps"])],
+        "further_seconds": [*further, str(max(1, as_many_seconds))],
+        "shuffled": [*again, "--model.shuffle_rewards", "true"],
+        "rollouts": [*again, *ancestor],
+    }
+
+
+def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
+    """Run what is missing of the controls beside one run; a finished one is taken as it is."""
     variants = {"before": previous_run(folder)}
-    for name, changes in CONTROLS.items():
-        variants[name] = folder / "controls" / name
-        command = [
-            sys.executable,
-            "-m",
-            "rime_pl.main",
-            "cma",
-            "fit",
-            "--config",
-            str(folder / "config.yaml"),
-        ]
-        subprocess.run([*command, "--run_dir", str(variants[name]), *changes], check=True)
-    return variants | {"decisive": folder}
+    for name, words in controls(stage, folder).items():
+        if name not in skip:
+            variants[name] = folder / "controls" / name
+            command = [sys.executable, "-m", "rime_pl.main", *words]
+            subprocess.run([*command, "--run_dir", str(variants[name])], check=True)
+    return variants | {COMPARISONS[stage].subject: folder}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text()))
 
 
 def previous_run(folder: Path) -> Path:
-    """The run whose adapter a CMA run started from."""
+    """The run whose adapter a run started from."""
     import yaml
 
     adapter = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_adapter_from"]
@@ -91,15 +131,17 @@ def previous_run(folder: Path) -> Path:
 
 def read_variant(folder: Path) -> dict[str, Any]:
     """The numbers of one run, as its summary has them, and its seconds per step."""
-    summary, manifest = (
-        json.loads((folder / name).read_text()) for name in ("summary.json", "manifest.json")
-    )
+    summary, manifest = json.loads((folder / "summary.json").read_text()), _manifest(folder)
     steps = manifest.get("steps_timed", manifest["steps"])  # fewer than all when the run was resumed
     step = summary["seconds"]["fit"] / steps if steps else None
     return {
         "seed": manifest["seed"],
         "recall@1": summary["after"]["recall@1"],
         "trace": summary["after"]["trace"],
+        "rewrite": summary["after"]["rewrite"],
+        "crossed": summary["after"].get("crossed"),
+        "curves": curve_means(folder),
+        "seconds": summary["seconds"]["fit"],
         "per_task": {task: values["recall@1"] for task, values in summary["per_task"].items()},
         "gallery": summary["gallery"],
         "chance": summary["chance"],

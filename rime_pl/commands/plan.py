@@ -17,6 +17,7 @@ import torch
 from datamodules.plan import BatchPlan
 from datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
+from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.plan import (
     GIB,
     Change,
@@ -87,13 +88,15 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
     wrong = wrong_rows(settings, lengths.query.rows)
     skeleton = build_skeleton(config, architecture, lengths.num_tokens)
     static = static_memory(skeleton)
+    cached = micro_batches(settings)
     stages = []
     for stage in PLANNED:
         rows = wrong if stage == "cma" else 0
-        found = stage_plan(skeleton, stage, lengths.query, lengths.target, rows)
+        found = stage_plan(skeleton, stage, lengths.query, lengths.target, rows, cached)
         stages.append(distributed(found, settings, architecture.text_config.num_hidden_layers))
     own = next(stage for stage in stages if stage.stage == settings.stage)
-    work = step_work(skeleton, lengths.query, lengths.target, wrong if settings.stage == "cma" else 0)
+    rows = wrong if settings.stage == "cma" else 0
+    work = step_work(skeleton, lengths.query, lengths.target, rows, cached)
     flops = step_flops(work)
     num_steps = args.steps or lengths.num_steps
     itemsize = getattr(torch, config.dtype).itemsize
@@ -138,6 +141,14 @@ def wrong_rows(settings: RunSettings, rows: int) -> int:
         return 0
     share = model.wrong_share if settings.stage == "cma" else 1.0
     return max(1, round(share * rows))
+
+
+def micro_batches(settings: RunSettings) -> MicroBatches | None:
+    """Those of the gradient cache. Without the cache they keep their activations: as one forward, at most."""
+    model = settings.values.model
+    if not model.gradient_cache or (model.micro_batch_size is None and model.micro_batch_tokens is None):
+        return None
+    return MicroBatches(model.micro_batch_size, model.micro_batch_tokens, model.reuse_vision)
 
 
 def read_lengths(settings: RunSettings, architecture: Any, args: argparse.Namespace) -> Lengths:
@@ -238,6 +249,7 @@ def what_to_change(
         return []
     config, sides = settings.backbone, (lengths.query, lengths.target)
     wrong = wrong_rows(settings, lengths.query.rows) if settings.stage == "cma" else 0
+    cached, rows = micro_batches(settings), lengths.query.rows
     changed: list[tuple[str, Any, tuple[SideShape, SideShape], int]] = []
     if not config.load_in_4bit:
         changed.append(("--model.backbone.load_in_4bit true", {"load_in_4bit": True}, sides, wrong))
@@ -248,17 +260,23 @@ def what_to_change(
     shorter = tuple(_shorter(side, short + 2) for side in sides)
     if shorter != sides:
         changed.append((f"rewrites of at most {short} tokens", {}, shorter, wrong))  # type: ignore[arg-type]
-    rows = lengths.query.rows
     for fewer in (rows // 2, rows // 4):
         if fewer >= 2:
             less = (lengths.query.share(fewer), lengths.target.share(fewer))
             batch = fewer * settings.num_processes
             setting = f"--data.batch_size {batch} (negatives per query {batch - 1})"
             changed.append((setting, {}, less, round(wrong * fewer / rows)))
-    before = quick_peak(config, architecture, settings.stage, sides, wrong)
+    stage = settings.stage
+    before = quick_peak(config, architecture, stage, sides, wrong, cached)
     changes = []
+    for fewer in dict.fromkeys((rows // 4, 1)) if cached is None else (1,):
+        if 1 <= fewer < rows:
+            micro = MicroBatches(fewer, None)
+            setting = f"--model.micro_batch_size {fewer} (gradient cache: same batch and negatives, slower)"
+            peak = quick_peak(config, architecture, stage, sides, wrong, micro)
+            changes.append(Change(setting, plan.peak + peak - before))
     for setting, fields, shapes, wrongs in changed:
-        peak = quick_peak(dataclasses.replace(config, **fields), architecture, settings.stage, shapes, wrongs)
+        peak = quick_peak(dataclasses.replace(config, **fields), architecture, stage, shapes, wrongs, cached)
         # as a difference, so that what several processes add stays in
         changes.append(Change(setting, plan.peak + peak - before))
     return changes

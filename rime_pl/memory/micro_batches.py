@@ -6,8 +6,23 @@ number of forwards: under FSDP each of them is a collective.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The settings ``model.micro_batch_size`` or ``model.micro_batch_tokens``, and ``model.reuse_vision``."""
+
+    size: int | None
+    tokens: int | None
+    reuse_vision: bool = True
+
+    def rows_of(self, row_tokens: int, rows: int) -> int:
+        """Rows of a micro-batch when each has ``row_tokens`` and there are ``rows``."""
+        return min(rows, self.size or max(1, (self.tokens or 0) // row_tokens))
 
 
 def micro_batches(lengths: Tensor, num_rows: int | None, num_tokens: int | None) -> list[Tensor]:

@@ -60,6 +60,7 @@ class Work:
     labels: int
     recompute: bool  # gradient checkpointing
     tower_backward: bool  # the frozen tower is differentiated, too
+    cached: bool = False  # gradient cache: each micro-batch once more forward
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ def step_flops(work: Work) -> float:
     """Floating-point operations of a step's matrix products.
 
     ``2 N T`` forward and ``2 N T`` for the gradient of the inputs (frozen weights have none of their own),
-    once more forward when activations are recomputed; ``4 L D T`` a layer for attention; logits ``2 D V`` a
-    label, and twice that backward because two rows of the table train.
+    once more forward when activations are recomputed and once more with the gradient cache; ``4 L D T`` a
+    layer for attention; logits ``2 D V`` a label, and twice that backward, since two rows of the table train.
 
     Returns:
         Operations, a multiplication and an addition counted as two. LoRA's own products are not in it.
@@ -113,12 +114,12 @@ def step_flops(work: Work) -> float:
         >>> step_flops(work)
         4000.0
     """
-    passes = 3 if work.recompute else 2
+    passes = 2 + work.recompute + work.cached
     # the backward of attention is 2.5 times its forward: five products for two
     attention = 4 * work.layers * work.row * work.width * work.tokens
-    attention_passes = (2 if work.recompute else 1) + 2.5
+    attention_passes = 1 + work.recompute + work.cached + 2.5
     tower = 2 * work.vision * work.patches * (passes if work.tower_backward else 1)
-    logits = 3 * 2 * work.labels * work.width * work.vocabulary
+    logits = (3 + work.cached) * 2 * work.labels * work.width * work.vocabulary
     return float(2 * work.decoder * work.tokens * passes + attention * attention_passes + tower + logits)
 
 

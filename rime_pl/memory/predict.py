@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.plan import StagePlan, Work
 from rime_pl.memory.rehearsal import (
     SideShape,
@@ -29,6 +30,8 @@ SHALLOW, DEEPER = 3, 6
 SHARDED = ("4-bit weights", "LoRA matrices", "optimiser states")
 _STEP_PARTS = {
     "inputs": "inputs",
+    "embeddings": "embeddings of the batch and their gradients",
+    "vision features": "vision features kept for the second pass",
     "activations": "activations",
     "logits": "logits and their loss",
     "vision tower": "vision tower at work",
@@ -39,7 +42,12 @@ _STEP_PARTS = {
 
 
 def stage_plan(
-    skeleton: Skeleton, stage: str, query: SideShape, target: SideShape, wrong_rows: int = 0
+    skeleton: Skeleton,
+    stage: str,
+    query: SideShape,
+    target: SideShape,
+    wrong_rows: int = 0,
+    cached: MicroBatches | None = None,
 ) -> StagePlan:
     """The peak of one stage's step by part.
 
@@ -48,8 +56,9 @@ def stage_plan(
         stage: "sft" or "cma".
         query, target: Both sides of this process's batch.
         wrong_rows: Queries that CMA encodes once more.
+        cached: Micro-batches of the gradient cache.
     """
-    static, step = static_memory(skeleton), rehearse(skeleton, stage, query, target, wrong_rows)
+    static, step = static_memory(skeleton), rehearse(skeleton, stage, query, target, wrong_rows, cached)
     itemsize = getattr(torch, skeleton.config.dtype).itemsize
     parts = _static_parts(static, itemsize) | _step_parts(step)
     operation = f"{step.largest.operation} {'x'.join(map(str, step.largest.shape))}"
@@ -73,11 +82,21 @@ def _step_parts(step: StepMemory) -> dict[str, int]:
     # the optimiser's own turn: all gradients, and as much again where it updates all tensors at once (CUDA)
     if 2 * step.gradients > step.peak.bytes:
         return {"gradients": step.gradients, "optimiser's temporaries": step.gradients}
-    return {label: step.peak.parts.get(part, 0) for part, label in _STEP_PARTS.items()}
+    rare = ("embeddings", "vision features")  # of the gradient cache alone
+    return {
+        label: step.peak.parts.get(part, 0)
+        for part, label in _STEP_PARTS.items()
+        if part not in rare or part in step.peak.parts
+    }
 
 
 def step_plan(
-    config: BackboneConfig, stage: str, batch: Batch, num_tokens: int | None = None, wrong_rows: int = 0
+    config: BackboneConfig,
+    stage: str,
+    batch: Batch,
+    num_tokens: int | None = None,
+    wrong_rows: int = 0,
+    cached: MicroBatches | None = None,
 ) -> StagePlan:
     """The plan of a step on a batch that is there.
 
@@ -87,13 +106,20 @@ def step_plan(
         batch: Its sizes count.
         num_tokens: Length of the tokenizer.
         wrong_rows: Queries that CMA encodes once more.
+        cached: Micro-batches of the gradient cache.
     """
     skeleton = build_skeleton(config, read_architecture(config.name_or_path), num_tokens)
-    return stage_plan(skeleton, stage, side_shape(batch.query), side_shape(batch.target), wrong_rows)
+    sides = side_shape(batch.query), side_shape(batch.target)
+    return stage_plan(skeleton, stage, *sides, wrong_rows, cached)
 
 
 def quick_peak(
-    config: BackboneConfig, architecture: Any, stage: str, sides: tuple[SideShape, SideShape], wrong_rows: int
+    config: BackboneConfig,
+    architecture: Any,
+    stage: str,
+    sides: tuple[SideShape, SideShape],
+    wrong_rows: int,
+    cached: MicroBatches | None = None,
 ) -> int:
     """The peak in bytes from two shallow models, for what-ifs: seconds instead of a minute.
 
@@ -102,12 +128,12 @@ def quick_peak(
         architecture: Of the full model; left as it is.
         stage: "sft" or "cma".
         sides: Query and target.
-        wrong_rows: As in ``stage_plan``.
+        wrong_rows, cached: As in ``stage_plan``.
     """
     depth = architecture.text_config.num_hidden_layers
     if depth <= DEEPER:
         skeleton = build_skeleton(config, architecture)
-        return stage_plan(skeleton, stage, *sides, wrong_rows).peak
+        return stage_plan(skeleton, stage, *sides, wrong_rows, cached).peak
     peaks = []
     for layers in (SHALLOW, DEEPER):
         shallow = copy.deepcopy(architecture)
@@ -115,12 +141,18 @@ def quick_peak(
         kinds = getattr(shallow.text_config, "layer_types", None)
         if kinds:
             shallow.text_config.layer_types = kinds[:layers]
-        peaks.append(stage_plan(build_skeleton(config, shallow), stage, *sides, wrong_rows).peak)
+        peaks.append(stage_plan(build_skeleton(config, shallow), stage, *sides, wrong_rows, cached).peak)
     each = (peaks[1] - peaks[0]) / (DEEPER - SHALLOW)
     return round(peaks[0] + each * (depth - SHALLOW))
 
 
-def step_work(skeleton: Skeleton, query: SideShape, target: SideShape, wrong_rows: int = 0) -> Work:
+def step_work(
+    skeleton: Skeleton,
+    query: SideShape,
+    target: SideShape,
+    wrong_rows: int = 0,
+    cached: MicroBatches | None = None,
+) -> Work:
     """What `step_flops` needs, of one process's step."""
     model = skeleton.language_model
     text = skeleton.architecture.text_config
@@ -138,6 +170,7 @@ def step_work(skeleton: Skeleton, query: SideShape, target: SideShape, wrong_row
         patches=sum(side.patches for side in sides),
         labels=query.labels + target.labels,
         recompute=skeleton.config.gradient_checkpointing,
+        cached=cached is not None,
         # transformers' enable_input_require_grads hooks the towers that name their patch embedding as input
         tower_backward=bool(model.model.visual.patch_embed._forward_hooks),
     )

@@ -19,6 +19,7 @@ from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
 from rime_pl.losses.language_modeling import token_cross_entropy
+from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.skeleton import Skeleton, state_tensors
 from rime_pl.memory.tracking import Largest, LiveBytes, Peak
 from rime_pl.types import EncodedSide, ModeEmbeddings, Rows
@@ -122,7 +123,12 @@ def _part(name: str, packed: bool) -> str:
 
 
 def rehearse(
-    skeleton: Skeleton, stage: str, query: SideShape, target: SideShape, wrong_rows: int = 0
+    skeleton: Skeleton,
+    stage: str,
+    query: SideShape,
+    target: SideShape,
+    wrong_rows: int = 0,
+    cached: MicroBatches | None = None,
 ) -> StepMemory:
     """One step, forward and backward.
 
@@ -131,13 +137,16 @@ def rehearse(
         stage: "sft" or "cma".
         query, target: Both sides of this rank's batch.
         wrong_rows: Queries that CMA encodes once more with a wrong rewrite; 0 for none.
+        cached: Micro-batches of the gradient cache; None for one forward a side.
     """
-    patches = [query.patches // max(1, query.images), target.patches // max(1, target.images)]
+    sides = [query, target, *([query.share(wrong_rows)] if stage == "cma" and wrong_rows else [])]
+    patches = [side.patches // max(1, side.images) for side in sides]
     rehearsal = _Step(skeleton, max(patches))
     with skeleton.mode, rehearsal.live:
-        loss = rehearsal.loss(stage, query, target, wrong_rows)
-        with rehearsal.live.counting("backward"):
-            loss.backward()
+        if cached is None:
+            rehearsal.plain(stage, sides)
+        else:
+            rehearsal.cached(stage, sides, cached)
         trained = [p for p in skeleton.peft.parameters() if p.grad is not None]
         gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
         for parameter in trained:
@@ -158,29 +167,48 @@ class _Step:
                     lambda p: self.live.move(p.grad, "gradients")  # type: ignore[arg-type]
                 )
 
-    def loss(self, stage: str, query: SideShape, target: SideShape, wrong_rows: int) -> Tensor:
-        """As ``training_step`` of the stage."""
+    def plain(self, stage: str, sides: list[SideShape]) -> None:
+        """One forward a side, as ``training_step`` without micro-batches."""
         with self.live.counting("inputs"):
-            self.batch = [self._inputs(query), self._inputs(target)]
-        q = self._encode(query, self.batch[0], labels=query.labels)
-        t = self._encode(target, self.batch[1], labels=target.labels)
-        contents = torch.zeros(query.rows, 2, dtype=torch.int64)
-        total = info_nce(q.gen, t.gen, 1.0, contents) + info_nce(q.disc, t.disc, 1.0, contents)
-        total = total + q.cross_entropy + t.cross_entropy
-        if stage == "cma":
-            total = total + cross_mode_alignment(
-                ModeEmbeddings(q.disc, q.gen), ModeEmbeddings(t.disc, t.gen), 1.0, contents
-            )
-        if stage == "cma" and wrong_rows:
-            shape = query.share(wrong_rows)
+            self.batch = [self._inputs(side) for side in sides[:2]]
+        encoded = [
+            self._encode(side, inputs, side.labels) for side, inputs in zip(sides, self.batch, strict=False)
+        ]
+        for side in sides[2:]:
             with self.live.counting("inputs"):
-                again = self._inputs(shape)  # freed with this forward; the batch itself lives on
-            wrong = self._encode(shape, again, labels=0)
+                again = self._inputs(side)  # freed with this forward; the batch itself lives on
+            encoded.append(self._encode(side, again, labels=0))
             del again
-            index = torch.arange(wrong_rows)
-            chosen = ModeEmbeddings(t.disc[index], t.gen[index])
-            total = total + decisive_rewrite(q.gen[index], wrong.gen, chosen, 1.0)
-        return total
+        loss = _loss(stage, encoded)
+        with self.live.counting("backward"):
+            loss.backward()
+
+    def cached(self, stage: str, sides: list[SideShape], micro: MicroBatches) -> None:
+        """As the two passes of ``GradientCache``: the loss on leaves, then a micro-batch of each side."""
+        width = self.skeleton.architecture.text_config.hidden_size
+        with self.live.counting("inputs"):
+            self.batch = [self._inputs(side) for side in sides]
+        with self.live.counting("embeddings"):
+            leaves = [
+                EncodedSide(*(torch.zeros(size, requires_grad=True) for size in ((r, width), (r, width), ())))
+                for r in (side.rows for side in sides)
+            ]
+        kept = []
+        if micro.reuse_vision:
+            with self.live.counting("vision features"):
+                kept = [self._features(side) for side in sides]
+        loss = _loss(stage, leaves)
+        with self.live.counting("embeddings"):  # their gradients
+            loss.backward()
+        del loss
+        for number, side in enumerate(sides):
+            part = side.share(micro.rows_of(side.prompt_tokens + side.completion_tokens, side.rows))
+            with self.live.counting("inputs"):
+                inputs = self._inputs(part)
+            features = self._features(part) if kept else None
+            encoded = self._encode(part, inputs, part.labels if number < 2 else 0, features)
+            with self.live.counting("backward"):
+                (encoded.disc.sum() + encoded.gen.sum() + encoded.cross_entropy).backward()
 
     def _inputs(self, shape: SideShape) -> dict[str, Tensor]:
         """Ids, mask and patches of a batch, as the data module hands them over."""
@@ -192,15 +220,29 @@ class _Step:
             inputs["pixels"] = torch.empty(shape.patches, width)
         return inputs
 
-    def _encode(self, shape: SideShape, inputs: dict[str, Tensor], labels: int) -> EncodedSide:
+    def _features(self, shape: SideShape) -> list[Tensor]:
+        """What is kept of the vision tower's work: its output, and one more for each deepstack layer."""
+        vision = self.skeleton.architecture.vision_config
+        count = 1 + len(getattr(vision, "deepstack_visual_indexes", None) or [])
+        width = self.skeleton.architecture.text_config.hidden_size
+        tokens = shape.patches // vision.spatial_merge_size**2
+        return [torch.empty(tokens, width, dtype=self.dtype) for _ in range(count)] if tokens else []
+
+    def _encode(
+        self,
+        shape: SideShape,
+        inputs: dict[str, Tensor],
+        labels: int,
+        features: list[Tensor] | None = None,
+    ) -> EncodedSide:
         """As ``RimeModule.forward_rows``, the rows of logits counted instead of looked up."""
         model = self.skeleton.language_model
         ids, length = inputs["ids"], shape.prompt_tokens + shape.completion_tokens
         hidden = model.get_input_embeddings()(ids)
-        features: list[Tensor] = []
         if shape.patches:
-            with self.live.counting("vision tower"):
-                features = self._look(shape, inputs["pixels"])
+            if features is None:
+                with self.live.counting("vision tower"):
+                    features = self._look(shape, inputs["pixels"])
             at = (ids == 0).unsqueeze(-1).expand_as(hidden)
             hidden = hidden.masked_scatter(at, features[0].to(hidden.dtype))
         positions = torch.zeros(4, shape.rows, length, dtype=torch.int64)
@@ -241,3 +283,19 @@ class _Step:
         pictures = torch.cat(merged.split(len(merged) // shape.images))
         deep = getattr(seen, "deepstack_features", None) or []
         return [pictures, *deep]
+
+
+def _loss(stage: str, sides: list[EncodedSide]) -> Tensor:
+    """As ``training_step`` of the stage; the third side are the wrong rewrites."""
+    q, t, *wrong = sides
+    contents = torch.zeros(len(q.gen), 2, dtype=torch.int64)
+    total = info_nce(q.gen, t.gen, 1.0, contents) + info_nce(q.disc, t.disc, 1.0, contents)
+    total = total + q.cross_entropy + t.cross_entropy
+    if stage == "cma":
+        query, target = ModeEmbeddings(q.disc, q.gen), ModeEmbeddings(t.disc, t.gen)
+        total = total + cross_mode_alignment(query, target, 1.0, contents)
+    for side in wrong:
+        index = torch.arange(len(side.gen))
+        chosen = ModeEmbeddings(t.disc[index], t.gen[index])
+        total = total + decisive_rewrite(q.gen[index], side.gen, chosen, 1.0)
+    return total

@@ -1,11 +1,12 @@
-"""What alignment does, in one table and one picture: before, control, plain alignment, decisive alignment.
+"""What a stage does, in one table and one picture: before, the controls, the run itself.
 
 Called by `rime compare` with the numbers of one or several seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -14,59 +15,170 @@ from matplotlib.figure import Figure
 
 from rime_pl.types import MODE_PAIRS, TRACES
 
-#: variant -> how a reader should call it, and its colour
-VARIANTS = {
-    "before": ("SFT (before)", "#b8c2cf"),
-    "control": ("as many further SFT steps", "#6b7785"),
-    "plain": ("CMA, plain", "#e08a00"),
-    "decisive": ("CMA, decisive", "#2f6bde"),
+
+@dataclass(frozen=True)
+class Difference:
+    """recall@1 of ``pair`` in one variant minus that of ``other_pair`` (the same one) in another."""
+
+    name: str
+    variant: str
+    other: str
+    pair: str
+    label: str
+    other_pair: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is shown of a stage."""
+
+    subject: str  # the variant that the others are the controls of
+    variants: dict[str, tuple[str, str]]  # name -> how a reader should call it, and its colour
+    differences: tuple[Difference, ...]
+
+
+COMPARISONS = {
+    "cma": Comparison(
+        "decisive",
+        {
+            "before": ("SFT (before)", "#b8c2cf"),
+            "control": ("as many further SFT steps", "#6b7785"),
+            "plain": ("CMA, plain", "#e08a00"),
+            "decisive": ("CMA, decisive", "#2f6bde"),
+        },
+        (
+            Difference(
+                *("disc_minus_control", "decisive", "control", "disc-disc"),
+                label="disc-disc after decisive CMA minus after as many further SFT steps",
+            ),
+            Difference(
+                *("disc_minus_before", "decisive", "before", "disc-disc"),
+                label="disc-disc after decisive CMA minus before",
+            ),
+            Difference(
+                *("gen_minus_disc", "decisive", "decisive", "gen-gen"),
+                label="gen-gen minus disc-disc, both after decisive CMA",
+                other_pair="disc-disc",
+            ),
+        ),
+    ),
+    "refine_rl": Comparison(
+        "refined",
+        {
+            "before": ("CMA (before)", "#b8c2cf"),
+            "further_steps": ("further CMA, equal steps", "#8a96a3"),
+            "further_seconds": ("further CMA, equal seconds", "#5b6670"),
+            "shuffled": ("RL, shuffled rewards", "#c9a227"),
+            "rollouts": ("RL, the ancestor's reward", "#e08a00"),
+            "refined": ("Refine-RL", "#2f6bde"),
+        },
+        (
+            Difference(
+                *("gen_minus_before", "refined", "before", "gen-gen"),
+                label="gen-gen after Refine-RL minus before",
+            ),
+            Difference(
+                *("gen_minus_steps", "refined", "further_steps", "gen-gen"),
+                label="gen-gen after Refine-RL minus after as many steps of further CMA",
+            ),
+            Difference(
+                *("gen_minus_seconds", "refined", "further_seconds", "gen-gen"),
+                label="gen-gen after Refine-RL minus after as many seconds of further CMA",
+            ),
+            Difference(
+                *("gen_minus_shuffled", "refined", "shuffled", "gen-gen"),
+                label="gen-gen after Refine-RL minus with shuffled rewards",
+            ),
+            Difference(
+                *("gen_minus_rollouts", "refined", "rollouts", "gen-gen"),
+                label="gen-gen after Refine-RL minus with the ancestor's reward",
+            ),
+            Difference(
+                *("disc_minus_before", "refined", "before", "disc-disc"),
+                label="disc-disc after Refine-RL minus before",
+            ),
+        ),
+    ),
 }
 
 
 def comparison_markdown(result: Mapping[str, Any]) -> str:
-    """A Markdown table, means over the seeds with the lowest and highest seed, and the paired differences."""
-    runs = result["runs"]
-    gallery, chance = runs[0]["decisive"]["gallery"], runs[0]["decisive"]["chance"]
-    seeds = ", ".join(str(run["decisive"]["seed"]) for run in runs)
+    """Markdown tables, means over the seeds with the lowest and highest seed, and the paired differences."""
+    shown, runs = COMPARISONS[result["stage"]], result["runs"]
+    subject = shown.subject
+    gallery, chance = runs[0][subject]["gallery"], runs[0][subject]["chance"]
+    seeds = ", ".join(str(run[subject]["seed"]) for run in runs)
+    several = " In brackets lowest and highest seed; s/step: the least disturbed." if len(runs) > 1 else ""
     lines = [
         f"recall@1 on the test split, mean over the headline tasks; gallery {gallery}, chance {chance:.4f}; "
-        f"seeds {seeds}."
-        + (" In brackets lowest and highest seed; s/step: the least disturbed." if len(runs) > 1 else ""),
+        f"seeds {seeds}.{several}",
         "",
-        "| run | steps | s/step | "
-        + " | ".join(MODE_PAIRS)
-        + " | "
-        + " | ".join(f"trace {t}" for t in TRACES)
-        + " |",
-        "|---" * (3 + len(MODE_PAIRS) + len(TRACES)) + "|",
     ]
-    for name, (label, _) in VARIANTS.items():
-        of_seeds = [run[name] for run in runs]
-        timed = [v["seconds_per_step"] for v in of_seeds if v["seconds_per_step"] is not None]
-        cells = [label, str(of_seeds[0]["steps"]), f"{min(timed):.2f}" if timed else "-"]
-        cells += [_spread([v["recall@1"][pair] for v in of_seeds]) for pair in MODE_PAIRS]
-        cells += [_spread([v["trace"][trace] for v in of_seeds]) for trace in TRACES]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| difference of recall@1, queries paired | mean | 95 % bootstrap |", "|---|---|---|"]
-    labels = {
-        "disc_minus_control": "disc-disc after decisive CMA minus after as many further SFT steps",
-        "disc_minus_before": "disc-disc after decisive CMA minus before",
-        "gen_minus_disc": "gen-gen minus disc-disc, both after decisive CMA",
+    columns: dict[str, Callable[[Mapping[str, Any]], float]] = {
+        pair: lambda v, pair=pair: v["recall@1"][pair]
+        for pair in MODE_PAIRS  # type: ignore[misc]
     }
-    for key, label in labels.items():
-        d = result[key]
-        lines.append(f"| {label} | {d['mean']:+.3f} | {d['lower']:+.3f} to {d['upper']:+.3f} |")
-    lines += [
-        "",
-        "recall@1 of each task after decisive CMA:",
-        "",
-        "| task | " + " | ".join(MODE_PAIRS) + " |",
-        "|---|---|---|---|---|",
+    columns |= {f"trace {name}": lambda v, name=name: v["trace"][name] for name in TRACES}  # type: ignore[misc]
+    columns["slot F1"] = lambda v: v["rewrite"]["slot_f1"]
+    head = ["run", "steps", "s/step", *columns, "tokens"]
+    rows = []
+    for name, (label, _) in shown.variants.items():
+        of_seeds = [run[name] for run in runs if name in run]
+        if not of_seeds:
+            continue
+        timed = [v["seconds_per_step"] for v in of_seeds if v["seconds_per_step"] is not None]
+        steps = sorted({v["steps"] for v in of_seeds})
+        cells = [label, "-".join(map(str, steps)), f"{min(timed):.2f}" if timed else "-"]
+        cells += [_spread([read(v) for v in of_seeds]) for read in columns.values()]
+        rows.append([*cells, f"{mean(v['rewrite']['mean_length'] for v in of_seeds):.1f}"])
+    lines += [*_table(head, rows), ""]
+    differences = [
+        [d.label, f"{found['mean']:+.3f}", f"{found['lower']:+.3f} to {found['upper']:+.3f}"]
+        for d in shown.differences
+        if (found := result["differences"].get(d.name))
     ]
-    for task in sorted(runs[0]["decisive"]["per_task"]):
-        cells = [_spread([run["decisive"]["per_task"][task][pair] for run in runs]) for pair in MODE_PAIRS]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    lines += _table(["difference of recall@1, queries paired", "mean", "95 % bootstrap"], differences)
+    if runs[0][subject]["crossed"]:
+        lines += ["", *_crossed_table([run[subject]["crossed"] for run in runs])]
+    if runs[0][subject]["curves"]:
+        lines += ["", *_curves_table(shown, runs)]
+    lines += ["", f"recall@1 of each task, {shown.variants[subject][0]}:", ""]
+    tasks = sorted(runs[0][subject]["per_task"])
+    lines += _table(
+        ["task", *MODE_PAIRS],
+        [
+            [task, *(_spread([run[subject]["per_task"][task][pair] for run in runs]) for pair in MODE_PAIRS)]
+            for task in tasks
+        ],
+    )
     return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _crossed_table(crossed: Sequence[Mapping[str, float]]) -> list[str]:
+    """gen-gen recall@1 by who writes and who embeds."""
+    rows = [
+        [
+            f"{writer} rewrites",
+            *(_spread([c[f"{writer}-{embedder}"] for c in crossed]) for embedder in ("old", "new")),
+        ]
+        for writer in ("old", "new")
+    ]
+    return _table(["gen-gen recall@1", "old embedder", "new embedder"], rows)
+
+
+def _curves_table(shown: Comparison, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Means over the run of what Refine-RL logs."""
+    rows = []
+    for name, (label, _) in shown.variants.items():
+        of_seeds = [run[name]["curves"] for run in runs if run.get(name, {}).get("curves", {}).get("kl")]
+        if of_seeds:
+            rows.append([label, *(f"{mean(c[field] for c in of_seeds):.3f}" for field in of_seeds[0])])
+            fields = list(of_seeds[0])
+    return _table(["mean over the run", *fields], rows) if rows else []
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -76,6 +188,11 @@ def _spread(values: Sequence[float]) -> str:
 
 def comparison_figure(result: Mapping[str, Any]) -> Figure:
     """Bars of the four modes and of the trace probe for each variant; dots are the seeds."""
+    variants = {
+        name: look
+        for name, look in COMPARISONS[result["stage"]].variants.items()
+        if all(name in run for run in result["runs"])
+    }
     figure = Figure(figsize=(14, 5), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     modes, probe = figure.subplots(1, 2, sharey=True)
@@ -83,9 +200,9 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
         (modes, "recall@1", MODE_PAIRS, "recall@1: query mode - target mode"),
         (probe, "trace", TRACES, "gen-gen recall@1 by the query's rewrite"),
     ):
-        width = 0.8 / len(VARIANTS)
-        for place, (variant, (label, colour)) in enumerate(VARIANTS.items()):
-            xs = [i + (place - 1.5) * width for i in range(len(names))]
+        width = 0.8 / len(variants)
+        for place, (variant, (label, colour)) in enumerate(variants.items()):
+            xs = [i + (place - (len(variants) - 1) / 2) * width for i in range(len(names))]
             values = [[run[variant][field][name] for run in result["runs"]] for name in names]
             axes.bar(xs, [mean(v) for v in values], width * 0.92, color=colour, label=label, zorder=2)
             for x, dots in zip(xs, values, strict=True):

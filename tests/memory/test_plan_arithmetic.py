@@ -33,6 +33,8 @@ def test_flops_term_by_term() -> None:
     assert step_flops(WORK) == decoder + attention + tower + logits
     again = dataclasses.replace(WORK, recompute=True, tower_backward=True)
     assert step_flops(again) == 1.5 * decoder + attention / 3.5 * 4.5 + 3 * tower + logits
+    cached = dataclasses.replace(WORK, cached=True)
+    assert step_flops(cached) == 1.5 * decoder + attention / 3.5 * 4.5 + tower + logits / 3 * 4
 
 
 def test_hours_follow_from_the_stated_utilisation() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.predict import SHALLOW, _static_parts, quick_peak, stage_plan, step_work
 from rime_pl.memory.rehearsal import SideShape, rehearse, side_shape, static_memory
 from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture, state_tensors
@@ -48,17 +49,19 @@ def test_counts_and_bytes_are_those_of_the_real_model(
     assert static.parameters == unpacked + others
 
 
-def real_peak(stage: str, make_backbone: MakeBackbone, batch: Batch, checkpointing: bool) -> int:
+def real_peak(
+    stage: str, make_backbone: MakeBackbone, batch: Batch, checkpointing: bool, **settings: bool | int
+) -> int:
     """The same ruler on a real step; the batch's patches count from where the step first touches them."""
     backbone = make_backbone(gradient_checkpointing=checkpointing)
-    module = STAGES[stage](backbone.config)
+    module = STAGES[stage](backbone.config, **settings)  # type: ignore[arg-type]
     module.backbone = backbone
     module.log_losses = lambda *args, **kwargs: None  # type: ignore[method-assign]
     known = [*backbone.parameters(), *backbone.buffers()]
     for layer in linear_4bit_modules(backbone).values():
         known += state_tensors(layer.weight.quant_state)
     with LiveBytes(known) as live:
-        module.training_step(batch, 0).backward()  # type: ignore[operator]
+        module.backward(module.training_step(batch, 0))  # type: ignore[arg-type]
     return live.peak.bytes
 
 
@@ -77,6 +80,41 @@ def test_peak_is_that_of_a_real_step(
     step = rehearse(skeleton, stage, side_shape(batch.query), side_shape(batch.target), wrong)
     expected = real_peak(stage, make_backbone, batch, checkpointing)
     assert step.peak.bytes == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("reuse_vision", [False, True])
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_peak_with_the_gradient_cache_is_that_of_a_real_step(
+    stage: str,
+    reuse_vision: bool,
+    micro_base: Path,
+    processor: RimeProcessor,
+    make_backbone: MakeBackbone,
+    batch: Batch,
+) -> None:
+    skeleton = skeleton_of(micro_base, processor)
+    sides = side_shape(batch.query), side_shape(batch.target)
+    wrong = len(batch) if stage == "cma" else 0
+    step = rehearse(skeleton, stage, *sides, wrong, MicroBatches(1, None, reuse_vision))
+    settings = {"micro_batch_size": 1, "reuse_vision": reuse_vision}
+    expected = real_peak(stage, make_backbone, batch, False, **settings)
+    assert step.peak.bytes == pytest.approx(expected, rel=0.1)  # rows differ; the rehearsal has one length
+    assert step.peak.bytes < 0.7 * rehearse(skeleton, stage, *sides, wrong).peak.bytes
+
+
+def test_a_batch_128_times_as_large_costs_its_inputs_and_embeddings(
+    micro_base: Path, processor: RimeProcessor
+) -> None:
+    skeleton = skeleton_of(micro_base, processor)
+
+    def parts(rows: int) -> dict[str, int]:
+        side = SideShape(rows, 60, 12, 10 * rows)
+        return rehearse(skeleton, "sft", side, side, cached=MicroBatches(None, 16 * 72)).peak.parts
+
+    small, large = parts(32), parts(4096)
+    for part in ("inputs", "embeddings"):
+        assert large.pop(part) == pytest.approx(128 * small.pop(part), rel=0.35), "16 rows are copied"
+    assert sum(large.values()) == pytest.approx(sum(small.values()), rel=0.01)
 
 
 def test_parts_are_what_the_peak_is_made_of(micro_base: Path, processor: RimeProcessor) -> None:

@@ -5,17 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
 
-from rime_pl.commands.compare import pooled_difference, previous_run, read_variant, train_controls
-from rime_pl.report.comparison import VARIANTS, comparison_figure, comparison_markdown
+from rime_pl.commands.compare import controls, pooled_difference, previous_run, read_variant, stage_of
+from rime_pl.report.comparison import COMPARISONS, comparison_figure, comparison_markdown
 from rime_pl.types import MODE_PAIRS, TRACES, RimeError
 
+CROSSED = {"old-old": 0.5, "new-old": 0.6, "old-new": 0.51, "new-new": 0.62}
 
-def variant(seed: int, recall: float, seconds: float | None) -> dict[str, Any]:
+
+def variant(seed: int, recall: float, seconds: float | None, stage: str) -> dict[str, Any]:
     return {
         "seed": seed,
         "recall@1": dict.fromkeys(MODE_PAIRS, recall),
         "trace": dict.fromkeys(TRACES, recall),
+        "rewrite": {"slot_f1": recall, "mean_length": 10 * recall},
+        "crossed": CROSSED if stage == "refine_rl" else None,
+        "curves": {"reward_spread": 0.25, "kl": 0.125} if stage == "refine_rl" else {},
         "per_task": {"twin": dict.fromkeys(MODE_PAIRS, recall)},
         "gallery": 40,
         "chance": 1 / 40,
@@ -24,16 +31,15 @@ def variant(seed: int, recall: float, seconds: float | None) -> dict[str, Any]:
     }
 
 
-def result(*seeds: tuple[float, float | None]) -> dict[str, Any]:
-    difference = {"mean": 0.02, "lower": -0.01, "upper": 0.05}
+def result(*seeds: tuple[float, float | None], stage: str = "cma") -> dict[str, Any]:
+    shown = COMPARISONS[stage]
     return {
+        "stage": stage,
         "runs": [
-            {name: variant(seed, recall, seconds) for name in VARIANTS}
+            {name: variant(seed, recall, seconds, stage) for name in shown.variants}
             for seed, (recall, seconds) in enumerate(seeds)
         ],
-        "disc_minus_control": difference,
-        "disc_minus_before": difference,
-        "gen_minus_disc": difference,
+        "differences": {d.name: {"mean": 0.02, "lower": -0.01, "upper": 0.05} for d in shown.differences},
     }
 
 
@@ -44,28 +50,47 @@ def test_means_and_spread_of_the_seeds_and_the_least_disturbed_time() -> None:
     assert "| SFT (before) | 7 | - | 0.500 |" in comparison_markdown(result((0.5, None)))
 
 
+def test_refine_rl_shows_who_writes_and_who_embeds_and_its_curves() -> None:
+    table = comparison_markdown(result((0.5, 2.0), stage="refine_rl"))
+    assert "| new rewrites | 0.600 | 0.620 |" in table and "| old rewrites | 0.500 | 0.510 |" in table
+    assert "| Refine-RL | 0.250 | 0.125 |" in table
+    fewer = result((0.5, 2.0), stage="refine_rl")
+    del fewer["runs"][0]["shuffled"], fewer["differences"]["gen_minus_shuffled"]
+    assert "shuffled" not in comparison_markdown(fewer).replace("trace shuffled", "")
+    assert len(comparison_figure(fewer).axes[0].patches) == 5 * len(MODE_PAIRS)
+
+
 def test_a_bar_for_each_variant_and_a_dot_for_each_seed() -> None:
     modes, probe = comparison_figure(result((0.5, 2.0), (0.7, 1.0))).axes
-    assert len(modes.patches) == len(VARIANTS) * len(MODE_PAIRS)
+    assert len(modes.patches) == 4 * len(MODE_PAIRS)
     assert {bar.get_height() for bar in modes.patches} == {0.6}
     assert all(len(line.get_ydata()) == 2 for line in (*modes.lines, *probe.lines))
 
 
-def folder(path: Path, ranks: list[int], steps_timed: int = 5) -> Path:
+def folder(
+    path: Path, ranks: list[int], steps_timed: int = 5, stage: str = "cma", before: Path | None = None
+) -> Path:
     """As much of a finished run as the comparison reads."""
     path.mkdir(parents=True)
-    after = {"recall@1": dict.fromkeys(MODE_PAIRS, 0.5), "trace": dict.fromkeys(TRACES, 0.5)}
+    after: dict[str, Any] = {
+        "recall@1": dict.fromkeys(MODE_PAIRS, 0.5),
+        "trace": dict.fromkeys(TRACES, 0.5),
+        "rewrite": {"slot_f1": 0.5, "mean_length": 4.0},
+    }
     summary = {"after": after, "per_task": {"twin": after}, "gallery": 4, "chance": 0.25}
     (path / "summary.json").write_text(json.dumps(summary | {"seconds": {"fit": 10.0}}))
-    (path / "manifest.json").write_text(json.dumps({"seed": 3, "steps": 9, "steps_timed": steps_timed}))
+    (path / "manifest.json").write_text(
+        json.dumps({"stage": stage, "seed": 3, "steps": 9, "steps_timed": steps_timed})
+    )
     rows = [
         {"key": str(n), "task": "twin", "ranks": dict.fromkeys(MODE_PAIRS, rank)}
         for n, rank in enumerate(ranks)
     ]
     (path / "ranks.json").write_text(json.dumps(rows[::-1]))  # the file's order says nothing
-    (path / "config.yaml").write_text(
-        "recall:\n  headline_tasks: [twin]\nmodel:\n  init_adapter_from: null\n"
-    )
+    adapter = str(before / "adapter") if before else None
+    config = {"recall": {"headline_tasks": ["twin"]}, "model": {"init_adapter_from": adapter}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    (path / "done.json").write_text("{}")
     return path
 
 
@@ -84,8 +109,33 @@ def test_seconds_per_step_are_of_the_steps_that_were_timed(tmp_path: Path) -> No
     assert read_variant(folder(tmp_path / "ended", [1], steps_timed=0))["seconds_per_step"] is None
 
 
+def test_the_controls_of_refine_rl_go_on_from_the_adapter_before(tmp_path: Path) -> None:
+    before = folder(tmp_path / "cma", [1])  # 10 s for 5 timed steps
+    refined = folder(tmp_path / "rl", [1], stage="refine_rl", before=before)
+    found = controls("refine_rl", refined)
+    assert found["further_steps"][-4:] == [
+        "--model.init_adapter_from", str(before / "adapter"), "--data.steps_per_epoch", "9",
+    ]  # fmt: skip
+    assert found["further_seconds"][-1] == "5"
+    assert found["shuffled"][:4] == ["refine-rl", "fit", "--config", str(refined / "config.yaml")]
+    assert found.keys() <= COMPARISONS["refine_rl"].variants.keys()
+    assert controls("cma", before).keys() <= COMPARISONS["cma"].variants.keys()
+
+
+def test_curves_are_read_back_from_tensorboard(tmp_path: Path) -> None:
+    run = folder(tmp_path / "rl", [1], stage="refine_rl")
+    with SummaryWriter(str(run / "tensorboard")) as writer:
+        for step, value in enumerate((0.5, 1.5)):
+            writer.add_scalar("train/kl", value, step)
+            writer.add_scalar("train/grad_norm", 2 * value, step)
+    assert read_variant(run)["curves"] == {"kl": 1.0, "grad_norm": 2.0, "grad_norm_highest": 3.0}
+
+
 def test_a_run_that_cannot_be_compared_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RimeError, match=r"--run .*unfinished: no finished CMA run"):
-        train_controls(tmp_path / "unfinished")
+    with pytest.raises(RimeError, match=r"--run .*unfinished: no finished run"):
+        stage_of([tmp_path / "unfinished"])
+    first = folder(tmp_path / "first", [1])
     with pytest.raises(RimeError, match=r"--run .*first: it started from no adapter"):
-        previous_run(folder(tmp_path / "first", [1]))
+        previous_run(first)
+    with pytest.raises(RimeError, match=r"of cma, refine_rl; give runs of one stage"):
+        stage_of([first, folder(tmp_path / "rl", [1], stage="refine_rl")])
