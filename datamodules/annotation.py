@@ -1,14 +1,19 @@
-"""Which pairs count as annotated. In practice few pairs have a rewrite; a demo with rewrites everywhere can
-hide most of them, so that the stages learn from few and reinforcement learning has something to win.
+"""Which pairs count as annotated, and what is written for them.
 
-Used by datamodules/rime.py and loading.py.
+In practice few pairs have a rewrite; a demo with rewrites everywhere can hide most of them, so that the
+stages learn from few and reinforcement learning has something to win. Used by rime.py, loading.py, shards.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
-from rime_pl.types import Pair, content_hash
+from rime_pl.types import Item, Pair, content_hash
+
+#: What the model learns to write before it embeds: the rewrite, the steps and then the rewrite, or as many
+#: full stops as the rewrite has words (a control: time to compute, and nothing said).
+Written = Literal["rewrite", "cot", "pause"]
 
 
 def is_annotated(name: str, share: float) -> bool:
@@ -33,3 +38,18 @@ def without_rewrites(pair: Pair) -> Pair:
     """The pair as it is before anybody annotated it."""
     query = None if pair.query is None else replace(pair.query, rewrite=None, cot=None)
     return replace(pair, query=query, target=replace(pair.target, rewrite=None, cot=None))
+
+
+def with_written(item: Item, written: Written) -> Item:
+    """The item with that in the place of its rewrite; without a rewrite, or without steps, it stays as it is.
+
+    Example:
+        >>> item = Item("?", (), "x", rewrite="A red ring.", cot="Near the star: a red ring. A red ring.")
+        >>> with_written(item, "pause").rewrite, with_written(item, "cot").rewrite
+        ('. . .', 'Near the star: a red ring. A red ring.')
+    """
+    if item.rewrite is None or written == "rewrite":
+        return item
+    if written == "pause":
+        return replace(item, rewrite=" ".join("." * len(item.rewrite.split())))
+    return replace(item, rewrite=item.cot) if (item.cot or "").strip() else item

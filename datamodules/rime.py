@@ -13,7 +13,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.annotation import is_annotated
+from datamodules.annotation import Written, is_annotated
 from datamodules.loading import BatchLoader, EvalBatches, PairBatches, TrainBatches
 from datamodules.plan import BatchPlan, rank_batches, rank_slice
 from datamodules.shards import Entry, ShardReader, read_corpus, read_split
@@ -22,7 +22,16 @@ from rime_pl.prompts import PromptConfig
 from rime_pl.types import DataError, RimeError, Side
 
 #: What a resumed run must have in common with the run that it continues.
-_SAME = ("data_hash", "seed", "batch_size", "tasks", "annotated_share", "annotated_batch_share", "rewrites")
+_SAME = (
+    "data_hash",
+    "seed",
+    "batch_size",
+    "tasks",
+    "annotated_share",
+    "annotated_batch_share",
+    "rewrites",
+    "written",
+)
 
 
 class RimeDataModule(L.LightningDataModule):
@@ -47,6 +56,9 @@ class RimeDataModule(L.LightningDataModule):
         annotated_batch_share: With ``annotated_share`` below 1, the share of each batch that is annotated:
             those pairs come round more often, so that rewrites are learned at a steady pace.
         rewrites: The training pairs to use: all, the annotated ones, or those without (for RL).
+        written: What is written before the generative embedding: the rewrite, the corpus' steps and then the
+            rewrite (cot), or full stops in place of its words (pause, a control). Raise
+            model.backbone.prompt.max_rewrite_tokens for cot.
     """
 
     def __init__(
@@ -67,6 +79,7 @@ class RimeDataModule(L.LightningDataModule):
         annotated_share: float = 1.0,
         annotated_batch_share: float = 0.5,
         rewrites: Literal["all", "annotated", "unannotated"] = "all",
+        written: Written = "rewrite",
     ) -> None:
         super().__init__()
         for name, share in (("share", annotated_share), ("batch_share", annotated_batch_share)):
@@ -92,6 +105,7 @@ class RimeDataModule(L.LightningDataModule):
         self.annotated_share = annotated_share
         self.annotated_batch_share = annotated_batch_share
         self.rewrites = rewrites
+        self.written = written
         self.broken: dict[str, str] = {}  # sample -> what is wrong, met so far on this process
         self.processor: RimeProcessor | None = None
         self._position = 0
@@ -136,7 +150,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         assert self._plan is not None and self.processor is not None, "setup('fit') comes first"
-        reader = ShardReader(self._train, self.require_rewrites)
+        reader = ShardReader(self._train, self.require_rewrites, self.written)
         length = self.steps_per_epoch or len(self._plan)
         return BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank()),
@@ -198,6 +212,7 @@ class RimeDataModule(L.LightningDataModule):
             "annotated_share": self.annotated_share,
             "annotated_batch_share": self.annotated_batch_share,
             "rewrites": self.rewrites,
+            "written": self.written,
         }
         return {name: known[name] for name in _SAME}
 
@@ -229,7 +244,7 @@ class RimeDataModule(L.LightningDataModule):
         size = self.eval_batch_size
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
         return BatchLoader(
-            PairBatches(ShardReader(entries), self.processor, batches),
+            PairBatches(ShardReader(entries, written=self.written), self.processor, batches),
             len(batches),
             lambda: range(len(batches)),
             0,
@@ -274,7 +289,7 @@ class RimeDataModule(L.LightningDataModule):
             for batch in rank_batches(kinds[kind], self.eval_batch_size, rank, world_size)
         ]
         return BatchLoader(
-            EvalBatches(ShardReader(entries), self.processor, side, batches),
+            EvalBatches(ShardReader(entries, written=self.written), self.processor, side, batches),
             len(batches),
             lambda: range(len(batches)),
             self.num_workers,

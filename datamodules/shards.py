@@ -24,6 +24,7 @@ import webdataset
 from PIL import Image, ImageFile, ImageOps
 from rich.progress import MofNCompleteColumn, Progress
 
+from datamodules.annotation import Written, with_written
 from rime_pl.types import DataError, Item, Pair
 
 FORMAT_VERSION = 1
@@ -294,11 +295,15 @@ class ShardReader:
     Args:
         entries: The index of the split, from ``read_split``.
         require_rewrites: Whether a query or target without a rewrite is an error.
+        written: What stands in the place of the rewrite. A target without ``cot`` keeps its rewrite.
     """
 
-    def __init__(self, entries: list[Entry], require_rewrites: bool = False) -> None:
+    def __init__(
+        self, entries: list[Entry], require_rewrites: bool = False, written: Written = "rewrite"
+    ) -> None:
         self.entries = entries
         self.require_rewrites = require_rewrites
+        self.written = written
         self._files: dict[Path, int] = {}
 
     def __len__(self) -> int:
@@ -350,7 +355,7 @@ class ShardReader:
                 f"{entry.name}: field '{field}.rewrite' is missing or empty, but rewrites are trained on. "
                 "Write one, or set data.require_rewrites to false."
             )
-        return Item(
+        found = Item(
             text=item["text"],
             images=tuple(self._image(entry, f"{field}.images", name) for name in item["images"]),
             content_id=item["content_id"],
@@ -358,6 +363,9 @@ class ShardReader:
             rewrite=item.get("rewrite"),
             cot=item.get("cot"),
         )
+        if self.written == "cot" and field == "query" and found.rewrite and not (found.cot or "").strip():
+            raise DataError(f"{entry.name}: field 'query.cot' is missing or empty, but data.written is cot.")
+        return with_written(found, self.written) if annotated else found
 
     def _image(self, entry: Entry, field: str, name: str) -> Image.Image:
         data = self._member(entry, name, f"field '{field}': ")

@@ -16,6 +16,7 @@ import pytest
 import webdataset
 from colour_corpus import make_pairs, make_splits, write
 
+from datamodules.annotation import Written
 from datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.types import DataError, Item, Pair
 
@@ -280,6 +281,26 @@ def test_rewrite_missing_where_one_is_required(tmp_path: Path, side: str, rewrit
         DataError, match=rf"^train-000000.tar/a-0000: field '{side}.rewrite' is missing or empty"
     ):
         ShardReader(entries, require_rewrites=True).read(0)
+
+
+def test_steps_or_pauses_in_the_place_of_the_rewrite(tmp_path: Path) -> None:
+    bare = make_pairs("a", 1, 1)[0]
+    assert bare.query is not None
+    query = replace(bare.query, rewrite="A red ring.", cot="Near: a ring. A red ring.")
+    pair = replace(bare, query=query, target=replace(bare.target, rewrite="Red, a ring.", cot=None))
+    entries = read_split(write(tmp_path / "steps", {"train": [pair]}), "train")
+
+    def rewrites(written: Written) -> list[str | None]:
+        read = ShardReader(entries, written=written).read(0)
+        return [read.query.rewrite if read.query else None, read.target.rewrite]
+
+    assert rewrites("rewrite") == ["A red ring.", "Red, a ring."]
+    assert rewrites("cot") == ["Near: a ring. A red ring.", "Red, a ring."]
+    assert rewrites("pause") == [". . .", ". . ."]
+    without = replace(pair, query=replace(query, cot=None))
+    entries = read_split(write(tmp_path / "none", {"train": [without]}), "train")
+    with pytest.raises(DataError, match=r"a-0000: field 'query.cot' is missing or empty, but data.written"):
+        ShardReader(entries, written="cot").read(0)
 
 
 def _overwrite(file: Path, offset: int, data: bytes) -> None:
