@@ -31,6 +31,7 @@ SHARDED = ("4-bit weights", "LoRA matrices", "optimiser states")
 _STEP_PARTS = {
     "inputs": "inputs",
     "embeddings": "embeddings of the batch and their gradients",
+    "loss": "contrastive loss, in row blocks",
     "vision features": "vision features kept for the second pass",
     "activations": "activations",
     "logits": "logits and their loss",
@@ -82,7 +83,7 @@ def _step_parts(step: StepMemory) -> dict[str, int]:
     # the optimiser's own turn: all gradients, and as much again where it updates all tensors at once (CUDA)
     if 2 * step.gradients > step.peak.bytes:
         return {"gradients": step.gradients, "optimiser's temporaries": step.gradients}
-    rare = ("embeddings", "vision features")  # of the gradient cache alone
+    rare = ("embeddings", "loss", "vision features")  # of the gradient cache alone
     return {
         label: step.peak.parts.get(part, 0)
         for part, label in _STEP_PARTS.items()

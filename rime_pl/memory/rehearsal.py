@@ -38,14 +38,14 @@ class SideShape:
     padded: bool = True  # whether some row is shorter than the longest: a mask is needed
 
     def share(self, rows: int) -> SideShape:
-        """The first rows of it, on average."""
-        part = rows / self.rows
+        """The first rows of it, on average; images are whole."""
+        images = -(-self.images * rows // self.rows)
         return replace(
             self,
             rows=rows,
-            labels=round(self.labels * part),
-            images=round(self.images * part),
-            patches=round(self.patches * part),
+            labels=round(self.labels * rows / self.rows),
+            images=images,
+            patches=round(images * self.patches / max(1, self.images)),
         )
 
 
@@ -171,6 +171,11 @@ class _Step:
         """One forward a side, as ``training_step`` without micro-batches."""
         with self.live.counting("inputs"):
             self.batch = [self._inputs(side) for side in sides[:2]]
+        loss = self._plain_loss(stage, sides)  # which lets go of the embeddings, as training_step does
+        with self.live.counting("backward"):
+            loss.backward()
+
+    def _plain_loss(self, stage: str, sides: list[SideShape]) -> Tensor:
         encoded = [
             self._encode(side, inputs, side.labels) for side, inputs in zip(sides, self.batch, strict=False)
         ]
@@ -179,9 +184,7 @@ class _Step:
                 again = self._inputs(side)  # freed with this forward; the batch itself lives on
             encoded.append(self._encode(side, again, labels=0))
             del again
-        loss = _loss(stage, encoded)
-        with self.live.counting("backward"):
-            loss.backward()
+        return _loss(stage, encoded)
 
     def cached(self, stage: str, sides: list[SideShape], micro: MicroBatches) -> None:
         """As the two passes of ``GradientCache``: the loss on leaves, then a micro-batch of each side."""
@@ -197,10 +200,13 @@ class _Step:
         if micro.reuse_vision:
             with self.live.counting("vision features"):
                 kept = [self._features(side) for side in sides]
-        loss = _loss(stage, leaves)
-        with self.live.counting("embeddings"):  # their gradients
+        with self.live.counting("loss"):
+            loss = _loss(stage, leaves)
             loss.backward()
         del loss
+        for leaf in (tensor for side in leaves for tensor in (side.disc, side.gen)):
+            if leaf.grad is not None:  # of the wrong rewrites only gen is read
+                self.live.move(leaf.grad, "embeddings")
         for number, side in enumerate(sides):
             part = side.share(micro.rows_of(side.prompt_tokens + side.completion_tokens, side.rows))
             with self.live.counting("inputs"):

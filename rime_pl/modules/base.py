@@ -258,15 +258,16 @@ class RimeModule(L.LightningModule):
     def evaluate(self, batch: EvalBatch) -> EvalOutput:
         """See :class:`EvalOutput`; the seconds are those of each mode by itself, from tokens to embedding."""
         start = time.perf_counter()
-        disc = self.model(batch.prompts).disc
+        images = self.model.encode_images(batch.prompts)
+        disc = self.model(batch.prompts, image_features=images).disc
         after_disc = time.perf_counter()
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        own = write_rewrites(self.model, batch.prompts, synced=sharded)
-        gen = self.model(batch.prompts, own.completions).gen
+        own = write_rewrites(self.model, batch.prompts, synced=sharded)  # looks at the images itself
+        gen = self.model(batch.prompts, own.completions, image_features=images).gen
         after_gen = time.perf_counter()
         return EvalOutput(
             embeddings=ModeEmbeddings(disc, gen),
-            traces=self.trace_probe(batch, own.completions) if batch.side == "query" else {},
+            traces=self.trace_probe(batch, own.completions, images) if batch.side == "query" else {},
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,
             well_formed=own.well_formed,
@@ -277,7 +278,7 @@ class RimeModule(L.LightningModule):
         """Queries with rewrites before and after, to look at; only Refine-RL has a before."""
         return []
 
-    def trace_probe(self, batch: EvalBatch, own: Completions) -> dict[str, Tensor]:
+    def trace_probe(self, batch: EvalBatch, own: Completions, images: Any | None) -> dict[str, Tensor]:
         """Generative embeddings of the queries with rewrites that are not their own.
 
         Returns:
@@ -290,7 +291,6 @@ class RimeModule(L.LightningModule):
             "shuffled": own.select(others),
             "empty": empty_completions(len(own), 2, self.model.processor, self.device),
         }
-        images = self.model.encode_images(batch.prompts)
         return {name: self.model(batch.prompts, c, image_features=images).gen for name, c in rewrites.items()}
 
 

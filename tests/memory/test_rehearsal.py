@@ -102,7 +102,7 @@ def test_peak_with_the_gradient_cache_is_that_of_a_real_step(
     assert step.peak.bytes < 0.7 * rehearse(skeleton, stage, *sides, wrong).peak.bytes
 
 
-def test_a_batch_128_times_as_large_costs_its_inputs_and_embeddings(
+def test_a_batch_8_times_as_large_costs_its_inputs_and_embeddings(
     micro_base: Path, processor: RimeProcessor
 ) -> None:
     skeleton = skeleton_of(micro_base, processor)
@@ -111,9 +111,10 @@ def test_a_batch_128_times_as_large_costs_its_inputs_and_embeddings(
         side = SideShape(rows, 60, 12, 10 * rows)
         return rehearse(skeleton, "sft", side, side, cached=MicroBatches(None, 16 * 72)).peak.parts
 
-    small, large = parts(32), parts(4096)
+    small, large = parts(32), parts(256)
     for part in ("inputs", "embeddings"):
-        assert large.pop(part) == pytest.approx(128 * small.pop(part), rel=0.35), "16 rows are copied"
+        # of a micro-batch the rows are there twice
+        assert 4 * small[part] < large.pop(part) <= 8 * small.pop(part)
     assert sum(large.values()) == pytest.approx(sum(small.values()), rel=0.01)
 
 
