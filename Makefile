@@ -17,7 +17,7 @@ LOSS_CONFIG := $(wildcard configs/data/$(DATA)-sft-cma.yaml)
 LOSS_ARGS := $(addprefix --config ,$(LOSS_CONFIG))
 
 # Refine-RL improves what SFT and CMA learned from few annotated pairs: a tenth, and RL runs on the rest.
-ifneq ($(filter train-refine-rl compare-refine-rl,$(MAKECMDGOALS)),)
+ifneq ($(filter train-refine-rl compare-rl,$(MAKECMDGOALS)),)
 ANNOTATED ?= 0.1
 override SFT_ARGS += --data.annotated_share $(ANNOTATED)
 override CMA_ARGS += --data.annotated_share $(ANNOTATED)
@@ -49,8 +49,8 @@ STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_e
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-refine-rl rank-all test test-all lint tensorboard \
-        gpu-check bench-setup bench clean
+.PHONY: help setup data base train-sft train-cma train-refine-rl study-writing compare compare-rl rank-all \
+        test test-all lint tensorboard gpu-check bench-setup bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,11 +93,14 @@ train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody a
 	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) --data.annotated_share $(ANNOTATED) \
 	  --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
 
+study-writing: train-sft ## the SFT run beside runs that write steps, pauses or nothing before they embed (DATA=scenes)
+	$(RIME) compare --run $(SFT) --output $(RUN)/writing
+
 compare: train-cma ## the controls beside the CMA run: further SFT steps, and alignment without the decisive term
 	$(RIME) compare --run $(CMA) --output $(RUN)/compare
 
-compare-refine-rl: train-refine-rl ## the controls beside the Refine-RL run: further CMA, shuffled rewards, other anchors
-	$(RIME) compare --run $(RL) --output $(RUN)/compare-refine-rl
+compare-rl: train-refine-rl ## the controls beside the Refine-RL run: further CMA, shuffled rewards, other anchors
+	$(RIME) compare --run $(RL) --output $(RUN)/compare-rl
 
 rank-all: train-cma ## the same queries among all pictures of the corpus, distractors too
 	$(RIME) cma test --config $(CMA)/config.yaml --model.init_adapter_from $(CMA)/adapter --data.distractors true \

@@ -1,8 +1,14 @@
 """`rime compare`: what a stage does and what it costs, with the controls beside it.
 
-Beside a finished CMA run it trains, from the same SFT adapter and for as many steps, further SFT and plain
-alignment. Beside a finished Refine-RL run, from the same CMA adapter: further CMA for as many steps and for
-as many seconds, RL with shuffled rewards, and RL with the ancestor's. Then table, picture and JSON.
+Beside a finished run it trains, where they are missing:
+
+- SFT: runs that write something else before they embed, namely steps and then the rewrite (for as many steps,
+  and for as many training tokens), pauses, and nothing (the discriminative loss alone);
+- CMA: from the same SFT adapter and for as many steps, further SFT and plain alignment;
+- Refine-RL: from the same CMA adapter, further CMA for as many steps and for as many seconds, RL with
+  shuffled rewards, and RL with the ancestor's.
+
+Then it writes table, picture and JSON.
 """
 
 from __future__ import annotations
@@ -12,12 +18,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from datamodules.annotation import Written
+from datamodules.shards import ShardReader, read_split
 from rime_pl.metrics.bootstrap import paired_bootstrap
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
 from rime_pl.report.comparison import COMPARISONS, comparison_figure, comparison_markdown
 from rime_pl.report.curves import curve_means
 from rime_pl.report.figures import save_figure
@@ -28,7 +38,7 @@ Variants = dict[str, Path]  # "before", the controls, the run itself -> run fold
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--run", type=Path, nargs="+", required=True, help="finished CMA or Refine-RL runs, one per seed"
+        "--run", type=Path, nargs="+", required=True, help="finished runs of one stage, one per seed"
     )
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for compare.json, compare.md, compare.png"
@@ -81,6 +91,18 @@ def stage_of(folders: list[Path]) -> str:
 def controls(stage: str, folder: Path) -> dict[str, list[str]]:
     """Name of each control -> the words after `rime` that train it, without its folder."""
     config = ["--config", str(folder / "config.yaml")]
+    if stage == "sft":
+        again = ["sft", "fit", *config]
+        budget, share = _room_for_steps(folder)
+        cot = [*again, "--data.written", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
+        length = round(_manifest(folder)["steps"] * share)
+        bare = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
+        return {
+            "disc_only": [*again, *bare, "--data.require_rewrites", "false"],
+            "pause": [*again, "--data.written", "pause"],
+            "cot_tokens": [*cot, "--data.steps_per_epoch", str(length), "--trainer.max_epochs", "1"],
+            "cot": cot,
+        }
     if stage == "cma":
         again = ["cma", "fit", *config]
         return {
@@ -102,9 +124,28 @@ def controls(stage: str, folder: Path) -> dict[str, list[str]]:
     }
 
 
+def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
+    """Budget of tokens that the corpus' steps need; tokens of a pair with the rewrite over with the steps."""
+    import yaml
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    data, backbone = config["data"], config["model"]["backbone"]
+    prompt = PromptConfig(**backbone["prompt"] | {"max_rewrite_tokens": 1 << 20})
+    processor = RimeProcessor.from_pretrained(backbone["name_or_path"], prompt)
+    entries = [e for e in read_split(data["path"], "train") if e.dataset in (data["tasks"] or [e.dataset])]
+    entries = entries[:: max(1, len(entries) // num_pairs)]
+    lengths = {}
+    for written in get_args(Written):
+        reader = ShardReader(entries, written=written)
+        batch = processor.training_batch([reader.read(n) for n in range(len(entries))])
+        lengths[written] = torch.stack([batch.query.lengths(), batch.target.lengths()])  # (2, R, 2)
+    longest = int(lengths["cot"][..., 1].max())
+    return 2 * longest, float(lengths["rewrite"].sum() / lengths["cot"].sum())
+
+
 def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
     """Run what is missing of the controls beside one run; a finished one is taken as it is."""
-    variants = {"before": previous_run(folder)}
+    variants = {} if stage == "sft" else {"before": previous_run(folder)}
     for name, words in controls(stage, folder).items():
         if name not in skip:
             variants[name] = folder / "controls" / name

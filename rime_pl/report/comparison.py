@@ -38,6 +38,35 @@ class Comparison:
 
 
 COMPARISONS = {
+    "sft": Comparison(
+        "rewrite",
+        {
+            "disc_only": ("discriminative alone", "#b8c2cf"),
+            "pause": ("pauses in place of words", "#6b7785"),
+            "cot_tokens": ("steps + rewrite, equal tokens", "#c9a227"),
+            "cot": ("steps + rewrite, equal steps", "#e08a00"),
+            "rewrite": ("rewrite", "#2f6bde"),
+        },
+        (
+            Difference(
+                *("rewrite_minus_cot", "rewrite", "cot", "gen-gen"),
+                label="gen-gen with the rewrite minus with steps + rewrite, equal training steps",
+            ),
+            Difference(
+                *("rewrite_minus_cot_tokens", "rewrite", "cot_tokens", "gen-gen"),
+                label="gen-gen with the rewrite minus with steps + rewrite, equal training tokens",
+            ),
+            Difference(
+                *("rewrite_minus_pause", "rewrite", "pause", "gen-gen"),
+                label="gen-gen with the rewrite minus with pauses",
+            ),
+            Difference(
+                *("rewrite_minus_disc_only", "rewrite", "disc_only", "gen-gen"),
+                label="gen-gen with the rewrite minus disc-disc of training that alone",
+                other_pair="disc-disc",
+            ),
+        ),
+    ),
     "cma": Comparison(
         "decisive",
         {
@@ -193,9 +222,10 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
         for name, look in COMPARISONS[result["stage"]].variants.items()
         if all(name in run for run in result["runs"])
     }
-    figure = Figure(figsize=(14, 5), dpi=110, facecolor="white")
+    against_length = result["stage"] == "sft"
+    figure = Figure(figsize=(20 if against_length else 14, 5), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    modes, probe = figure.subplots(1, 2, sharey=True)
+    modes, probe, *more = figure.subplots(1, 3 if against_length else 2, sharey=True)
     for axes, field, names, title in (
         (modes, "recall@1", MODE_PAIRS, "recall@1: query mode - target mode"),
         (probe, "trace", TRACES, "gen-gen recall@1 by the query's rewrite"),
@@ -214,5 +244,23 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
         axes.grid(axis="y", color="#e4e8ee", zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
     modes.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
+    for axes in more:
+        _recall_against_length(axes, result["runs"], variants)
     figure.tight_layout()
     return figure
+
+
+def _recall_against_length(
+    axes: Any, runs: Sequence[Mapping[str, Any]], variants: Mapping[str, tuple[str, str]]
+) -> None:
+    """A dot a seed: what a variant writes on the way to its embedding, and what it finds."""
+    for name, (label, colour) in variants.items():
+        alone = name == "disc_only"  # writes nothing
+        xs = [0.0 if alone else run[name]["rewrite"]["mean_length"] for run in runs]
+        ys = [run[name]["recall@1"]["disc-disc" if alone else "gen-gen"] for run in runs]
+        axes.scatter(xs, ys, color=colour, label=label, s=45, zorder=3)
+    axes.set_title("recall@1 against generated tokens", fontsize=11, loc="left")
+    axes.set_xlabel("tokens a query and target write, on average")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.grid(color="#e4e8ee", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)

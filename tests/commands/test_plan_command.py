@@ -40,6 +40,14 @@ def test_json_needs_no_weights(
     assert smaller["--model.backbone.gradient_checkpointing true"] < cma["peak"]
     fewer = next(peak for setting, peak in smaller.items() if setting.startswith("--data.batch_size 4 "))
     assert fewer < cma["peak"]
+    one_row = next(p for setting, p in smaller.items() if setting.startswith("--model.micro_batch_size 1 "))
+
+    assert plan(without_weights, scenes_corpus, "--json", "--model.micro_batch_size", "1") == 0
+    cached = json.loads(capsys.readouterr().out)
+    peak = cached["stages"][1]["peak"]
+    assert peak < cma["peak"] and peak == pytest.approx(one_row, rel=0.1)
+    assert cached["stages"][1]["parts"]["embeddings of the batch and their gradients"] > 0
+    assert cached["negatives_per_query"] == 7 and cached["flops_per_step"] > told["flops_per_step"]
 
 
 def test_tables_and_assumed_lengths(

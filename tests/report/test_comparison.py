@@ -60,6 +60,14 @@ def test_refine_rl_shows_who_writes_and_who_embeds_and_its_curves() -> None:
     assert len(comparison_figure(fewer).axes[0].patches) == 5 * len(MODE_PAIRS)
 
 
+def test_what_is_written_is_drawn_against_its_length() -> None:
+    study = result((0.5, 2.0), (0.7, 1.0), stage="sft")
+    lengths = comparison_figure(study).axes[2]
+    assert len(lengths.collections) == 5 and len(lengths.collections[0].get_offsets()) == 2
+    assert lengths.collections[0].get_offsets()[:, 0].tolist() == [0, 0]  # the discriminative mode alone
+    assert "minus with pauses | +0.020 |" in comparison_markdown(study)
+
+
 def test_a_bar_for_each_variant_and_a_dot_for_each_seed() -> None:
     modes, probe = comparison_figure(result((0.5, 2.0), (0.7, 1.0))).axes
     assert len(modes.patches) == 4 * len(MODE_PAIRS)
