@@ -5,7 +5,7 @@ Called by `rime compare` with the numbers of one or several seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -143,12 +143,9 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
         f"seeds {seeds}.{several}",
         "",
     ]
-    columns: dict[str, Callable[[Mapping[str, Any]], float]] = {
-        pair: lambda v, pair=pair: v["recall@1"][pair]
-        for pair in MODE_PAIRS  # type: ignore[misc]
-    }
-    columns |= {f"trace {name}": lambda v, name=name: v["trace"][name] for name in TRACES}  # type: ignore[misc]
-    columns["slot F1"] = lambda v: v["rewrite"]["slot_f1"]
+    columns = {pair: ("recall@1", pair) for pair in MODE_PAIRS}
+    columns |= {f"trace {name}": ("trace", name) for name in TRACES}
+    columns["slot F1"] = ("rewrite", "slot_f1")
     head = ["run", "steps", "s/step", *columns, "tokens"]
     rows = []
     for name, (label, _) in shown.variants.items():
@@ -158,7 +155,7 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
         timed = [v["seconds_per_step"] for v in of_seeds if v["seconds_per_step"] is not None]
         steps = sorted({v["steps"] for v in of_seeds})
         cells = [label, "-".join(map(str, steps)), f"{min(timed):.2f}" if timed else "-"]
-        cells += [_spread([read(v) for v in of_seeds]) for read in columns.values()]
+        cells += [_spread([v[group][name] for v in of_seeds]) for group, name in columns.values()]
         rows.append([*cells, f"{mean(v['rewrite']['mean_length'] for v in of_seeds):.1f}"])
     lines += [*_table(head, rows), ""]
     differences = [
