@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from rime_pl.types import Item, Pair, content_hash
+from rime_pl.types import DataError, Item, Pair, content_hash
 
 #: What the model learns to write before it embeds: the rewrite, the steps and then the rewrite, or as many
 #: full stops as the rewrite has words (a control: time to compute, and nothing said).
@@ -40,15 +40,29 @@ def without_rewrites(pair: Pair) -> Pair:
     return replace(pair, query=query, target=replace(pair.target, rewrite=None, cot=None))
 
 
-def with_written(item: Item, written: Written) -> Item:
-    """The item with that in the place of its rewrite; without a rewrite, or without steps, it stays as it is.
+def with_written(pair: Pair, written: Written) -> Pair:
+    """The pair with that in the place of its rewrites; a target without steps keeps its rewrite.
+
+    Raises:
+        DataError: If a query has a rewrite but no ``cot``, and that is asked for.
 
     Example:
         >>> item = Item("?", (), "x", rewrite="A red ring.", cot="Near the star: a red ring. A red ring.")
-        >>> with_written(item, "pause").rewrite, with_written(item, "cot").rewrite
-        ('. . .', 'Near the star: a red ring. A red ring.')
+        >>> with_written(Pair("k", "task", "all", item, item), "pause").query.rewrite
+        '. . .'
+        >>> with_written(Pair("k", "task", "all", item, item), "cot").target.rewrite
+        'Near the star: a red ring. A red ring.'
     """
-    if item.rewrite is None or written == "rewrite":
+    if written == "rewrite":
+        return pair
+    if written == "cot" and pair.query and pair.query.rewrite and not (pair.query.cot or "").strip():
+        raise DataError(f"{pair.key}: field 'query.cot' is missing or empty, but data.written is cot.")
+    query = None if pair.query is None else _with_written(pair.query, written)
+    return replace(pair, query=query, target=_with_written(pair.target, written))
+
+
+def _with_written(item: Item, written: Written) -> Item:
+    if item.rewrite is None:
         return item
     if written == "pause":
         return replace(item, rewrite=" ".join("." * len(item.rewrite.split())))

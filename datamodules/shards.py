@@ -140,11 +140,9 @@ def _write_shard(path: Path, pairs: list[Pair], encoder: _Encoder) -> None:
 class _Encoder:
     """Images to bytes. Builders show one picture in many samples, so the last ones are kept."""
 
-    def __init__(self, size: int = 4096) -> None:
-        self._size = size
-        self._known: OrderedDict[int, tuple[Image.Image, bytes]] = (
-            OrderedDict()
-        )  # holding the image pins its id
+    def __init__(self) -> None:
+        # holding the image pins its id
+        self._known: OrderedDict[int, tuple[Image.Image, bytes]] = OrderedDict()
 
     def __call__(self, image: Image.Image) -> bytes:
         # A picture opened from a file and not changed keeps its bytes: a photo is no smaller as PNG.
@@ -154,7 +152,7 @@ class _Encoder:
             buffer = io.BytesIO()
             image.save(buffer, "PNG")
             self._known[id(image)] = image, buffer.getvalue()
-            if len(self._known) > self._size:
+            if len(self._known) > 4096:
                 self._known.popitem(last=False)
         return self._known[id(image)][1]
 
@@ -301,9 +299,7 @@ class ShardReader:
     def __init__(
         self, entries: list[Entry], require_rewrites: bool = False, written: Written = "rewrite"
     ) -> None:
-        self.entries = entries
-        self.require_rewrites = require_rewrites
-        self.written = written
+        self.entries, self.require_rewrites, self.written = entries, require_rewrites, written
         self._files: dict[Path, int] = {}
 
     def __len__(self) -> int:
@@ -327,18 +323,18 @@ class ShardReader:
         for field in ("dataset", "gallery", "target"):
             if field not in sample:
                 raise DataError(f"{entry.name}: field {field!r} is missing in the JSON.")
-        query = sample.get("query")
-        negatives = sample.get("hard_negatives") or []
-        return Pair(
+        query, negatives = sample.get("query"), sample.get("hard_negatives") or []
+        pair = Pair(
             key=entry.name,
             dataset=sample["dataset"],
             gallery=sample["gallery"],
             query=None if query is None else self._item(entry, "query", query),
             target=self._item(entry, "target", sample["target"]),
             hard_negatives=tuple(
-                self._item(entry, f"hard_negatives[{number}]", item) for number, item in enumerate(negatives)
+                self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
         )
+        return with_written(pair, self.written)
 
     def _item(self, entry: Entry, field: str, item: Any) -> Item:
         if not isinstance(item, dict):
@@ -349,13 +345,12 @@ class ShardReader:
                 raise DataError(f"{entry.name}: field '{field}.{name}' is {item.get(name)!r}, not {allowed}.")
         if not item["text"] and not item["images"]:
             raise DataError(f"{entry.name}: field {field!r} has neither text nor images.")
-        annotated = field in ("query", "target")
-        if self.require_rewrites and annotated and not (item.get("rewrite") or "").strip():
+        if self.require_rewrites and field in ("query", "target") and not (item.get("rewrite") or "").strip():
             raise DataError(
                 f"{entry.name}: field '{field}.rewrite' is missing or empty, but rewrites are trained on. "
                 "Write one, or set data.require_rewrites to false."
             )
-        found = Item(
+        return Item(
             text=item["text"],
             images=tuple(self._image(entry, f"{field}.images", name) for name in item["images"]),
             content_id=item["content_id"],
@@ -363,9 +358,6 @@ class ShardReader:
             rewrite=item.get("rewrite"),
             cot=item.get("cot"),
         )
-        if self.written == "cot" and field == "query" and found.rewrite and not (found.cot or "").strip():
-            raise DataError(f"{entry.name}: field 'query.cot' is missing or empty, but data.written is cot.")
-        return with_written(found, self.written) if annotated else found
 
     def _image(self, entry: Entry, field: str, name: str) -> Image.Image:
         data = self._member(entry, name, f"field '{field}': ")

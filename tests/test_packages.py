@@ -6,6 +6,7 @@ import ast
 import importlib
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -86,12 +87,17 @@ def test_every_addition_parses_on_top_of_a_recipe(
     monkeypatch.setattr("sys.argv", ["rime"])
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     cli = parsed(CONFIGS / "tiny" / f"{stage}.yaml", "--config", str(addition))
-    for section, values in yaml.safe_load(addition.read_text()).items():
+
+    def check(values: dict[str, Any], config: Any) -> None:
         for name, value in values.items():
-            got = cli.config[section][name]
-            assert (got["class_path"] if isinstance(value, dict) else got) == (
-                value["class_path"] if isinstance(value, dict) else value
-            )
+            if not isinstance(value, dict):
+                assert config[name] == value
+            elif "class_path" in value:
+                assert config[name]["class_path"] == value["class_path"]
+            else:
+                check(value, config[name])
+
+    check(yaml.safe_load(addition.read_text()), cli.config)
 
 
 def test_recipes_differ_from_their_tiny_twins_in_values_only() -> None:
