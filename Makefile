@@ -26,7 +26,7 @@ override CMA_ARGS += $(ARGS)
 endif
 
 # ARGS goes to the stage named on the command line.
-ifneq ($(filter train-sft,$(MAKECMDGOALS)),)
+ifneq ($(filter train-sft study-writing,$(MAKECMDGOALS)),)
 override SFT_ARGS += $(ARGS)
 endif
 

@@ -17,8 +17,9 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     stage = stage_of(args.run)
-    known = controls(stage, args.run[0])
+    known = [
+        name for name in COMPARISONS[stage].variants if name not in ("before", COMPARISONS[stage].subject)
+    ]
     if unknown := set(args.skip) - set(known):
         raise RimeError(f"--skip {' '.join(sorted(unknown))}: the controls are {', '.join(known)}.")
     seeds = [train_controls(stage, folder, args.skip) for folder in args.run]
@@ -76,8 +79,8 @@ def stage_of(folders: list[Path]) -> str:
     for folder in folders:
         if not (folder / "done.json").is_file():
             raise RimeError(
-                f"--run {folder}: no finished run here (done.json is missing). Run `make train-cma` or "
-                "`make train-refine-rl` first."
+                f"--run {folder}: no finished run here (done.json is missing). Run `make train-sft`, "
+                "`make train-cma` or `make train-refine-rl` first."
             )
         stages.add(_manifest(folder)["stage"])
     if len(stages) != 1 or not stages <= set(COMPARISONS):
@@ -88,40 +91,58 @@ def stage_of(folders: list[Path]) -> str:
     return str(stages.pop())
 
 
-def controls(stage: str, folder: Path) -> dict[str, list[str]]:
+def controls(stage: str, folder: Path, skip: Sequence[str] = ()) -> dict[str, list[str]]:
     """Name of each control -> the words after `rime` that train it, without its folder."""
-    config = ["--config", str(folder / "config.yaml")]
-    if stage == "sft":
-        again = ["sft", "fit", *config]
-        budget, share = _room_for_steps(folder)
-        cot = [*again, "--data.written", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
-        length = round(_manifest(folder)["steps"] * share)
-        bare = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
-        return {
-            "disc_only": [*again, *bare, "--data.require_rewrites", "false"],
-            "pause": [*again, "--data.written", "pause"],
-            "cot_tokens": [*cot, "--data.steps_per_epoch", str(length), "--trainer.max_epochs", "1"],
-            "cot": cot,
-        }
-    if stage == "cma":
-        again = ["cma", "fit", *config]
-        return {
-            "control": [*again, "--model.lambda_cma", "0", "--model.lambda_dec", "0"],
-            "plain": [*again, "--model.lambda_dec", "0"],
-        }
-    before = previous_run(folder)
-    further = ["cma", "fit", "--config", str(before / "config.yaml"), "--trainer.max_epochs", "1"]
-    further += ["--model.init_adapter_from", str(before / "adapter"), "--data.steps_per_epoch"]
-    seconds = json.loads((folder / "summary.json").read_text())["seconds"]["fit"]
-    as_many_seconds = round(seconds / (read_variant(before)["seconds_per_step"] or seconds))
-    again = ["refine-rl", "fit", *config]
-    ancestor = ["--model.reward", "rank_margin", "--model.anchors", "rollouts", "--model.embedder", "policy"]
-    return {
-        "further_steps": [*further, str(_manifest(folder)["steps"])],
-        "further_seconds": [*further, str(max(1, as_many_seconds))],
-        "shuffled": [*again, "--model.shuffle_rewards", "true"],
-        "rollouts": [*again, *ancestor],
+    config = ["--config", str(folder / "config.yaml"), "--ckpt_path", "null"]
+    make = {"sft": _other_writing, "cma": _without_alignment, "refine_rl": _without_reward}[stage]
+    return {name: words for name, words in make(folder, config, skip).items() if name not in skip}
+
+
+def _other_writing(folder: Path, config: list[str], skip: Sequence[str]) -> dict[str, list[str]]:
+    again = ["sft", "fit", *config]
+    bare = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
+    found = {
+        "disc_only": [*again, *bare, "--data.require_rewrites", "false"],
+        "pause": [*again, "--data.written", "pause"],
     }
+    if {"cot", "cot_tokens"} <= set(skip):
+        return found
+    budget, share = _room_for_steps(folder)
+    cot = [*again, "--data.written", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
+    length = str(round(_manifest(folder)["steps"] * share))
+    found["cot_tokens"] = [*cot, "--data.steps_per_epoch", length, "--trainer.max_epochs", "1"]
+    return found | {"cot": cot}
+
+
+def _without_alignment(folder: Path, config: list[str], skip: Sequence[str]) -> dict[str, list[str]]:
+    again = ["cma", "fit", *config]
+    return {
+        "control": [*again, "--model.lambda_cma", "0", "--model.lambda_dec", "0"],
+        "plain": [*again, "--model.lambda_dec", "0"],
+    }
+
+
+def _without_reward(folder: Path, config: list[str], skip: Sequence[str]) -> dict[str, list[str]]:
+    before = previous_run(folder)
+    further = ["cma", "fit", "--config", str(before / "config.yaml"), "--ckpt_path", "null"]
+    further += ["--model.init_adapter_from", str(before / "adapter"), "--trainer.max_epochs", "1"]
+    further += ["--data.steps_per_epoch"]
+    steps, again = int(_manifest(folder)["steps"]), ["refine-rl", "fit", *config]
+    ancestor = ["--model.reward", "rank_margin", "--model.anchors", "rollouts", "--model.embedder", "policy"]
+    found = {
+        "further_steps": [*further, str(steps)],
+        "shuffled": [*again, "--model.shuffle_rewards", "true"],
+        "rollouts": [*again, *ancestor, "--model.sides", "both"],
+    }
+    if "further_seconds" not in skip:
+        each, each_before = (read_variant(run)["seconds_per_step"] for run in (folder, before))
+        if not each or not each_before:
+            raise RimeError(
+                f"--run {folder}: its steps, or those of {before}, were not timed (a run that was "
+                "resumed after its last step). Add --skip further_seconds."
+            )
+        found["further_seconds"] = [*further, str(max(1, round(steps * each / each_before)))]
+    return found
 
 
 def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
@@ -134,23 +155,26 @@ def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
     processor = RimeProcessor.from_pretrained(backbone["name_or_path"], prompt)
     entries = [e for e in read_split(data["path"], "train") if e.dataset in (data["tasks"] or [e.dataset])]
     entries = entries[:: max(1, len(entries) // num_pairs)]
-    lengths = {}
-    for written in get_args(Written):
-        reader = ShardReader(entries, written=written)
-        batch = processor.training_batch([reader.read(n) for n in range(len(entries))])
-        lengths[written] = torch.stack([batch.query.lengths(), batch.target.lengths()])  # (2, R, 2)
-    longest = int(lengths["cot"][..., 1].max())
-    return 2 * longest, float(lengths["rewrite"].sum() / lengths["cot"].sum())
+    tokens, longest = {}, 0
+    for written in ("rewrite", "cot"):
+        reader = ShardReader(entries, written=cast(Written, written))
+        batches = (processor.training_batch([reader.read(n)]) for n in range(len(entries)))
+        lengths = torch.stack([side.lengths()[0] for b in batches for side in (b.query, b.target)])
+        tokens[written], longest = int(lengths.sum()), int(lengths[:, 1].max())
+    return 2 * longest, tokens["rewrite"] / tokens["cot"]
 
 
 def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
     """Run what is missing of the controls beside one run; a finished one is taken as it is."""
     variants = {} if stage == "sft" else {"before": previous_run(folder)}
-    for name, words in controls(stage, folder).items():
-        if name not in skip:
-            variants[name] = folder / "controls" / name
-            command = [sys.executable, "-m", "rime_pl.main", *words]
-            subprocess.run([*command, "--run_dir", str(variants[name])], check=True)
+    for name, words in controls(stage, folder, skip).items():
+        variants[name] = folder / "controls" / name
+        command = [sys.executable, "-m", "rime_pl.main", *words, "--run_dir", str(variants[name])]
+        if subprocess.run(command).returncode:
+            raise RimeError(
+                f"--run {folder}: the control {name!r} failed (its message is above). The others are kept; "
+                f"`--skip {name}` goes on without it."
+            )
     return variants | {COMPARISONS[stage].subject: folder}
 
 

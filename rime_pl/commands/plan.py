@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
     """Rehearse each stage with these settings; a minute for a model of 2 billion parameters."""
+    if settings.stage not in PLANNED:
+        raise RimeError(f"--stage {settings.stage}: only {' and '.join(PLANNED)} can be planned so far.")
     config = settings.backbone
     architecture = read_architecture(config.name_or_path)
     lengths = read_lengths(settings, architecture, args)
@@ -169,7 +171,7 @@ def measured_lengths(settings: RunSettings, processor: RimeProcessor) -> Lengths
     """Of the task with the longest batches, some pairs of each being tokenised."""
     rows = local_rows(settings)
     entries = _entries(settings)
-    reader = ShardReader(entries, settings.values.data.require_rewrites)
+    reader = ShardReader(entries, settings.values.data.require_rewrites, settings.values.data.written)
     largest: tuple[int, SideShape, SideShape] | None = None
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
@@ -269,10 +271,11 @@ def what_to_change(
     stage = settings.stage
     before = quick_peak(config, architecture, stage, sides, wrong, cached)
     changes = []
-    for fewer in dict.fromkeys((rows // 4, 1)) if cached is None else (1,):
+    for fewer in dict.fromkeys((rows // 4, 1)) if cached is None else ():
         if 1 <= fewer < rows:
-            micro = MicroBatches(fewer, None)
-            setting = f"--model.micro_batch_size {fewer} (gradient cache: same batch and negatives, slower)"
+            micro = MicroBatches(fewer, None, settings.values.model.reuse_vision)
+            also = "" if settings.values.model.gradient_cache else " --model.gradient_cache true"
+            setting = f"--model.micro_batch_size {fewer}{also} (gradient cache: same negatives, slower)"
             peak = quick_peak(config, architecture, stage, sides, wrong, micro)
             changes.append(Change(setting, plan.peak + peak - before))
     for setting, fields, shapes, wrongs in changed:

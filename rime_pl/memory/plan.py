@@ -61,6 +61,7 @@ class Work:
     recompute: bool  # gradient checkpointing
     tower_backward: bool  # the frozen tower is differentiated, too
     cached: bool = False  # gradient cache: each micro-batch once more forward
+    reuse_vision: bool = False  # the cache keeps the tower's features: it runs once, without a backward
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def step_flops(work: Work) -> float:
     # the backward of attention is 2.5 times its forward: five products for two
     attention = 4 * work.layers * work.row * work.width * work.tokens
     attention_passes = 1 + work.recompute + work.cached + 2.5
-    tower = 2 * work.vision * work.patches * (passes if work.tower_backward else 1)
+    tower_passes = passes if work.tower_backward else 1 + work.cached
+    tower = 2 * work.vision * work.patches * (1 if work.reuse_vision else tower_passes)
     logits = (3 + work.cached) * 2 * work.labels * work.width * work.vocabulary
     return float(2 * work.decoder * work.tokens * passes + attention * attention_passes + tower + logits)
 

@@ -172,6 +172,7 @@ def step_work(
         labels=query.labels + target.labels,
         recompute=skeleton.config.gradient_checkpointing,
         cached=cached is not None,
+        reuse_vision=cached is not None and cached.reuse_vision,
         # transformers' enable_input_require_grads hooks the towers that name their patch embedding as input
         tower_backward=bool(model.model.visual.patch_embed._forward_hooks),
     )

@@ -48,6 +48,21 @@ class SideShape:
             patches=round(images * self.patches / max(1, self.images)),
         )
 
+    def largest(self, rows: int) -> SideShape:
+        """The most that so many of its rows can be: all of full length, none without its image."""
+        images = min(self.images, rows * -(-self.images // self.rows))
+        labels = min(self.labels, rows * self.completion_tokens)
+        return replace(self.share(rows), images=images, labels=labels, patches=images * self.of_an_image)
+
+    @property
+    def of_an_image(self) -> int:
+        """Patches of an image, on average."""
+        return -(-self.patches // max(1, self.images))
+
+    def even(self, unit: int) -> SideShape:
+        """With images of one size, whose patches are a multiple of ``unit``, as a tower merges them."""
+        return replace(self, patches=self.images * -(-self.of_an_image // unit) * unit)
+
 
 def side_shape(rows: Rows) -> SideShape:
     """The sizes of a side that is there."""
@@ -140,8 +155,9 @@ def rehearse(
         cached: Micro-batches of the gradient cache; None for one forward a side.
     """
     sides = [query, target, *([query.share(wrong_rows)] if stage == "cma" and wrong_rows else [])]
-    patches = [side.patches // max(1, side.images) for side in sides]
-    rehearsal = _Step(skeleton, max(patches))
+    merged = skeleton.architecture.vision_config.spatial_merge_size**2
+    sides = [side.even(merged) for side in sides]
+    rehearsal = _Step(skeleton)
     with skeleton.mode, rehearsal.live:
         if cached is None:
             rehearsal.plain(stage, sides)
@@ -157,10 +173,11 @@ def rehearse(
 class _Step:
     """One step's forward passes; its ``live`` counts the bytes."""
 
-    def __init__(self, skeleton: Skeleton, patches_of_an_image: int) -> None:
+    def __init__(self, skeleton: Skeleton) -> None:
         self.skeleton = skeleton
+        self.patches_of_an_image = 0  # of the side that is looked at
         self.dtype = getattr(torch, skeleton.config.dtype)
-        self.live = LiveBytes(skeleton.tensors(), lambda: patches_of_an_image)
+        self.live = LiveBytes(skeleton.tensors(), lambda: self.patches_of_an_image)
         for parameter in skeleton.peft.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(
@@ -208,7 +225,7 @@ class _Step:
             if leaf.grad is not None:  # of the wrong rewrites only gen is read
                 self.live.move(leaf.grad, "embeddings")
         for number, side in enumerate(sides):
-            part = side.share(micro.rows_of(side.prompt_tokens + side.completion_tokens, side.rows))
+            part = side.largest(micro.rows_of(side.prompt_tokens + side.completion_tokens, side.rows))
             with self.live.counting("inputs"):
                 inputs = self._inputs(part)
             features = self._features(part) if kept else None
@@ -275,6 +292,7 @@ class _Step:
     def _look(self, shape: SideShape, pixels: Tensor) -> list[Tensor]:
         """The vision tower, its positions given: they depend on values, and there are none."""
         tower = self.skeleton.language_model.model.visual
+        self.patches_of_an_image = shape.of_an_image
         indices, weights = torch.zeros(shape.patches, 4, dtype=torch.int64), torch.empty(shape.patches, 4)
         seen: Any = tower(
             pixels.type(self.dtype),

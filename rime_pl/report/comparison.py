@@ -145,7 +145,8 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
     ]
     columns = {pair: ("recall@1", pair) for pair in MODE_PAIRS}
     columns |= {f"trace {name}": ("trace", name) for name in TRACES}
-    columns["slot F1"] = ("rewrite", "slot_f1")
+    if all("slot_f1" in v["rewrite"] for run in runs for v in run.values()) and result["stage"] != "sft":
+        columns["slot F1"] = ("rewrite", "slot_f1")  # beside SFT each is measured against what it was taught
     head = ["run", "steps", "s/step", *columns, "tokens"]
     rows = []
     for name, (label, _) in shown.variants.items():
@@ -156,7 +157,7 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
         steps = sorted({v["steps"] for v in of_seeds})
         cells = [label, "-".join(map(str, steps)), f"{min(timed):.2f}" if timed else "-"]
         cells += [_spread([v[group][name] for v in of_seeds]) for group, name in columns.values()]
-        rows.append([*cells, f"{mean(v['rewrite']['mean_length'] for v in of_seeds):.1f}"])
+        rows.append([*cells, f"{mean(written_tokens(name, v) for v in of_seeds):.1f}"])
     lines += [*_table(head, rows), ""]
     differences = [
         [d.label, f"{found['mean']:+.3f}", f"{found['lower']:+.3f} to {found['upper']:+.3f}"]
@@ -178,6 +179,11 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
         ],
     )
     return "\n".join(lines) + "\n"
+
+
+def written_tokens(variant: str, numbers: Mapping[str, Any]) -> float:
+    """Generated tokens of an item; none where the generative mode was not trained."""
+    return 0.0 if variant == "disc_only" else float(numbers["rewrite"]["mean_length"])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -253,7 +259,7 @@ def _recall_against_length(
     """A dot a seed: what a variant writes on the way to its embedding, and what it finds."""
     for name, (label, colour) in variants.items():
         alone = name == "disc_only"  # writes nothing
-        xs = [0.0 if alone else run[name]["rewrite"]["mean_length"] for run in runs]
+        xs = [written_tokens(name, run[name]) for run in runs]
         ys = [run[name]["recall@1"]["disc-disc" if alone else "gen-gen"] for run in runs]
         axes.scatter(xs, ys, color=colour, label=label, s=45, zorder=3)
     axes.set_title("recall@1 against generated tokens", fontsize=11, loc="left")

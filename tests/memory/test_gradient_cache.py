@@ -103,6 +103,15 @@ def test_a_share_of_wrong_rewrites(trained: MakeTrained, batches: dict[Content, 
     assert worst_error(*pair) < TOLERANCE
 
 
+def test_without_the_cache_there_is_one_graph(trained: MakeTrained, batches: dict[Content, Batch]) -> None:
+    backbone = trained(False, False)
+    module = stage_module("sft", backbone, micro_batch_size=3, gradient_cache=False)
+    module.training_step(batches["mixed"], 0).backward()  # type: ignore[operator]
+    gradients = [p.grad for p in module.parameters() if p.requires_grad]
+    module.zero_grad(set_to_none=True)
+    assert gradients and all(gradient is not None for gradient in gradients)
+
+
 @pytest.mark.parametrize("reuse", [False, True])
 def test_the_vision_tower_runs_once_when_its_features_are_kept(
     reuse: bool, trained: MakeTrained, batches: dict[Content, Batch]

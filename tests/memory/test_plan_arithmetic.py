@@ -34,7 +34,11 @@ def test_flops_term_by_term() -> None:
     again = dataclasses.replace(WORK, recompute=True, tower_backward=True)
     assert step_flops(again) == 1.5 * decoder + attention / 3.5 * 4.5 + 3 * tower + logits
     cached = dataclasses.replace(WORK, cached=True)
-    assert step_flops(cached) == 1.5 * decoder + attention / 3.5 * 4.5 + tower + logits / 3 * 4
+    without_tower = 1.5 * decoder + attention / 3.5 * 4.5 + logits / 3 * 4
+    assert step_flops(cached) == without_tower + 2 * tower
+    assert step_flops(dataclasses.replace(cached, tower_backward=True)) == without_tower + 3 * tower
+    kept = dataclasses.replace(cached, tower_backward=True, reuse_vision=True)
+    assert step_flops(kept) == without_tower + tower
 
 
 def test_hours_follow_from_the_stated_utilisation() -> None:

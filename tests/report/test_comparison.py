@@ -9,6 +9,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from rime_pl.commands.compare import controls, pooled_difference, previous_run, read_variant, stage_of
+from rime_pl.commands.settings import read_settings
 from rime_pl.report.comparison import COMPARISONS, comparison_figure, comparison_markdown
 from rime_pl.types import MODE_PAIRS, TRACES, RimeError
 
@@ -118,16 +119,34 @@ def test_seconds_per_step_are_of_the_steps_that_were_timed(tmp_path: Path) -> No
 
 
 def test_the_controls_of_refine_rl_go_on_from_the_adapter_before(tmp_path: Path) -> None:
-    before = folder(tmp_path / "cma", [1])  # 10 s for 5 timed steps
-    refined = folder(tmp_path / "rl", [1], stage="refine_rl", before=before)
+    before = folder(tmp_path / "cma", [1])  # 2 s a step
+    refined = folder(tmp_path / "rl", [1], steps_timed=4, stage="refine_rl", before=before)  # 2.5 s a step
     found = controls("refine_rl", refined)
-    assert found["further_steps"][-4:] == [
-        "--model.init_adapter_from", str(before / "adapter"), "--data.steps_per_epoch", "9",
-    ]  # fmt: skip
-    assert found["further_seconds"][-1] == "5"
+    adapter = found["further_steps"].index("--model.init_adapter_from") + 1
+    assert found["further_steps"][adapter] == str(before / "adapter")
+    assert found["further_steps"][-2:] == ["--data.steps_per_epoch", "9"]
+    assert found["further_seconds"][-1] == str(round(9 * 2.5 / 2))
     assert found["shuffled"][:4] == ["refine-rl", "fit", "--config", str(refined / "config.yaml")]
-    assert found.keys() <= COMPARISONS["refine_rl"].variants.keys()
-    assert controls("cma", before).keys() <= COMPARISONS["cma"].variants.keys()
+    untimed = folder(tmp_path / "again", [1], steps_timed=0, stage="refine_rl", before=before)
+    with pytest.raises(RimeError, match=r"were not timed .* --skip further_seconds"):
+        controls("refine_rl", untimed)
+    assert "further_seconds" not in controls("refine_rl", untimed, ["further_seconds"])
+
+
+@pytest.mark.parametrize("stage", sorted(COMPARISONS))
+def test_a_stage_takes_the_words_of_its_controls(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rime_pl.commands.compare._room_for_steps", lambda folder: (96, 0.5))
+    before = folder(tmp_path / "before", [1])
+    run = folder(tmp_path / "run", [1], stage=stage, before=before)
+    recipe = Path(__file__).parents[2] / "configs/tiny"
+    names = set(COMPARISONS[stage].variants) - {"before", COMPARISONS[stage].subject}
+    found = controls(stage, run)
+    assert found.keys() == names
+    for words in found.values():
+        of = words[0].replace("-", "_")
+        read_settings([recipe / f"{of}.yaml"], of, words[4:])  # refuses what the stage does not know
 
 
 def test_curves_are_read_back_from_tensorboard(tmp_path: Path) -> None:
