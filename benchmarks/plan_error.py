@@ -131,9 +131,12 @@ def _resident(line: str) -> int:
 
 def in_own_process(name: str, folder: Path) -> tuple[int, int]:
     """``measure`` where nothing has run before."""
-    command = [sys.executable, __file__, "--measure", name, "--folder", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.plan_error", "--measure", name, "--folder", str(folder)]
     allocator = {"MALLOC_MMAP_THRESHOLD_": str(MIB // 4), "MALLOC_TRIM_THRESHOLD_": str(MIB // 4)}
-    done = subprocess.run(command, env=os.environ | allocator, capture_output=True, text=True, check=False)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        command, env=os.environ | allocator, cwd=root, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{name}: the measuring process failed.\n{done.stderr[-3000:]}")
     bytes_above, warm_up = json.loads(done.stdout.splitlines()[-1])
