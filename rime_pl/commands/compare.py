@@ -206,7 +206,6 @@ def read_variant(folder: Path) -> dict[str, Any]:
         "rewrite": summary["after"]["rewrite"],
         "crossed": summary["after"].get("crossed"),
         "curves": curve_means(folder),
-        "seconds": summary["seconds"]["fit"],
         "per_task": {task: values["recall@1"] for task, values in summary["per_task"].items()},
         "gallery": summary["gallery"],
         "chance": summary["chance"],
