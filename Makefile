@@ -49,8 +49,8 @@ STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_e
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data base train-sft train-cma train-refine-rl study-writing compare compare-rl rank-all \
-        test test-all lint tensorboard gpu-check bench-setup bench clean
+.PHONY: help setup data base train-sft train-cma train-refine-rl study-writing compare compare-rl \
+        claims rank-all test test-all lint tensorboard gpu-check bench-setup bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,21 @@ compare: train-cma ## the controls beside the CMA run: further SFT steps, and al
 
 compare-rl: train-refine-rl ## the controls beside the Refine-RL run: further CMA, shuffled rewards, other anchors
 	$(RIME) compare --run $(RL) --output $(RUN)/compare-rl
+
+# Where the three targets above leave what `rime claims` reads.
+CLAIM_SEEDS ?= 0 1 2
+CLAIM_RUNS = $(foreach seed,$(CLAIM_SEEDS),$(foreach data,openmoji scenes,runs/$(data)-$(notdir $(CONFIG))-seed$(seed)))
+COMPARED = $(addsuffix /compare,$(CLAIM_RUNS)) $(addsuffix /compare-rl,$(CLAIM_RUNS)) \
+  $(addsuffix /writing,$(filter runs/scenes%,$(CLAIM_RUNS)))
+
+claims: $(READY) ## the three claims over three seeds, as a page under docs/: most of a day; finished runs are kept
+	for seed in $(CLAIM_SEEDS); do \
+	  $(MAKE) study-writing DATA=scenes SEED=$$seed && \
+	  for data in openmoji scenes; do \
+	    $(MAKE) compare DATA=$$data SEED=$$seed && $(MAKE) compare-rl DATA=$$data SEED=$$seed || exit 1; \
+	  done || exit 1; \
+	done
+	$(RIME) claims --compared $(COMPARED)
 
 rank-all: train-cma ## the same queries among all pictures of the corpus, distractors too
 	$(RIME) cma test --config $(CMA)/config.yaml --model.init_adapter_from $(CMA)/adapter --data.distractors true \

@@ -187,8 +187,9 @@ class RetrievalRecall(Callback):
         missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
         overall = {**self._over(table, headline), **_costs(seen)}
-        if self._crossed is not None:
-            overall["crossed"] = crossed_results(self._crossed.ranks(), headline, overall)
+        crossed = self._crossed.ranks() if self._crossed is not None else None
+        if crossed is not None:
+            overall["crossed"] = crossed_results(crossed, headline, overall)
         names = sorted({record.task for record in queries.values()})
         per_task = {
             name: {**self._over(table, [name]), **gallery_facts([table.of_task(content_hash(name))])}
@@ -203,7 +204,7 @@ class RetrievalRecall(Callback):
             facts = gallery_facts([everything.of_task(content_hash(name)) for name in headline])
             self.results["all_gallery"] = {**self._over(everything, headline), **facts}
         if split == "test":
-            self.ranks = _rank_rows(table, everything, queries)
+            self.ranks = _rank_rows(table, everything, crossed, queries)
         self._metric.reset()
         return True
 
@@ -293,7 +294,10 @@ def _check_found(table: RankTable, queries: dict[int, Record], split: str, limit
 
 
 def _rank_rows(
-    table: RankTable, everything: RankTable | None, queries: dict[int, Record]
+    table: RankTable,
+    everything: RankTable | None,
+    crossed: RankTable | None,
+    queries: dict[int, Record],
 ) -> list[dict[str, Any]]:
     rows = []
     for place, item in enumerate(table.item_ids.tolist()):
@@ -301,6 +305,8 @@ def _rank_rows(
         row: dict[str, Any] = {"key": record.key, "task": record.task, "rewrite": record.rewrite}
         row["gallery"] = int(table.gallery_sizes[place])
         row["ranks"] = {pair: int(ranks[place]) for pair, ranks in table.ranks.items()}
+        if crossed is not None:  # the same queries in the same order
+            row["ranks"] |= {f"crossed/{name}": int(ranks[place]) for name, ranks in crossed.ranks.items()}
         if everything is not None:
             row["ranks_all_gallery"] = {pair: int(ranks[place]) for pair, ranks in everything.ranks.items()}
         rows.append(row)

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from datamodules.annotation import Written
 from datamodules.shards import ShardReader, read_split
-from rime_pl.metrics.bootstrap import paired_bootstrap
+from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.report.comparison import COMPARISONS, comparison_figure, comparison_markdown
+from rime_pl.report.comparison import COMPARISONS, MEAN, comparison_figure, comparison_markdown
 from rime_pl.report.curves import curve_means
 from rime_pl.report.figures import save_figure
-from rime_pl.types import RimeError
+from rime_pl.types import MODE_PAIRS, RimeError
 
 Variants = dict[str, Path]  # "before", the controls, the run itself -> run folder
 
@@ -54,16 +54,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if unknown := set(args.skip) - set(known):
         raise RimeError(f"--skip {' '.join(sorted(unknown))}: the controls are {', '.join(known)}.")
-    seeds = [train_controls(stage, folder, args.skip) for folder in args.run]
-    result = {
-        "stage": stage,
-        "runs": [{name: read_variant(folder) for name, folder in variants.items()} for variants in seeds],
-        "differences": {
-            d.name: pooled_difference(seeds, d.variant, d.other, d.pair, d.other_pair)
-            for d in COMPARISONS[stage].differences
-            if d.other in seeds[0]
-        },
-    }
+    result = measured(stage, [train_controls(stage, folder, args.skip) for folder in args.run])
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
     table = comparison_markdown(result)
@@ -71,6 +62,20 @@ def run(args: argparse.Namespace) -> int:
     save_figure(comparison_figure(result), args.output / "compare.png")
     print(f"{table}\nwritten: {args.output}/compare.{{json,md,png}}")
     return 0
+
+
+def measured(stage: str, seeds: list[Variants]) -> dict[str, Any]:
+    """What ``compare.json`` holds: the numbers of each variant of each seed, and the pooled differences."""
+    return {
+        "stage": stage,
+        "folders": [{name: str(folder) for name, folder in variants.items()} for variants in seeds],
+        "runs": [{name: read_variant(folder) for name, folder in variants.items()} for variants in seeds],
+        "differences": {
+            d.name: pooled_difference(seeds, d.variant, d.other, d.pair, d.other_pair)
+            for d in COMPARISONS[stage].differences
+            if {d.variant, d.other} <= seeds[0].keys()
+        },
+    }
 
 
 def stage_of(folders: list[Path]) -> str:
@@ -169,6 +174,8 @@ def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
     variants = {} if stage == "sft" else {"before": previous_run(folder)}
     for name, words in controls(stage, folder, skip).items():
         variants[name] = folder / "controls" / name
+        if (variants[name] / "done.json").is_file():
+            continue
         command = [sys.executable, "-m", "rime_pl.main", *words, "--run_dir", str(variants[name])]
         if subprocess.run(command).returncode:
             raise RimeError(
@@ -196,6 +203,11 @@ def previous_run(folder: Path) -> Path:
 
 def read_variant(folder: Path) -> dict[str, Any]:
     """The numbers of one run, as its summary has them, and its seconds per step."""
+    if not (folder / "summary.json").is_file():
+        raise RimeError(
+            f"{folder}: no summary.json here. A comparison needs this run's folder where it was; relative "
+            "paths count from the folder that the runs were started in."
+        )
     summary, manifest = json.loads((folder / "summary.json").read_text()), _manifest(folder)
     steps = manifest.get("steps_timed", manifest["steps"])  # fewer than all when the run was resumed
     step = summary["seconds"]["fit"] / steps if steps else None
@@ -216,24 +228,31 @@ def read_variant(folder: Path) -> dict[str, Any]:
 
 def pooled_difference(
     seeds: list[Variants], first: str, second: str, pair: str, other_pair: str | None = None
-) -> dict[str, float]:
-    """recall@1 of one variant minus another, queries of all seeds paired, with its 95 % interval."""
+) -> dict[str, Any]:
+    """recall@1 of one variant minus another, queries of all seeds paired: mean, 95 % interval, each seed."""
     hits = [(headline_hits(v[second], other_pair or pair), headline_hits(v[first], pair)) for v in seeds]
     tasks = sorted(hits[0][0])
     low = [torch.cat([of_seed[0][task] for of_seed in hits]) for task in tasks]
     high = [torch.cat([of_seed[1][task] for of_seed in hits]) for task in tasks]
     mean, lower, upper = paired_bootstrap(low, high)
-    return {"mean": mean, "lower": lower, "upper": upper}
+    of_seeds = [macro_mean(list(b.values())) - macro_mean(list(a.values())) for a, b in hits]
+    return {"mean": mean, "lower": lower, "upper": upper, "seeds": of_seeds}
 
 
 def headline_hits(folder: Path, pair: str) -> dict[str, Tensor]:
-    """Per headline task, for each test query in a fixed order, whether the right answer ranked first."""
+    """Per headline task, for each test query in a fixed order, 1 where the right answer ranked first.
+
+    For the mean of the modes: the share of them in which it did.
+    """
     import yaml
 
     headline = yaml.safe_load((folder / "config.yaml").read_text())["recall"]["headline_tasks"]
     rows = sorted(json.loads((folder / "ranks.json").read_text()), key=lambda row: row["key"])
     names = headline or sorted({row["task"] for row in rows})
+    pairs = MODE_PAIRS if pair == MEAN else (pair,)
     return {
-        name: torch.tensor([float(row["ranks"][pair] == 1) for row in rows if row["task"] == name])
+        name: torch.tensor([[row["ranks"][p] == 1.0 for p in pairs] for row in rows if row["task"] == name])
+        .float()
+        .mean(1)
         for name in names
     }

@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 
 from rime_pl.types import MODE_PAIRS, TRACES
 
+#: Instead of one of MODE_PAIRS: the mean of all four.
+MEAN = "mean"
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -23,9 +26,10 @@ class Difference:
     name: str
     variant: str
     other: str
-    pair: str
+    pair: str  # of MODE_PAIRS, their mean, or another column of ranks.json, such as trace/empty
     label: str
     other_pair: str | None = None
+    at_least: float | None = None  # what the claim needs
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Comparison:
     """What is shown of a stage."""
 
     subject: str  # the variant that the others are the controls of
+    claim: str  # what the differences with ``at_least`` would show, together
     variants: dict[str, tuple[str, str]]  # name -> how a reader should call it, and its colour
     differences: tuple[Difference, ...]
 
@@ -40,6 +45,7 @@ class Comparison:
 COMPARISONS = {
     "sft": Comparison(
         "rewrite",
+        "A short rewrite does what steps of reasoning do, for fewer tokens, and it is its words that do it.",
         {
             "disc_only": ("discriminative alone", "#b8c2cf"),
             "pause": ("pauses in place of words", "#6b7785"),
@@ -51,24 +57,29 @@ COMPARISONS = {
             Difference(
                 *("rewrite_minus_cot", "rewrite", "cot", "gen-gen"),
                 label="gen-gen with the rewrite minus with steps + rewrite, equal training steps",
+                at_least=-0.02,
             ),
             Difference(
                 *("rewrite_minus_cot_tokens", "rewrite", "cot_tokens", "gen-gen"),
                 label="gen-gen with the rewrite minus with steps + rewrite, equal training tokens",
+                at_least=0.0,
             ),
             Difference(
                 *("rewrite_minus_pause", "rewrite", "pause", "gen-gen"),
                 label="gen-gen with the rewrite minus with pauses",
+                at_least=0.0,
             ),
             Difference(
                 *("rewrite_minus_disc_only", "rewrite", "disc_only", "gen-gen"),
                 label="gen-gen with the rewrite minus disc-disc of training that alone",
                 other_pair="disc-disc",
+                at_least=0.0,
             ),
         ),
     ),
     "cma": Comparison(
         "decisive",
+        "Alignment lets any mode find any mode, and the decisive term keeps the rewrite in use.",
         {
             "before": ("SFT (before)", "#b8c2cf"),
             "control": ("as many further SFT steps", "#6b7785"),
@@ -77,8 +88,35 @@ COMPARISONS = {
         },
         (
             Difference(
+                *("gen_disc_minus_control", "decisive", "control", "gen-disc"),
+                label="gen-disc after decisive CMA minus after as many further SFT steps",
+                at_least=0.3,
+            ),
+            Difference(
+                *("disc_gen_minus_control", "decisive", "control", "disc-gen"),
+                label="disc-gen after decisive CMA minus after as many further SFT steps",
+                at_least=0.3,
+            ),
+            Difference(
                 *("disc_minus_control", "decisive", "control", "disc-disc"),
                 label="disc-disc after decisive CMA minus after as many further SFT steps",
+                at_least=-0.02,
+            ),
+            Difference(
+                *("own_minus_empty", "decisive", "decisive", "gen-gen"),
+                label="gen-gen with the own rewrite minus with an empty one, after decisive CMA",
+                other_pair="trace/empty",
+                at_least=0.5,
+            ),
+            Difference(
+                *("empty_of_plain", "plain", "decisive", "trace/empty"),
+                label="gen-gen with an empty rewrite after plain CMA minus after decisive CMA",
+                at_least=0.0,
+            ),
+            Difference(
+                *("decisive_minus_plain", "decisive", "plain", MEAN),
+                label="mean of the four modes after decisive CMA minus after plain CMA",
+                at_least=-0.02,
             ),
             Difference(
                 *("disc_minus_before", "decisive", "before", "disc-disc"),
@@ -93,6 +131,7 @@ COMPARISONS = {
     ),
     "refine_rl": Comparison(
         "refined",
+        "Reinforcement learning of the rewrite, with discriminative anchors, improves the rewrite.",
         {
             "before": ("CMA (before)", "#b8c2cf"),
             "further_steps": ("further CMA, equal steps", "#8a96a3"),
@@ -105,18 +144,28 @@ COMPARISONS = {
             Difference(
                 *("gen_minus_before", "refined", "before", "gen-gen"),
                 label="gen-gen after Refine-RL minus before",
+                at_least=0.0,
+            ),
+            Difference(
+                *("new_words", "refined", "refined", "crossed/new-old"),
+                label="new rewrites minus old ones, both read by the old embedder",
+                other_pair="crossed/old-old",
+                at_least=0.0,
             ),
             Difference(
                 *("gen_minus_steps", "refined", "further_steps", "gen-gen"),
                 label="gen-gen after Refine-RL minus after as many steps of further CMA",
+                at_least=0.0,
             ),
             Difference(
                 *("gen_minus_seconds", "refined", "further_seconds", "gen-gen"),
                 label="gen-gen after Refine-RL minus after as many seconds of further CMA",
+                at_least=0.0,
             ),
             Difference(
                 *("gen_minus_shuffled", "refined", "shuffled", "gen-gen"),
                 label="gen-gen after Refine-RL minus with shuffled rewards",
+                at_least=0.0,
             ),
             Difference(
                 *("gen_minus_rollouts", "refined", "rollouts", "gen-gen"),
@@ -125,6 +174,7 @@ COMPARISONS = {
             Difference(
                 *("disc_minus_before", "refined", "before", "disc-disc"),
                 label="disc-disc after Refine-RL minus before",
+                at_least=-0.02,
             ),
         ),
     ),
@@ -159,12 +209,7 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
         cells += [_spread([v[group][name] for v in of_seeds]) for group, name in columns.values()]
         rows.append([*cells, f"{mean(written_tokens(name, v) for v in of_seeds):.1f}"])
     lines += [*_table(head, rows), ""]
-    differences = [
-        [d.label, f"{found['mean']:+.3f}", f"{found['lower']:+.3f} to {found['upper']:+.3f}"]
-        for d in shown.differences
-        if (found := result["differences"].get(d.name))
-    ]
-    lines += _table(["difference of recall@1, queries paired", "mean", "95 % bootstrap"], differences)
+    lines += differences_table(result)
     if runs[0][subject]["crossed"]:
         lines += ["", *_crossed_table([run[subject]["crossed"] for run in runs])]
     if runs[0][subject]["curves"]:
@@ -179,6 +224,33 @@ def comparison_markdown(result: Mapping[str, Any]) -> str:
         ],
     )
     return "\n".join(lines) + "\n"
+
+
+def differences_table(result: Mapping[str, Any]) -> list[str]:
+    """Every paired difference, what the claim needs of it, and whether that was found."""
+    rows = []
+    for d in COMPARISONS[result["stage"]].differences:
+        if found := result["differences"].get(d.name):
+            seeds = ", ".join(f"{value:+.3f}" for value in found["seeds"])
+            interval = f"{found['lower']:+.3f} to {found['upper']:+.3f}"
+            needed = "-" if d.at_least is None else f"{d.at_least:+.2f}"
+            rows.append([d.label, f"{found['mean']:+.3f}", interval, seeds, needed, verdict(d, found)])
+    head = ["difference of recall@1, queries paired", "mean", "95 % bootstrap", "each seed", "at least", ""]
+    return _table(head, rows)
+
+
+def verdict(difference: Difference, found: Mapping[str, Any]) -> str:
+    """Where the interval of a difference lies beside what its claim needs.
+
+    >>> need = Difference("name", "a", "b", "gen-gen", "label", at_least=0.0)
+    >>> [verdict(need, {"lower": low, "upper": high}) for low, high in ((.1, .2), (-.1, .1), (-.2, -.1))]
+    ['holds', 'not shown', 'does not hold']
+    """
+    if difference.at_least is None:
+        return "-"
+    if found["lower"] >= difference.at_least:
+        return "holds"
+    return "does not hold" if found["upper"] < difference.at_least else "not shown"
 
 
 def written_tokens(variant: str, numbers: Mapping[str, Any]) -> float:

@@ -40,7 +40,10 @@ def result(*seeds: tuple[float, float | None], stage: str = "cma") -> dict[str, 
             {name: variant(seed, recall, seconds, stage) for name in shown.variants}
             for seed, (recall, seconds) in enumerate(seeds)
         ],
-        "differences": {d.name: {"mean": 0.02, "lower": -0.01, "upper": 0.05} for d in shown.differences},
+        "differences": {
+            d.name: {"mean": 0.02, "lower": -0.01, "upper": 0.05, "seeds": [0.01, 0.03]}
+            for d in shown.differences
+        },
     }
 
 
@@ -77,7 +80,12 @@ def test_a_bar_for_each_variant_and_a_dot_for_each_seed() -> None:
 
 
 def folder(
-    path: Path, ranks: list[int], steps_timed: int = 5, stage: str = "cma", before: Path | None = None
+    path: Path,
+    ranks: list[int],
+    steps_timed: int = 5,
+    stage: str = "cma",
+    before: Path | None = None,
+    seed: int = 3,
 ) -> Path:
     """As much of a finished run as the comparison reads."""
     path.mkdir(parents=True)
@@ -89,10 +97,12 @@ def folder(
     summary = {"after": after, "per_task": {"twin": after}, "gallery": 4, "chance": 0.25}
     (path / "summary.json").write_text(json.dumps(summary | {"seconds": {"fit": 10.0}}))
     (path / "manifest.json").write_text(
-        json.dumps({"stage": stage, "seed": 3, "steps": 9, "steps_timed": steps_timed})
+        json.dumps(
+            {"stage": stage, "seed": seed, "data": "data/mine", "steps": 9, "steps_timed": steps_timed}
+        )
     )
     rows = [
-        {"key": str(n), "task": "twin", "ranks": dict.fromkeys(MODE_PAIRS, rank)}
+        {"key": str(n), "task": "twin", "ranks": dict.fromkeys([*MODE_PAIRS, "trace/empty"], rank)}
         for n, rank in enumerate(ranks)
     ]
     (path / "ranks.json").write_text(json.dumps(rows[::-1]))  # the file's order says nothing
@@ -110,7 +120,7 @@ def test_differences_pair_the_queries_of_all_seeds(tmp_path: Path) -> None:
     assert difference["mean"] == pytest.approx(0.25)
     assert difference["lower"] >= 0.0  # no query is lost: paired, the difference is never negative
     same = pooled_difference(seeds, "decisive", "decisive", "gen-gen", "disc-disc")
-    assert same == {"mean": 0.0, "lower": 0.0, "upper": 0.0}
+    assert same == {"mean": 0.0, "lower": 0.0, "upper": 0.0, "seeds": [0.0, 0.0]}
 
 
 def test_seconds_per_step_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
@@ -164,5 +174,7 @@ def test_a_run_that_cannot_be_compared_is_named(tmp_path: Path) -> None:
     first = folder(tmp_path / "first", [1])
     with pytest.raises(RimeError, match=r"--run .*first: it started from no adapter"):
         previous_run(first)
+    with pytest.raises(RimeError, match=r"moved: no summary.json here"):
+        read_variant(tmp_path / "moved")
     with pytest.raises(RimeError, match=r"of cma, refine_rl; give runs of one stage"):
         stage_of([first, folder(tmp_path / "rl", [1], stage="refine_rl")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -128,6 +129,13 @@ def test_refine_rl_leaves_what_a_person_watches(runs: Path) -> None:
     assert set(crossed) == {"old-old", "old-new", "new-old", "new-new"}
     assert crossed["new-new"] == summary["after"]["recall@1"]["gen-gen"]
     assert crossed["old-old"] == summary["before"]["recall@1"]["gen-gen"]
+    rows, tasks = read_json(folder / "ranks.json"), summary["per_task"]
+    for name in ("old-old", "old-new", "new-old"):
+        found = {
+            task: [row["ranks"][f"crossed/{name}"] == 1 for row in rows if row["task"] == task]
+            for task in tasks
+        }
+        assert crossed[name] == pytest.approx(mean(mean(hits) for hits in found.values()))
     assert 0 <= summary["after"]["rewrite"]["slot_f1"] <= 1
     assert "Mean reward" in (folder / "rewrites.md").read_text()
     watched = (

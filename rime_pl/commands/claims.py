@@ -1,0 +1,78 @@
+"""`rime claims`: one page with the claims of the paper, checked on the runs that `rime compare` looked at.
+
+`make claims` trains everything that is missing, for three seeds, and then calls this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rime_pl.commands.compare import Variants, measured
+from rime_pl.report.claims import TITLES, claims_figure, claims_page, figure_name
+from rime_pl.report.comparison import COMPARISONS, comparison_figure
+from rime_pl.report.figures import save_figure
+from rime_pl.types import RimeError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compared",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folders that `rime compare` wrote (compare.json), of any stages, corpora and seeds",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/explanation"),
+        help="folder for claims.md and its pictures (%(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    results = pooled(args.compared)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for stage, of_stage in results.items():
+        save_figure(claims_figure(of_stage), args.output / figure_name(stage))
+        for corpus, result in of_stage.items():
+            save_figure(comparison_figure(result), args.output / figure_name(stage, corpus))
+    page = claims_page(results, date.today().isoformat())
+    (args.output / "claims.md").write_text(page)
+    print(f"{page.split('## 1.')[0]}\nwritten: {args.output}/claims.md")
+    return 0
+
+
+def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
+    """Stage -> corpus -> numbers over all seeds found in the folders."""
+    seeds: dict[tuple[str, str], dict[int, Variants]] = {}
+    for folder in folders:
+        file = folder / "compare.json"
+        if not file.is_file():
+            raise RimeError(
+                f"--compared {folder}: no compare.json here. `rime compare --output {folder}` writes it."
+            )
+        compared = json.loads(file.read_text())
+        stage = compared["stage"]
+        for names in compared["folders"]:
+            variants = {name: Path(run) for name, run in names.items()}
+            manifest = json.loads((variants[COMPARISONS[stage].subject] / "manifest.json").read_text())
+            of_corpus = seeds.setdefault((stage, Path(manifest["data"]).name), {})
+            if of_corpus.get(manifest["seed"], variants) != variants:
+                raise RimeError(
+                    f"--compared {folder}: seed {manifest['seed']} of {stage} on {manifest['data']} was "
+                    "given already, from another run. Give each seed once."
+                )
+            of_corpus[manifest["seed"]] = variants
+    results: dict[str, dict[str, Any]] = {}
+    for stage in TITLES:
+        for (of, corpus), runs in sorted(seeds.items()):
+            if of == stage:
+                shared = set.intersection(*(set(variants) for variants in runs.values()))
+                kept = [{n: v for n, v in runs[seed].items() if n in shared} for seed in sorted(runs)]
+                results.setdefault(stage, {})[corpus] = measured(stage, kept)
+    return results

@@ -1,0 +1,175 @@
+"""The page of `rime claims`: each claim with its bars, its figure and its tables, whatever they say.
+
+Called by rime_pl/commands/claims.py with the numbers of `rime compare`, pooled over the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rime_pl.report.comparison import COMPARISONS, comparison_markdown, differences_table, verdict
+
+#: Stage -> its section; the order of the page.
+TITLES = {
+    "sft": "Rewrite, or steps of reasoning?",
+    "cma": "Alignment and the decisive term",
+    "refine_rl": "Reinforcement learning of the rewrite",
+}
+CORPUS_COLOURS = ("#2f6bde", "#e08a00", "#0f9d76")
+MARKS = {"holds": "o", "not shown": "D", "does not hold": "X"}
+INK, GRID = "#1f2933", "#e4e8ee"
+INTRODUCTION = """\
+Made by `make claims` on {date}. The verdicts follow from the numbers by a rule, whatever they say. Test
+split, which chose nothing; the tiny model of this repository (2.3 M parameters, NF4 + LoRA). What holds
+here is shown for this miniature alone, and what does not hold here may hold for a 2B model.
+
+Each claim is cut into differences of recall@1 between runs that share seed, data and base. A difference
+**holds** when its whole 95 % interval (queries of all seeds, paired, resampled) reaches what the claim
+needs, **does not hold** when the whole interval misses it, and is **not shown** otherwise. The spread
+between seeds is not in that interval: see *each seed*.
+"""
+Results = Mapping[str, Any]  # of one stage and corpus, as in compare.json
+
+
+def claims_page(results: Mapping[str, Mapping[str, Results]], date: str) -> str:
+    """The whole page.
+
+    Args:
+        results: Stage -> corpus -> numbers.
+        date: When it was made.
+    """
+    lines = [
+        "# Three claims, checked in miniature",
+        "",
+        INTRODUCTION.format(date=date),
+        "| claim | corpus | seeds | holds | not shown | does not hold |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for number, stage in enumerate(TITLES, 1):
+        for corpus, result in results.get(stage, {}).items():
+            counts = [str(list(verdicts(result).values()).count(name)) for name in MARKS]
+            seeds = len(result["runs"])
+            lines.append(f"| {number}. {TITLES[stage]} | {corpus} | {seeds} | {' | '.join(counts)} |")
+    for number, (stage, title) in enumerate(TITLES.items(), 1):
+        lines += ["", f"## {number}. {title}", "", f"*Claim:* {COMPARISONS[stage].claim}", ""]
+        if stage not in results:
+            lines += ["Not run."]
+            continue
+        lines += [f"![differences and what the claim needs]({figure_name(stage)})"]
+        for corpus, result in results[stage].items():
+            lines += ["", f"### {corpus}", "", *differences_table(result), "", *in_words(result), ""]
+            lines += [f"![recall of each run]({figure_name(stage, corpus)})", ""]
+            lines += [
+                "<details><summary>All numbers</summary>",
+                "",
+                comparison_markdown(result),
+                "</details>",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def figure_name(stage: str, corpus: str = "") -> str:
+    return "-".join(["claims", stage.replace("_", "-"), *([corpus] if corpus else [])]) + ".png"
+
+
+def verdicts(result: Results) -> dict[str, str]:
+    """Label of each difference that the claim needs and that was measured -> its verdict."""
+    return {
+        d.label: verdict(d, result["differences"][d.name])
+        for d in COMPARISONS[result["stage"]].differences
+        if d.at_least is not None and d.name in result["differences"]
+    }
+
+
+def in_words(result: Results) -> list[str]:
+    """What a reader should take away."""
+    found = verdicts(result)
+    missing = [
+        d.label
+        for d in COMPARISONS[result["stage"]].differences
+        if d.at_least is not None and d.name not in result["differences"]
+    ]
+    failed = {name: [label for label, v in found.items() if v == name] for name in MARKS}
+    if all(v == "holds" for v in found.values()) and not missing:
+        return ["The claim holds on this corpus, in all its parts."]
+    lines = [f"{len(failed['holds'])} of {len(found) + len(missing)} parts of the claim hold."]
+    for name, lead in (
+        ("does not hold", "Does not hold"),
+        ("not shown", "Not shown, the interval lies on both sides"),
+    ):
+        if failed[name]:
+            lines.append(f"{lead}: {'; '.join(failed[name])}.")
+    if missing:
+        lines.append(f"Not run: {'; '.join(missing)}.")
+    return lines
+
+
+def claims_figure(results: Mapping[str, Results]) -> Figure:
+    """A line for each difference of one stage: interval, seeds as dots, and what the claim needs.
+
+    Args:
+        results: Corpus -> numbers, of the same stage.
+    """
+    stage = next(iter(results.values()))["stage"]
+    shown = [
+        d
+        for d in COMPARISONS[stage].differences
+        if d.at_least is not None and any(d.name in r["differences"] for r in results.values())
+    ]
+    figure = Figure(figsize=(12, 1.2 + 0.62 * len(shown)), dpi=110, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    height = 0.7 / len(results)
+    for row, difference in enumerate(shown):
+        axes.plot([difference.at_least] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.4, zorder=2)
+        for place, (_, result) in enumerate(results.items()):
+            if difference.name in result["differences"]:
+                y = row + (place - (len(results) - 1) / 2) * height
+                _interval(
+                    axes,
+                    y,
+                    verdict(difference, result["differences"][difference.name]),
+                    result["differences"][difference.name],
+                    CORPUS_COLOURS[place % len(CORPUS_COLOURS)],
+                )
+    axes.axvline(0, color=GRID, zorder=0)
+    axes.set_yticks(range(len(shown)), [d.label for d in shown], fontsize=9)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=GRID, zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel(
+        "difference of recall@1, 95 % interval; dots: seeds; upright line: what the claim needs at least"
+    )
+    _legend(axes, results)
+    figure.tight_layout()
+    return figure
+
+
+def _interval(axes: Any, y: float, found: str, difference: Mapping[str, Any], colour: str) -> None:
+    axes.plot([difference["lower"], difference["upper"]], [y, y], color=colour, linewidth=2.5, zorder=3)
+    axes.plot(difference["seeds"], [y] * len(difference["seeds"]), ".", color=INK, markersize=4, zorder=5)
+    axes.plot([difference["mean"]], [y], MARKS[found], color=colour, markersize=9, zorder=4)
+
+
+def _legend(axes: Any, results: Mapping[str, Results]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.5, label=corpus)
+        for corpus, colour in zip(results, CORPUS_COLOURS, strict=False)
+    ]
+    handles += [
+        Line2D([], [], color="#6b7785", marker=mark, linestyle="", label=name) for name, mark in MARKS.items()
+    ]
+    axes.legend(
+        handles=handles,
+        frameon=False,
+        fontsize=9,
+        ncols=len(handles),
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+    )
