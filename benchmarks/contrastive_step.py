@@ -3,14 +3,16 @@
 `make bench` runs it in the peers' own environment, on one thread. Last line: ratios of seconds, medians
 over interleaved rounds, and of peak memory. > 1 in `.._over_ours` means that ours is faster.
 
-- cached over plain: SFT step, 8 micro-batches a side, vision features kept, over the same batch in one
-  forward a side.
+- cached over plain: SFT step, texts that find pictures, 8 micro-batches a side, vision features kept, over
+  the same micro-batches in one graph. Over one forward a side, which pads all rows to the longest, it is
+  printed beside: unlike lengths flatter the cache there.
 - sentence-transformers: its CachedMultipleNegativesRankingLoss, contrastive alone, with our backbone as its
-  module, same micro-batch size, against our cache with the vision tower run twice as it does.
-- the ancestor's recipe: a forward per side, padded to its longest row, logits at all positions in float32.
-  Against our SFT step with micro-batches of like length in one graph (micro_batch_tokens without
-  gradient_cache). Both with gradient checkpointing, as a 2B model is trained; without it, our step in one
-  forward a side, and the ancestor with a forward per side *and* mode are printed beside it.
+  module, same batch and micro-batch size, against our cache with the vision tower run twice as it does.
+- the ancestor's recipe, on pictures and texts of mixed lengths: a forward per side, padded to its longest
+  row, logits at all positions in float32. Against our SFT step with micro-batches of like length in one graph
+  (micro_batch_tokens without gradient_cache). Both with gradient checkpointing, as a 2B model is trained;
+  without it, our step in one forward a side, and the ancestor with a forward per side *and* mode are printed
+  beside it.
 """
 
 from __future__ import annotations
@@ -33,12 +35,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.miniature import PROPORTIONED, VOCABULARY, make_backbone, make_base, mixed_pairs, silent
+from benchmarks.miniature import (
+    PICTURE_SIZE,
+    PROPORTIONED,
+    VOCABULARY,
+    make_backbone,
+    make_base,
+    mixed_pairs,
+    picture_pairs,
+    silent,
+)
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.losses.contrastive import info_nce
 from rime_pl.modules.sft import SFTModule
-from rime_pl.types import Batch, Prompts, Rows
+from rime_pl.types import Batch, Pair, Prompts, Rows
 
 TEMPERATURE = 0.02
 CHUNKS = 8
@@ -48,7 +59,7 @@ Step = Callable[[], object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory_of", choices=["ours", "plain", "ancestor"], help="used by itself")
     parser.add_argument("--keep_activations", action="store_true", help="used by itself, with --memory_of")
@@ -59,7 +70,8 @@ def main() -> None:
         print(peak_of(args.memory_of, args.base, args.pairs, not args.keep_activations))
         return
     with tempfile.TemporaryDirectory(prefix="rime-bench-") as folder:
-        base = make_base(Path(folder), PROPORTIONED, VOCABULARY)
+        base = make_base(Path(folder) / "mixed", PROPORTIONED, VOCABULARY)
+        pictured = make_base(Path(folder) / "pictures", PROPORTIONED, VOCABULARY, PICTURE_SIZE)
         memory = {
             checkpointing: {
                 name: in_a_process(name, base, args.pairs, checkpointing)
@@ -69,10 +81,12 @@ def main() -> None:
         }
         cached, ancestors = {}, {}
         for name, load_in_4bit in (("NF4", True), ("fp32", False)):
-            cached[name] = measure(cached_steps, base, load_in_4bit, False, args)
+            backbone = make_backbone(pictured, load_in_4bit)
+            cached[name] = measure(cached_steps, backbone, picture_pairs(args.pairs), args.rounds)
             for checkpointing in (True, False):
+                backbone = make_backbone(base, load_in_4bit, checkpointing)
                 ancestors[name, checkpointing] = measure(
-                    ancestor_steps, base, load_in_4bit, checkpointing, args
+                    ancestor_steps, backbone, mixed_pairs(args.pairs), args.rounds
                 )
     for name, seconds in cached.items():
         print(f"{name}: {in_words(seconds)}")
@@ -82,6 +96,7 @@ def main() -> None:
         words = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peaks.items())
         print(f"peak above the imports, {how(checkpointing)}: {words}")
     for name, seconds in cached.items():
+        print(f"{name}: cached over one forward a side {seconds['cached'] / seconds['one forward']:.3f}")
         if "sentence-transformers" in seconds:
             ratio = seconds["sentence-transformers"] / seconds["contrastive, vision kept"]
             print(f"{name}: sentence-transformers over ours with the vision features kept {ratio:.3f}")
@@ -116,17 +131,15 @@ def ratios(
 
 def measure(
     make: Callable[[Backbone, Batch], dict[str, Step]],
-    base: Path,
-    load_in_4bit: bool,
-    checkpointing: bool,
-    args: argparse.Namespace,
+    backbone: Backbone,
+    pairs: list[Pair],
+    rounds: int,
 ) -> dict[str, float]:
     """Median seconds of each step; rounds are interleaved, so that a busy machine hits all alike."""
-    backbone = make_backbone(base, load_in_4bit, checkpointing)
-    batch = backbone.processor.training_batch(mixed_pairs(args.pairs))
+    batch = backbone.processor.training_batch(pairs)
     steps = make(backbone, batch)
     seen: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(args.rounds + 1):
+    for round_number in range(rounds + 1):
         for name, step in steps.items():
             backbone.zero_grad(set_to_none=True)
             start = time.process_time()  # of one thread: what others do to this machine does not count
@@ -161,9 +174,11 @@ def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> St
 
 def cached_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
     """The cache's overhead, and the same loss by a peer's cache."""
+    rows = len(batch) // CHUNKS
     steps = {
-        "plain": sft_step(backbone, batch),
-        "cached": sft_step(backbone, batch, micro_batch_size=len(batch) // CHUNKS),
+        "one forward": sft_step(backbone, batch),
+        "plain": sft_step(backbone, batch, micro_batch_size=rows, gradient_cache=False),
+        "cached": sft_step(backbone, batch, micro_batch_size=rows),
         "contrastive": contrastive_step(backbone, batch, reuse_vision=False),
         "contrastive, vision kept": contrastive_step(backbone, batch, reuse_vision=True),
     }

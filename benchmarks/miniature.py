@@ -7,7 +7,6 @@ Proportions are those of Qwen2-VL-2B: vocabulary / (layers x MLP width) = 0.6, M
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +34,9 @@ PROPORTIONED = TinyConfig(
     vision_intermediate_size=512,
 )
 VOCABULARY = 1843
-IMAGE_SIZE = 64
+IMAGE_SIZE = 64  # 16 visual tokens
+#: 64 visual tokens beside some 30 of text and rewrite, as 256 beside 64 and 100 with a 2B model.
+PICTURE_SIZE = 128
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
 _RNG = random.Random(0)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -44,14 +45,16 @@ WORDS = [
 ]  # a token each
 
 
-def make_base(folder: Path, config: TinyConfig, vocabulary: int, seed: int = 0) -> Path:
+def make_base(
+    folder: Path, config: TinyConfig, vocabulary: int, image_size: int = IMAGE_SIZE, seed: int = 0
+) -> Path:
     """An ordinary checkpoint folder with random weights and exactly ``vocabulary`` embedding rows."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 900)
-    model = build_model(tokenizer, config, IMAGE_SIZE)
+    model = build_model(tokenizer, config, image_size)
     model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model.save_pretrained(folder)
-    build_processor(tokenizer, config, IMAGE_SIZE).save_pretrained(folder)
+    build_processor(tokenizer, config, image_size).save_pretrained(folder)
     return folder
 
 
@@ -80,19 +83,36 @@ def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
     """Pictures and texts by turns on both sides; texts of 5 to 80 words, rewrites of 6 to 40, most short."""
     rng = random.Random(seed)
 
-    def words(low: int, high: int) -> str:
-        length = low + int((high - low) * rng.random() ** 3)
-        return " ".join(rng.choice(WORDS) for _ in range(length))
-
     def item(name: str, pictured: bool) -> Item:
-        images: Sequence[Image.Image] = ()
-        if pictured:
-            side = IMAGE_SIZE
-            images = (Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)),)
-        text = words(2, 12) if pictured else words(5, 80)
-        return Item(text, tuple(images), name, "Find it.", rewrite=words(6, 40))
+        return _picture(name, rng, IMAGE_SIZE) if pictured else _text(name, rng, 80)
 
     return [
         Pair(f"pair-{n}", "mixed", "all", item(f"query {n}", n % 2 == 0), item(f"target {n}", n % 2 == 1))
         for n in range(count)
     ]
+
+
+def picture_pairs(count: int, seed: int = 0) -> list[Pair]:
+    """A text of 5 to 12 words finds a picture; rewrites of 6 to 40 words, most short."""
+    rng = random.Random(seed)
+    return [
+        Pair(
+            *(f"pair-{n}", "pictures", "all"),
+            *(_text(f"query {n}", rng, 12), _picture(f"target {n}", rng, PICTURE_SIZE)),
+        )
+        for n in range(count)
+    ]
+
+
+def _words(rng: random.Random, low: int, high: int) -> str:
+    length = low + int((high - low) * rng.random() ** 3)
+    return " ".join(rng.choice(WORDS) for _ in range(length))
+
+
+def _text(name: str, rng: random.Random, most: int) -> Item:
+    return Item(_words(rng, 5, most), (), name, "Find it.", rewrite=_words(rng, 6, 40))
+
+
+def _picture(name: str, rng: random.Random, side: int) -> Item:
+    image = Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side))
+    return Item(_words(rng, 2, 12), (image,), name, "Find it.", rewrite=_words(rng, 6, 40))

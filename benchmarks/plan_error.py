@@ -32,7 +32,9 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
 from rime_pl.gpu.stages import STAGES
 from rime_pl.memory.micro_batches import MicroBatches
-from rime_pl.memory.predict import step_plan
+from rime_pl.memory.predict import stage_plan
+from rime_pl.memory.rehearsal import StepShape, side_shape
+from rime_pl.memory.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch
@@ -83,7 +85,9 @@ def predict(case: Case, folder: Path) -> int:
     config, processor, batch = settings(case, folder)
     wrong = case.batch_size if case.stage == "cma" else 0
     cached = MicroBatches(case.micro_batch_size, None) if case.micro_batch_size else None
-    return step_plan(config, case.stage, batch, len(processor.tokenizer), wrong, cached).peak
+    shape = StepShape(case.stage, side_shape(batch.query), side_shape(batch.target), wrong, cached)
+    skeleton = build_skeleton(config, read_architecture(str(folder)), len(processor.tokenizer))
+    return stage_plan(skeleton, shape).peak
 
 
 class Watch(L.Callback):

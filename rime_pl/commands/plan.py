@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from datamodules.plan import BatchPlan
 from datamodules.shards import CORPUS_FILE, ShardReader, read_split
+from rime_pl.backbone.config import BackboneConfig
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
 from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.plan import (
@@ -29,13 +31,14 @@ from rime_pl.memory.plan import (
     step_flops,
 )
 from rime_pl.memory.predict import SHARDED, quick_peak, stage_plan, step_work
-from rime_pl.memory.rehearsal import SideShape, side_shape, static_memory
+from rime_pl.memory.rehearsal import RolloutShape, SideShape, StepShape, side_shape, static_memory
 from rime_pl.memory.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.report.plan import print_plan
 from rime_pl.types import RimeError
 
-PLANNED = ("sft", "cma")
+#: Planned together, from the settings of either.
+CONTRASTIVE = ("sft", "cma")
 #: Pairs of each task that are tokenised to learn the lengths.
 SAMPLE = 32
 #: Words of an item, and of the chat layout around it, where no corpus is at hand.
@@ -82,23 +85,18 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
     """Rehearse each stage with these settings; a minute for a model of 2 billion parameters."""
-    if settings.stage not in PLANNED:
-        raise RimeError(f"--stage {settings.stage}: only {' and '.join(PLANNED)} can be planned so far.")
     config = settings.backbone
     architecture = read_architecture(config.name_or_path)
     lengths = read_lengths(settings, architecture, args)
-    wrong = wrong_rows(settings, lengths.query.rows)
     skeleton = build_skeleton(config, architecture, lengths.num_tokens)
     static = static_memory(skeleton)
-    cached = micro_batches(settings)
-    stages = []
-    for stage in PLANNED:
-        rows = wrong if stage == "cma" else 0
-        found = stage_plan(skeleton, stage, lengths.query, lengths.target, rows, cached)
-        stages.append(distributed(found, settings, architecture.text_config.num_hidden_layers))
+    shapes = step_shapes(settings, lengths)
+    stages = [
+        distributed(stage_plan(skeleton, shape), settings, architecture.text_config.num_hidden_layers)
+        for shape in shapes.values()
+    ]
     own = next(stage for stage in stages if stage.stage == settings.stage)
-    rows = wrong if settings.stage == "cma" else 0
-    work = step_work(skeleton, lengths.query, lengths.target, rows, cached)
+    work = step_work(skeleton, shapes[settings.stage])
     flops = step_flops(work)
     num_steps = args.steps or lengths.num_steps
     itemsize = getattr(torch, config.dtype).itemsize
@@ -110,7 +108,7 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
         "processes": settings.num_processes,
         "strategy": settings.strategy,
         "batch_size": settings.values.data.batch_size,
-        "negatives_per_query": settings.values.data.batch_size - 1,
+        "negatives_per_query": None if settings.stage == "refine_rl" else settings.values.data.batch_size - 1,
         "tokens_per_step": work.tokens * settings.num_processes,
         "longest_row": work.row,
         "lengths": lengths.source,
@@ -119,11 +117,30 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
         "disk_bytes": checkpoint_bytes(static.trained, itemsize),
         "memory_gib": args.memory,
     }
-    changes = what_to_change(settings, architecture, lengths, own, args.memory)
+    changes = what_to_change(settings, architecture, shapes[settings.stage], own, args.memory)
     return Plan(facts, stages, predict_hours(flops, own.peak, num_steps), changes)
 
 
 # -- sizes ----------------------------------------------------------------------------------------------
+
+
+def step_shapes(settings: RunSettings, lengths: Lengths) -> dict[str, StepShape]:
+    """Each stage that is planned, and its step on one process."""
+    query, target = lengths.query, lengths.target
+    if settings.stage == "refine_rl":
+        return {"refine_rl": StepShape("refine_rl", query, target, rollouts=rollout_shape(settings))}
+    cached, wrong = micro_batches(settings), wrong_rows(settings, query.rows)
+    return {
+        stage: StepShape(stage, query, target, wrong if stage == "cma" else 0, cached)
+        for stage in CONTRASTIVE
+    }
+
+
+def rollout_shape(settings: RunSettings) -> RolloutShape:
+    """What Refine-RL draws with these settings."""
+    model = settings.values.model
+    budget = model.max_new_tokens or settings.backbone.prompt.max_rewrite_tokens
+    return RolloutShape(model.num_generations, budget, model.items_per_pass, model.sides == "both")
 
 
 def local_rows(settings: RunSettings) -> int:
@@ -244,45 +261,78 @@ def distributed(plan: StagePlan, settings: RunSettings, num_layers: int) -> Stag
 
 
 def what_to_change(
-    settings: RunSettings, architecture: Any, lengths: Lengths, plan: StagePlan, memory: float | None
+    settings: RunSettings, architecture: Any, shape: StepShape, plan: StagePlan, memory: float | None
 ) -> list[Change]:
     """Settings that bring the peak down, the first ones being those that cost no quality."""
     if memory is None or plan.peak <= memory * GIB:
         return []
-    config, sides = settings.backbone, (lengths.query, lengths.target)
-    wrong = wrong_rows(settings, lengths.query.rows) if settings.stage == "cma" else 0
-    cached, rows = micro_batches(settings), lengths.query.rows
-    changed: list[tuple[str, Any, tuple[SideShape, SideShape], int]] = []
+    config = settings.backbone
+    before = quick_peak(config, architecture, shape)
+    changed: list[tuple[str, BackboneConfig, StepShape]] = []
+    smaller = _fewer_generations(shape) if shape.rollouts else _smaller_micro_batches(settings, shape)
+    changed += [(setting, config, other) for setting, other in smaller]
     if not config.load_in_4bit:
-        changed.append(("--model.backbone.load_in_4bit true", {"load_in_4bit": True}, sides, wrong))
+        packed = dataclasses.replace(config, load_in_4bit=True)
+        changed.append(("--model.backbone.load_in_4bit true", packed, shape))
     if not config.gradient_checkpointing:
-        setting = "--model.backbone.gradient_checkpointing true"
-        changed.append((setting, {"gradient_checkpointing": True}, sides, wrong))
-    short = max(1, config.prompt.max_rewrite_tokens // 2)
-    shorter = tuple(_shorter(side, short + 2) for side in sides)
-    if shorter != sides:
-        changed.append((f"rewrites of at most {short} tokens", {}, shorter, wrong))  # type: ignore[arg-type]
-    for fewer in (rows // 2, rows // 4):
-        if fewer >= 2:
-            less = (lengths.query.share(fewer), lengths.target.share(fewer))
-            batch = fewer * settings.num_processes
-            setting = f"--data.batch_size {batch} (negatives per query {batch - 1})"
-            changed.append((setting, {}, less, round(wrong * fewer / rows)))
-    stage = settings.stage
-    before = quick_peak(config, architecture, stage, sides, wrong, cached)
-    changes = []
-    for fewer in dict.fromkeys((rows // 4, 1)) if cached is None else ():
+        recomputed = dataclasses.replace(config, gradient_checkpointing=True)
+        changed.append(("--model.backbone.gradient_checkpointing true", recomputed, shape))
+    changed += [(setting, config, other) for setting, other in _smaller_batches(settings, shape)]
+    # as a difference, so that what several processes add stays in
+    return [
+        Change(setting, plan.peak + quick_peak(other, architecture, step) - before)
+        for setting, other, step in changed
+    ]
+
+
+def _smaller_micro_batches(settings: RunSettings, shape: StepShape) -> Iterator[tuple[str, StepShape]]:
+    rows = shape.query.rows
+    for fewer in dict.fromkeys((rows // 4, 1)) if shape.cached is None else ():
         if 1 <= fewer < rows:
             micro = MicroBatches(fewer, None, settings.values.model.reuse_vision)
             also = "" if settings.values.model.gradient_cache else " --model.gradient_cache true"
             setting = f"--model.micro_batch_size {fewer}{also} (gradient cache: same negatives, slower)"
-            peak = quick_peak(config, architecture, stage, sides, wrong, micro)
-            changes.append(Change(setting, plan.peak + peak - before))
-    for setting, fields, shapes, wrongs in changed:
-        peak = quick_peak(dataclasses.replace(config, **fields), architecture, stage, shapes, wrongs, cached)
-        # as a difference, so that what several processes add stays in
-        changes.append(Change(setting, plan.peak + peak - before))
-    return changes
+            yield setting, dataclasses.replace(shape, cached=micro)
+
+
+def _fewer_generations(shape: StepShape) -> Iterator[tuple[str, StepShape]]:
+    drawn = shape.rollouts
+    assert drawn is not None, "only Refine-RL draws"
+    items = drawn.items_per_pass or shape.query.rows
+    for fewer in dict.fromkeys((items // 2, 1)):
+        if 1 <= fewer < items:
+            again = dataclasses.replace(drawn, items_per_pass=fewer)
+            yield f"--model.items_per_pass {fewer} (same result)", dataclasses.replace(shape, rollouts=again)
+    if drawn.num_generations >= 4:
+        again = dataclasses.replace(drawn, num_generations=drawn.num_generations // 2)
+        setting = f"--model.num_generations {again.num_generations}"
+        yield setting, dataclasses.replace(shape, rollouts=again)
+
+
+def _smaller_batches(settings: RunSettings, shape: StepShape) -> Iterator[tuple[str, StepShape]]:
+    """Shorter rewrites, and fewer pairs."""
+    query, target, rows = shape.query, shape.target, shape.query.rows
+    short = max(1, settings.backbone.prompt.max_rewrite_tokens // 2)
+    shorter = dataclasses.replace(shape, query=_shorter(query, short + 2), target=_shorter(target, short + 2))
+    if shape.rollouts is not None:
+        budget = min(short, shape.rollouts.max_new_tokens)
+        drawn = dataclasses.replace(shape.rollouts, max_new_tokens=budget)
+        shorter = dataclasses.replace(shorter, rollouts=drawn)
+    if shorter != shape:
+        yield f"rewrites of at most {short} tokens", shorter
+    for fewer in (rows // 2, rows // 4):
+        if fewer >= 2:
+            batch = fewer * settings.num_processes
+            negatives = "" if shape.rollouts else f" (negatives per query {batch - 1})"
+            yield (
+                f"--data.batch_size {batch}{negatives}",
+                dataclasses.replace(
+                    shape,
+                    query=query.share(fewer),
+                    target=target.share(fewer),
+                    wrong_rows=round(shape.wrong_rows * fewer / rows),
+                ),
+            )
 
 
 def _shorter(side: SideShape, completion: int) -> SideShape:

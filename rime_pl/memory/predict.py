@@ -11,18 +11,9 @@ from typing import Any
 import torch
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.plan import StagePlan, Work
-from rime_pl.memory.rehearsal import (
-    SideShape,
-    Static,
-    StepMemory,
-    rehearse,
-    side_shape,
-    static_memory,
-)
-from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture
-from rime_pl.types import Batch
+from rime_pl.memory.rehearsal import Static, StepMemory, StepShape, rehearse, static_memory
+from rime_pl.memory.skeleton import Skeleton, build_skeleton
 
 #: Depths at which a what-if is rehearsed; every part grows linearly from layer to layer.
 SHALLOW, DEEPER = 3, 6
@@ -30,9 +21,11 @@ SHALLOW, DEEPER = 3, 6
 SHARDED = ("4-bit weights", "LoRA matrices", "optimiser states")
 _STEP_PARTS = {
     "inputs": "inputs",
+    "keys and values": "keys and values of the rewrites being drawn",
+    "rollouts": "drawn rewrites and their log-probabilities",
     "embeddings": "embeddings of the batch and their gradients",
     "loss": "contrastive loss, in row blocks",
-    "vision features": "vision features kept for the second pass",
+    "vision features": "vision features kept for the next passes",
     "activations": "activations",
     "logits": "logits and their loss",
     "vision tower": "vision tower at work",
@@ -42,28 +35,20 @@ _STEP_PARTS = {
 }
 
 
-def stage_plan(
-    skeleton: Skeleton,
-    stage: str,
-    query: SideShape,
-    target: SideShape,
-    wrong_rows: int = 0,
-    cached: MicroBatches | None = None,
-) -> StagePlan:
+def stage_plan(skeleton: Skeleton, shape: StepShape) -> StagePlan:
     """The peak of one stage's step by part.
 
     Args:
         skeleton: From ``build_skeleton``.
-        stage: "sft" or "cma".
-        query, target: Both sides of this process's batch.
-        wrong_rows: Queries that CMA encodes once more.
-        cached: Micro-batches of the gradient cache.
+        shape: Of this process's step.
     """
-    static, step = static_memory(skeleton), rehearse(skeleton, stage, query, target, wrong_rows, cached)
+    static, step = static_memory(skeleton), rehearse(skeleton, shape)
     itemsize = getattr(torch, skeleton.config.dtype).itemsize
     parts = _static_parts(static, itemsize) | _step_parts(step)
+    if shape.stage == "refine_rl":
+        parts["the reference's adapter"] = static.trained * itemsize
     operation = f"{step.largest.operation} {'x'.join(map(str, step.largest.shape))}"
-    return StagePlan(stage, parts, step.largest.bytes, operation)
+    return StagePlan(shape.stage, parts, step.largest.bytes, operation)
 
 
 def _static_parts(static: Static, itemsize: int) -> dict[str, int]:
@@ -83,7 +68,7 @@ def _step_parts(step: StepMemory) -> dict[str, int]:
     # the optimiser's own turn: all gradients, and as much again where it updates all tensors at once (CUDA)
     if 2 * step.gradients > step.peak.bytes:
         return {"gradients": step.gradients, "optimiser's temporaries": step.gradients}
-    rare = ("embeddings", "loss", "vision features")  # of the gradient cache alone
+    rare = ("embeddings", "loss", "vision features", "rollouts", "keys and values")  # not of every step
     return {
         label: step.peak.parts.get(part, 0)
         for part, label in _STEP_PARTS.items()
@@ -91,50 +76,17 @@ def _step_parts(step: StepMemory) -> dict[str, int]:
     }
 
 
-def step_plan(
-    config: BackboneConfig,
-    stage: str,
-    batch: Batch,
-    num_tokens: int | None = None,
-    wrong_rows: int = 0,
-    cached: MicroBatches | None = None,
-) -> StagePlan:
-    """The plan of a step on a batch that is there.
-
-    Args:
-        config: Of the backbone; only the config.json of its checkpoint is read.
-        stage: "sft" or "cma".
-        batch: Its sizes count.
-        num_tokens: Length of the tokenizer.
-        wrong_rows: Queries that CMA encodes once more.
-        cached: Micro-batches of the gradient cache.
-    """
-    skeleton = build_skeleton(config, read_architecture(config.name_or_path), num_tokens)
-    sides = side_shape(batch.query), side_shape(batch.target)
-    return stage_plan(skeleton, stage, *sides, wrong_rows, cached)
-
-
-def quick_peak(
-    config: BackboneConfig,
-    architecture: Any,
-    stage: str,
-    sides: tuple[SideShape, SideShape],
-    wrong_rows: int,
-    cached: MicroBatches | None = None,
-) -> int:
+def quick_peak(config: BackboneConfig, architecture: Any, shape: StepShape) -> int:
     """The peak in bytes from two shallow models, for what-ifs: seconds instead of a minute.
 
     Args:
         config: Of the backbone.
         architecture: Of the full model; left as it is.
-        stage: "sft" or "cma".
-        sides: Query and target.
-        wrong_rows, cached: As in ``stage_plan``.
+        shape: Of the step.
     """
     depth = architecture.text_config.num_hidden_layers
     if depth <= DEEPER:
-        skeleton = build_skeleton(config, architecture)
-        return stage_plan(skeleton, stage, *sides, wrong_rows, cached).peak
+        return stage_plan(build_skeleton(config, architecture), shape).peak
     peaks = []
     for layers in (SHALLOW, DEEPER):
         shallow = copy.deepcopy(architecture)
@@ -142,23 +94,23 @@ def quick_peak(
         kinds = getattr(shallow.text_config, "layer_types", None)
         if kinds:
             shallow.text_config.layer_types = kinds[:layers]
-        peaks.append(stage_plan(build_skeleton(config, shallow), stage, *sides, wrong_rows, cached).peak)
+        peaks.append(stage_plan(build_skeleton(config, shallow), shape).peak)
     each = (peaks[1] - peaks[0]) / (DEEPER - SHALLOW)
     return round(peaks[0] + each * (depth - SHALLOW))
 
 
-def step_work(
-    skeleton: Skeleton,
-    query: SideShape,
-    target: SideShape,
-    wrong_rows: int = 0,
-    cached: MicroBatches | None = None,
-) -> Work:
-    """What `step_flops` needs, of one process's step."""
+def step_work(skeleton: Skeleton, shape: StepShape) -> Work:
+    """What `step_flops` needs, of one process's step. Of Refine-RL: the passes over what was drawn."""
     model = skeleton.language_model
     text = skeleton.architecture.text_config
-    sides = [query, target, *([query.share(wrong_rows)] if wrong_rows else [])]
+    cached, drawn = shape.cached, shape.rollouts
+    sides = shape.encoded
     lengths = [side.prompt_tokens + side.completion_tokens for side in sides]
+    labels = shape.query.labels + shape.target.labels
+    if drawn is not None:
+        sides = sides if drawn.both_sides else sides[:1]
+        lengths = [side.prompt_tokens + drawn.num_generations * (drawn.max_new_tokens + 2) for side in sides]
+        labels = sum(side.rows for side in sides) * drawn.num_generations * (drawn.max_new_tokens + 1)
     layers = model.model.language_model.layers
     return Work(
         decoder=sum(_elements(p) for n, p in layers.named_parameters() if "lora_" not in n),
@@ -169,10 +121,11 @@ def step_work(
         tokens=sum(side.rows * length for side, length in zip(sides, lengths, strict=True)),
         row=max(lengths),
         patches=sum(side.patches for side in sides),
-        labels=query.labels + target.labels,
+        labels=labels,
         recompute=skeleton.config.gradient_checkpointing,
-        cached=cached is not None,
-        reuse_vision=cached is not None and cached.reuse_vision,
+        # the reference reads what the policy reads, as the cache reads everything once more
+        cached=cached is not None or drawn is not None,
+        reuse_vision=drawn is not None or (cached is not None and cached.reuse_vision),
         # transformers' enable_input_require_grads hooks the towers that name their patch embedding as input
         tower_backward=bool(model.model.visual.patch_embed._forward_hooks),
     )

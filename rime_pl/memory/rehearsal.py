@@ -2,8 +2,8 @@
 
 Called by `rime plan`. The same layers, losses and backward as in a run, so that what a formula would forget
 is in the count (PEFT's copy of the embedding table, masks widened for attention, a tower that keeps its
-activations). The step mirrors rime_pl/modules/{sft,cma}.py and backbone/mllm.py; a test holds it to the bytes
-of a real step.
+activations). The step mirrors rime_pl/modules/{sft,cma,refine_rl}.py and backbone/{mllm,groups}.py; tests
+hold it to the bytes of real steps.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rime_pl.backbone.groups import shared_prompt_mask
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.generation.rollouts import distribution, draw
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
 from rime_pl.losses.language_modeling import token_cross_entropy
+from rime_pl.losses.policy_gradient import Divisors, policy_loss
 from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.skeleton import Skeleton, state_tensors
 from rime_pl.memory.tracking import Largest, LiveBytes, Peak
@@ -80,6 +83,33 @@ def side_shape(rows: Rows) -> SideShape:
 
 
 @dataclass(frozen=True)
+class RolloutShape:
+    """What Refine-RL draws; every rewrite takes its whole budget here, the most that can happen."""
+
+    num_generations: int  # of an item
+    max_new_tokens: int  # of a rewrite, <gen_emb> not counted
+    items_per_pass: int | None = None  # None: the batch at once
+    both_sides: bool = True  # targets are rewritten, too
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """A stage's step on one process."""
+
+    stage: str  # "sft", "cma" or "refine_rl"
+    query: SideShape
+    target: SideShape
+    wrong_rows: int = 0  # queries that CMA encodes once more with a wrong rewrite
+    cached: MicroBatches | None = None  # of the gradient cache; None: one forward a side
+    rollouts: RolloutShape | None = None  # of Refine-RL
+
+    @property
+    def encoded(self) -> list[SideShape]:
+        """What SFT and CMA encode."""
+        return [self.query, self.target, *([self.query.share(self.wrong_rows)] if self.wrong_rows else [])]
+
+
+@dataclass(frozen=True)
 class Static:
     """Bytes that lie there all the time, by part."""
 
@@ -137,32 +167,25 @@ def _part(name: str, packed: bool) -> str:
     return "other"
 
 
-def rehearse(
-    skeleton: Skeleton,
-    stage: str,
-    query: SideShape,
-    target: SideShape,
-    wrong_rows: int = 0,
-    cached: MicroBatches | None = None,
-) -> StepMemory:
+def rehearse(skeleton: Skeleton, step: StepShape) -> StepMemory:
     """One step, forward and backward.
 
     Args:
         skeleton: From ``build_skeleton``.
-        stage: "sft" or "cma".
-        query, target: Both sides of this rank's batch.
-        wrong_rows: Queries that CMA encodes once more with a wrong rewrite; 0 for none.
-        cached: Micro-batches of the gradient cache; None for one forward a side.
+        step: Stage and sizes.
     """
-    sides = [query, target, *([query.share(wrong_rows)] if stage == "cma" and wrong_rows else [])]
     merged = skeleton.architecture.vision_config.spatial_merge_size**2
-    sides = [side.even(merged) for side in sides]
     rehearsal = _Step(skeleton)
     with skeleton.mode, rehearsal.live:
-        if cached is None:
-            rehearsal.plain(stage, sides)
+        if step.rollouts is not None:
+            sides = [step.query, *([step.target] if step.rollouts.both_sides else [])]
+            rehearsal.policy([side.even(merged) for side in sides], step.rollouts)
         else:
-            rehearsal.cached(stage, sides, cached)
+            sides = [side.even(merged) for side in step.encoded]
+            if step.cached is None:
+                rehearsal.plain(step.stage, sides)
+            else:
+                rehearsal.cached(step.stage, sides, step.cached)
         trained = [p for p in skeleton.peft.parameters() if p.grad is not None]
         gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
         for parameter in trained:
@@ -233,6 +256,98 @@ class _Step:
             with self.live.counting("backward"):
                 (encoded.disc.sum() + encoded.gen.sum() + encoded.cross_entropy).backward()
 
+    def policy(self, sides: list[SideShape], drawn: RolloutShape) -> None:
+        """As Refine-RL: all rewrites are drawn and scored by the reference, then passes with gradient.
+
+        Of each side one pass is rehearsed; of the others, what they keep lies there.
+        """
+        size = drawn.items_per_pass
+        parts = [side.largest(size) if size and size < side.rows else side for side in sides]
+        with self.live.counting("inputs"):
+            self.batch = [self._inputs(side) for side in sides]
+            if parts != sides:  # parts of a batch are copies of its rows
+                self.batch += [self._inputs(side) for side in sides]
+        with self.live.counting("vision features"):
+            kept = [self._features(side) for side in sides]
+        with self.live.counting("rollouts"):
+            shape = (sum(side.rows for side in sides) * drawn.num_generations, drawn.max_new_tokens + 2)
+            written = [torch.zeros(shape, dtype=torch.int64) for _ in range(3)]  # ids, mask, labels
+            scores = [torch.zeros(shape) for _ in range(3)]  # the reference's two, and the old policy's
+        for part, features in zip(parts, kept, strict=True):
+            with torch.no_grad():
+                self._draw(part, drawn)
+                self._score(part, drawn, features)
+        for part, features in zip(parts, kept, strict=True):
+            logprobs = self._score(part, drawn, features)
+            mask = torch.zeros(logprobs.shape, dtype=torch.bool)
+            old, weights = logprobs.detach(), torch.zeros(len(logprobs))
+            divisors = Divisors(len(logprobs), logprobs.numel(), logprobs.shape[1])
+            out = policy_loss(logprobs, old, weights, mask, torch.zeros(logprobs.shape), divisors)
+            with self.live.counting("backward"):
+                out.loss.backward()
+        del written, scores
+
+    def _draw(self, part: SideShape, drawn: RolloutShape) -> None:
+        """The pictures, then the last token of the rewrites: keys and values are longest there."""
+        text, rows = self.skeleton.architecture.text_config, part.rows * drawn.num_generations
+        if part.patches:
+            with self.live.counting("vision tower"):
+                self._look(part, self._inputs(part)["pixels"])
+        heads = text.num_key_value_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        shape = (rows, heads, part.prompt_tokens + drawn.max_new_tokens, width)
+        with self.live.counting("keys and values"):
+            cache = [torch.empty(shape, dtype=self.dtype) for _ in range(2 * text.num_hidden_layers)]
+            longer = torch.empty(shape, dtype=self.dtype)  # a token longer: beside the old one for a moment
+        with self.live.counting("logits"):
+            model = self.skeleton.language_model
+            logits = model.lm_head(torch.empty(rows, text.hidden_size, dtype=self.dtype))
+            nothing = torch.zeros(logits.shape[-1], dtype=torch.bool)
+            draw(distribution(logits, nothing, 1.0), torch.zeros(rows, dtype=torch.float64))
+        del cache, longer
+
+    def _score(self, part: SideShape, drawn: RolloutShape, features: list[Tensor]) -> Tensor:
+        """As ``score_rollouts``, the prompt once an item and its rewrites side by side: (N, C)."""
+        model, groups, width = self.skeleton.language_model, drawn.num_generations, drawn.max_new_tokens + 2
+        items, length = part.rows, part.prompt_tokens
+        with self.live.counting("inputs"):
+            ids = torch.zeros(items, length + groups * width, dtype=torch.int64)
+            positions = torch.zeros(4, *ids.shape, dtype=torch.int64)
+        seen = shared_prompt_mask(torch.zeros(ids.shape[1], dtype=torch.int64), torch.zeros_like(ids))
+        mask = torch.zeros(seen.shape, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
+        del seen
+        hidden = model.get_input_embeddings()(ids)
+        if part.patches:
+            at = (ids == 0).unsqueeze(-1).expand_as(hidden)
+            hidden = hidden.masked_scatter(at, features[0].to(hidden.dtype))
+        hidden = self._decode(hidden, positions, mask)
+        written = hidden[:, length:].reshape(items * groups, width, -1)
+        start = hidden[:, length - 1 : length].repeat_interleave(groups, dim=0)
+        before = torch.cat([start, written[:, :-1]], dim=1)
+        row, column = torch.zeros(2, items * groups * (width - 1), dtype=torch.int64).unbind()
+        with self.live.counting("logits"):
+            logits = model.lm_head(before[row, column])
+            nothing = torch.zeros(logits.shape[-1], dtype=torch.bool)
+            logprobs = distribution(logits, nothing, 1.0)
+            with torch.no_grad():
+                entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+            picked = logprobs.gather(1, row.unsqueeze(1)).squeeze(1)
+        at = torch.zeros(before.shape[:2], dtype=torch.bool)
+        scores = [torch.zeros(at.shape).masked_scatter(at, values) for values in (picked, entropy)]
+        return scores[0]
+
+    def _decode(self, hidden: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        """The decoder's layers on embeddings that are there."""
+        plain = self.skeleton.architecture.model_type == "qwen2_vl"
+        decoded: Tensor = self.skeleton.language_model.model.language_model(
+            inputs_embeds=hidden,
+            position_ids=positions,
+            # as transformers prepares it; a mapping for the models with layers of several kinds
+            attention_mask={"full_attention": mask} if plain else mask,
+            use_cache=False,
+        ).last_hidden_state
+        return decoded
+
     def _inputs(self, shape: SideShape) -> dict[str, Tensor]:
         """Ids, mask and patches of a batch, as the data module hands them over."""
         length = shape.prompt_tokens + shape.completion_tokens
@@ -270,15 +385,7 @@ class _Step:
             hidden = hidden.masked_scatter(at, features[0].to(hidden.dtype))
         positions = torch.zeros(4, shape.rows, length, dtype=torch.int64)
         mask = torch.zeros(shape.rows, 1, length, length, dtype=torch.bool) if shape.padded else None
-        hidden = model.model.language_model(
-            inputs_embeds=hidden,
-            position_ids=positions,
-            # as transformers prepares it; a mapping for the models with layers of several kinds
-            attention_mask={"full_attention": mask}
-            if self.skeleton.architecture.model_type == "qwen2_vl"
-            else mask,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self._decode(hidden, positions, mask)
         at, found = first_position(ids, inputs["mask"], 0)
         disc, gen = pool_at(hidden, at, found), pool_at(hidden, at, found)
         before = hidden[:, shape.prompt_tokens - 1 : -1]

@@ -125,7 +125,8 @@ def claims_figure(results: Mapping[str, Results]) -> Figure:
     axes = figure.subplots()
     height = 0.7 / len(results)
     for row, difference in enumerate(shown):
-        axes.plot([difference.at_least] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.4, zorder=2)
+        needed = float(difference.at_least or 0)
+        axes.plot([needed, needed], [row - 0.42, row + 0.42], color=INK, linewidth=1.4, zorder=2)
         for place, (_, result) in enumerate(results.items()):
             if difference.name in result["differences"]:
                 y = row + (place - (len(results) - 1) / 2) * height

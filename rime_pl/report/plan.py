@@ -39,7 +39,9 @@ def fact_table(plan: Mapping[str, Any]) -> Table:
     rows = {
         "parameters, trained": f"{plan['parameters']:,}, {plan['trained_parameters']:,}",
         "processes": f"{plan['processes']} ({plan['strategy']})",
-        "negatives per query": f"{plan['negatives_per_query']} (batch of {plan['batch_size']} pairs)",
+        "negatives per query": "-"
+        if plan["negatives_per_query"] is None
+        else f"{plan['negatives_per_query']} (batch of {plan['batch_size']} pairs)",
         "tokens per step": f"{plan['tokens_per_step']:,}, longest row {plan['longest_row']}",
         "lengths": plan["lengths"],
         "steps": "not known: give --steps or a corpus" if plan["steps"] is None else f"{plan['steps']:,}",
@@ -70,7 +72,9 @@ def memory_table(plan: Mapping[str, Any]) -> Table:
 
 def hour_table(plan: Mapping[str, Any]) -> Table:
     """Where it fits and how long it takes there."""
-    title = f"Time (from {plan['flops_per_step']:.2g} FLOP a step at {UTILISATION:.0%} of the data sheet)"
+    drawing = ", drawing not counted" if plan["stage"] == "refine_rl" else ""
+    rate = f"{UTILISATION:.0%} of the data sheet{drawing}"
+    title = f"Time (from {plan['flops_per_step']:.2g} FLOP a step at {rate})"
     table = _table(
         title, ("GPU", "left"), ("fits", "left"), ("s a step", "right"), ("run", "right"), ("", "left")
     )

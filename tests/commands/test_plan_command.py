@@ -50,6 +50,30 @@ def test_json_needs_no_weights(
     assert cached["negatives_per_query"] == 7 and cached["flops_per_step"] > told["flops_per_step"]
 
 
+def test_refine_rl_is_planned_by_its_own_settings(
+    without_weights: Path,
+    scenes_corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    recipe = ["plan", "--config", str(RECIPE.parent / "refine_rl.yaml"), "--data.path", str(scenes_corpus)]
+    recipe += ["--model.backbone.name_or_path", str(without_weights), "--model.num_generations", "4"]
+    assert main([*recipe, "--json", "--memory", "0.001"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (only,) = told["stages"]
+    assert only["stage"] == "refine_rl" and only["peak"] == sum(only["parts"].values())
+    assert only["parts"]["the reference's adapter"] == 4 * told["trained_parameters"]
+    assert told["negatives_per_query"] is None and told["steps"] == 60
+    changes = {change["setting"].split(" (")[0]: change["peak"] for change in told["changes"]}
+    assert changes["--model.items_per_pass 1"] < changes["--model.items_per_pass 4"] < only["peak"]
+    assert changes["--model.num_generations 2"] < only["peak"] > changes["rewrites of at most 16 tokens"]
+    assert main([*recipe, "--model.sides", "query", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"][0]["peak"] < only["peak"]
+    assert main(recipe) == 0
+    assert "drawing not counted" in capsys.readouterr().out
+
+
 def test_tables_and_assumed_lengths(
     without_weights: Path,
     tmp_path: Path,

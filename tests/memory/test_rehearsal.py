@@ -10,7 +10,7 @@ import torch
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.predict import SHALLOW, _static_parts, quick_peak, stage_plan, step_work
-from rime_pl.memory.rehearsal import SideShape, rehearse, side_shape, static_memory
+from rime_pl.memory.rehearsal import RolloutShape, SideShape, StepShape, rehearse, side_shape, static_memory
 from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture, state_tensors
 from rime_pl.memory.tracking import LiveBytes
 from rime_pl.modules.base import RimeModule
@@ -19,7 +19,7 @@ from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, RimeError
 from tests.conftest import MakeBackbone
-from tests.micro import micro_config
+from tests.micro import micro_config, refine_rl_module
 
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
 
@@ -77,7 +77,7 @@ def test_peak_is_that_of_a_real_step(
 ) -> None:
     skeleton = skeleton_of(micro_base, processor, gradient_checkpointing=checkpointing)
     wrong = len(batch) if stage == "cma" else 0
-    step = rehearse(skeleton, stage, side_shape(batch.query), side_shape(batch.target), wrong)
+    step = rehearse(skeleton, StepShape(stage, side_shape(batch.query), side_shape(batch.target), wrong))
     expected = real_peak(stage, make_backbone, batch, checkpointing)
     assert step.peak.bytes == pytest.approx(expected, rel=0.02)
 
@@ -95,11 +95,41 @@ def test_peak_with_the_gradient_cache_is_that_of_a_real_step(
     skeleton = skeleton_of(micro_base, processor)
     sides = side_shape(batch.query), side_shape(batch.target)
     wrong = len(batch) if stage == "cma" else 0
-    step = rehearse(skeleton, stage, *sides, wrong, MicroBatches(1, None, reuse_vision))
+    step = rehearse(skeleton, StepShape(stage, *sides, wrong, MicroBatches(1, None, reuse_vision)))
     settings = {"micro_batch_size": 1, "reuse_vision": reuse_vision}
     expected = real_peak(stage, make_backbone, batch, False, **settings)
     assert step.peak.bytes == pytest.approx(expected, rel=0.1)  # rows differ; the rehearsal has one length
-    assert step.peak.bytes < 0.7 * rehearse(skeleton, stage, *sides, wrong).peak.bytes
+    assert step.peak.bytes < 0.7 * rehearse(skeleton, StepShape(stage, *sides, wrong)).peak.bytes
+
+
+@pytest.mark.parametrize("items_per_pass", [None, 1])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_peak_of_refine_rl_is_that_of_a_real_step(
+    checkpointing: bool,
+    items_per_pass: int | None,
+    micro_base: Path,
+    processor: RimeProcessor,
+    make_backbone: MakeBackbone,
+    batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = 12
+    backbone = make_backbone(gradient_checkpointing=checkpointing)
+    module = refine_rl_module(
+        backbone, num_generations=4, max_new_tokens=budget, items_per_pass=items_per_pass, num_anchors=0
+    )
+    # every rewrite takes its whole budget, as in the rehearsal
+    monkeypatch.setattr("rime_pl.generation.rollouts.draw", lambda logprobs, numbers: numbers.long() + 300)
+    monkeypatch.setattr(module, "step", lambda *_: None)  # the optimiser's states are counted elsewhere
+    known = [*backbone.parameters(), *backbone.buffers(), *module.reference.values()]
+    for layer in linear_4bit_modules(backbone).values():
+        known += state_tensors(layer.weight.quant_state)
+    with LiveBytes(known) as live:
+        module.training_step(batch, 0)
+    drawn = RolloutShape(4, budget, items_per_pass)
+    shape = StepShape("refine_rl", side_shape(batch.query), side_shape(batch.target), rollouts=drawn)
+    step = rehearse(skeleton_of(micro_base, processor, gradient_checkpointing=checkpointing), shape)
+    assert step.peak.bytes == pytest.approx(live.peak.bytes, rel=0.1)
 
 
 def test_a_batch_8_times_as_large_costs_its_inputs_and_embeddings(
@@ -109,7 +139,8 @@ def test_a_batch_8_times_as_large_costs_its_inputs_and_embeddings(
 
     def parts(rows: int) -> dict[str, int]:
         side = SideShape(rows, 60, 12, 10 * rows)
-        return rehearse(skeleton, "sft", side, side, cached=MicroBatches(None, 16 * 72)).peak.parts
+        step = StepShape("sft", side, side, cached=MicroBatches(None, 16 * 72))
+        return rehearse(skeleton, step).peak.parts
 
     small, large = parts(32), parts(256)
     for part in ("inputs", "embeddings"):
@@ -121,7 +152,8 @@ def test_a_batch_8_times_as_large_costs_its_inputs_and_embeddings(
 def test_parts_are_what_the_peak_is_made_of(micro_base: Path, processor: RimeProcessor) -> None:
     skeleton = skeleton_of(micro_base, processor)
     side = SideShape(4, 60, 12, 40, 4, 4 * 16)
-    sft, cma = (stage_plan(skeleton, stage, side, side, 4 * (stage == "cma")) for stage in ("sft", "cma"))
+    shapes = [StepShape(stage, side, side, 4 * (stage == "cma")) for stage in ("sft", "cma")]
+    sft, cma = (stage_plan(skeleton, shape) for shape in shapes)
     assert all(size >= 0 for plan in (sft, cma) for size in plan.parts.values())
     static = set(_static_parts(static_memory(skeleton), 4))
     steps = [sum(size for part, size in plan.parts.items() if part not in static) for plan in (sft, cma)]
@@ -136,7 +168,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(
     def activations(rows: int, checkpointing: bool = False) -> int:
         skeleton = skeleton_of(micro_base, processor, gradient_checkpointing=checkpointing)
         side = SideShape(rows, 60, 12, 10 * rows)
-        return rehearse(skeleton, "sft", side, side).peak.parts["activations"]
+        return rehearse(skeleton, StepShape("sft", side, side)).peak.parts["activations"]
 
     # from 8 rows on the peak is always at the same place of the step
     eight, sixteen, more = activations(8), activations(16), activations(32)
@@ -151,10 +183,11 @@ def test_two_shallow_models_tell_the_peak_of_a_deep_one(micro_base: Path, proces
     if architecture.text_config.__dict__.get("layer_types"):
         architecture.text_config.layer_types = architecture.text_config.layer_types[:1] * 4 * SHALLOW
     side = SideShape(4, 60, 12, 40, 4, 4 * 16)
+    step = StepShape("sft", side, side)
     for checkpointing in (False, True):
         config = micro_config(micro_base, gradient_checkpointing=checkpointing)
-        full = stage_plan(build_skeleton(config, architecture), "sft", side, side).peak
-        assert quick_peak(config, architecture, "sft", (side, side), 0) == pytest.approx(full, rel=0.03)
+        full = stage_plan(build_skeleton(config, architecture), step).peak
+        assert quick_peak(config, architecture, step) == pytest.approx(full, rel=0.03)
 
 
 def test_the_2b_shape_known_by_heart_is_that_of_gpu_check() -> None:
@@ -169,7 +202,7 @@ def test_the_2b_shape_known_by_heart_is_that_of_gpu_check() -> None:
         other = Qwen2VLForConditionalGeneration(model_config(SHAPES["2b"], tokenizer))
     static = static_memory(skeleton)
     assert static.parameters - static.trained == sum(p.numel() for p in other.parameters())
-    work = step_work(skeleton, SideShape(1, 10, 5, 5), SideShape(1, 10, 5, 5))
+    work = step_work(skeleton, StepShape("sft", SideShape(1, 10, 5, 5), SideShape(1, 10, 5, 5)))
     assert work.decoder == sum(p.numel() for p in other.model.language_model.layers.parameters())
     assert work.tokens == 30 and not work.tower_backward
 
