@@ -64,7 +64,7 @@ def test_refine_rl_is_planned_by_its_own_settings(
     (only,) = told["stages"]
     assert only["stage"] == "refine_rl" and only["peak"] == sum(only["parts"].values())
     assert only["parts"]["the reference's adapter"] == 4 * told["trained_parameters"]
-    assert told["negatives_per_query"] is None and told["steps"] == 60
+    assert told["negatives_per_query"] is None and told["steps"] == 120
     changes = {change["setting"].split(" (")[0]: change["peak"] for change in told["changes"]}
     assert changes["--model.items_per_pass 1"] < changes["--model.items_per_pass 4"] < only["peak"]
     assert changes["--model.num_generations 2"] < only["peak"] > changes["rewrites of at most 16 tokens"]
