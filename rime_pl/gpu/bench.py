@@ -23,7 +23,7 @@ from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pai
 from rime_pl.gpu.watch import Seen, Watch, memory_of, release
 from rime_pl.memory.plan import StagePlan
 from rime_pl.memory.predict import stage_plan
-from rime_pl.memory.rehearsal import StepShape, side_shape
+from rime_pl.memory.rehearsal import RolloutShape, StepShape, side_shape
 from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture
 from rime_pl.modules.base import RimeModule
 from rime_pl.processing import RimeProcessor
@@ -116,10 +116,12 @@ class Bench:
     def _skeleton(self) -> Skeleton:
         return build_skeleton(self.config(), read_architecture(str(self.base)), len(self.processor.tokenizer))
 
-    def plan(self, stage: str, batch: Batch, wrong_rows: int) -> StagePlan:
+    def plan(
+        self, stage: str, batch: Batch, wrong_rows: int = 0, rollouts: RolloutShape | None = None
+    ) -> StagePlan:
         """What `rime plan` says about a step on this batch."""
-        shape = StepShape(stage, side_shape(batch.query), side_shape(batch.target), wrong_rows)
-        return stage_plan(self._skeleton, shape)
+        sides = side_shape(batch.query), side_shape(batch.target)
+        return stage_plan(self._skeleton, StepShape(stage, *sides, wrong_rows, rollouts=rollouts))
 
     def fit(
         self,

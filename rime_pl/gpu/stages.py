@@ -1,4 +1,4 @@
-"""A step of each stage: SFT and CMA beside the memory that `rime plan` predicts, and Refine-RL.
+"""A step of each stage beside the memory that `rime plan` predicts.
 
 Parts of `rime gpu-check`. What they measure is kept in ``Bench.runs`` for the part on throughput.
 """
@@ -6,6 +6,7 @@ Parts of `rime gpu-check`. What they measure is kept in ``Bench.runs`` for the p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,8 @@ from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.gpu.bench import Bench
 from rime_pl.gpu.watch import Seen
+from rime_pl.memory.plan import StagePlan
+from rime_pl.memory.rehearsal import RolloutShape
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
@@ -22,7 +25,7 @@ from rime_pl.modules.sft import SFTModule
 from rime_pl.report.gpu import Part
 from rime_pl.types import RimeError
 
-#: The stages that `rime plan` knows.
+#: The stages that learn from annotated rewrites.
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
 #: Items that go through Refine-RL together, as in configs/refine_rl.yaml: logits of 2 x 8 rewrites at a time.
 ITEMS_PER_PASS = 2
@@ -113,7 +116,8 @@ def refine_rl(bench: Bench, out: Part) -> None:
     out.add("num_generations", "rewrites of an item, both sides", amounts.num_generations)
     out.add("new_tokens", "most tokens of a rewrite", amounts.new_tokens)
     _step(out, seen)
-    out.add("plan_bytes", "peak that `rime plan` predicts", None, shown="it does not know this stage")
+    rollouts = RolloutShape(amounts.num_generations, amounts.new_tokens, ITEMS_PER_PASS)
+    _planned(out, seen, lambda: bench.plan("refine_rl", bench.batch(amounts.rl_pairs), rollouts=rollouts))
     for key, what in (
         ("rewrite_length", "tokens of a rewrite, mean"),
         ("reward_format", "rewrites that end by themselves, share"),
@@ -127,13 +131,18 @@ def _measured(bench: Bench, out: Part, stage: str) -> None:
     seen = run_stage(bench, stage)
     out.add("pairs", "pairs of a step", bench.num_pairs)
     _step(out, seen)
+    wrong_rows = bench.num_pairs if stage == "cma" else 0
+    _planned(out, seen, lambda: bench.plan(stage, bench.batch(bench.num_pairs), wrong_rows))
+    sound(out, seen)
+
+
+def _planned(out: Part, seen: Seen, plan: Callable[[], StagePlan]) -> None:
+    """Refine-RL's is a bound: as if every rewrite took its whole budget."""
     with out.attempt("rime plan"):
-        wrong_rows = bench.num_pairs if stage == "cma" else 0
-        predicted = bench.plan(stage, bench.batch(bench.num_pairs), wrong_rows).peak
+        predicted = plan().peak
         out.add("plan_bytes", "peak that `rime plan` predicts", predicted, "bytes")
         error = None if seen.step_peak is None else predicted / seen.step_peak - 1
         out.add("plan_error", "predicted over measured, minus 1", error, "share")
-    sound(out, seen)
 
 
 def _step(out: Part, seen: Seen) -> None:
