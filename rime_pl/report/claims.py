@@ -23,9 +23,11 @@ CORPUS_COLOURS = ("#2f6bde", "#e08a00", "#0f9d76")
 MARKS = {"holds": "o", "not shown": "D", "does not hold": "X"}
 INK, GRID = "#1f2933", "#e4e8ee"
 INTRODUCTION = """\
-Made by `make claims` on {date}. The verdicts follow from the numbers by a rule, whatever they say. Test
-split, which chose nothing; the tiny model of this repository (2.3 M parameters, NF4 + LoRA). What holds
-here is shown for this miniature alone, and what does not hold here may hold for a 2B model.
+Made by `rime claims` on {date}; `make claims` trains what is missing before. The verdicts follow from
+the numbers by a rule, whatever they say. Test split; where a recipe was settled with it in sight, the
+[decisions](../decisions/) say so. The model is the tiny one of this repository (2.3 M parameters, NF4 +
+LoRA): what holds here is shown for this miniature alone, and what does not hold here may hold for a 2B
+model.
 
 Each claim is cut into differences of recall@1 between runs that share seed, data and base. A difference
 **holds** when its whole 95 % interval (queries of all seeds, paired, resampled) reaches what the claim
@@ -50,6 +52,8 @@ def claims_page(results: Mapping[str, Mapping[str, Results]], date: str) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for number, stage in enumerate(TITLES, 1):
+        if stage not in results:
+            lines.append(f"| {number}. {TITLES[stage]} | not run | | | | |")
         for corpus, result in results.get(stage, {}).items():
             counts = [str(list(verdicts(result).values()).count(name)) for name in MARKS]
             seeds = len(result["runs"])

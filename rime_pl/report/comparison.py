@@ -298,7 +298,8 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
         if all(name in run for run in result["runs"])
     }
     against_length = result["stage"] == "sft"
-    figure = Figure(figsize=(20 if against_length else 14, 5), dpi=110, facecolor="white")
+    width = 14 + 1.5 * max(0, len(variants) - 4) + (6 if against_length else 0)
+    figure = Figure(figsize=(width, 5), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     modes, probe, *more = figure.subplots(1, 3 if against_length else 2, sharey=True)
     for axes, field, names, title in (
