@@ -145,7 +145,7 @@ bench-setup: .venv-bench/.ready ## the peers of the benchmarks, in an environmen
 	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable . --requirement benchmarks/requirements.txt
 	@touch $@
 
-bench: .venv-bench/.ready ## ratios against the peers, and memory of a large batch: about 10 minutes on one thread
+bench: .venv-bench/.ready ## ratios against the peers, and memory of a large batch: about half an hour on one thread
 	.venv-bench/bin/python -m benchmarks.contrastive_step
 	.venv-bench/bin/python -m benchmarks.memory
 

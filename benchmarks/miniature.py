@@ -34,9 +34,9 @@ PROPORTIONED = TinyConfig(
     vision_intermediate_size=512,
 )
 VOCABULARY = 1843
-IMAGE_SIZE = 64  # 16 visual tokens
+IMAGE_SIZE = 64  # 4 visual tokens
 #: 64 visual tokens beside some 30 of text and rewrite, as 256 beside 64 and 100 with a 2B model.
-PICTURE_SIZE = 128
+PICTURE_SIZE = 192
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
 _RNG = random.Random(0)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -57,10 +57,12 @@ def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
                 f"--compared {folder}: no compare.json here. `rime compare --output {folder}` writes it."
             )
         compared = json.loads(file.read_text())
+        if "folders" not in compared:
+            raise RimeError(f"--compared {folder}: an older version wrote it; run `rime compare` again.")
         stage = compared["stage"]
         for names in compared["folders"]:
             variants = {name: Path(run) for name, run in names.items()}
-            manifest = json.loads((variants[COMPARISONS[stage].subject] / "manifest.json").read_text())
+            manifest = _manifest(variants[COMPARISONS[stage].subject])
             of_corpus = seeds.setdefault((stage, Path(manifest["data"]).name), {})
             if of_corpus.get(manifest["seed"], variants) != variants:
                 raise RimeError(
@@ -72,7 +74,26 @@ def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
     for stage in TITLES:
         for (of, corpus), runs in sorted(seeds.items()):
             if of == stage:
+                _refuse_unlike([variants[COMPARISONS[stage].subject] for variants in runs.values()])
                 shared = set.intersection(*(set(variants) for variants in runs.values()))
                 kept = [{n: v for n, v in runs[seed].items() if n in shared} for seed in sorted(runs)]
                 results.setdefault(stage, {})[corpus] = measured(stage, kept)
     return results
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    file = run / "manifest.json"
+    if not file.is_file():
+        raise RimeError(
+            f"{run}: no manifest.json here. The page needs this run's folder where it was; relative paths "
+            "count from the folder that the runs were started in."
+        )
+    return dict(json.loads(file.read_text()))
+
+
+def _refuse_unlike(runs: list[Path]) -> None:
+    """Seeds are averaged only over runs of one length."""
+    steps = {run: _manifest(run)["steps"] for run in runs}
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"{run}: {count}" for run, count in steps.items())
+        raise RimeError(f"--compared: runs of unlike numbers of steps are not averaged: {told}.")

@@ -223,17 +223,23 @@ def read_variant(folder: Path) -> dict[str, Any]:
         "chance": summary["chance"],
         "seconds_per_step": step,
         "steps": manifest["steps"],
+        "threads": manifest.get("device", {}).get("threads"),
     }
 
 
 def pooled_difference(
     seeds: list[Variants], first: str, second: str, pair: str, other_pair: str | None = None
 ) -> dict[str, Any]:
-    """recall@1 of one variant minus another, queries of all seeds paired: mean, 95 % interval, each seed."""
+    """recall@1 of one variant minus another: mean, 95 % interval, each seed.
+
+    The seeds share their queries. So a query is resampled with what all seeds made of it.
+    """
     hits = [(headline_hits(v[second], other_pair or pair), headline_hits(v[first], pair)) for v in seeds]
     tasks = sorted(hits[0][0])
-    low = [torch.cat([of_seed[0][task] for of_seed in hits]) for task in tasks]
-    high = [torch.cat([of_seed[1][task] for of_seed in hits]) for task in tasks]
+    low, high = (
+        [torch.stack([of_seed[which][task] for of_seed in hits]).mean(0) for task in tasks]
+        for which in (0, 1)
+    )
     mean, lower, upper = paired_bootstrap(low, high)
     of_seeds = [macro_mean(list(b.values())) - macro_mean(list(a.values())) for a, b in hits]
     return {"mean": mean, "lower": lower, "upper": upper, "seeds": of_seeds}
@@ -249,6 +255,10 @@ def headline_hits(folder: Path, pair: str) -> dict[str, Tensor]:
     headline = yaml.safe_load((folder / "config.yaml").read_text())["recall"]["headline_tasks"]
     rows = sorted(json.loads((folder / "ranks.json").read_text()), key=lambda row: row["key"])
     names = headline or sorted({row["task"] for row in rows})
+    if pair != MEAN and not all(pair in row["ranks"] for row in rows):
+        raise RimeError(
+            f"{folder}/ranks.json has no {pair}: it was written by an older version; test it again."
+        )
     pairs = MODE_PAIRS if pair == MEAN else (pair,)
     return {
         name: torch.tensor([[row["ranks"][p] == 1.0 for p in pairs] for row in rows if row["task"] == name])

@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image_tokens", type=int, default=256, help="of an item, without a corpus (%(default)s)"
     )
     parser.add_argument(
-        "--rewrite_tokens", type=int, help="without a corpus (default: prompt.max_rewrite_tokens)"
+        "--rewrite_tokens",
+        type=int,
+        help="without a corpus (default: prompt.max_rewrite_tokens); Refine-RL takes its own budget",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -98,6 +100,9 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
     own = next(stage for stage in stages if stage.stage == settings.stage)
     work = step_work(skeleton, shapes[settings.stage])
     flops = step_flops(work)
+    if settings.stage == "refine_rl":  # every further update scores once more, without the reference
+        again = dataclasses.replace(work, cached=False, patches=0)
+        flops += (settings.values.model.num_updates - 1) * step_flops(again)
     num_steps = args.steps or lengths.num_steps
     itemsize = getattr(torch, config.dtype).itemsize
     facts = {
@@ -128,6 +133,8 @@ def step_shapes(settings: RunSettings, lengths: Lengths) -> dict[str, StepShape]
     """Each stage that is planned, and its step on one process."""
     query, target = lengths.query, lengths.target
     if settings.stage == "refine_rl":
+        if settings.strategy == "fsdp":
+            raise RimeError("trainer.strategy: Refine-RL runs on one process or under DDP, not under FSDP2.")
         return {"refine_rl": StepShape("refine_rl", query, target, rollouts=rollout_shape(settings))}
     cached, wrong = micro_batches(settings), wrong_rows(settings, query.rows)
     return {
@@ -269,7 +276,7 @@ def what_to_change(
     config = settings.backbone
     before = quick_peak(config, architecture, shape)
     changed: list[tuple[str, BackboneConfig, StepShape]] = []
-    smaller = _fewer_generations(shape) if shape.rollouts else _smaller_micro_batches(settings, shape)
+    smaller = _smaller_passes(shape) if shape.rollouts else _smaller_micro_batches(settings, shape)
     changed += [(setting, config, other) for setting, other in smaller]
     if not config.load_in_4bit:
         packed = dataclasses.replace(config, load_in_4bit=True)
@@ -295,7 +302,7 @@ def _smaller_micro_batches(settings: RunSettings, shape: StepShape) -> Iterator[
             yield setting, dataclasses.replace(shape, cached=micro)
 
 
-def _fewer_generations(shape: StepShape) -> Iterator[tuple[str, StepShape]]:
+def _smaller_passes(shape: StepShape) -> Iterator[tuple[str, StepShape]]:
     drawn = shape.rollouts
     assert drawn is not None, "only Refine-RL draws"
     items = drawn.items_per_pass or shape.query.rows
@@ -303,23 +310,23 @@ def _fewer_generations(shape: StepShape) -> Iterator[tuple[str, StepShape]]:
         if 1 <= fewer < items:
             again = dataclasses.replace(drawn, items_per_pass=fewer)
             yield f"--model.items_per_pass {fewer} (same result)", dataclasses.replace(shape, rollouts=again)
-    if drawn.num_generations >= 4:
-        again = dataclasses.replace(drawn, num_generations=drawn.num_generations // 2)
-        setting = f"--model.num_generations {again.num_generations}"
-        yield setting, dataclasses.replace(shape, rollouts=again)
 
 
 def _smaller_batches(settings: RunSettings, shape: StepShape) -> Iterator[tuple[str, StepShape]]:
-    """Shorter rewrites, and fewer pairs."""
+    """Shorter rewrites, fewer of them, and fewer pairs."""
     query, target, rows = shape.query, shape.target, shape.query.rows
     short = max(1, settings.backbone.prompt.max_rewrite_tokens // 2)
     shorter = dataclasses.replace(shape, query=_shorter(query, short + 2), target=_shorter(target, short + 2))
     if shape.rollouts is not None:
-        budget = min(short, shape.rollouts.max_new_tokens)
-        drawn = dataclasses.replace(shape.rollouts, max_new_tokens=budget)
-        shorter = dataclasses.replace(shorter, rollouts=drawn)
+        short = max(1, shape.rollouts.max_new_tokens // 2)
+        drawn = dataclasses.replace(shape.rollouts, max_new_tokens=short)
+        shorter = dataclasses.replace(shape, rollouts=drawn)
     if shorter != shape:
         yield f"rewrites of at most {short} tokens", shorter
+    if shape.rollouts is not None and shape.rollouts.num_generations >= 4:
+        drawn = dataclasses.replace(shape.rollouts, num_generations=shape.rollouts.num_generations // 2)
+        setting = f"--model.num_generations {drawn.num_generations}"
+        yield setting, dataclasses.replace(shape, rollouts=drawn)
     for fewer in (rows // 2, rows // 4):
         if fewer >= 2:
             batch = fewer * settings.num_processes

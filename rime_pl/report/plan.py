@@ -36,12 +36,11 @@ def fact_table(plan: Mapping[str, Any]) -> Table:
     table = _table(f"Plan of {plan['stage']} on {plan['checkpoint']}", ("", "left"), ("", "left"))
     disk = plan["disk_bytes"]
     own = next(stage for stage in plan["stages"] if stage["stage"] == plan["stage"])
+    negatives = "-" if plan["negatives_per_query"] is None else plan["negatives_per_query"]
     rows = {
         "parameters, trained": f"{plan['parameters']:,}, {plan['trained_parameters']:,}",
         "processes": f"{plan['processes']} ({plan['strategy']})",
-        "negatives per query": "-"
-        if plan["negatives_per_query"] is None
-        else f"{plan['negatives_per_query']} (batch of {plan['batch_size']} pairs)",
+        "negatives per query": f"{negatives} (batch of {plan['batch_size']} pairs)",
         "tokens per step": f"{plan['tokens_per_step']:,}, longest row {plan['longest_row']}",
         "lengths": plan["lengths"],
         "steps": "not known: give --steps or a corpus" if plan["steps"] is None else f"{plan['steps']:,}",

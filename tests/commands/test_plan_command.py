@@ -70,6 +70,9 @@ def test_refine_rl_is_planned_by_its_own_settings(
     assert changes["--model.num_generations 2"] < only["peak"] > changes["rewrites of at most 16 tokens"]
     assert main([*recipe, "--model.sides", "query", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["peak"] < only["peak"]
+    overlay = str(RECIPE.parents[1] / "overlays/fsdp.yaml")
+    assert main([*recipe, "--config", overlay]) == 2
+    assert "not under FSDP2" in capsys.readouterr().err
     assert main(recipe) == 0
     assert "drawing not counted" in capsys.readouterr().out
 

@@ -34,6 +34,7 @@ def test_the_page_says_what_does_not_hold_and_what_was_not_run() -> None:
     assert f"{len(NEEDED) - 3} of {len(NEEDED)} parts of the claim hold." in page
     assert page.count("The claim holds on this corpus") == 1  # scenes
     assert page.count("Not run.") == 2  # the two other claims
+    assert "| 1. Rewrite, or steps of reasoning? | scenes | not run |" in page
 
 
 def test_a_bar_other_than_zero_decides() -> None:
@@ -74,3 +75,18 @@ def test_a_seed_given_twice_or_nothing_to_read_is_named(tmp_path: Path) -> None:
         pooled(folders)
     with pytest.raises(RimeError, match=r"--compared .*empty: no compare.json"):
         pooled([tmp_path / "empty"])
+
+
+def test_runs_that_cannot_be_pooled_are_named(tmp_path: Path) -> None:
+    first, second = compared(tmp_path / "0", 0), compared(tmp_path / "1", 1)
+    manifest = tmp_path / "1" / "decisive" / "manifest.json"
+    kept = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(kept | {"steps": 10}))
+    with pytest.raises(RimeError, match=r"unlike numbers of steps .*0/decisive: 9, .*1/decisive: 10"):
+        pooled([first, second])
+    manifest.unlink()
+    with pytest.raises(RimeError, match=r"1/decisive: no manifest.json here"):
+        pooled([first, second])
+    (second / "compare.json").write_text(json.dumps({"stage": "cma"}))
+    with pytest.raises(RimeError, match=r"1: an older version wrote it; run `rime compare` again"):
+        pooled([second])

@@ -119,6 +119,11 @@ def test_differences_pair_the_queries_of_all_seeds(tmp_path: Path) -> None:
     difference = pooled_difference(seeds, "decisive", "before", "disc-disc")
     assert difference["mean"] == pytest.approx(0.25)
     assert difference["lower"] >= 0.0  # no query is lost: paired, the difference is never negative
+    # a query that two seeds saw is not two queries: twice the same seed says no more than once
+    once = pooled_difference(seeds[:1], "decisive", "before", "disc-disc")
+    assert {**difference, "seeds": once["seeds"]} == once
+    with pytest.raises(RimeError, match=r"before/ranks.json has no crossed/new-old"):
+        pooled_difference(seeds, "decisive", "before", "crossed/new-old")
     same = pooled_difference(seeds, "decisive", "decisive", "gen-gen", "disc-disc")
     assert same == {"mean": 0.0, "lower": 0.0, "upper": 0.0, "seeds": [0.0, 0.0]}
 
