@@ -33,7 +33,7 @@ from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pai
 from rime_pl.gpu.stages import STAGES
 from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.predict import stage_plan
-from rime_pl.memory.rehearsal import StepShape, side_shape
+from rime_pl.memory.shapes import StepShape, side_shape
 from rime_pl.memory.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig

@@ -31,7 +31,8 @@ from rime_pl.memory.plan import (
     step_flops,
 )
 from rime_pl.memory.predict import SHARDED, quick_peak, stage_plan, step_work
-from rime_pl.memory.rehearsal import RolloutShape, SideShape, StepShape, side_shape, static_memory
+from rime_pl.memory.rehearsal import static_memory
+from rime_pl.memory.shapes import RolloutShape, SideShape, StepShape, side_shape
 from rime_pl.memory.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.report.plan import print_plan

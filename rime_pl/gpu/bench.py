@@ -23,7 +23,7 @@ from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pai
 from rime_pl.gpu.watch import Seen, Watch, memory_of, release
 from rime_pl.memory.plan import StagePlan
 from rime_pl.memory.predict import stage_plan
-from rime_pl.memory.rehearsal import RolloutShape, StepShape, side_shape
+from rime_pl.memory.shapes import RolloutShape, StepShape, side_shape
 from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture
 from rime_pl.modules.base import RimeModule
 from rime_pl.processing import RimeProcessor

@@ -17,7 +17,7 @@ from rime_pl.backbone.mllm import Backbone
 from rime_pl.gpu.bench import Bench
 from rime_pl.gpu.watch import Seen
 from rime_pl.memory.plan import StagePlan
-from rime_pl.memory.rehearsal import RolloutShape
+from rime_pl.memory.shapes import RolloutShape
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule

@@ -12,7 +12,8 @@ import torch
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.memory.plan import StagePlan, Work
-from rime_pl.memory.rehearsal import Static, StepMemory, StepShape, rehearse, static_memory
+from rime_pl.memory.rehearsal import Static, StepMemory, rehearse, static_memory
+from rime_pl.memory.shapes import StepShape
 from rime_pl.memory.skeleton import Skeleton, build_skeleton
 
 #: Depths at which a what-if is rehearsed; every part grows linearly from layer to layer.

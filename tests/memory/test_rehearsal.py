@@ -10,7 +10,8 @@ import torch
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.memory.micro_batches import MicroBatches
 from rime_pl.memory.predict import SHALLOW, _static_parts, quick_peak, stage_plan, step_work
-from rime_pl.memory.rehearsal import RolloutShape, SideShape, StepShape, rehearse, side_shape, static_memory
+from rime_pl.memory.rehearsal import rehearse, static_memory
+from rime_pl.memory.shapes import RolloutShape, SideShape, StepShape, side_shape
 from rime_pl.memory.skeleton import Skeleton, build_skeleton, read_architecture, state_tensors
 from rime_pl.memory.tracking import LiveBytes
 from rime_pl.modules.base import RimeModule
