@@ -43,10 +43,10 @@ LoRA): what holds here is shown for this miniature alone, and what does not hold
 model.
 
 Each claim is cut into differences of recall@1 between runs that share seed, data and base; what each
-has to reach was set when the stage was planned, before its runs. A difference **holds** when its whole
-95 % interval is above that, **does not hold** when the whole interval is below, and is **not shown**
-otherwise. Queries are resampled, paired, each with what all seeds made of it; the spread between seeds
-is not in the interval: see *each seed*.
+has to reach stands beside it (the bars of section 2 were written into the code after its runs). A
+difference **holds** when its whole 95 % interval is above that, **does not hold** when the whole
+interval is below, and is **not shown** otherwise. Queries are resampled, paired, each with what all
+seeds made of it; the spread between seeds is not in the interval: see *each seed*.
 """
 Results = Mapping[str, Any]  # of one stage and corpus, as in compare.json
 
