@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rime_pl.commands.compare import Variants, measured
+from rime_pl.commands.compare import Variants, manifest_of, measured
 from rime_pl.report.claims import TITLES, claims_figure, claims_page, figure_name
 from rime_pl.report.comparison import COMPARISONS, comparison_figure
 from rime_pl.report.figures import save_figure
@@ -62,7 +62,7 @@ def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
         stage = compared["stage"]
         for names in compared["folders"]:
             variants = {name: Path(run) for name, run in names.items()}
-            manifest = _manifest(variants[COMPARISONS[stage].subject])
+            manifest = manifest_of(variants[COMPARISONS[stage].subject])
             of_corpus = seeds.setdefault((stage, Path(manifest["data"]).name), {})
             if of_corpus.get(manifest["seed"], variants) != variants:
                 raise RimeError(
@@ -81,19 +81,9 @@ def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def _manifest(run: Path) -> dict[str, Any]:
-    file = run / "manifest.json"
-    if not file.is_file():
-        raise RimeError(
-            f"{run}: no manifest.json here. The page needs this run's folder where it was; relative paths "
-            "count from the folder that the runs were started in."
-        )
-    return dict(json.loads(file.read_text()))
-
-
 def _refuse_unlike(runs: list[Path]) -> None:
     """Seeds are averaged only over runs of one length."""
-    steps = {run: _manifest(run)["steps"] for run in runs}
+    steps = {run: manifest_of(run)["steps"] for run in runs}
     if len(set(steps.values())) > 1:
         told = ", ".join(f"{run}: {count}" for run, count in steps.items())
         raise RimeError(f"--compared: runs of unlike numbers of steps are not averaged: {told}.")

@@ -87,7 +87,7 @@ def stage_of(folders: list[Path]) -> str:
                 f"--run {folder}: no finished run here (done.json is missing). Run `make train-sft`, "
                 "`make train-cma` or `make train-refine-rl` first."
             )
-        stages.add(_manifest(folder)["stage"])
+        stages.add(manifest_of(folder)["stage"])
     if len(stages) != 1 or not stages <= set(COMPARISONS):
         raise RimeError(
             f"--run: these are of {', '.join(sorted(stages))}; give runs of one stage, "
@@ -114,7 +114,7 @@ def _other_writing(folder: Path, config: list[str], skip: Sequence[str]) -> dict
         return found
     budget, share = _room_for_steps(folder)
     cot = [*again, "--data.written", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
-    length = str(round(_manifest(folder)["steps"] * share))
+    length = str(round(manifest_of(folder)["steps"] * share))
     found["cot_tokens"] = [*cot, "--data.steps_per_epoch", length, "--trainer.max_epochs", "1"]
     return found | {"cot": cot}
 
@@ -132,7 +132,7 @@ def _without_reward(folder: Path, config: list[str], skip: Sequence[str]) -> dic
     further = ["cma", "fit", "--config", str(before / "config.yaml"), "--ckpt_path", "null"]
     further += ["--model.init_adapter_from", str(before / "adapter"), "--trainer.max_epochs", "1"]
     further += ["--data.steps_per_epoch"]
-    steps, again = int(_manifest(folder)["steps"]), ["refine-rl", "fit", *config]
+    steps, again = int(manifest_of(folder)["steps"]), ["refine-rl", "fit", *config]
     ancestor = ["--model.reward", "rank_margin", "--model.anchors", "rollouts", "--model.embedder", "policy"]
     found = {
         "further_steps": [*further, str(steps)],
@@ -185,7 +185,13 @@ def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
     return variants | {COMPARISONS[stage].subject: folder}
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a run that a comparison needs."""
+    if not (folder / "manifest.json").is_file():
+        raise RimeError(
+            f"{folder}: no manifest.json here. A comparison needs this run's folder where it was; relative "
+            "paths count from the folder that the runs were started in."
+        )
     return dict(json.loads((folder / "manifest.json").read_text()))
 
 
@@ -203,12 +209,7 @@ def previous_run(folder: Path) -> Path:
 
 def read_variant(folder: Path) -> dict[str, Any]:
     """The numbers of one run, as its summary has them, and its seconds per step."""
-    if not (folder / "summary.json").is_file():
-        raise RimeError(
-            f"{folder}: no summary.json here. A comparison needs this run's folder where it was; relative "
-            "paths count from the folder that the runs were started in."
-        )
-    summary, manifest = json.loads((folder / "summary.json").read_text()), _manifest(folder)
+    manifest, summary = manifest_of(folder), json.loads((folder / "summary.json").read_text())
     steps = manifest.get("steps_timed", manifest["steps"])  # fewer than all when the run was resumed
     step = summary["seconds"]["fit"] / steps if steps else None
     return {

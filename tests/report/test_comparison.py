@@ -179,7 +179,7 @@ def test_a_run_that_cannot_be_compared_is_named(tmp_path: Path) -> None:
     first = folder(tmp_path / "first", [1])
     with pytest.raises(RimeError, match=r"--run .*first: it started from no adapter"):
         previous_run(first)
-    with pytest.raises(RimeError, match=r"moved: no summary.json here"):
+    with pytest.raises(RimeError, match=r"moved: no manifest.json here"):
         read_variant(tmp_path / "moved")
     with pytest.raises(RimeError, match=r"of cma, refine_rl; give runs of one stage"):
         stage_of([first, folder(tmp_path / "rl", [1], stage="refine_rl")])
