@@ -7,6 +7,7 @@ checkpoint's own Hugging Face processor; only the chat layout comes from prompts
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,9 +59,9 @@ class RimeProcessor:
             [*modes, "<|im_end|>", IMAGE_TOKEN]
         )
         self.pad_id: int = self.tokenizer.pad_token_id
-        self.special_ids: list[int] = sorted(
-            i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special
-        )
+        special = {i: t.content for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        self.special_ids: list[int] = sorted(special)
+        self.special_pattern = re.compile("|".join(map(re.escape, special.values())))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, prompt: PromptConfig) -> RimeProcessor:
@@ -97,12 +98,21 @@ class RimeProcessor:
 
     # -- tokens ---------------------------------------------------------------------------------------
 
-    def prompts(self, items: Sequence[Item]) -> Prompts:
+    def prompts(self, items: Sequence[Item], keys: Sequence[str] | None = None) -> Prompts:
         """Items as left-padded prompts with the patches of all their images.
+
+        Args:
+            items: One a row.
+            keys: Names of the rows, for the error.
 
         Returns:
             Prompts of ``len(items)`` rows; ``pixel_values`` is None when no item has an image.
+
+        Raises:
+            DataError: If a text or an instruction holds a special token.
         """
+        for field in ("text", "instruction"):
+            self._refuse_special([getattr(item, field) for item in items], field, keys)
         images = [image for item in items for image in item.images]
         pixel_values = grid = None
         tokens_per_image: list[int] = []
@@ -127,8 +137,9 @@ class RimeProcessor:
             keys: Names of the rows, for the error.
 
         Raises:
-            DataError: If a rewrite is longer than ``prompt.max_rewrite_tokens``.
+            DataError: If a rewrite is longer than ``prompt.max_rewrite_tokens`` or holds a special token.
         """
+        self._refuse_special([rewrite or "" for rewrite in rewrites], "rewrite", keys)
         texts = [completion(self.prompt, rewrite or "") for rewrite in rewrites]
         rows = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         for number, row in enumerate(rows):
@@ -142,6 +153,16 @@ class RimeProcessor:
         ids, mask = _pad(rows, self.pad_id, side="right")
         return Completions(ids, mask)
 
+    def _refuse_special(self, texts: Sequence[str], field: str, keys: Sequence[str] | None) -> None:
+        """Inside a text it would be an image's place, the end of a turn or one more embedding."""
+        for number, text in enumerate(texts):
+            if found := self.special_pattern.search(text):
+                name = keys[number] if keys else f"row {number}"
+                raise DataError(
+                    f"{name}: field {field!r} holds {found.group()!r}, a special token of the model. "
+                    "Take it out of the text."
+                )
+
     def decode(self, completions: Completions) -> list[str]:
         """Texts of completions without special tokens."""
         rows = [
@@ -154,7 +175,7 @@ class RimeProcessor:
     def rows(self, items: Sequence[Item], keys: Sequence[str]) -> Rows:
         """Items with their reference rewrites, as one forward takes them."""
         return Rows(
-            prompts=self.prompts(items),
+            prompts=self.prompts(items, keys),
             completions=self.completions([item.rewrite for item in items], keys),
             annotated=torch.tensor([item.rewrite is not None for item in items]),
         )
@@ -175,10 +196,11 @@ class RimeProcessor:
     def eval_batch(self, side: Side, pairs: Sequence[Pair]) -> EvalBatch:
         """One row per pair: its query, or its target as a gallery item."""
         items = [_query(pair) if side == "query" else pair.target for pair in pairs]
+        names = [f"{pair.key} ({side})" for pair in pairs]
         return EvalBatch(
             side=side,
-            prompts=self.prompts(items),
-            completions=self.completions([item.rewrite for item in items], [pair.key for pair in pairs]),
+            prompts=self.prompts(items, names),
+            completions=self.completions([item.rewrite for item in items], names),
             item_ids=torch.tensor([content_hash(f"{side} {pair.key}") for pair in pairs]),
             content_ids=_hashes(items),
             relevant_ids=_hashes([pair.target for pair in pairs]),

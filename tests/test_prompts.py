@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig, chat_prompt, completion
-from rime_pl.types import DataError, Item
+from rime_pl.types import DataError, Item, Pair
 from tests.micro import PROMPT
 
 # Qwen's ChatML with images. Qwen2-VL begins with a system turn of its own, Qwen3-VL with none.
@@ -92,3 +93,19 @@ def test_a_rewrite_longer_than_the_budget_names_key_field_and_setting(processor:
     )
     with pytest.raises(DataError, match=message):
         processor.completions([" red", longer], ["train-000000.tar/w", "train-000000.tar/x"])
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", PROMPT.disc_token, PROMPT.gen_token])
+@pytest.mark.parametrize("field", ["text", "instruction", "rewrite"])
+def test_a_special_token_inside_a_text_names_key_and_field(
+    field: str, token: str, processor: RimeProcessor
+) -> None:
+    """It would be one more image's place, or one more embedding to read."""
+    good = Pair("train-000000.tar/w", "task", "all", Item("a", (), "c", rewrite="b"), Item("d", (), "e"))
+    bad = replace(good, key="train-000000.tar/x", target=replace(good.target, **{field: f"a {token} b"}))
+    processor.training_batch([good, good])
+    message = rf"^train-000000.tar/x \(target\): field '{field}' holds '{re.escape(token)}'"
+    with pytest.raises(DataError, match=message):
+        processor.training_batch([good, bad])
+    with pytest.raises(DataError, match=message):
+        processor.eval_batch("target", [good, bad])

@@ -22,6 +22,7 @@ class PolicyLoss:
 
     loss: Tensor  # scalar with gradient
     kl_sum: Tensor  # scalar: sum of k3 over the counted tokens, no gradient
+    k2_sum: Tensor  # scalar: sum of k2 over them, no gradient
     clipped_sum: Tensor  # scalar: counted tokens whose gradient the clip has cut off
 
 
@@ -42,6 +43,15 @@ def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     gap = ref_logprobs - logprobs
     return gap.exp() - gap - 1
+
+
+def k2_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """The same, half the squared gap: what to watch, since one token that the reference finds likelier by g
+    nats weighs g^2 / 2 here and exp(g) in k3.
+
+    Source: J. Schulman, "Approximating KL divergence" (2020), estimator k2.
+    """
+    return (ref_logprobs - logprobs).square() / 2
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ def policy_loss(
     divergence = k3_divergence(logprobs, ref_logprobs)
     loss = aggregate(kl_coef * divergence - surrogate, mask, divisors, loss_type)
     clipped = ((ratio < 1 - clip_low) & (weight < 0)) | ((ratio > 1 + clip_high) & (weight > 0))
-    return PolicyLoss(loss, (divergence * mask).sum().detach(), (clipped * mask).sum().detach())
+    watched = (divergence, k2_divergence(logprobs, ref_logprobs), clipped)
+    return PolicyLoss(loss, *((values * mask).sum().detach() for values in watched))
 
 
 def aggregate(per_token: Tensor, mask: Tensor, divisors: Divisors, loss_type: LossType) -> Tensor:

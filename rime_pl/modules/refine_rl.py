@@ -61,7 +61,8 @@ class RefineRLModule(RimeModule):
         loss_type: How tokens are summed up: grpo, dr_grpo or dapo.
         clip_low, clip_high: The ratio is clipped to 1 - clip_low, 1 + clip_high.
         kl_coef: Weight of the divergence from the reference.
-        max_kl: Mean divergence per token, in nats, above which the run stops.
+        max_kl: Mean divergence per token, in nats, above which the run stops. Of k2 (``train/k2``), since k3,
+            the penalty, can be as high from a single token.
         num_updates: Optimiser steps for each batch of rollouts; with 1 the ratio is 1 and nothing is clipped.
         items_per_pass: Items of a pass, against memory; null takes the batch at once. Changes no result.
         max_grad_norm: Gradients are scaled down to this norm.
@@ -212,7 +213,7 @@ class RefineRLModule(RimeModule):
         divisors = self.count(parts)
 
         for update in range(self.num_updates):
-            sums = torch.zeros(5, device=self.device)  # loss, divergence, clipped, entropy, reward
+            sums = torch.zeros(6, device=self.device)  # loss, k3, k2, clipped, entropy, reward
             for part in parts:
                 scores = score_rollouts(
                     self.model, part.prompts, part.rollouts, self.sampling_temperature, part.images
@@ -232,7 +233,7 @@ class RefineRLModule(RimeModule):
                     self.kl_coef,
                 )
                 self.manual_backward(out.loss * world_size())  # DDP takes the mean of the ranks' gradients
-                watched = (out.loss.detach(), out.kl_sum, out.clipped_sum, scores.entropy.sum())
+                watched = (out.loss.detach(), out.kl_sum, out.k2_sum, out.clipped_sum, scores.entropy.sum())
                 sums += torch.stack([*watched, part.rewards.sum()])
             self.step(batch, divisors, all_reduce_sum(sums), update)
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
@@ -288,14 +289,14 @@ class RefineRLModule(RimeModule):
     def step(self, batch: Batch, divisors: Divisors, sums: Tensor, update: int) -> None:
         """One step of the optimiser, unless something is out of bounds; equal on all ranks."""
         loss, *totals, reward = sums.tolist()
-        kl, clipped, entropy = (total / max(1, divisors.num_tokens) for total in totals)
+        kl, k2, clipped, entropy = (total / max(1, divisors.num_tokens) for total in totals)
         optimizer: Any = self.optimizers()
         parameters = [p for p in self.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         finite = torch.isfinite(sums).all() and torch.isfinite(norm)
-        if not finite or kl > self.max_kl:
+        if not finite or k2 > self.max_kl:
             what = (
-                f"mean divergence from the reference {kl:.3g} nats per token > model.max_kl={self.max_kl}"
+                f"mean divergence from the reference {k2:.3g} nats per token > model.max_kl={self.max_kl}"
                 if finite
                 else f"not finite: loss {loss}, divergence {kl}, reward {reward}, gradient norm {float(norm)}"
             )
@@ -305,8 +306,8 @@ class RefineRLModule(RimeModule):
             )
         optimizer.step()
         optimizer.zero_grad()
-        self.log_means(len(batch), {"loss": loss, "kl": kl, "clip_fraction": clipped, "entropy": entropy})
-        self.log_means(len(batch), {"grad_norm": float(norm)})
+        self.log_means(len(batch), {"loss": loss, "kl": kl, "k2": k2, "clip_fraction": clipped})
+        self.log_means(len(batch), {"entropy": entropy, "grad_norm": float(norm)})
 
     def log_rollouts(self, parts: list[Part], size: int) -> None:
         """What a person watches; docs/reference/metrics.md says what each means."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from rime_pl.losses.policy_gradient import Divisors, k3_divergence, policy_loss
+from rime_pl.losses.policy_gradient import Divisors, k2_divergence, k3_divergence, policy_loss
 
 LOSS_TYPES = ["grpo", "dr_grpo", "dapo"]
 MAX_TOKENS = 9
@@ -196,6 +196,12 @@ def test_several_updates_move_the_ratio_until_the_clip_stops_them() -> None:
 def test_k3_in_closed_form() -> None:
     policy, reference = torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -1.0])
     torch.testing.assert_close(k3_divergence(policy, reference), torch.tensor([0.0, math.e - 2]))
+
+
+def test_one_surprising_token_weighs_less_in_k2_and_both_are_the_divergence_near_the_reference() -> None:
+    far, near, zero = torch.tensor(-8.0), torch.tensor(-1e-2), torch.tensor(0.0)
+    assert k2_divergence(far, zero) == 32 and k3_divergence(far, zero) > 2900
+    torch.testing.assert_close(k2_divergence(near, zero), k3_divergence(near, zero), rtol=1e-2, atol=0)
 
 
 def test_an_unknown_type_is_named() -> None:

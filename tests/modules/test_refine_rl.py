@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rime_pl.backbone.adapters import trained_values
+from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, DivergedError, Pair, RimeError
@@ -164,6 +166,23 @@ def test_exploding_divergence_stops_before_the_step(make_module: MakeModule, rl_
     assert all(key in str(caught.value) for key in rl_batch.keys)
     after = trained_values(module.model)
     assert all(before[name].equal(after[name]) for name in before)
+
+
+def test_one_token_that_the_reference_finds_likelier_does_not_stop_the_run(
+    make_module: MakeModule, rl_batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module(max_kl=10.0)
+    inner = refine_rl.policy_loss
+
+    def surprised(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, *rest: Any) -> Any:
+        reference = rest[0].clone()
+        reference[0, 0] += 11.0  # k3 of this token: 6e4 nats, over a few hundred tokens; k2: 60
+        return inner(logprobs, old, advantages, mask, reference, *rest[1:])
+
+    monkeypatch.setattr(refine_rl, "policy_loss", surprised)
+    module.training_step(rl_batch, 0)
+    watched = logged(module)
+    assert watched["train/kl"] > 10 > watched["train/k2"] > 0
 
 
 @pytest.mark.parametrize("where", ["reward", "weights"])

@@ -138,10 +138,8 @@ def test_refine_rl_leaves_what_a_person_watches(runs: Path) -> None:
         assert crossed[name] == pytest.approx(mean(mean(hits) for hits in found.values()))
     assert 0 <= summary["after"]["rewrite"]["slot_f1"] <= 1
     assert "Mean reward" in (folder / "rewrites.md").read_text()
-    watched = (
-        "reward reward_format reward_embedding reward_spread gain no_signal rewrite_length kl clip_fraction"
-    )
-    for name in (*watched.split(), "entropy", "loss", "grad_norm"):
+    watched = "reward reward_format reward_embedding reward_spread gain no_signal rewrite_length kl k2"
+    for name in (*watched.split(), "clip_fraction", "entropy", "loss", "grad_norm"):
         assert len(scalars(folder, f"train/{name}")) == 6, name
     before, after = (
         load_file(runs / stage / "adapter" / "adapter_model.safetensors") for stage in ("cma", "refine_rl")
