@@ -67,6 +67,8 @@ def image_tower(skeleton: Skeleton) -> Check:
 def precision(trainer_precision: str | int | None, strategy: str, load_in_4bit: bool) -> Check:
     """Lightning must cast nothing: types are model.backbone.dtype's, and a cast destroys packed bytes.
 
+    Called by every stage before it builds the model, too.
+
     Args:
         trainer_precision: trainer.precision.
         strategy: "single", "ddp" or "fsdp".
@@ -78,6 +80,9 @@ def precision(trainer_precision: str | int | None, strategy: str, load_in_4bit: 
     remedy = "Set --trainer.precision 32-true, and half precision with --model.backbone.dtype bfloat16."
     if strategy == "fsdp" and load_in_4bit:
         return problem("trainer.precision", f"{seen}: FSDP2 would cast the packed 4-bit bytes", remedy)
+    if str(trainer_precision).endswith("-true"):
+        seen += ": what the backbone keeps in float32 would be cast"
+        return problem("trainer.precision", seen, remedy)
     return warning("trainer.precision", f"{seen}: activations are cast behind the backbone's back", remedy)
 
 

@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +34,8 @@ from rime_pl.report.curves import curve_means
 from rime_pl.report.figures import save_figure
 from rime_pl.types import MODE_PAIRS, RimeError
 
+DONE = "done.json"  # the last file that a run writes
+Controls = Iterator[tuple[str, list[str]]]
 Variants = dict[str, Path]  # "before", the controls, the run itself -> run folder
 
 
@@ -82,7 +84,7 @@ def stage_of(folders: list[Path]) -> str:
     """The stage that all runs are of."""
     stages = set()
     for folder in folders:
-        if not (folder / "done.json").is_file():
+        if not (folder / DONE).is_file():
             raise RimeError(
                 f"--run {folder}: no finished run here (done.json is missing). Run `make train-sft`, "
                 "`make train-cma` or `make train-refine-rl` first."
@@ -96,58 +98,50 @@ def stage_of(folders: list[Path]) -> str:
     return str(stages.pop())
 
 
-def controls(stage: str, folder: Path, skip: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Name of each control -> the words after `rime` that train it, without its folder."""
+def controls(stage: str, folder: Path, skip: Sequence[str] = ()) -> Controls:
+    """Name of each control, and the words after `rime` that train it, without its folder.
+
+    One after the other, since the first may have measured what the next one needs.
+    """
     config = ["--config", str(folder / "config.yaml"), "--ckpt_path", "null"]
     make = {"sft": _other_writing, "cma": _without_alignment, "refine_rl": _without_reward}[stage]
-    return {name: words for name, words in make(folder, config, skip).items() if name not in skip}
+    return ((name, words) for name, words in make(folder, config, skip) if name not in skip)
 
 
-def _other_writing(folder: Path, config: list[str], skip: Sequence[str]) -> dict[str, list[str]]:
+def _other_writing(folder: Path, config: list[str], skip: Sequence[str]) -> Controls:
     again = ["sft", "fit", *config]
     bare = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
-    found = {
-        "disc_only": [*again, *bare, "--data.require_rewrites", "false"],
-        "pause": [*again, "--data.written", "pause"],
-    }
+    yield "disc_only", [*again, *bare, "--data.require_rewrites", "false"]
+    yield "pause", [*again, "--data.written", "pause"]
     if {"cot", "cot_tokens"} <= set(skip):
-        return found
+        return
     budget, share = _room_for_steps(folder)
     cot = [*again, "--data.written", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
     length = str(round(manifest_of(folder)["steps"] * share))
-    found["cot_tokens"] = [*cot, "--data.steps_per_epoch", length, "--trainer.max_epochs", "1"]
-    return found | {"cot": cot}
+    yield "cot_tokens", [*cot, "--data.steps_per_epoch", length, "--trainer.max_epochs", "1"]
+    yield "cot", cot
 
 
-def _without_alignment(folder: Path, config: list[str], skip: Sequence[str]) -> dict[str, list[str]]:
+def _without_alignment(folder: Path, config: list[str], skip: Sequence[str]) -> Controls:
     again = ["cma", "fit", *config]
-    return {
-        "control": [*again, "--model.lambda_cma", "0", "--model.lambda_dec", "0"],
-        "plain": [*again, "--model.lambda_dec", "0"],
-    }
+    yield "control", [*again, "--model.lambda_cma", "0", "--model.lambda_dec", "0"]
+    yield "plain", [*again, "--model.lambda_dec", "0"]
 
 
-def _without_reward(folder: Path, config: list[str], skip: Sequence[str]) -> dict[str, list[str]]:
+def _without_reward(folder: Path, config: list[str], skip: Sequence[str]) -> Controls:
     before = previous_run(folder)
     further = ["cma", "fit", "--config", str(before / "config.yaml"), "--ckpt_path", "null"]
     further += ["--model.init_adapter_from", str(before / "adapter"), "--trainer.max_epochs", "1"]
     further += ["--data.steps_per_epoch"]
     steps, again = int(manifest_of(folder)["steps"]), ["refine-rl", "fit", *config]
     ancestor = ["--model.reward", "rank_margin", "--model.anchors", "rollouts", "--model.embedder", "policy"]
-    found = {
-        "further_steps": [*further, str(steps)],
-        "shuffled": [*again, "--model.shuffle_rewards", "true"],
-        "rollouts": [*again, *ancestor, "--model.sides", "both"],
-    }
-    if "further_seconds" not in skip:
-        each, each_before = (read_variant(run)["seconds_per_step"] for run in (folder, before))
-        if not each or not each_before:
-            raise RimeError(
-                f"--run {folder}: its steps, or those of {before}, were not timed (a run that was "
-                "resumed after its last step). Add --skip further_seconds."
-            )
-        found["further_seconds"] = [*further, str(max(1, round(steps * each / each_before)))]
-    return found
+    seconds = None if "further_seconds" in skip else steps * fastest_step(folder)
+    yield "further_steps", [*further, str(steps)]
+    if seconds is not None:
+        number = round(seconds / fastest_step(before, folder / "controls" / "further_steps"))
+        yield "further_seconds", [*further, str(max(1, number))]
+    yield "shuffled", [*again, "--model.shuffle_rewards", "true"]
+    yield "rollouts", [*again, *ancestor, "--model.sides", "both"]
 
 
 def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
@@ -172,9 +166,9 @@ def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
 def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
     """Run what is missing of the controls beside one run; a finished one is taken as it is."""
     variants = {} if stage == "sft" else {"before": previous_run(folder)}
-    for name, words in controls(stage, folder, skip).items():
+    for name, words in controls(stage, folder, skip):
         variants[name] = folder / "controls" / name
-        if (variants[name] / "done.json").is_file():
+        if (variants[name] / DONE).is_file():
             continue
         command = [sys.executable, "-m", "rime_pl.main", *words, "--run_dir", str(variants[name])]
         if subprocess.run(command).returncode:
@@ -205,6 +199,17 @@ def previous_run(folder: Path) -> Path:
             f"--run {folder}: it started from no adapter (model.init_adapter_from), so there is no before."
         )
     return Path(adapter).parent
+
+
+def fastest_step(*folders: Path) -> float:
+    """Seconds of a step in the least disturbed of those runs that are there."""
+    timed = [read_variant(folder)["seconds_per_step"] for folder in folders if (folder / DONE).is_file()]
+    if not any(timed):
+        raise RimeError(
+            f"--run {folders[0]}: its steps were not timed (a run that was resumed after its last step). "
+            "Add --skip further_seconds."
+        )
+    return min(filter(None, timed))
 
 
 def read_variant(folder: Path) -> dict[str, Any]:

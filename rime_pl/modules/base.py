@@ -19,6 +19,7 @@ from rime_pl.backbone.adapters import load_adapter_weights
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import describe
+from rime_pl.checks.settings import precision
 from rime_pl.distributed.gather import all_gather_rows, all_reduce_max, all_reduce_sum, world_size
 from rime_pl.distributed.sharding import shard_backbone
 from rime_pl.generation.rewriting import write_rewrites
@@ -120,18 +121,23 @@ class RimeModule(L.LightningModule):
         """Build the backbone on this rank's device, and shard it when the strategy asks for that."""
         if self.backbone is not None:
             return
+        strategy = self.trainer.strategy
+        sharded = "fsdp" if isinstance(strategy, ModelParallelStrategy) else ""
+        check = precision(self.trainer.precision, sharded, self.config.load_in_4bit)
+        if check.level == "problem":
+            raise RimeError(f"{check.seen}. {check.remedy}")
         processor = RimeProcessor.from_pretrained(self.config.name_or_path, self.config.prompt)
         # LoRA's random start depends on the seed alone, not on what ran before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             # not self.device, which is still the CPU here
-            backbone = Backbone(self.config, processor, self.trainer.strategy.root_device)
+            backbone = Backbone(self.config, processor, strategy.root_device)
         if self.init_adapter_from:
             load_adapter_weights(backbone.peft, self.init_adapter_from, processor, backbone.base_hash)
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            if self.trainer.strategy._save_distributed_checkpoint:
+        if isinstance(strategy, ModelParallelStrategy):
+            if strategy._save_distributed_checkpoint:
                 raise RimeError(
                     "trainer.strategy.init_args.save_distributed_checkpoint=true: checkpoints hold what "
                     "trains, in one file of a few MB for any number of processes. Set it to false."

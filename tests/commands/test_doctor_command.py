@@ -58,6 +58,7 @@ def test_this_installation_is_well() -> None:
         (installation.gpu(False, False, "13.0"), "ok", "none"),
         (precision("bf16-mixed", "single", True), "warning", "trainer.precision=bf16-mixed"),
         (precision("bf16-mixed", "fsdp", True), "problem", "cast the packed 4-bit bytes"),
+        (precision("bf16-true", "single", False), "problem", "in float32 would be cast"),
         (batch(7, 2), "problem", "data.batch_size=7 for 2 process(es)"),
         (batch(1, 1), "problem", "data.batch_size=1"),
     ],

@@ -136,7 +136,7 @@ def test_seconds_per_step_are_of_the_steps_that_were_timed(tmp_path: Path) -> No
 def test_the_controls_of_refine_rl_go_on_from_the_adapter_before(tmp_path: Path) -> None:
     before = folder(tmp_path / "cma", [1])  # 2 s a step
     refined = folder(tmp_path / "rl", [1], steps_timed=4, stage="refine_rl", before=before)  # 2.5 s a step
-    found = controls("refine_rl", refined)
+    found = dict(controls("refine_rl", refined))
     adapter = found["further_steps"].index("--model.init_adapter_from") + 1
     assert found["further_steps"][adapter] == str(before / "adapter")
     assert found["further_steps"][-2:] == ["--data.steps_per_epoch", "9"]
@@ -144,8 +144,19 @@ def test_the_controls_of_refine_rl_go_on_from_the_adapter_before(tmp_path: Path)
     assert found["shuffled"][:4] == ["refine-rl", "fit", "--config", str(refined / "config.yaml")]
     untimed = folder(tmp_path / "again", [1], steps_timed=0, stage="refine_rl", before=before)
     with pytest.raises(RimeError, match=r"were not timed .* --skip further_seconds"):
-        controls("refine_rl", untimed)
-    assert "further_seconds" not in controls("refine_rl", untimed, ["further_seconds"])
+        next(controls("refine_rl", untimed))  # before anything is trained
+    assert "further_seconds" not in dict(controls("refine_rl", untimed, ["further_seconds"]))
+
+
+def test_equal_seconds_are_counted_by_the_least_disturbed_run(tmp_path: Path) -> None:
+    """The control just trained shows that alignment takes 1 s a step, not the 2 s that it took before."""
+    before = folder(tmp_path / "cma", [1])
+    refined = folder(tmp_path / "rl", [1], steps_timed=4, stage="refine_rl", before=before)  # 2.5 s a step
+    found = controls("refine_rl", refined)
+    assert next(found)[0] == "further_steps"
+    folder(refined / "controls" / "further_steps", [1], steps_timed=10)
+    name, words = next(found)
+    assert name == "further_seconds" and words[-1] == str(round(9 * 2.5 / 1))
 
 
 @pytest.mark.parametrize("stage", sorted(COMPARISONS))
@@ -157,7 +168,7 @@ def test_a_stage_takes_the_words_of_its_controls(
     run = folder(tmp_path / "run", [1], stage=stage, before=before)
     recipe = Path(__file__).parents[2] / "configs/tiny"
     names = set(COMPARISONS[stage].variants) - {"before", COMPARISONS[stage].subject}
-    found = controls(stage, run)
+    found = dict(controls(stage, run))
     assert found.keys() == names
     for words in found.values():
         of = words[0].replace("-", "_")

@@ -104,6 +104,7 @@ def test_an_adapter_of_another_base_is_refused(
         (("--data.batch_size", "500"), "data.batch_size"),
         (("--model.backbone.prompt.max_rewrite_tokens", "2"), "rewrite"),
         (("--model.backbone.name_or_path", "no/such/model"), "name_or_path"),
+        (("--trainer.precision", "bf16-true"), "model.backbone.dtype bfloat16"),
     ],
 )
 def test_bad_settings_are_named(
