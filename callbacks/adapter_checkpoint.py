@@ -60,7 +60,7 @@ class AdapterCheckpoint(Checkpoint):
         path = self.run_dir / LAST
         path.parent.mkdir(parents=True, exist_ok=True)
         half_written = path.with_suffix(".half")
-        trainer.save_checkpoint(half_written)
+        trainer.save_checkpoint(half_written, weights_only=False)
         if trainer.is_global_zero:
             half_written.replace(path)  # atomic: a kill leaves the old file or the new one
         trainer.strategy.barrier()

@@ -9,7 +9,9 @@ import argparse
 import ctypes
 import importlib
 import os
+import re
 import sys
+import warnings
 
 #: Further commands: name -> what it does. Each is rime_pl/commands/<name>.py.
 COMMANDS = {
@@ -22,6 +24,11 @@ COMMANDS = {
     "doctor": "check installation, settings and a run's adapter; each problem with its remedy",
     "gpu_check": "seconds and memory of every stage on this GPU, with a random 2B-shaped model in 4 bits",
 }
+#: Warnings about what one library calls in another: nobody who runs a stage can act on them.
+NOT_OURS = (
+    "`is_gradient_checkpointing` is deprecated",  # peft, in transformers
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning, in torch
+)
 #: Commands that take a stage's settings, such as --model.temperature 0.05, behind their own options.
 TAKE_SETTINGS = ("plan", "doctor")
 STAGES = {
@@ -37,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
+    for words in NOT_OURS:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(words)}")
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0
