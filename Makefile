@@ -45,7 +45,7 @@ BASE_ARGS := --model.backbone.name_or_path $(BASE)
 endif
 # The words of the other languages would take the room of those that are trained.
 BASE_FLAGS_openmoji := --tasks name_to_picture picture_to_name composed --vision_steps 400
-STAGE_ARGS = --config $(DATA_CONFIG) --data.path $(CORPUS) $(BASE_ARGS) --seed_everything $(SEED)
+STAGE_ARGS = $(addprefix --config ,$(wildcard $(DATA_CONFIG))) --data.path $(CORPUS) $(BASE_ARGS) --seed_everything $(SEED)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -91,7 +91,7 @@ $(CMA)/done.json: $(SFT)/done.json
 
 train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody annotated (runs whatever is missing)
 	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) --data.annotated_share $(ANNOTATED) \
-	  --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
+	  --data.rewrites unannotated --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
 
 study-writing: train-sft ## the SFT run beside runs that write steps, pauses or nothing before they embed (DATA=scenes)
 	$(RIME) compare --run $(SFT) --output $(RUN)/writing

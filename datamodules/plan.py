@@ -83,7 +83,7 @@ class BatchPlan:
                     f"data.annotated_share: task {dataset!r} has {known} annotated training samples of "
                     f"{len(indices)}, but each batch of {batch_size} takes {num_annotated} that are and "
                     f"{batch_size - num_annotated} that are not. Change the share, or "
-                    "data.annotated_batch_share."
+                    "set data.annotated_batch_share to null to draw from all alike."
                 )
 
     def __len__(self) -> int:

@@ -53,8 +53,9 @@ class RimeDataModule(L.LightningDataModule):
         max_broken_share: Share of broken samples above which the run stops with their list.
         annotated_share: Share of the training pairs whose rewrites are shown, chosen by their names; a pair
             of the rest takes part in the discriminative contrast alone.
-        annotated_batch_share: With ``annotated_share`` below 1, the share of each batch that is annotated:
-            those pairs come round more often, so that rewrites are learned at a steady pace.
+        annotated_batch_share: Where not every pair has a rewrite, the share of each batch that has: those
+            pairs come round more often, so that rewrites are learned at a steady pace; null draws from all
+            alike.
         rewrites: The training pairs to use: all, the annotated ones, or those without (for RL).
         written: What is written before the generative embedding: the rewrite, the corpus' steps and then the
             rewrite (cot), or full stops in place of its words (pause, a control). Raise
@@ -77,13 +78,13 @@ class RimeDataModule(L.LightningDataModule):
         require_rewrites: bool = True,
         max_broken_share: float = 0.0,
         annotated_share: float = 1.0,
-        annotated_batch_share: float = 0.5,
+        annotated_batch_share: float | None = 0.5,
         rewrites: Literal["all", "annotated", "unannotated"] = "all",
         written: Written = "rewrite",
     ) -> None:
         super().__init__()
         for name, share in (("share", annotated_share), ("batch_share", annotated_batch_share)):
-            if not 0 < share <= 1:
+            if share is not None and not 0 < share <= 1:
                 raise RimeError(f"data.annotated_{name}: {share} is no share. Give more than 0, at most 1.")
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise RimeError(
@@ -124,23 +125,28 @@ class RimeDataModule(L.LightningDataModule):
             )  # not divisible: say so before the model loads
 
     def _make_plan(self) -> BatchPlan:
-        everything = [(e, is_annotated(e.name, self.annotated_share)) for e in self._train_entries()]
+        everything = [
+            (entry, any(entry.has_rewrite) and is_annotated(entry.name, self.annotated_share))
+            for entry in self._train_entries()
+        ]
         wanted = {"all": (True, False), "annotated": (True,), "unannotated": (False,)}[self.rewrites]
         chosen = [(entry, annotated) for entry, annotated in everything if annotated in wanted]
         self._train = [entry for entry, _ in chosen]
         if not self._train:
             raise RimeError(
                 f"data.rewrites={self.rewrites} leaves no training pair with "
-                f"data.annotated_share={self.annotated_share}. Lower the share, or set data.rewrites to all."
+                f"data.annotated_share={self.annotated_share}. Change the share, or set data.rewrites to all."
             )
-        mixed = self.rewrites == "all" and self.annotated_share < 1
+        flags = [annotated for _, annotated in chosen]
+        both_kinds = not all(flags) and (any(flags) or self.annotated_share < 1)
+        mixed = both_kinds and self.annotated_batch_share is not None and self.rewrites == "all"
         return BatchPlan(
             [entry.dataset for entry in self._train],
             [entry.target_content for entry in self._train],
             self.batch_size,
             self.seed,
-            [annotated for _, annotated in chosen],
-            round(self.annotated_batch_share * self.batch_size) if mixed else None,
+            flags,
+            round((self.annotated_batch_share or 0) * self.batch_size) if mixed else None,
         )
 
     def _train_entries(self) -> list[Entry]:

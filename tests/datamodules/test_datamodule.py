@@ -15,6 +15,7 @@ import torch
 from colour_corpus import make_splits, write
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from datamodules.annotation import without_rewrites
 from datamodules.rime import RimeDataModule
 from datamodules.shards import read_split
 from rime_pl.types import Batch, DataError, RimeError
@@ -274,6 +275,23 @@ def test_missing_rewrite_is_broken_only_where_rewrites_are_needed(
         _loader(make_data(path=path))
     batches = _loader(make_data(path=path, require_rewrites=False))
     assert not any(batch.target.annotated.any() for batch in batches)
+
+
+def test_where_few_have_a_rewrite_they_come_round_more_often(make_data: MakeData, tmp_path: Path) -> None:
+    """Pairs are annotated when they have a rewrite, not only when a share of them is hidden."""
+    splits = make_splits()
+    splits["train"] = [
+        pair if number % 3 == 0 else without_rewrites(pair) for number, pair in enumerate(splits["train"])
+    ]
+    settings = {"path": write(tmp_path / "sparse", splits), "batch_size": 4, "require_rewrites": False}
+    for batch in _loader(make_data(**settings)):
+        assert batch.query.annotated.tolist() == [True, True, False, False]
+    alike = [
+        batch.query.annotated.sum() for batch in _loader(make_data(**settings, annotated_batch_share=None))
+    ]
+    assert len(set(map(int, alike))) > 1, "drawn alike, batches differ"
+    rest = _loader(make_data(**settings, rewrites="unannotated"))
+    assert not any(batch.query.annotated.any() for batch in rest)
 
 
 def test_missing_folder_and_missing_split(make_data: MakeData, corpus: Path, tmp_path: Path) -> None:
