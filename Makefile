@@ -89,7 +89,7 @@ train-cma: $(SFT)/done.json ## stage 2: align the modes (runs whatever is missin
 $(CMA)/done.json: $(SFT)/done.json
 	$(CMA_FIT)
 
-train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody annotated (runs whatever is missing)
+train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody annotated (after an SFT and a CMA with few rewrites)
 	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) --data.annotated_share $(ANNOTATED) \
 	  --data.rewrites unannotated --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
 

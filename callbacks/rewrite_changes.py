@@ -7,6 +7,7 @@ and the same table as text in TensorBoard, after each validation.
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -45,7 +46,9 @@ class RewriteChanges(Callback):
         title = f"# Rewrites before and after, step {trainer.global_step}"
         (self.run_dir / FILE).write_text(f"{title}\n\n{table}\n")
         if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("val/rewrites_before_and_after", table, trainer.global_step)
+            writer, step = trainer.logger.experiment, trainer.global_step
+            writer.add_text("val/rewrites_before_and_after", table, step)
+            writer.add_scalar("val/reward", fmean(one.reward_after for one in changes), step)
 
 
 def change_table(changes: list[RewriteChange]) -> str:
@@ -69,8 +72,8 @@ def change_table(changes: list[RewriteChange]) -> str:
                 f"{one.reward_after:.2f}",
             ]
         )
-    before = sum(one.reward_before for one in changes) / len(changes)
-    after = sum(one.reward_after for one in changes) / len(changes)
+    before = fmean(one.reward_before for one in changes)
+    after = fmean(one.reward_after for one in changes)
     changed = sum(one.before != one.after for one in changes)
     lines = ["| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in row) + " |" for row in rows]
     note = (

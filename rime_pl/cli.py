@@ -26,7 +26,7 @@ from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
-from rime_pl.report.stage import write_report
+from rime_pl.report.stage import DONE, write_report
 from rime_pl.types import RimeError
 
 STAGES: dict[str, type[RimeModule]] = {
@@ -45,7 +45,9 @@ class StageCLI(LightningCLI):
             "--run_dir", type=str, help="Folder of this run; an unfinished run in it is resumed."
         )
         parser.add_argument(
-            "--ckpt_path", type=str | None, help="Resume from this file instead of the run's last."
+            "--ckpt_path",
+            type=str | None,
+            help="fit: resume from this file instead of the run's last. test: test what is in it.",
         )
         parser.add_argument(
             "--num_threads", type=int | None, help="CPU threads of each process; null: torch's choice."
@@ -115,17 +117,33 @@ def run_stage(stage: str, argv: list[str]) -> int:
     finally:
         sys.argv = typed  # Lightning starts further processes with the words as typed
     if action == "test":
-        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-        finish(cli, stage, {"test": time.time() - started}, typed)
+        test(cli, stage, started, typed)
         return 0
     fit(cli, stage, started, typed)
     return 0
 
 
+def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
+    """Test a checkpoint, or else the adapter that the settings start from, into a folder of its own."""
+    if (cli.run_dir / DONE).is_file():
+        raise RimeError(
+            f"--run_dir {cli.run_dir}: a finished run, whose report would be overwritten. Give another "
+            f"folder, and --ckpt_path {cli.run_dir / LAST} to test what it trained."
+        )
+    if stage == "refine_rl" and not cli.config.ckpt_path:
+        raise RimeError(
+            "--ckpt_path is missing: model.init_adapter_from alone is the reference, compared with itself. "
+            f"Give RUN/{LAST}."
+        )
+    path = cli.config.ckpt_path
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=path, weights_only=False)
+    finish(cli, stage, {"test": time.time() - started}, typed, _global_step(Path(path)) if path else 0)
+
+
 def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Train (or go on), test on the split that chose nothing, write the report and the marker."""
     run_dir = cli.run_dir
-    if (run_dir / "done.json").is_file():
+    if (run_dir / DONE).is_file():
         print(f"{run_dir} is finished; see {run_dir / 'summary.txt'}. Another --run_dir starts a new run.")
         return
     if cli.trainer.is_global_zero:
@@ -134,19 +152,33 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     resume = cli.resume_from
     if resume:
         print(f"continuing from {resume} (step {_global_step(resume)})", flush=True)
+    if stage == "refine_rl" and (before := previous_summary(cli)):
+        trace = before["after"]["trace"]
+        print(
+            f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
+            f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
+            flush=True,
+        )
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-    steps = cli.trainer.global_step - (_global_step(resume) if resume else 0)
-    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed, steps)
+    steps = cli.trainer.global_step
+    timed = steps - (_global_step(resume) if resume else 0)
+    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed, steps, timed)
 
 
 def finish(
-    cli: StageCLI, stage: str, seconds: dict[str, float], typed: list[str], steps_timed: int = 0
+    cli: StageCLI,
+    stage: str,
+    seconds: dict[str, float],
+    typed: list[str],
+    steps: int,
+    steps_timed: int = 0,
 ) -> None:
     """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen.
 
     Args:
+        steps: That the tested weights were trained for in this stage.
         steps_timed: Steps that ``seconds["fit"]`` covers: all, unless the run was resumed.
     """
     if not cli.trainer.is_global_zero:
@@ -168,7 +200,7 @@ def finish(
             "data_hash": cli.datamodule.data_hash,
             "negatives_per_query": cli.datamodule.batch_size - 1,
             "processes": cli.trainer.world_size,
-            "steps": cli.trainer.global_step,
+            "steps": steps,
             "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
             "broken_samples": cli.datamodule.broken,

@@ -32,9 +32,9 @@ from rime_pl.prompts import PromptConfig
 from rime_pl.report.comparison import COMPARISONS, MEAN, comparison_figure, comparison_markdown
 from rime_pl.report.curves import curve_means
 from rime_pl.report.figures import save_figure
+from rime_pl.report.stage import DONE
 from rime_pl.types import MODE_PAIRS, RimeError
 
-DONE = "done.json"  # the last file that a run writes
 Controls = Iterator[tuple[str, list[str]]]
 Variants = dict[str, Path]  # "before", the controls, the run itself -> run folder
 
@@ -263,7 +263,7 @@ def headline_hits(folder: Path, pair: str) -> dict[str, Tensor]:
     names = headline or sorted({row["task"] for row in rows})
     if pair != MEAN and not all(pair in row["ranks"] for row in rows):
         raise RimeError(
-            f"{folder}/ranks.json has no {pair}: it was written by an older version; test it again."
+            f"{folder}/ranks.json has no {pair}: it was written by an older version; train it again."
         )
     pairs = MODE_PAIRS if pair == MEAN else (pair,)
     return {

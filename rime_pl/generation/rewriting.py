@@ -1,7 +1,7 @@
 """Writing rewrites: greedy for evaluation and search, sampled for reinforcement learning.
 
-Called by ``validation_step``, the retriever and, later, by RL. Special tokens other than the end of a
-rewrite are suppressed: a sampled image placeholder would make the next forward fail.
+Called by the stages' evaluation and the retriever. Reinforcement learning samples in rollouts.py, with the
+same tokens suppressed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts
 
 
@@ -22,6 +23,21 @@ class Rewriting:
     completions: Completions  # R rows, each ending in <gen_emb> and end of turn
     lengths: Tensor  # (R,) int64 tokens of the rewrite itself
     well_formed: Tensor  # (R,) bool: not empty, and the model itself wrote <gen_emb>
+
+
+def suppressed_tokens(processor: RimeProcessor, vocabulary: int, device: torch.device) -> Tensor:
+    """Tokens that no rewrite may hold: all special ones but its two ends, and rows beyond the tokenizer.
+
+    A sampled image placeholder would make the next forward fail.
+
+    Returns:
+        (V,) bool.
+    """
+    suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+    suppressed[len(processor.tokenizer) :] = True  # big checkpoints have spare rows
+    suppressed[torch.tensor(processor.special_ids, device=device)] = True
+    suppressed[torch.tensor([processor.gen_id, processor.turn_end_id], device=device)] = False
+    return suppressed
 
 
 @torch.no_grad()
@@ -47,6 +63,8 @@ def write_rewrites(
     processor = backbone.processor
     budget = max_new_tokens or processor.prompt.max_rewrite_tokens
     stop = [processor.gen_id, processor.turn_end_id]
+    vocabulary = len(backbone.language_model.get_output_embeddings().weight)
+    suppressed = suppressed_tokens(processor, vocabulary, prompts.input_ids.device)
     sampling = (
         {"do_sample": False}
         if temperature is None
@@ -59,7 +77,7 @@ def write_rewrites(
         max_new_tokens=budget + 1,  # one more for <gen_emb> itself
         eos_token_id=stop,
         pad_token_id=processor.pad_id,
-        suppress_tokens=[i for i in processor.special_ids if i not in stop],
+        suppress_tokens=suppressed.nonzero().flatten().tolist(),
         synced_gpus=synced,
         **sampling,
     )[:, prompts.input_ids.shape[1] :]

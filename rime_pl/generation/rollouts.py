@@ -19,8 +19,7 @@ from torch import Tensor
 
 from rime_pl.backbone.groups import forward_groups, read_prompts, read_token
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.rewriting import close_rewrites
-from rime_pl.processing import RimeProcessor
+from rime_pl.generation.rewriting import close_rewrites, suppressed_tokens
 from rime_pl.types import Prompts, Rollouts
 
 
@@ -32,21 +31,6 @@ class Scores:
     entropy: Tensor  # (N, C) float32 without gradient, 0 elsewhere
     gen: Tensor  # (N, D) float32, normalised: the generative embeddings
     disc: Tensor  # (R, D) float32, normalised
-
-
-def suppressed_tokens(processor: RimeProcessor, vocabulary: int, device: torch.device) -> Tensor:
-    """Tokens that no rewrite may hold: all special ones but its two ends, and rows beyond the tokenizer.
-
-    A sampled image placeholder would make the next forward fail.
-
-    Returns:
-        (V,) bool.
-    """
-    suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-    suppressed[len(processor.tokenizer) :] = True  # big checkpoints have spare rows
-    suppressed[torch.tensor(processor.special_ids, device=device)] = True
-    suppressed[torch.tensor([processor.gen_id, processor.turn_end_id], device=device)] = False
-    return suppressed
 
 
 def distribution(logits: Tensor, suppressed: Tensor, temperature: float) -> Tensor:

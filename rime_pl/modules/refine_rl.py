@@ -131,10 +131,17 @@ class RefineRLModule(RimeModule):
             "max_kl": self.max_kl,
             "num_updates": self.num_updates,
             "free_length": self.yardstick.settings.free_length,
+            "max_new_tokens": self.max_new_tokens,
+            "items_per_pass": self.items_per_pass,
+            "max_grad_norm": self.max_grad_norm,
         }
         for name, value in positive.items():
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise RimeError(f"model.{name}={value} must be > 0.")
+        others = ("clip_low", "clip_high", "kl_coef", "min_spread", "num_anchors")
+        for name in others:
+            if getattr(self, name) < 0:
+                raise RimeError(f"model.{name}={getattr(self, name)} must be 0 or more.")
         if self.num_generations < 2:
             raise RimeError(
                 f"model.num_generations={self.num_generations}: a group needs 2 rewrites or more."

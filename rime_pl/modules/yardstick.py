@@ -159,7 +159,7 @@ class Yardstick:
             target_disc: (B, D) by the reference.
 
         Returns:
-            (B,); not a number without a table, where there is nothing to compare with but the batch.
+            (B,); without a table against the other targets of the batch.
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)
         embeddings, known = target_disc, contents

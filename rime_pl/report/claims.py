@@ -28,8 +28,9 @@ SETUPS = {
     "refine_rl": (
         "From SFT and CMA runs that saw the rewrites of a tenth of the pairs, as it is where annotation is "
         "dear: so what is there before is less than in section 2. RL runs on the other pairs. *The "
-        "ancestor's reward* has rewrites of the other side as anchors; that discriminative ones are better "
-        "is no part of the claim."
+        "ancestor's reward* differs in form, embedder and anchors, which are rewrites of the other side; the "
+        "scale of advantages and the weight of the divergence are ours, in which its small differences count "
+        "for less. That ours is better is no part of the claim."
     ),
 }
 CORPUS_COLOURS = ("#2f6bde", "#e08a00", "#0f9d76")
@@ -44,8 +45,8 @@ model.
 
 Each claim is cut into differences of recall@1 between runs that share seed, data and base; what each
 has to reach stands beside it (the bars of section 2 were written into the code after its runs). A
-difference **holds** when its whole 95 % interval is above that, **does not hold** when the whole
-interval is below, and is **not shown** otherwise. Queries are resampled, paired, each with what all
+difference **holds** when its whole 95 % interval and every seed are above that, **does not hold** when
+the whole interval is below, and is **not shown** otherwise. Queries are resampled, paired, each with what all
 seeds made of it; the spread between seeds is not in the interval: see *each seed*.
 """
 Results = Mapping[str, Any]  # of one stage and corpus, as in compare.json
@@ -118,7 +119,7 @@ def in_words(result: Results) -> list[str]:
     lines = [f"{len(failed['holds'])} of {len(found) + len(missing)} parts of the claim hold."]
     for name, lead in (
         ("does not hold", "Does not hold"),
-        ("not shown", "Not shown, the interval lies on both sides"),
+        ("not shown", "Not shown, the interval or a seed lies on the other side"),
     ):
         if failed[name]:
             lines.append(f"{lead}: {'; '.join(failed[name])}.")

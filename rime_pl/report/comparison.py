@@ -252,18 +252,20 @@ def differences_table(result: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(difference: Difference, found: Mapping[str, Any]) -> str:
-    """Where the interval of a difference lies beside what its claim needs.
+    """Where the interval of a difference, and each seed, lie beside what its claim needs.
 
     Equal runs are no gain: a bar of 0 wants more than 0.
 
     >>> need = Difference("name", "a", "b", "gen-gen", "label", at_least=0.0)
     >>> bounds = ((0.1, 0.2), (-0.1, 0.1), (-0.2, -0.1), (0.0, 0.0))
-    >>> [verdict(need, {"lower": low, "upper": high}) for low, high in bounds]
+    >>> [verdict(need, {"lower": low, "upper": high, "seeds": [high]}) for low, high in bounds]
     ['holds', 'not shown', 'does not hold', 'not shown']
+    >>> verdict(need, {"lower": 0.1, "upper": 0.2, "seeds": [0.4, -0.1]})
+    'not shown'
     """
     if difference.at_least is None:
         return "-"
-    if found["lower"] > difference.at_least:
+    if min(found["lower"], *found["seeds"]) > difference.at_least:
         return "holds"
     return "does not hold" if found["upper"] < difference.at_least else "not shown"
 

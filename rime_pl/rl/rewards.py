@@ -40,8 +40,8 @@ def anchored_reward(embeddings: Tensor, anchors: Anchors, temperature: float) ->
         ValueError: If the temperature is not positive, or a rewrite has no positive.
 
     Paper: discriminative embeddings as stable anchors are RIME's (arXiv 2604.22280); the form is ours. It
-    counts from chance, a constant for each item, so that a malformed rewrite, worth 0, does not beat a
-    well-formed one that finds little.
+    counts from chance, a constant for each item: a malformed rewrite, worth 0, beats a well-formed one only
+    where that one's positive is less likely than exp(-w_f / w_e) of chance.
 
     Example:
         >>> import torch

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, trained_values
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.generation.rewriting import suppressed_tokens
 from rime_pl.generation.rollouts import (
     distribution,
     draw,
     random_numbers,
     sample_rollouts,
     score_rollouts,
-    suppressed_tokens,
 )
 from rime_pl.types import Batch, Prompts, Rollouts
 from tests.conftest import MakeBackbone

@@ -103,7 +103,7 @@ def test_every_switch_trains(settings: dict[str, Any], make_module: MakeModule, 
 def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
     gradients = []
     for size in (None, 1, 3):
-        module = make_module(items_per_pass=size, learning_rate=0.0)
+        module = make_module(items_per_pass=size, learning_rate=0.0, max_grad_norm=1e9)
         module.optimizers().zero_grad = lambda: None  # type: ignore[union-attr,method-assign]
         module.training_step(rl_batch, 0)
         gradients.append({n: p.grad for n, p in module.named_parameters() if p.requires_grad})
@@ -219,6 +219,9 @@ def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_b
         ({"num_generations": 1}, "model.num_generations=1"),
         ({"anchors": "rollouts", "sides": "query"}, "model.anchors=rollouts"),
         ({"reward_temperature": 0.0}, "model.reward_temperature=0.0 must be > 0"),
+        ({"items_per_pass": 0}, "model.items_per_pass=0 must be > 0"),
+        ({"max_new_tokens": 0}, "model.max_new_tokens=0 must be > 0"),
+        ({"clip_low": -0.1}, "model.clip_low=-0.1 must be 0 or more"),
         ({"num_updates": 0}, "model.num_updates=0"),
     ]:
         with pytest.raises(RimeError, match=message):

@@ -158,8 +158,22 @@ def test_a_diverged_run_names_step_samples_and_last_good_checkpoint(
     said = capsys.readouterr().err
     assert re.search(r"stopped at step \d \(batch \d, update \d\)", said) and "train-000000.tar/" in said
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    saved = "none" if not checkpoint.is_file() else str(checkpoint)
-    assert f"Last good checkpoint: {saved}" in said
+    assert checkpoint.is_file() and f"Last good checkpoint: {checkpoint}" in said
+
+
+def test_a_checkpoint_is_tested_into_a_folder_of_its_own(runs: Path, tmp_path: Path, capsys) -> None:
+    """What was trained, not the adapter that it started from; the run's own report stays."""
+    run, again = runs / "refine_rl", tmp_path / "again"
+    checkpoint = ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    words = ["refine-rl", "test", "--config", str(run / "config.yaml")]
+    assert main([*words, *checkpoint, "--run_dir", str(again)]) == 0
+    first, second = (read_json(folder / "summary.json")["after"] for folder in (run, again))
+    assert all(second[name] == first[name] for name in ("recall@1", "trace", "crossed"))
+    assert read_json(again / "manifest.json")["steps"] == read_json(run / "manifest.json")["steps"]
+    assert main([*words, *checkpoint, "--run_dir", str(run)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert main([*words, "--run_dir", str(tmp_path / "bare")]) == 2
+    assert "--ckpt_path is missing" in capsys.readouterr().err
 
 
 def test_refine_rl_without_an_adapter_is_told_where_to_start(

@@ -8,23 +8,28 @@ import pytest
 from safetensors.torch import load_file
 
 from rime_pl.main import main
-from tests.stages.runs import ROOT, read_json, run_process, scalars, stage_arguments
+from tests.stages.runs import ROOT, read_json, refine_rl_arguments, run_process, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
+PARTS = ("--data.batch_size", "4", "--model.items_per_pass", "1")  # two passes on each of two processes
 
 
 @pytest.fixture(scope="module")
 def single(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an sft and a cma run of one process."""
+    """Folder of a run of each stage, by one process."""
     folder = tmp_path_factory.mktemp("single")
     assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft")) == 0
     start = ("--model.init_adapter_from", str(folder / "sft" / "adapter"))
     assert main(stage_arguments("cma", scenes_corpus, micro_base, folder / "cma", *start)) == 0
+    adapter = folder / "cma" / "adapter"
+    assert main(refine_rl_arguments(scenes_corpus, micro_base, folder / "refine_rl", adapter, *PARTS)) == 0
     return folder
 
 
-@pytest.mark.parametrize("overlay", ["ddp", "fsdp"])
-@pytest.mark.parametrize("stage", ["sft", "cma"])
+@pytest.mark.parametrize(
+    ("stage", "overlay"),
+    [("sft", "ddp"), ("sft", "fsdp"), ("cma", "ddp"), ("cma", "fsdp"), ("refine_rl", "ddp")],
+)
 def test_two_processes_equal_one(
     stage: str, overlay: str, single: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
 ) -> None:
@@ -32,6 +37,9 @@ def test_two_processes_equal_one(
     if stage == "cma":
         more += ["--model.init_adapter_from", str(single / "sft" / "adapter")]
     arguments = stage_arguments(stage, scenes_corpus, micro_base, tmp_path / stage, *more)
+    if stage == "refine_rl":
+        adapter, folder = single / "cma" / "adapter", tmp_path / stage
+        arguments = refine_rl_arguments(scenes_corpus, micro_base, folder, adapter, *more, *PARTS)
     done = run_process(arguments, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
 
