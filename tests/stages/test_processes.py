@@ -11,7 +11,8 @@ from rime_pl.main import main
 from tests.stages.runs import ROOT, read_json, refine_rl_arguments, run_process, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
-PARTS = ("--data.batch_size", "4", "--model.items_per_pass", "1")  # two passes on each of two processes
+# two passes on each of two processes
+PARTS = ("--data.batch_size", "4", "--model.items_per_pass", "1", "--data.annotated_share", "0.1")
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,12 @@ def test_two_processes_equal_one(
     done = run_process(arguments, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    one, two = scalars(single / stage, "train/loss"), scalars(tmp_path / stage, "train/loss")
-    assert one.keys() == two.keys()
-    assert len(one) == 6
-    for step in list(one)[:5]:
-        assert two[step] == pytest.approx(one[step], rel=1e-5)
+    for key in ("loss", "reward", "grad_norm") if stage == "refine_rl" else ("loss",):
+        one, two = (scalars(folder / stage, f"train/{key}") for folder in (single, tmp_path))
+        assert one.keys() == two.keys()
+        assert len(one) == 6
+        for step in list(one)[:5]:  # the policy loss is near 0: the advantages of a group cancel
+            assert two[step] == pytest.approx(one[step], rel=1e-5 if key == "loss" else 1e-4, abs=1e-6), key
     summaries = [read_json(folder / stage / "summary.json")["after"] for folder in (single, tmp_path)]
     assert summaries[0]["recall@1"] == summaries[1]["recall@1"]
     adapters = [
