@@ -139,14 +139,14 @@ class RimeDataModule(L.LightningDataModule):
             )
         flags = [annotated for _, annotated in chosen]
         both_kinds = not all(flags) and (any(flags) or self.annotated_share < 1)
-        mixed = both_kinds and self.annotated_batch_share is not None and self.rewrites == "all"
+        share = self.annotated_batch_share if both_kinds and self.rewrites == "all" else None
         return BatchPlan(
             [entry.dataset for entry in self._train],
             [entry.target_content for entry in self._train],
             self.batch_size,
             self.seed,
             flags,
-            round((self.annotated_batch_share or 0) * self.batch_size) if mixed else None,
+            None if share is None else round(share * self.batch_size),
         )
 
     def _train_entries(self) -> list[Entry]:
