@@ -126,6 +126,7 @@ def ours(base: Path, pairs: list[Pair], items: int, steps: int) -> list[float]:
             enable_progress_bar=False,
         )
         trainer.fit(module, datamodule=Items(processor, pairs, items, steps))
+        assert trainer.callback_metrics["train/rewrite_length"] == NEW_TOKENS - 1, "and <gen_emb>"
     return module.seconds
 
 
@@ -192,7 +193,7 @@ def peer(base: Path, pairs: list[Pair], items: int, steps: int) -> list[float]:
         )
         trainer.train()
     lengths = [row for row in trainer.state.log_history if "completions/mean_length" in row]
-    assert all(row["completions/mean_length"] == NEW_TOKENS for row in lengths), lengths
+    assert lengths and all(row["completions/mean_length"] == NEW_TOKENS for row in lengths), lengths
     return timer.seconds
 
 

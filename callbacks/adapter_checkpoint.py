@@ -7,6 +7,7 @@ random state and the data position; ``adapter/`` holds what a user of the model 
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from callbacks.progress import batches_trained
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.types import DivergedError
 
 LAST = "checkpoints/last.ckpt"
+#: The one before, and the one that a diverged run left behind; of stages that watch for divergence.
+PREVIOUS, DIVERGED = "checkpoints/previous.ckpt", "checkpoints/diverged.ckpt"
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -26,19 +30,21 @@ class AdapterCheckpoint(Checkpoint):
 
     Args:
         run_dir: Folder of this stage's run.
-        every_n_steps: Optimiser steps between two saves within an epoch.
+        every_n_steps: Training batches between two saves within an epoch.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 50) -> None:
         self.run_dir = Path(run_dir)
         self.every_n_steps = every_n_steps
+        self._trained_since = 0  # batches since last.ckpt was written or read
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._trained_since += 1
         # Not on an epoch's last batch: there Lightning restores wrong counters, and the epoch's end follows.
         last_of_epoch = batch_idx + 1 == trainer.num_training_batches
-        if trainer.global_step % self.every_n_steps == 0 and not last_of_epoch:
+        if batches_trained(trainer) % self.every_n_steps == 0 and not last_of_epoch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,19 +56,35 @@ class AdapterCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Tell a diverged run where it was still good: a step that diverges is not taken, and not saved."""
-        if isinstance(exception, DivergedError):
-            last = self.run_dir / LAST
-            where = str(last) if last.is_file() else "none, nothing was saved yet"
-            exception.args = (f"{exception} Last good checkpoint: {where}.",)
+        """Tell a diverged run where it was still good.
+
+        A batch shows what the steps before it made. So weights that no batch has passed since they were
+        saved may be what diverged: they are put aside, and the run goes on from those before.
+        """
+        if not isinstance(exception, DivergedError):
+            return
+        last, previous = self.run_dir / LAST, self.run_dir / PREVIOUS
+        aside = ""
+        if not self._trained_since and last.is_file() and trainer.is_global_zero:
+            last.replace(self.run_dir / DIVERGED)
+            aside = f" What was saved just before is put aside: {self.run_dir / DIVERGED}."
+            if previous.is_file():
+                previous.replace(last)
+        where = str(last) if last.is_file() else "none, nothing good was saved yet"
+        exception.args = (f"{exception} Last good checkpoint: {where}.{aside}",)
 
     def _save(self, trainer: L.Trainer) -> None:
         path = self.run_dir / LAST
         path.parent.mkdir(parents=True, exist_ok=True)
         half_written = path.with_suffix(".half")
+        module: Any = trainer.lightning_module
+        if trainer.is_global_zero and module.may_diverge and path.is_file():
+            shutil.copyfile(path, half_written)
+            half_written.replace(self.run_dir / PREVIOUS)
         trainer.save_checkpoint(half_written, weights_only=False)
         if trainer.is_global_zero:
             half_written.replace(path)  # atomic: a kill leaves the old file or the new one
+        self._trained_since = 0
         trainer.strategy.barrier()
 
     def write_adapter(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

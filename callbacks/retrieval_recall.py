@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.progress import batches_trained
 from rime_pl.distributed.objects import gather_objects
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
@@ -90,8 +91,7 @@ class RetrievalRecall(Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start(pl_module)
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(pl_module)
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
@@ -105,22 +105,13 @@ class RetrievalRecall(Callback):
         if not trainer.sanity_checking:
             self._add(batch, outputs)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: EvalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(batch, outputs)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not self._finish(_is_limited(trainer.limit_val_batches), "validation"):
             return
         self._log(pl_module, "val")
-        step = trainer.global_step
+        step = batches_trained(trainer)
         entry = {"epoch": trainer.current_epoch, "step": step, **flat(self.results["overall"])}
         # a resumed run that validates the same step again replaces what it had
         self.history = [old for old in self.history if old["step"] < step] + [entry]

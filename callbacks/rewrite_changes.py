@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.progress import batches_trained
 from rime_pl.types import RewriteChange
 
 FILE = "rewrites.md"
@@ -43,10 +44,11 @@ class RewriteChanges(Callback):
             return
         table = change_table(changes)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        title = f"# Rewrites before and after, step {trainer.global_step}"
+        step = batches_trained(trainer)
+        title = f"# Rewrites before and after, step {step}"
         (self.run_dir / FILE).write_text(f"{title}\n\n{table}\n")
         if isinstance(trainer.logger, TensorBoardLogger):
-            writer, step = trainer.logger.experiment, trainer.global_step
+            writer = trainer.logger.experiment
             writer.add_text("val/rewrites_before_and_after", table, step)
             writer.add_scalar("val/reward", fmean(one.reward_after for one in changes), step)
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.progress import batches_trained
 from rime_pl.distributed.objects import gather_objects
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
 from rime_pl.types import EvalBatch, EvalOutput, Item
@@ -65,8 +66,7 @@ class RewriteSamples(Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start()
 
-    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start()
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
         self,
@@ -80,17 +80,7 @@ class RewriteSamples(Callback):
         if not trainer.sanity_checking and isinstance(trainer.logger, TensorBoardLogger):
             self._add(batch, outputs)
 
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: EvalBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            self._add(batch, outputs)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -137,7 +127,7 @@ class RewriteSamples(Callback):
         self._start()
         if not samples or not trainer.is_global_zero:
             return
-        step = trainer.global_step
+        step = batches_trained(trainer)
         logger.experiment.add_text(f"{split}/rewrites", rewrite_table(samples, found), step)
         for view, name in _SHEETS.items():
             rows = [_row(sample, hits) for sample, hits in zip(samples, found[view], strict=True)]

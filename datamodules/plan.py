@@ -10,8 +10,14 @@ import random
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from datamodules.annotation import is_annotated
+from datamodules.shards import Entry
 from rime_pl.types import RimeError
+
+#: Which training pairs a stage takes, by whether their rewrites are shown.
+Rewrites = Literal["all", "annotated", "unannotated"]
 
 _LOOK_AHEAD = 8  # batches' worth of samples that are searched for distinct contents
 
@@ -146,6 +152,39 @@ class BatchPlan:
         missing = count - len(taken)  # > 0: twins cannot be avoided, the loss masks them
         waiting.extendleft(reversed(twins[missing:]))
         return taken + twins[:missing]
+
+
+def plan_training(
+    entries: Sequence[Entry],
+    batch_size: int,
+    seed: int,
+    annotated_share: float = 1.0,
+    annotated_batch_share: float | None = 0.5,
+    rewrites: Rewrites = "all",
+) -> tuple[list[Entry], BatchPlan]:
+    """The training pairs that the settings choose, and their batches.
+
+    Args:
+        entries: The training split.
+        batch_size, seed, annotated_share, annotated_batch_share, rewrites: As in ``RimeDataModule``.
+
+    Raises:
+        RimeError: If no pair is left, and as ``BatchPlan``.
+    """
+    wanted = {"all": (True, False), "annotated": (True,), "unannotated": (False,)}[rewrites]
+    shown = [any(entry.has_rewrite) and is_annotated(entry.name, annotated_share) for entry in entries]
+    chosen = [entry for entry, annotated in zip(entries, shown, strict=True) if annotated in wanted]
+    flags = [annotated for annotated in shown if annotated in wanted]
+    if not chosen:
+        raise RimeError(
+            f"data.rewrites={rewrites} leaves no training pair with data.annotated_share={annotated_share}. "
+            "Change the share, or set data.rewrites to all."
+        )
+    both_kinds = not all(flags) and (any(flags) or annotated_share < 1)
+    share = annotated_batch_share if both_kinds and rewrites == "all" else None
+    datasets, contents = [entry.dataset for entry in chosen], [entry.target_content for entry in chosen]
+    num_annotated = None if share is None else round(share * batch_size)
+    return chosen, BatchPlan(datasets, contents, batch_size, seed, flags, num_annotated)
 
 
 def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[int]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.annotation import Written, is_annotated
+from datamodules.annotation import Written
 from datamodules.loading import BatchLoader, EvalBatches, PairBatches, TrainBatches
-from datamodules.plan import BatchPlan, rank_batches, rank_slice
+from datamodules.plan import BatchPlan, Rewrites, plan_training, rank_batches, rank_slice
 from datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
@@ -79,7 +79,7 @@ class RimeDataModule(L.LightningDataModule):
         max_broken_share: float = 0.0,
         annotated_share: float = 1.0,
         annotated_batch_share: float | None = 0.5,
-        rewrites: Literal["all", "annotated", "unannotated"] = "all",
+        rewrites: Rewrites = "all",
         written: Written = "rewrite",
     ) -> None:
         super().__init__()
@@ -118,36 +118,18 @@ class RimeDataModule(L.LightningDataModule):
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
-            self._plan = self._make_plan()
+            self._train, self._plan = plan_training(
+                self._train_entries(),
+                self.batch_size,
+                self.seed,
+                self.annotated_share,
+                self.annotated_batch_share,
+                self.rewrites,
+            )
             rank, world_size = self._rank()
             rank_slice(
                 range(self.batch_size), rank, world_size
             )  # not divisible: say so before the model loads
-
-    def _make_plan(self) -> BatchPlan:
-        everything = [
-            (entry, any(entry.has_rewrite) and is_annotated(entry.name, self.annotated_share))
-            for entry in self._train_entries()
-        ]
-        wanted = {"all": (True, False), "annotated": (True,), "unannotated": (False,)}[self.rewrites]
-        chosen = [(entry, annotated) for entry, annotated in everything if annotated in wanted]
-        self._train = [entry for entry, _ in chosen]
-        if not self._train:
-            raise RimeError(
-                f"data.rewrites={self.rewrites} leaves no training pair with "
-                f"data.annotated_share={self.annotated_share}. Change the share, or set data.rewrites to all."
-            )
-        flags = [annotated for _, annotated in chosen]
-        both_kinds = not all(flags) and (any(flags) or self.annotated_share < 1)
-        share = self.annotated_batch_share if both_kinds and self.rewrites == "all" else None
-        return BatchPlan(
-            [entry.dataset for entry in self._train],
-            [entry.target_content for entry in self._train],
-            self.batch_size,
-            self.seed,
-            flags,
-            None if share is None else round(share * self.batch_size),
-        )
 
     def _train_entries(self) -> list[Entry]:
         return self._of_tasks(read_split(self.path, "train"))
@@ -210,17 +192,8 @@ class RimeDataModule(L.LightningDataModule):
         self._position = state_dict["position"]
 
     def _identity(self) -> dict[str, Any]:
-        known = {
-            "data_hash": self.data_hash,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "tasks": None if self.tasks is None else sorted(self.tasks),
-            "annotated_share": self.annotated_share,
-            "annotated_batch_share": self.annotated_batch_share,
-            "rewrites": self.rewrites,
-            "written": self.written,
-        }
-        return {name: known[name] for name in _SAME}
+        tasks = None if self.tasks is None else sorted(self.tasks)
+        return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks}
 
     # -- for the reward of reinforcement learning ------------------------------------------------------
 

@@ -6,6 +6,7 @@ tests and writes the report. From here the loss is one file away: rime_pl/module
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import time
@@ -34,7 +35,7 @@ STAGES: dict[str, type[RimeModule]] = {
     "cma": CMAModule,
     "refine_rl": RefineRLModule,
 }
-USAGE = "usage: rime {stage} fit|test --config FILE --data.path CORPUS --run_dir FOLDER [--help]"
+USAGE = "{command} {action} --config FILE --data.path CORPUS --run_dir FOLDER [--SETTING VALUE ...] [--help]"
 
 
 class StageCLI(LightningCLI):
@@ -96,13 +97,15 @@ def run_stage(stage: str, argv: list[str]) -> int:
         stage: A key of ``STAGES``.
         argv: The words after the stage's name.
     """
+    command = f"rime {stage.replace('_', '-')}"
     action, rest = (argv[0], argv[1:]) if argv and argv[0] in ("fit", "test") else ("", argv)
     if not action and not {"-h", "--help"} & set(rest):
-        print(f"{USAGE.format(stage=stage)}\nrime {stage}: say what to do, fit or test.", file=sys.stderr)
+        usage = USAGE.format(command=command, action="fit|test")
+        print(f"usage: {usage}\n{command}: say what to do, fit or test.", file=sys.stderr)
         return 2
     started = time.time()
     # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
-    typed, sys.argv = sys.argv, [f"rime {stage} {action}".strip()]
+    typed, sys.argv = sys.argv, [f"{command} {action}".strip()]
     try:
         cli = StageCLI(
             STAGES[stage],
@@ -112,7 +115,11 @@ def run_stage(stage: str, argv: list[str]) -> int:
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": f"rime {stage} {action or 'fit'}", "description": STAGES[stage].__doc__},
+            parser_kwargs={
+                "prog": f"{command} {action or 'fit'}",
+                "usage": USAGE.format(command=command, action=action or "fit|test"),
+                "description": inspect.getdoc(sys.modules[STAGES[stage].__module__]),
+            },
         )
     finally:
         sys.argv = typed  # Lightning starts further processes with the words as typed
@@ -148,7 +155,7 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
         return
     if cli.trainer.is_global_zero:
         run_dir.mkdir(parents=True, exist_ok=True)
-        cli.parser.save(cli.config, run_dir / "config.yaml", skip_none=False, overwrite=True)
+        cli.parser.save(cli.config, run_dir / "config.yaml", skip_unset=False, overwrite=True)
     resume = cli.resume_from
     if resume:
         print(f"continuing from {resume} (step {_global_step(resume)})", flush=True)

@@ -190,6 +190,7 @@ class RimeProcessor:
             target_content=_hashes(targets),
             dataset=pairs[0].dataset,
             keys=[pair.key for pair in pairs],
+            query_texts=[" ".join(filter(None, (item.instruction, item.text))) for item in queries],
             position=position,
         )
 

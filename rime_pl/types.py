@@ -165,6 +165,7 @@ class Batch(_Movable):
     target_content: Tensor  # (B,) int64 content_hash
     dataset: str
     keys: list[str] = field(default_factory=list)  # B pair keys
+    query_texts: list[str] = field(default_factory=list)  # B instructions with the text, for people to read
     position: int = 0  # number of this global batch since the start of training
 
     def __len__(self) -> int:
@@ -231,6 +232,7 @@ class EvalOutput(_Movable):
     """What ``validation_step`` and ``test_step`` return for one EvalBatch."""
 
     embeddings: ModeEmbeddings  # gen: with the item's own, generated rewrite
+    completions: Completions  # that rewrite
     traces: dict[str, Tensor]  # queries: "reference", "shuffled", "empty" -> (R, D); targets: {}
     rewrites: list[str]  # R generated rewrites, without special tokens
     rewrite_lengths: Tensor  # (R,) int64 generated tokens, <gen_emb> not counted

@@ -1,6 +1,6 @@
 """Can a run with these settings start? LoRA's targets, storage types, sharding.
 
-Called by `rime doctor --config FILE`. The model is built without weights.
+Called by `rime doctor --config FILE`, and when a stage starts. The model is built without weights.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from datamodules.plan import BatchPlan
+from datamodules.plan import plan_training
 from datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
@@ -102,8 +102,10 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
     work = step_work(skeleton, shapes[settings.stage])
     flops = step_flops(work)
     if settings.stage == "refine_rl":  # every further update scores once more, without the reference
-        again = dataclasses.replace(work, cached=False, patches=0)
-        flops += (settings.values.model.num_updates - 1) * step_flops(again)
+        model, again = settings.values.model, dataclasses.replace(work, cached=False, patches=0)
+        flops += (model.num_updates - 1) * step_flops(again)
+        if model.embedder == "policy":  # reads the rewrites, too
+            flops += step_flops(dataclasses.replace(again, cached=True)) - step_flops(again)
     num_steps = args.steps or lengths.num_steps
     itemsize = getattr(torch, config.dtype).itemsize
     facts = {
@@ -241,9 +243,8 @@ def count_steps(settings: RunSettings) -> int | None:
     if length is None:
         if not (Path(data.path) / CORPUS_FILE).is_file():
             return None
-        entries = _entries(settings)
-        contents = [entry.target_content for entry in entries]
-        length = len(BatchPlan([entry.dataset for entry in entries], contents, data.batch_size, 0))
+        shares = (data.annotated_share, data.annotated_batch_share, data.rewrites)
+        length = len(plan_training(_entries(settings), data.batch_size, 0, *shares)[1])
     return int(length * trainer.max_epochs)
 
 

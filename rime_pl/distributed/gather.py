@@ -1,6 +1,6 @@
 """Collectives with gradient: the whole batch as negatives, whatever the number of processes.
 
-Called by modules/base.py, once per step. Without a process group everything is the identity.
+Called by the modules in every training step. Without a process group everything is the identity.
 """
 
 from __future__ import annotations

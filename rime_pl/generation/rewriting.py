@@ -1,7 +1,7 @@
-"""Writing rewrites: greedy for evaluation and search, sampled for reinforcement learning.
+"""Writing rewrites greedily, for evaluation and search.
 
-Called by the stages' evaluation and the retriever. Reinforcement learning samples in rollouts.py, with the
-same tokens suppressed.
+Called by the stages' evaluation and the retriever. Reinforcement learning draws them in rollouts.py, with
+the same tokens suppressed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def write_rewrites(
     backbone: Backbone,
     prompts: Prompts,
     max_new_tokens: int | None = None,
-    temperature: float | None = None,
     synced: bool = False,
 ) -> Rewriting:
     """Let the model write until <gen_emb>; force <gen_emb> at the budget, and count that.
@@ -54,7 +53,6 @@ def write_rewrites(
         backbone: In eval mode, or with dropout 0.
         prompts: R rows.
         max_new_tokens: Budget; None takes the prompt config's.
-        temperature: None writes greedily, else samples.
         synced: All ranks keep stepping until the last has finished; needed under sharding.
 
     Returns:
@@ -65,11 +63,6 @@ def write_rewrites(
     stop = [processor.gen_id, processor.turn_end_id]
     vocabulary = len(backbone.language_model.get_output_embeddings().weight)
     suppressed = suppressed_tokens(processor, vocabulary, prompts.input_ids.device)
-    sampling = (
-        {"do_sample": False}
-        if temperature is None
-        else {"do_sample": True, "temperature": temperature, "top_k": 0}
-    )
     written = backbone.language_model.generate(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
@@ -79,7 +72,7 @@ def write_rewrites(
         pad_token_id=processor.pad_id,
         suppress_tokens=suppressed.nonzero().flatten().tolist(),
         synced_gpus=synced,
-        **sampling,
+        do_sample=False,
     )[:, prompts.input_ids.shape[1] :]
     return close_rewrites(written, processor.gen_id, processor.turn_end_id, processor.pad_id, budget)
 

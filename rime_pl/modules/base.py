@@ -1,6 +1,7 @@
 """What the stages share: building the backbone, gathering pairs, evaluating, optimising.
 
-Each stage adds a ``training_step`` and nothing else. Reading order: this file, then sft.py, then cma.py.
+SFT and CMA add a ``training_step`` and nothing else; Refine-RL also draws and rewards rewrites. Reading
+order: this file, then sft.py, cma.py, refine_rl.py.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class RimeModule(L.LightningModule):
         reuse_vision: Keep the images' features between the two passes of the gradient cache: faster, for
             memory that grows with the batch.
     """
+
+    may_diverge = False  # whether the stage watches for that, and stops with a DivergedError
 
     def __init__(
         self,
@@ -226,7 +229,7 @@ class RimeModule(L.LightningModule):
         self.cache.replay(self.model)
 
     def gather(self, query: EncodedSide, target: EncodedSide, batch: Batch) -> PairEmbeddings:
-        """The global batch from this rank's rows; the one place where training communicates."""
+        """The global batch from this rank's rows: embeddings and contents of all ranks."""
         local = torch.cat([query.disc, query.gen, target.disc, target.gen], dim=1)
         annotated = batch.query.annotated & batch.target.annotated
         known = torch.stack([batch.query_content, batch.target_content, annotated.long()], dim=1)
@@ -273,6 +276,7 @@ class RimeModule(L.LightningModule):
         after_gen = time.perf_counter()
         return EvalOutput(
             embeddings=ModeEmbeddings(disc, gen),
+            completions=own.completions,
             traces=self.trace_probe(batch, own.completions, images) if batch.side == "query" else {},
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,

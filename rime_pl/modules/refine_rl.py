@@ -15,6 +15,7 @@ from torch import Tensor
 from rime_pl.backbone.adapters import adapter_values, state_hash, trained_values
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.distributed.gather import all_reduce_sum, rank, world_size
+from rime_pl.distributed.objects import gather_objects
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
 from rime_pl.losses.policy_gradient import Divisors, LossType, policy_loss
@@ -52,14 +53,17 @@ class RefineRLModule(RimeModule):
         embedder: Who embeds the rewrites: the reference (the yardstick stands still) or the policy.
         num_anchors: Size of the table of anchors of each task; 0 for none.
         reward_temperature: Divisor of the cosines in the reward.
-        weight_format, weight_embedding, weight_length: Weights of the parts of the reward.
+        weight_format: Weight of the reward's part for a rewrite that is not empty and ends by itself.
+        weight_embedding: Weight of the part for what its embedding is nearest to.
+        weight_length: Weight of the part against tokens beyond ``free_length``.
         free_length: Tokens of a rewrite that cost nothing.
         scaling: Divisor of the advantages: fixed (``reward_scale``) or std of the group.
         reward_scale: The fixed divisor, in units of the reward.
         min_spread: Groups whose std is below this share of ``reward_scale`` give no signal.
         shuffle_rewards: Control: rewards are shuffled within each group, so that they say nothing.
         loss_type: How tokens are summed up: grpo, dr_grpo or dapo.
-        clip_low, clip_high: The ratio is clipped to 1 - clip_low, 1 + clip_high.
+        clip_low: The ratio is clipped to 1 - clip_low or more.
+        clip_high: The ratio is clipped to 1 + clip_high or less.
         kl_coef: Weight of the divergence from the reference.
         max_kl: Mean divergence per token, in nats, above which the run stops. Of k2 (``train/k2``), since k3,
             the penalty, can be as high from a single token.
@@ -68,6 +72,7 @@ class RefineRLModule(RimeModule):
         max_grad_norm: Gradients are scaled down to this norm.
     """
 
+    may_diverge = True
     sides: tuple[Side, ...]
     reference: dict[str, Tensor]  # values of the frozen adapter
     before: list[tuple[Batch, list[str], Tensor]]  # held-out queries, as the reference writes, and rewards
@@ -178,6 +183,8 @@ class RefineRLModule(RimeModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        if "reference_hash" not in checkpoint:
+            raise RimeError("--ckpt_path: this checkpoint is of another stage; give one of a Refine-RL run.")
         if checkpoint["reference_hash"] != state_hash(self.reference):
             raise RimeError(
                 f"model.init_adapter_from={self.init_adapter_from} is another adapter than the one this run "
@@ -307,9 +314,10 @@ class RefineRLModule(RimeModule):
                 if finite
                 else f"not finite: loss {loss}, divergence {kl}, reward {reward}, gradient norm {float(norm)}"
             )
+            all_keys = [key for keys in gather_objects(batch.keys) for key in keys]
             raise DivergedError(
                 f"Refine-RL stopped at step {self.global_step} (batch {batch.position}, update {update}): "
-                f"{what}. Samples: {', '.join(batch.keys)}. Lower model.learning_rate or raise model.kl_coef."
+                f"{what}. Samples: {', '.join(all_keys)}. Lower model.learning_rate or raise model.kl_coef."
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -330,14 +338,13 @@ class RefineRLModule(RimeModule):
     def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
         """As in the other stages, and old and new rewriter crossed with old and new embedder."""
         output = self.evaluate(batch)
-        output.crossed = self.crossed(batch)
+        output.crossed = self.crossed(batch, output.completions)
         return output
 
     @torch.no_grad()
-    def crossed(self, batch: EvalBatch) -> dict[str, Tensor]:
+    def crossed(self, batch: EvalBatch, new: Completions) -> dict[str, Tensor]:
         """Generative embeddings by "rewriter-embedder"; old is the reference, new-new is left out."""
         images = self.model.encode_images(batch.prompts)
-        new = write_rewrites(self.model, batch.prompts).completions
         with adapter_values(self.model, self.reference):
             old = write_rewrites(self.model, batch.prompts).completions
             views = {
@@ -370,16 +377,11 @@ class RefineRLModule(RimeModule):
         changes = []
         for batch, before, reward_before in self.before:
             after, reward_after = self.write_and_measure(batch)
-            processor = self.model.processor
-            prompts = Completions(batch.query.prompts.input_ids, batch.query.prompts.attention_mask)
             columns = zip(
                 batch.keys,
                 [batch.dataset] * len(batch),
-                [
-                    text.split("user\n")[-1].removesuffix("assistant").strip()
-                    for text in processor.decode(prompts)
-                ],
-                processor.decode(batch.query.completions),
+                batch.query_texts,
+                self.model.processor.decode(batch.query.completions),
                 before,
                 after,
                 reward_before.tolist(),

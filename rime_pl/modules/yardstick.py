@@ -127,10 +127,11 @@ class Yardstick:
         return torch.cat([embeddings, table.discs[other]]), torch.cat([known, table.contents])
 
     def _value(self, embeddings: Tensor, anchors: Anchors, dataset: str) -> Tensor:
-        if self.settings.form != "anchored" and not bool(anchors.negatives.any(dim=1).all()):
+        if not bool(anchors.negatives.any(dim=1).all()):
             raise RimeError(
-                f"model.reward={self.settings.form}: an item of task {dataset!r} has no negative among its "
-                "anchors. Raise data.batch_size or model.num_anchors, or set model.reward to anchored."
+                f"model.anchors={self.settings.anchors}: an item of task {dataset!r} has no negative among "
+                "them, so that no rewrite is better than another. Raise data.batch_size, or "
+                "model.num_anchors where the anchors are discriminative."
             )
         if self.settings.form == "rank_margin":
             return rank_margin_reward(embeddings, anchors)

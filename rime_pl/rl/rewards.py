@@ -1,6 +1,6 @@
 """What a rewrite is worth: how well its embedding finds the item's positive among the anchors.
 
-Called by modules/refine_rl.py with embeddings that carry no gradient. Anchors are embeddings of the *other*
+Called by modules/yardstick.py with embeddings that carry no gradient. Anchors are embeddings of the *other*
 side: discriminative ones of the frozen reference (they stand still), or generative ones of the rollouts.
 
 Shape legend: N rewrites, A anchors, D width.

@@ -61,6 +61,7 @@ class Replay(pl.LightningModule):
         traces = {"reference": right, "shuffled": wrong, "empty": wrong} if batch.side == "query" else {}
         return EvalOutput(
             embeddings=ModeEmbeddings(right, torch.where(hard, wrong, right)),
+            completions=Completions(torch.zeros(len(numbers), 0), torch.zeros(len(numbers), 0)),
             traces=traces,
             rewrites=[f"own {i}" for i in numbers],
             rewrite_lengths=torch.full((len(numbers),), 4 if batch.side == "query" else 8),

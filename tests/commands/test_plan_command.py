@@ -70,11 +70,30 @@ def test_refine_rl_is_planned_by_its_own_settings(
     assert changes["--model.num_generations 2"] < only["peak"] > changes["rewrites of at most 16 tokens"]
     assert main([*recipe, "--model.sides", "query", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["stages"][0]["peak"] < only["peak"]
+    assert main([*recipe, "--model.embedder", "policy", "--json"]) == 0
+    policy = json.loads(capsys.readouterr().out)["flops_per_step"]
+    assert main([*recipe, "--model.num_updates", "2", "--json"]) == 0
+    twice = json.loads(capsys.readouterr().out)["flops_per_step"]
+    assert told["flops_per_step"] < policy < twice  # one pass forward more; one with its gradient more
     overlay = str(RECIPE.parents[1] / "overlays/fsdp.yaml")
     assert main([*recipe, "--config", overlay]) == 2
     assert "not under FSDP2" in capsys.readouterr().err
     assert main(recipe) == 0
     assert "drawing not counted" in capsys.readouterr().out
+
+
+def test_steps_are_those_of_the_pairs_that_the_stage_takes(
+    without_weights: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ["--data.steps_per_epoch", "null", "--trainer.max_epochs", "1", "--data.annotated_share", "0.5"]
+    whole += ["--data.batch_size", "2"]
+    steps = {}
+    for rewrites in ("all", "annotated", "unannotated"):
+        assert plan(without_weights, scenes_corpus, "--json", *whole, "--data.rewrites", rewrites) == 0
+        steps[rewrites] = json.loads(capsys.readouterr().out)["steps"]
+    assert 0 < steps["annotated"] < steps["all"] > steps["unannotated"] > 0
+    # each task may lose a batch to rounding
+    assert abs(steps["annotated"] + steps["unannotated"] - steps["all"]) <= 3
 
 
 def test_tables_and_assumed_lengths(

@@ -77,6 +77,7 @@ class PlainProcessor:
             target_content=_hashes(targets),
             dataset=pairs[0].dataset,
             keys=[pair.key for pair in pairs],
+            query_texts=[item.text for item in queries],
             position=position,
         )
 

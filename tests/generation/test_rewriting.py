@@ -125,10 +125,7 @@ def test_greedy_equals_a_loop_of_full_forwards_row_by_row(
     assert len({tuple(tokens(together.completions, row)) for row in range(len(items))}) > 1
 
 
-@pytest.mark.parametrize("temperature", [None, 1.5])
-def test_special_tokens_are_never_written(
-    temperature: float | None, shared_backbone: Backbone, batch: Batch
-) -> None:
+def test_special_tokens_are_never_written(shared_backbone: Backbone, batch: Batch) -> None:
     """Not even by a model that wants nothing else."""
     processor = shared_backbone.processor
     stop = [processor.gen_id, processor.turn_end_id]
@@ -137,7 +134,7 @@ def test_special_tokens_are_never_written(
     bonus = torch.zeros(len(processor.tokenizer))
     bonus[unwanted] = 1e4
     with changed_logits(shared_backbone, lambda logits: logits + bonus):
-        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=5, temperature=temperature)
+        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=5)
     assert out.lengths.max() > 0
     written = out.completions.ids[out.completions.mask.bool()]
     assert not set(written.tolist()) & set(unwanted)
@@ -173,12 +170,3 @@ def test_a_model_that_ends_by_itself_is_well_formed(shared_backbone: Backbone, b
     assert out.lengths.tolist() == [2, 0] * 3
     assert out.well_formed.tolist() == [True, False] * 3
     assert out.completions.ids.shape[1] == 4, "no longer than the longest rewrite"
-
-
-def test_sampling_follows_the_seed(shared_backbone: Backbone, batch: Batch) -> None:
-    drawn = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=6, temperature=1.0)
-        drawn.append([tokens(out.completions, row) for row in range(6)])
-    assert drawn[0] == drawn[1] != drawn[2]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rime_pl.backbone.adapters import trained_values
+from rime_pl.backbone.adapters import adapter_values, trained_values
+from rime_pl.generation.rollouts import random_numbers, sample_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, DivergedError, Pair, RimeError
+from rime_pl.types import Batch, DivergedError, Pair, RimeError, Side
 from tests.conftest import MakeBackbone
 from tests.micro import RewardPairs, randomise_adapter, refine_rl_module
 
@@ -48,23 +49,34 @@ def logged(module: RefineRLModule) -> dict[str, float]:
     return module.logged_values  # type: ignore[attr-defined,no-any-return]
 
 
-def test_the_reward_of_each_rewrite_by_hand(make_module: MakeModule, rl_batch: Batch) -> None:
-    """Through plain forwards: the query with its rewrite, against all targets' d but the twin's."""
-    module = make_module(sides="query")
-    parts = module.roll_out(rl_batch, "query")
+@pytest.mark.parametrize(
+    ("side", "other", "embedder"), [("query", "target", "reference"), ("target", "query", "policy")]
+)
+def test_the_reward_of_each_rewrite_by_hand(
+    side: Side, other: Side, embedder: str, make_module: MakeModule, rl_batch: Batch
+) -> None:
+    """Through plain forwards: one side with its rewrite, against all d of the other but the twin's."""
+    module = make_module(embedder=embedder)
+    randomise_adapter(module.model.peft, seed=5, scale=0.02)
+    parts = [part for of in module.sides for part in module.roll_out(rl_batch, of)]
     module.yardstick.reward(parts, rl_batch, module.other_discs(parts, rl_batch))
-    part, model = parts[0], module.model
-    prompts = rl_batch.query.prompts.select(torch.arange(4).repeat_interleave(module.num_generations))
+    part, model = parts[("query", "target").index(side)], module.model
+    rows = torch.arange(4).repeat_interleave(module.num_generations)
+    prompts = {"query": rl_batch.query.prompts, "target": rl_batch.target.prompts}
     with torch.no_grad():
-        gen = model(prompts, part.rollouts.completions).gen
-        own = model(rl_batch.target.prompts).disc
+        gens = {"policy": model(prompts[side].select(rows), part.rollouts.completions).gen}
+        with adapter_values(model, module.reference):
+            gens["reference"] = model(prompts[side].select(rows), part.rollouts.completions).gen
+            own = model(prompts[other]).disc
         table = module.yardstick.tables["one"]
+    gen = gens[embedder]
+    assert (gens["policy"] - gens["reference"]).abs().max() > 0.01
     known = table.contents.tolist()
     for row in range(len(part.rollouts)):
         item = row // module.num_generations
         negatives = [own[j] for j in range(4) if j != item]
         negatives += [
-            table.discs["target"][j]
+            table.discs[other][j]
             for j, (query, target) in enumerate(known)
             if query != rl_batch.query_content[item] and target != rl_batch.target_content[item]
         ]
@@ -112,6 +124,19 @@ def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
             assert expected is not None and other[name] is not None
             error = (other[name] - expected).norm() / expected.norm().clamp(min=1e-12)
             assert error < 1e-4, (name, float(error))
+
+
+def test_one_temperature_draws_and_scores(make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module(sampling_temperature=0.7, sides="query")
+    module.training_step(rl_batch, 0)  # were one pass at another temperature, policy and reference differed
+    assert logged(module)["train/kl"] == pytest.approx(0, abs=1e-6)
+    module = make_module(sampling_temperature=0.7, sides="query")
+    (part,) = module.roll_out(rl_batch, "query")
+    names = [f"query {row}" for row in range(4)]
+    numbers = random_numbers(module.seed, rl_batch.position, names, module.num_generations, 9)
+    drawn = {t: sample_rollouts(module.model, part.prompts, numbers, t).labels for t in (0.7, 1.0)}
+    assert part.rollouts.labels.equal(drawn[0.7])
+    assert drawn[1.0].shape != drawn[0.7].shape or not drawn[1.0].equal(drawn[0.7])
 
 
 def test_the_first_update_has_no_divergence_and_later_ones_clip(
@@ -204,13 +229,23 @@ def test_what_is_no_number_stops_the_run(where: str, make_module: MakeModule, rl
         module.training_step(rl_batch, 0)
 
 
-def test_the_table_of_rewrites(make_module: MakeModule, rl_batch: Batch) -> None:
+def test_the_table_of_rewrites(make_module: MakeModule, pairs: list[Pair]) -> None:
     module = make_module()
     same = module.rewrite_changes()
     assert [one.key for one in same] == RewardPairs.sample_keys(module.before)
+    queries = [pair.query for pair in pairs[2:5] if pair.query]
+    assert [one.query for one in same] == [f"{item.instruction} {item.text}" for item in queries], "no layout"
     assert all(one.before == one.after and one.reward_before == one.reward_after for one in same)
     randomise_adapter(module.model.peft, seed=5, scale=0.3)
     assert any(one.before != one.after for one in module.rewrite_changes())
+
+
+def test_an_item_that_nothing_is_compared_with_is_told(make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module(num_anchors=0)
+    module.yardstick.tables.clear()
+    lonely = replace(rl_batch, target_content=torch.full_like(rl_batch.target_content, 7))
+    with pytest.raises(RimeError, match=r"model.anchors=discriminative: .* 'one' has no negative"):
+        module.training_step(lonely, 0)
 
 
 def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_backbone: Any) -> None:

@@ -14,14 +14,14 @@ from rime_pl.backbone.mllm import load_backbone
 from rime_pl.backbone.quantization import packed_weights_hash
 from rime_pl.main import main
 from tests.micro import build_base
-from tests.stages.runs import read_json, refine_rl_arguments, scalars, stage_arguments
+from tests.stages.runs import ENDING, read_json, refine_rl_arguments, scalars, stage_arguments
 
 
 @pytest.fixture(scope="module")
 def runs(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a finished run of each stage."""
     folder = tmp_path_factory.mktemp("runs")
-    assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft")) == 0
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft", *ENDING)) == 0
     start = ("--model.init_adapter_from", str(folder / "sft" / "adapter"))
     assert main(stage_arguments("cma", scenes_corpus, micro_base, folder / "cma", *start)) == 0
     adapter = folder / "cma" / "adapter"
@@ -142,6 +142,7 @@ def test_refine_rl_leaves_what_a_person_watches(runs: Path) -> None:
     watched = "reward reward_format reward_embedding reward_spread gain no_signal rewrite_length kl k2"
     for name in (*watched.split(), "clip_fraction", "entropy", "loss", "grad_norm"):
         assert len(scalars(folder, f"train/{name}")) == 6, name
+    assert max(scalars(folder, "train/reward_spread").values()) > 0.1, "else nothing was learned from"
     before, after = (
         load_file(runs / stage / "adapter" / "adapter_model.safetensors") for stage in ("cma", "refine_rl")
     )
@@ -151,14 +152,21 @@ def test_refine_rl_leaves_what_a_person_watches(runs: Path) -> None:
 def test_a_diverged_run_names_step_samples_and_last_good_checkpoint(
     runs: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
 ) -> None:
-    arguments = refine_rl_arguments(
-        scenes_corpus, micro_base, tmp_path / "run", runs / "cma" / "adapter", "--model.max_kl", "1e-9"
-    )
+    settings = ["--model.max_kl", "1e-9", "--model.num_updates", "1"]  # one: seen in the batch after
+    adapter = runs / "cma" / "adapter"
+    arguments = refine_rl_arguments(scenes_corpus, micro_base, tmp_path / "run", adapter, *settings)
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert re.search(r"stopped at step \d \(batch \d, update \d\)", said) and "train-000000.tar/" in said
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert checkpoint.is_file() and f"Last good checkpoint: {checkpoint}" in said
+    last, diverged = (tmp_path / "run" / "checkpoints" / f"{name}.ckpt" for name in ("last", "diverged"))
+    assert f"Last good checkpoint: {last}" in said and f"is put aside: {diverged}" in said
+    good, bad = (torch.load(path, weights_only=False) for path in (last, diverged))
+    assert good["global_step"] < bad["global_step"]  # saved after each batch: the last was not yet looked at
+    start = load_file(adapter / "adapter_model.safetensors")
+    values = {name: value for name, value in good["state_dict"].items() if "lora_B" in name}
+    for name, value in values.items():  # without divergence: as the reference, so untouched
+        assert value.equal(start[name.removeprefix("backbone.peft.").replace(".default", "")])
+    assert not any(value.equal(bad["state_dict"][name]) for name, value in values.items())
 
 
 def test_a_checkpoint_is_tested_into_a_folder_of_its_own(runs: Path, tmp_path: Path, capsys) -> None:

@@ -8,7 +8,15 @@ import pytest
 from safetensors.torch import load_file
 
 from rime_pl.main import main
-from tests.stages.runs import ROOT, read_json, refine_rl_arguments, run_process, scalars, stage_arguments
+from tests.stages.runs import (
+    ENDING,
+    ROOT,
+    read_json,
+    refine_rl_arguments,
+    run_process,
+    scalars,
+    stage_arguments,
+)
 
 pytestmark = pytest.mark.long
 # two passes on each of two processes
@@ -22,7 +30,8 @@ def single(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytest.TempP
     assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "sft")) == 0
     start = ("--model.init_adapter_from", str(folder / "sft" / "adapter"))
     assert main(stage_arguments("cma", scenes_corpus, micro_base, folder / "cma", *start)) == 0
-    adapter = folder / "cma" / "adapter"
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, folder / "ending", *ENDING)) == 0
+    adapter = folder / "ending" / "adapter"
     assert main(refine_rl_arguments(scenes_corpus, micro_base, folder / "refine_rl", adapter, *PARTS)) == 0
     return folder
 
@@ -39,7 +48,7 @@ def test_two_processes_equal_one(
         more += ["--model.init_adapter_from", str(single / "sft" / "adapter")]
     arguments = stage_arguments(stage, scenes_corpus, micro_base, tmp_path / stage, *more)
     if stage == "refine_rl":
-        adapter, folder = single / "cma" / "adapter", tmp_path / stage
+        adapter, folder = single / "ending" / "adapter", tmp_path / stage
         arguments = refine_rl_arguments(scenes_corpus, micro_base, folder, adapter, *more, *PARTS)
     done = run_process(arguments, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -50,6 +59,8 @@ def test_two_processes_equal_one(
         assert len(one) == 6
         for step in list(one)[:5]:  # the policy loss is near 0: the advantages of a group cancel
             assert two[step] == pytest.approx(one[step], rel=1e-5 if key == "loss" else 1e-4, abs=1e-6), key
+    if stage == "refine_rl":
+        assert max(scalars(single / stage, "train/reward_spread").values()) > 0.1, "else nothing was learned"
     summaries = [read_json(folder / stage / "summary.json")["after"] for folder in (single, tmp_path)]
     assert summaries[0]["recall@1"] == summaries[1]["recall@1"]
     adapters = [

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rime_pl.main import main
-from tests.stages.runs import ROOT, read_json, refine_rl_arguments, scalars, stage_arguments
+from tests.stages.runs import ENDING, ROOT, read_json, refine_rl_arguments, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
 
@@ -83,10 +83,11 @@ def test_resume_with_another_seed_or_other_data_is_refused(
 
 @pytest.mark.parametrize("step", [2, 6])  # in the middle of an epoch, and at its border; two updates a batch
 def test_refine_rl_killed_and_started_again(
-    step: int, uninterrupted: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
+    step: int, scenes_corpus: Path, micro_base: Path, tmp_path: Path
 ) -> None:
     """The rollouts depend on seed and position alone: the same bits."""
-    adapter = uninterrupted / "adapter"
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft", *ENDING)) == 0
+    adapter = tmp_path / "sft" / "adapter"
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     assert main(refine_rl_arguments(scenes_corpus, micro_base, whole, adapter)) == 0
     arguments = refine_rl_arguments(scenes_corpus, micro_base, folder, adapter)
@@ -101,3 +102,4 @@ def test_refine_rl_killed_and_started_again(
     assert all(first[name].equal(second[name]) for name in first)
     for key in ("train/loss", "train/reward", "train/kl"):
         assert scalars(whole, key) == scalars(folder, key)
+    assert max(scalars(whole, "train/reward_spread").values()) > 0.1, "else nothing was learned from"
