@@ -3,6 +3,7 @@
 CONFIG ?= configs/tiny
 DATA ?= openmoji
 SEED ?= 0
+SEEDS ?= $(SEED)
 ARGS ?=
 SFT_ARGS ?=
 CMA_ARGS ?=
@@ -16,11 +17,14 @@ DATA_CONFIG := configs/data/$(DATA).yaml
 LOSS_CONFIG := $(wildcard configs/data/$(DATA)-sft-cma.yaml)
 LOSS_ARGS := $(addprefix --config ,$(LOSS_CONFIG))
 
-# Refine-RL improves what SFT and CMA learned from few annotated pairs: a tenth, and RL runs on the rest.
+# In the demos SFT and CMA see a tenth of the rewrites, and RL runs on the other pairs; else whatever there is.
 ifneq ($(filter train-refine-rl compare-rl,$(MAKECMDGOALS)),)
-ANNOTATED ?= 0.1
+ANNOTATED ?= $(if $(filter tiny,$(notdir $(CONFIG))),0.1,1)
+ifneq ($(ANNOTATED),1)
 override SFT_ARGS += --data.annotated_share $(ANNOTATED)
 override CMA_ARGS += --data.annotated_share $(ANNOTATED)
+RL_DATA := --data.annotated_share $(ANNOTATED) --data.rewrites unannotated
+endif
 else
 override CMA_ARGS += $(ARGS)
 endif
@@ -32,7 +36,8 @@ endif
 
 # A run's folder is keyed by what decides its result: recipe files, corpus, seed and extra arguments.
 key = $(shell { cat $(1) 2>/dev/null; echo '$(2)'; } | cksum | cut -d' ' -f1)
-RUN := runs/$(DATA)-$(notdir $(CONFIG))-seed$(SEED)
+run = runs/$(1)-$(notdir $(CONFIG))-seed$(2)
+RUN := $(call run,$(DATA),$(SEED))
 SFT := $(RUN)/sft-$(call key,$(CONFIG)/sft.yaml $(DATA_CONFIG) $(LOSS_CONFIG),$(SFT_ARGS))
 CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG) $(LOSS_CONFIG),$(SFT_ARGS) $(CMA_ARGS))
 RL_FILES := $(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(CONFIG)/refine_rl.yaml $(DATA_CONFIG) $(LOSS_CONFIG)
@@ -54,9 +59,9 @@ STAGE_ARGS = $(addprefix --config ,$(wildcard $(DATA_CONFIG))) --data.path $(COR
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\n  DATA=openmoji|scenes  CONFIG=configs/tiny|configs  SEED=0\n'
+	@printf '\n  DATA=openmoji|scenes  CONFIG=configs/tiny|configs  SEED=0  SEEDS="0 1 2" (compare-rl)\n'
 	@printf '  ARGS="--model.temperature 0.05" goes to the stage named, SFT_ARGS and CMA_ARGS to the runs before it.\n'
-	@printf '  ANNOTATED=0.1 is the share of annotated pairs that train-refine-rl starts from.\n'
+	@printf '  ANNOTATED: share of the rewrites that are shown before train-refine-rl (0.1 with configs/tiny, else 1).\n'
 
 setup: $(READY) ## make .venv and install everything from constraints.txt
 $(READY): pyproject.toml constraints.txt
@@ -74,11 +79,13 @@ base: models/tiny-$(DATA)/config.json ## make the tiny base model for DATA
 models/tiny-$(DATA)/config.json: $(CORPUS)/corpus.json
 	$(RIME) base --data $(CORPUS) --output $(dir $@) $(BASE_FLAGS_$(DATA))
 
+SFT_FIT = $(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) $(LOSS_ARGS) --run_dir $(SFT) $(SFT_ARGS)
+
 train-sft: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json) ## stage 1: learn to rewrite and to embed
-	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) $(LOSS_ARGS) --run_dir $(SFT) $(SFT_ARGS)
+	$(SFT_FIT)
 
 $(SFT)/done.json: $(CORPUS)/corpus.json $(if $(BASE),$(BASE)/config.json)
-	$(RIME) sft fit --config $(CONFIG)/sft.yaml $(STAGE_ARGS) $(LOSS_ARGS) --run_dir $(SFT) $(SFT_ARGS)
+	$(SFT_FIT)
 
 CMA_FIT = $(RIME) cma fit --config $(CONFIG)/cma.yaml $(STAGE_ARGS) $(LOSS_ARGS) --model.init_adapter_from $(SFT)/adapter \
   --run_dir $(CMA) $(CMA_ARGS)
@@ -90,8 +97,8 @@ $(CMA)/done.json: $(SFT)/done.json
 	$(CMA_FIT)
 
 train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody annotated (after an SFT and a CMA with few rewrites)
-	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) --data.annotated_share $(ANNOTATED) \
-	  --data.rewrites unannotated --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
+	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) $(RL_DATA) \
+	  --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
 
 study-writing: train-sft ## the SFT run beside runs that write steps, pauses or nothing before they embed (DATA=scenes)
 	$(RIME) compare --run $(SFT) --output $(RUN)/writing
@@ -99,21 +106,25 @@ study-writing: train-sft ## the SFT run beside runs that write steps, pauses or 
 compare: train-cma ## the controls beside the CMA run: further SFT steps, and alignment without the decisive term
 	$(RIME) compare --run $(CMA) --output $(RUN)/compare
 
-compare-rl: train-refine-rl ## the controls beside the Refine-RL run: further CMA, shuffled rewards, other anchors
-	$(RIME) compare --run $(RL) --output $(RUN)/compare-rl
+# All seeds at once: "as many seconds of further CMA" is counted from the step times of all of them.
+compare-rl: train-refine-rl ## the controls beside the Refine-RL runs of SEEDS: further CMA, shuffled rewards, other anchors
+	for seed in $(filter-out $(SEED),$(SEEDS)); do $(MAKE) train-refine-rl SEED=$$seed || exit 1; done
+	$(RIME) compare --run $(foreach seed,$(SEEDS),$(subst $(RUN)/,$(call run,$(DATA),$(seed))/,$(RL))) --output $(RUN)/compare-rl
 
 # Where the three targets above leave what `rime claims` reads.
 CLAIM_SEEDS ?= 0 1 2
-CLAIM_RUNS = $(foreach seed,$(CLAIM_SEEDS),$(foreach data,openmoji scenes,runs/$(data)-$(notdir $(CONFIG))-seed$(seed)))
-COMPARED = $(addsuffix /compare,$(CLAIM_RUNS)) $(addsuffix /compare-rl,$(CLAIM_RUNS)) \
-  $(addsuffix /writing,$(filter runs/scenes%,$(CLAIM_RUNS)))
+CLAIM_DATA := openmoji scenes
+COMPARED = $(foreach seed,$(CLAIM_SEEDS),$(foreach data,$(CLAIM_DATA),$(call run,$(data),$(seed))/compare)) \
+  $(foreach data,$(CLAIM_DATA),$(call run,$(data),$(firstword $(CLAIM_SEEDS)))/compare-rl) \
+  $(foreach seed,$(CLAIM_SEEDS),$(call run,scenes,$(seed))/writing)
 
 claims: $(READY) ## the three claims over three seeds, as a page under docs/: most of a day; finished runs are kept
 	for seed in $(CLAIM_SEEDS); do \
-	  $(MAKE) study-writing DATA=scenes SEED=$$seed && \
-	  for data in openmoji scenes; do \
-	    $(MAKE) compare DATA=$$data SEED=$$seed && $(MAKE) compare-rl DATA=$$data SEED=$$seed || exit 1; \
-	  done || exit 1; \
+	  $(MAKE) study-writing DATA=scenes SEED=$$seed || exit 1; \
+	  for data in $(CLAIM_DATA); do $(MAKE) compare DATA=$$data SEED=$$seed || exit 1; done; \
+	done
+	for data in $(CLAIM_DATA); do \
+	  $(MAKE) compare-rl DATA=$$data SEED=$(firstword $(CLAIM_SEEDS)) SEEDS="$(CLAIM_SEEDS)" || exit 1; \
 	done
 	$(RIME) claims --compared $(COMPARED)
 

@@ -6,7 +6,7 @@ Beside a finished run it trains, where they are missing:
   and for as many training tokens), pauses, and nothing (the discriminative loss alone);
 - CMA: from the same SFT adapter and for as many steps, further SFT and plain alignment;
 - Refine-RL: from the same CMA adapter, further CMA for as many steps and for as many seconds, RL with
-  shuffled rewards, and RL with the ancestor's.
+  shuffled rewards, with other anchors (discriminative ones of the batch alone; rollouts), and the ancestor's.
 
 Then it writes table, picture and JSON.
 """
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     if unknown := set(args.skip) - set(known):
         raise RimeError(f"--skip {' '.join(sorted(unknown))}: the controls are {', '.join(known)}.")
-    result = measured(stage, [train_controls(stage, folder, args.skip) for folder in args.run])
+    result = measured(stage, train_controls(stage, args.run, args.skip))
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "compare.json").write_text(json.dumps(result, indent=1) + "\n")
     table = comparison_markdown(result)
@@ -98,14 +98,23 @@ def stage_of(folders: list[Path]) -> str:
     return str(stages.pop())
 
 
-def controls(stage: str, folder: Path, skip: Sequence[str] = ()) -> Controls:
+def controls(stage: str, folder: Path, skip: Sequence[str] = (), seeds: Sequence[Path] = ()) -> Controls:
     """Name of each control, and the words after `rime` that train it, without its folder.
 
     One after the other, since the first may have measured what the next one needs.
+
+    Args:
+        stage: Of the run.
+        folder: Of the run.
+        skip: Controls to leave out.
+        seeds: The same run with each seed, where seconds are compared.
     """
     config = ["--config", str(folder / "config.yaml"), "--ckpt_path", "null"]
-    make = {"sft": _other_writing, "cma": _without_alignment, "refine_rl": _without_reward}[stage]
-    return ((name, words) for name, words in make(folder, config, skip) if name not in skip)
+    if stage == "refine_rl":
+        made = _without_reward(folder, config, skip, seeds or [folder])
+    else:
+        made = {"sft": _other_writing, "cma": _without_alignment}[stage](folder, config, skip)
+    return ((name, words) for name, words in made if name not in skip)
 
 
 def _other_writing(folder: Path, config: list[str], skip: Sequence[str]) -> Controls:
@@ -128,20 +137,25 @@ def _without_alignment(folder: Path, config: list[str], skip: Sequence[str]) -> 
     yield "plain", [*again, "--model.lambda_dec", "0"]
 
 
-def _without_reward(folder: Path, config: list[str], skip: Sequence[str]) -> Controls:
+def _without_reward(folder: Path, config: list[str], skip: Sequence[str], seeds: Sequence[Path]) -> Controls:
     before = previous_run(folder)
     further = ["cma", "fit", "--config", str(before / "config.yaml"), "--ckpt_path", "null"]
     further += ["--model.init_adapter_from", str(before / "adapter"), "--trainer.max_epochs", "1"]
     further += ["--data.steps_per_epoch"]
     steps, again = int(manifest_of(folder)["steps"]), ["refine-rl", "fit", *config]
-    ancestor = ["--model.reward", "rank_margin", "--model.anchors", "rollouts", "--model.embedder", "policy"]
-    seconds = None if "further_seconds" in skip else steps * fastest_step(folder)
+    rollouts = ["--model.anchors", "rollouts", "--model.sides", "both"]
+    ancestor = [*rollouts, "--model.reward", "rank_margin", "--model.embedder", "policy"]
     yield "further_steps", [*further, str(steps)]
-    if seconds is not None:
-        number = round(seconds / fastest_step(before, folder / "controls" / "further_steps"))
-        yield "further_seconds", [*further, str(max(1, number))]
     yield "shuffled", [*again, "--model.shuffle_rewards", "true"]
-    yield "rollouts", [*again, *ancestor, "--model.sides", "both"]
+    if "further_seconds" not in skip:  # a step's own time, not the load of the machine: of two runs a seed
+        reinforced = fastest_step([run for seed in seeds for run in (seed, seed / "controls" / "shuffled")])
+        aligned = fastest_step(
+            [run for seed in seeds for run in (previous_run(seed), seed / "controls" / "further_steps")]
+        )
+        yield "further_seconds", [*further, str(max(1, round(steps * reinforced / aligned)))]
+    yield "batch_anchors", [*again, "--model.num_anchors", "0"]
+    yield "rollout_anchors", [*again, *rollouts]
+    yield "ancestor", [*again, *ancestor, "--model.scaling", "std", "--model.min_spread", "0"]
 
 
 def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
@@ -163,20 +177,26 @@ def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
     return 2 * longest, tokens["rewrite"] / tokens["cot"]
 
 
-def train_controls(stage: str, folder: Path, skip: list[str]) -> Variants:
-    """Run what is missing of the controls beside one run; a finished one is taken as it is."""
-    variants = {} if stage == "sft" else {"before": previous_run(folder)}
-    for name, words in controls(stage, folder, skip):
-        variants[name] = folder / "controls" / name
-        if (variants[name] / DONE).is_file():
-            continue
-        command = [sys.executable, "-m", "rime_pl.main", *words, "--run_dir", str(variants[name])]
-        if subprocess.run(command).returncode:
-            raise RimeError(
-                f"--run {folder}: the control {name!r} failed (its message is above). The others are kept; "
-                f"`--skip {name}` goes on without it."
-            )
-    return variants | {COMPARISONS[stage].subject: folder}
+def train_controls(stage: str, folders: list[Path], skip: list[str]) -> list[Variants]:
+    """Run what is missing of the controls beside each seed's run; a finished one is taken as it is."""
+    seeds: list[Variants] = [{} if stage == "sft" else {"before": previous_run(one)} for one in folders]
+    # one control of all seeds, then the next: what it measured counts for all alike
+    for turn in zip(*(controls(stage, one, skip, folders) for one in folders), strict=True):
+        for folder, variants, (name, words) in zip(folders, seeds, turn, strict=True):
+            variants[name] = folder / "controls" / name
+            if not (variants[name] / DONE).is_file():
+                _train(folder, name, [*words, "--run_dir", str(variants[name])])
+    return [
+        variants | {COMPARISONS[stage].subject: one} for one, variants in zip(folders, seeds, strict=True)
+    ]
+
+
+def _train(folder: Path, name: str, words: list[str]) -> None:
+    if subprocess.run([sys.executable, "-m", "rime_pl.main", *words]).returncode:
+        raise RimeError(
+            f"--run {folder}: the control {name!r} failed (its message is above). The others are kept; "
+            f"`--skip {name}` goes on without it."
+        )
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
@@ -201,9 +221,10 @@ def previous_run(folder: Path) -> Path:
     return Path(adapter).parent
 
 
-def fastest_step(*folders: Path) -> float:
-    """Seconds of a step in the least disturbed of those runs that are there."""
-    timed = [read_variant(folder)["seconds_per_step"] for folder in folders if (folder / DONE).is_file()]
+def fastest_step(folders: list[Path]) -> float:
+    """Seconds of a step in the least disturbed of the runs that are there, all of the first one's threads."""
+    runs = [read_variant(folder) for folder in folders if (folder / DONE).is_file()]
+    timed = [run["seconds_per_step"] for run in runs if run["threads"] == runs[0]["threads"]]
     if not any(timed):
         raise RimeError(
             f"--run {folders[0]}: its steps were not timed (a run that was resumed after its last step). "

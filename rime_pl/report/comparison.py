@@ -137,7 +137,9 @@ COMPARISONS = {
             "further_steps": ("further CMA, equal steps", "#8a96a3"),
             "further_seconds": ("further CMA, equal seconds", "#5b6670"),
             "shuffled": ("RL, shuffled rewards", "#c9a227"),
-            "rollouts": ("RL, the ancestor's reward", "#e08a00"),
+            "ancestor": ("RL, the ancestor's reward", "#e08a00"),
+            "rollout_anchors": ("RL, anchors: rollouts of the batch", "#8e6fc9"),
+            "batch_anchors": ("RL, anchors: disc of the batch", "#6fa8e0"),
             "refined": ("Refine-RL", "#2f6bde"),
         },
         (
@@ -168,7 +170,15 @@ COMPARISONS = {
                 at_least=0.0,
             ),
             Difference(
-                *("gen_minus_rollouts", "refined", "rollouts", "gen-gen"),
+                *("disc_minus_rollout_anchors", "batch_anchors", "rollout_anchors", "gen-gen"),
+                label="gen-gen after RL with anchors of the batch: its discriminative minus its rollouts",
+            ),
+            Difference(
+                *("table_minus_batch", "refined", "batch_anchors", "gen-gen"),
+                label="gen-gen after Refine-RL minus with anchors of the batch alone",
+            ),
+            Difference(
+                *("gen_minus_ancestor", "refined", "ancestor", "gen-gen"),
                 label="gen-gen after Refine-RL minus with the ancestor's reward",
             ),
             Difference(
@@ -299,7 +309,7 @@ def _curves_table(shown: Comparison, runs: Sequence[Mapping[str, Any]]) -> list[
         if of_seeds:
             rows.append([label, *(f"{mean(c[field] for c in of_seeds):.3f}" for field in of_seeds[0])])
             fields = list(of_seeds[0])
-    return _table(["mean over the run", *fields], rows) if rows else []
+    return _table(["mean over the logged steps", *fields], rows) if rows else []
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -330,7 +340,8 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
             axes.bar(xs, [mean(v) for v in values], width * 0.92, color=colour, label=label, zorder=2)
             for x, dots in zip(xs, values, strict=True):
                 axes.plot([x] * len(dots), dots, ".", color="#1f2933", markersize=4, zorder=3)
-                axes.text(x, max(dots) + 0.015, f"{mean(dots):.2f}", ha="center", fontsize=7.5)
+                look = {"ha": "center", "fontsize": 7.5, "rotation": 90 if len(variants) > 5 else 0}
+                axes.text(x, max(dots) + 0.022, f"{mean(dots):.2f}", **look)
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(0, 1.12)
         axes.set_title(title, fontsize=11, loc="left")

@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import mean
 
 #: What Refine-RL logs and a comparison shows (docs/reference/metrics.md).
-WATCHED = ("reward_spread", "no_signal", "kl", "grad_norm")
+WATCHED = ("reward_spread", "no_signal", "entropy", "kl", "grad_norm")
+#: Of these the highest, too: what spikes.
+SPIKES = ("kl", "grad_norm")
 
 
 def curve_means(folder: Path) -> dict[str, float]:
-    """Mean over the run of each of ``WATCHED``, and the highest gradient norm; empty for other stages.
+    """Mean over the logged steps of each of ``WATCHED``, highest of ``SPIKES``; empty for other stages.
 
     Args:
         folder: Of a run, with a folder ``tensorboard``.
@@ -30,4 +32,4 @@ def curve_means(folder: Path) -> dict[str, float]:
         if f"train/{name}" in logged
     }
     found = {name: mean(values) for name, values in curves.items()}
-    return found | ({"grad_norm_highest": max(curves["grad_norm"])} if "grad_norm" in curves else {})
+    return found | {f"{name}_highest": max(curves[name]) for name in SPIKES if name in curves}

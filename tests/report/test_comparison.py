@@ -8,7 +8,14 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from rime_pl.commands.compare import controls, pooled_difference, previous_run, read_variant, stage_of
+from rime_pl.commands.compare import (
+    controls,
+    pooled_difference,
+    previous_run,
+    read_variant,
+    stage_of,
+    train_controls,
+)
 from rime_pl.commands.settings import read_settings
 from rime_pl.report.comparison import COMPARISONS, comparison_figure, comparison_markdown
 from rime_pl.types import MODE_PAIRS, TRACES, RimeError
@@ -61,7 +68,7 @@ def test_refine_rl_shows_who_writes_and_who_embeds_and_its_curves() -> None:
     fewer = result((0.5, 2.0), stage="refine_rl")
     del fewer["runs"][0]["shuffled"], fewer["differences"]["gen_minus_shuffled"]
     assert "shuffled" not in comparison_markdown(fewer).replace("trace shuffled", "")
-    assert len(comparison_figure(fewer).axes[0].patches) == 5 * len(MODE_PAIRS)
+    assert len(comparison_figure(fewer).axes[0].patches) == 7 * len(MODE_PAIRS)
 
 
 def test_what_is_written_is_drawn_against_its_length() -> None:
@@ -144,19 +151,49 @@ def test_the_controls_of_refine_rl_go_on_from_the_adapter_before(tmp_path: Path)
     assert found["shuffled"][:4] == ["refine-rl", "fit", "--config", str(refined / "config.yaml")]
     untimed = folder(tmp_path / "again", [1], steps_timed=0, stage="refine_rl", before=before)
     with pytest.raises(RimeError, match=r"were not timed .* --skip further_seconds"):
-        next(controls("refine_rl", untimed))  # before anything is trained
+        dict(controls("refine_rl", untimed))
     assert "further_seconds" not in dict(controls("refine_rl", untimed, ["further_seconds"]))
 
 
 def test_equal_seconds_are_counted_by_the_least_disturbed_run(tmp_path: Path) -> None:
-    """The control just trained shows that alignment takes 1 s a step, not the 2 s that it took before."""
-    before = folder(tmp_path / "cma", [1])
+    """Of either kind two runs a seed: the controls show that alignment takes 1 s a step, and RL 1.25 s."""
+    before = folder(tmp_path / "cma", [1])  # 2 s a step
     refined = folder(tmp_path / "rl", [1], steps_timed=4, stage="refine_rl", before=before)  # 2.5 s a step
-    found = controls("refine_rl", refined)
-    assert next(found)[0] == "further_steps"
-    folder(refined / "controls" / "further_steps", [1], steps_timed=10)
+    second = folder(tmp_path / "again", [1], steps_timed=2, stage="refine_rl", before=before)  # 5 s a step
+    found = controls("refine_rl", second, seeds=[second, refined])
+    assert next(found)[0] == "further_steps" and next(found)[0] == "shuffled"
+    folder(second / "controls" / "further_steps", [1], steps_timed=10)
+    folder(refined / "controls" / "shuffled", [1], steps_timed=8)
     name, words = next(found)
-    assert name == "further_seconds" and words[-1] == str(round(9 * 2.5 / 1))
+    assert name == "further_seconds" and words[-1] == str(round(9 * 1.25 / 1))
+    manifest = (
+        refined / "controls" / "shuffled" / "manifest.json"
+    )  # two threads are faster for another reason
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"device": {"threads": 2}}))
+    assert dict(controls("refine_rl", second, seeds=[second, refined]))["further_seconds"][-1] == str(
+        round(9 * 2.5 / 1)
+    )
+
+
+def test_the_controls_of_all_seeds_are_trained_in_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that each seed's further alignment has as many steps as every other's."""
+    before = folder(tmp_path / "cma", [1])
+    runs = [folder(tmp_path / name, [1], stage="refine_rl", before=before) for name in ("0", "1")]
+    trained: list[tuple[str, str]] = []
+
+    def train(run: Path, name: str, words: list[str]) -> None:
+        trained.append((run.name, name))
+        folder(Path(words[-1]), [1], steps_timed=5 if run.name == "0" else 10, stage="refine_rl")
+
+    monkeypatch.setattr("rime_pl.commands.compare._train", train)
+    seeds = train_controls("refine_rl", runs, ["ancestor", "batch_anchors", "rollout_anchors"])
+    names = ["further_steps", "shuffled", "further_seconds"]
+    assert trained == [(seed, name) for name in names for seed in ("0", "1")]
+    assert [list(seed) for seed in seeds] == [["before", *names, "refined"]] * 2
+    train_controls("refine_rl", runs, ["ancestor", "batch_anchors", "rollout_anchors"])
+    assert len(trained) == 6  # what is finished is taken as it is
 
 
 @pytest.mark.parametrize("stage", sorted(COMPARISONS))
@@ -181,7 +218,12 @@ def test_curves_are_read_back_from_tensorboard(tmp_path: Path) -> None:
         for step, value in enumerate((0.5, 1.5)):
             writer.add_scalar("train/kl", value, step)
             writer.add_scalar("train/grad_norm", 2 * value, step)
-    assert read_variant(run)["curves"] == {"kl": 1.0, "grad_norm": 2.0, "grad_norm_highest": 3.0}
+    assert read_variant(run)["curves"] == {
+        "kl": 1.0,
+        "grad_norm": 2.0,
+        "kl_highest": 1.5,
+        "grad_norm_highest": 3.0,
+    }
 
 
 def test_a_run_that_cannot_be_compared_is_named(tmp_path: Path) -> None:
