@@ -1,6 +1,7 @@
 """`rime claims`: one page with the claims of the paper, checked on the runs that `rime compare` looked at.
 
-`make claims` trains everything that is missing, for three seeds, and then calls this.
+`make claims` trains everything that is missing, for three seeds, and then calls this. What was compared
+before and is not given again stays on the page: its record is kept beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from rime_pl.commands.compare import Variants, manifest_of, measured
-from rime_pl.report.claims import TITLES, claims_figure, claims_page, figure_name
+from rime_pl.report.claims import (
+    CORPORA,
+    TITLES,
+    Record,
+    claims_figure,
+    claims_page,
+    figure_name,
+    make_record,
+)
 from rime_pl.report.comparison import COMPARISONS, comparison_figure
 from rime_pl.report.figures import save_figure
 from rime_pl.types import RimeError
@@ -24,27 +33,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="folders that `rime compare` wrote (compare.json), of any stages, corpora and seeds",
+        help="folders that `rime compare` wrote (compare.json), of any stages, corpora and seeds; "
+        "other parts of the page stay as they are",
     )
     parser.add_argument(
         "--output",
         type=Path,
         default=Path("docs/explanation"),
-        help="folder for claims.md and its pictures (%(default)s)",
+        help="folder for claims.md, its pictures and the records in claims/ (%(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     results = pooled(args.compared)
-    args.output.mkdir(parents=True, exist_ok=True)
+    folder = args.output / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
     for stage, of_stage in results.items():
-        save_figure(claims_figure(of_stage), args.output / figure_name(stage))
         for corpus, result in of_stage.items():
+            record = make_record(result, date.today().isoformat())
+            (folder / f"{stage}-{corpus}.json").write_text(json.dumps(record, indent=1) + "\n")
             save_figure(comparison_figure(result), args.output / figure_name(stage, corpus))
-    page = claims_page(results, date.today().isoformat())
+    records = read_records(folder)
+    for stage in results:
+        save_figure(claims_figure(records[stage]), args.output / figure_name(stage))
+    page = claims_page(records)
     (args.output / "claims.md").write_text(page)
     print(f"{page.split('## 1.')[0]}\nwritten: {args.output}/claims.md")
     return 0
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Record]]:
+    """Stage -> corpus -> record, in the order of the page."""
+    records: dict[str, dict[str, Record]] = {}
+    for stage in TITLES:
+        corpora = [file.stem.removeprefix(f"{stage}-") for file in sorted(folder.glob(f"{stage}-*.json"))]
+        for corpus in sorted(corpora, key=lambda name: (name not in CORPORA[stage], name)):
+            record = json.loads((folder / f"{stage}-{corpus}.json").read_text())
+            records.setdefault(stage, {})[corpus] = record
+    return records
 
 
 def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,8 @@
 """The page of `rime claims`: each claim with its bars, its figure and its tables, whatever they say.
 
-Called by rime_pl/commands/claims.py with the numbers of `rime compare`, pooled over the seeds.
+Called by rime_pl/commands/claims.py with the numbers of `rime compare`, pooled over the seeds. A *record* is
+what the page says of one stage on one corpus; records are kept beside the page, so that one can be made anew
+without the others.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ CORPUS_COLOURS = ("#2f6bde", "#e08a00", "#0f9d76")
 MARKS = {"holds": "o", "not shown": "D", "does not hold": "X"}
 INK, GRID = "#1f2933", "#e4e8ee"
 INTRODUCTION = """\
-Made by `rime claims` on {date}; `make claims` trains what is missing before. The verdicts follow from
+Made by `rime claims`; `make claims` trains what is missing before. The verdicts follow from
 the numbers by a rule, whatever they say. Test split; where a recipe was settled with it in sight, the
 [decisions](../decisions/) say so. The model is the tiny one of this repository (2.3 M parameters, NF4 +
 LoRA): what holds here is shown for this miniature alone, and what does not hold here may hold for a 2B
@@ -56,46 +58,57 @@ difference **holds** when its whole 95 % interval and every seed are above that,
 the whole interval is below, and is **not shown** otherwise. Queries are resampled, paired, each with what all
 seeds made of it; the spread between seeds is not in the interval: see *each seed*.
 """
-Results = Mapping[str, Any]  # of one stage and corpus, as in compare.json
+Record = Mapping[str, Any]  # of one stage and corpus
 
 
-def claims_page(results: Mapping[str, Mapping[str, Results]], date: str) -> str:
+def make_record(result: Mapping[str, Any], date: str) -> dict[str, Any]:
+    """What the page says of one stage on one corpus.
+
+    Args:
+        result: Numbers as in compare.json.
+        date: When they were put together.
+    """
+    return {
+        "stage": result["stage"],
+        "date": date,
+        "num_seeds": len(result["runs"]),
+        "differences": result["differences"],
+        "numbers": comparison_markdown(result, differences=False).splitlines(),
+    }
+
+
+def claims_page(records: Mapping[str, Mapping[str, Record]]) -> str:
     """The whole page.
 
     Args:
-        results: Stage -> corpus -> numbers.
-        date: When it was made.
+        records: Stage -> corpus -> record.
     """
     lines = [
         "# Three claims, checked in miniature",
         "",
-        INTRODUCTION.format(date=date),
+        INTRODUCTION,
         "| claim | corpus | seeds | holds | not shown | does not hold |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for number, stage in enumerate(TITLES, 1):
-        missing = [corpus for corpus in CORPORA[stage] if corpus not in results.get(stage, {})]
+        missing = [corpus for corpus in CORPORA[stage] if corpus not in records.get(stage, {})]
         lines += [f"| {number}. {TITLES[stage]} | {corpus} | not run | | | |" for corpus in missing]
-        for corpus, result in results.get(stage, {}).items():
-            counts = [str(list(verdicts(result).values()).count(name)) for name in MARKS]
-            seeds = len(result["runs"])
+        for corpus, record in records.get(stage, {}).items():
+            counts = [str(list(verdicts(record).values()).count(name)) for name in MARKS]
+            seeds = record["num_seeds"]
             lines.append(f"| {number}. {TITLES[stage]} | {corpus} | {seeds} | {' | '.join(counts)} |")
     for number, (stage, title) in enumerate(TITLES.items(), 1):
         lines += ["", f"## {number}. {title}", "", f"*Claim:* {COMPARISONS[stage].claim}", ""]
         lines += [SETUPS[stage], ""]
-        if stage not in results:
+        if stage not in records:
             lines += ["Not run."]
             continue
         lines += [f"![differences and what the claim needs]({figure_name(stage)})"]
-        for corpus, result in results[stage].items():
-            lines += ["", f"### {corpus}", "", *differences_table(result), "", *in_words(result), ""]
+        for corpus, record in records[stage].items():
+            lines += ["", f"### {corpus}", "", *differences_table(record), "", *in_words(record), ""]
             lines += [f"![recall of each run]({figure_name(stage, corpus)})", ""]
-            lines += [
-                "<details><summary>All numbers</summary>",
-                "",
-                comparison_markdown(result, False),
-                "</details>",
-            ]
+            summary = f"<details><summary>All numbers, measured {record['date']}</summary>"
+            lines += [summary, "", *record["numbers"], "", "</details>"]
     return "\n".join(lines) + "\n"
 
 
@@ -103,19 +116,19 @@ def figure_name(stage: str, corpus: str = "") -> str:
     return "-".join(["claims", stage.replace("_", "-"), *([corpus] if corpus else [])]) + ".png"
 
 
-def verdicts(result: Results) -> dict[str, str]:
+def verdicts(record: Record) -> dict[str, str]:
     """Label of each difference that the claim needs and that was measured -> its verdict."""
     return {
-        d.label: verdict(d, result["differences"][d.name])
-        for d in COMPARISONS[result["stage"]].differences
-        if d.at_least is not None and d.name in result["differences"]
+        d.label: verdict(d, record["differences"][d.name])
+        for d in COMPARISONS[record["stage"]].differences
+        if d.at_least is not None and d.name in record["differences"]
     }
 
 
-def in_words(result: Results) -> list[str]:
+def in_words(record: Record) -> list[str]:
     """What a reader should take away."""
-    found = verdicts(result)
-    missing = [d for d in COMPARISONS[result["stage"]].differences if d.name not in result["differences"]]
+    found = verdicts(record)
+    missing = [d for d in COMPARISONS[record["stage"]].differences if d.name not in record["differences"]]
     parts = len(found) + sum(d.at_least is not None for d in missing)
     failed = {name: [label for label, v in found.items() if v == name] for name in MARKS}
     if len(failed["holds"]) == parts:
@@ -133,35 +146,30 @@ def in_words(result: Results) -> list[str]:
     return lines
 
 
-def claims_figure(results: Mapping[str, Results]) -> Figure:
+def claims_figure(records: Mapping[str, Record]) -> Figure:
     """A line for each difference of one stage: interval, seeds as dots, and what the claim needs.
 
     Args:
-        results: Corpus -> numbers, of the same stage.
+        records: Corpus -> record, of the same stage.
     """
-    stage = next(iter(results.values()))["stage"]
+    stage = next(iter(records.values()))["stage"]
     shown = [
         d
         for d in COMPARISONS[stage].differences
-        if d.at_least is not None and any(d.name in r["differences"] for r in results.values())
+        if d.at_least is not None and any(d.name in r["differences"] for r in records.values())
     ]
     figure = Figure(figsize=(12, 1.2 + 0.62 * len(shown)), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    height = 0.7 / len(results)
+    height = 0.7 / len(records)
     for row, difference in enumerate(shown):
         needed = float(difference.at_least or 0)
         axes.plot([needed, needed], [row - 0.42, row + 0.42], color=INK, linewidth=1.4, zorder=2)
-        for place, (_, result) in enumerate(results.items()):
-            if difference.name in result["differences"]:
-                y = row + (place - (len(results) - 1) / 2) * height
-                _interval(
-                    axes,
-                    y,
-                    verdict(difference, result["differences"][difference.name]),
-                    result["differences"][difference.name],
-                    CORPUS_COLOURS[place % len(CORPUS_COLOURS)],
-                )
+        for place, (_, record) in enumerate(records.items()):
+            if found := record["differences"].get(difference.name):
+                y = row + (place - (len(records) - 1) / 2) * height
+                colour = CORPUS_COLOURS[place % len(CORPUS_COLOURS)]
+                _interval(axes, y, verdict(difference, found), found, colour)
     axes.axvline(0, color=GRID, zorder=0)
     axes.set_yticks(range(len(shown)), [d.label for d in shown], fontsize=9)
     axes.invert_yaxis()
@@ -170,7 +178,7 @@ def claims_figure(results: Mapping[str, Results]) -> Figure:
     axes.set_xlabel(
         "difference of recall@1, 95 % interval; dots: seeds; upright line: what the claim needs at least"
     )
-    _legend(axes, results)
+    _legend(axes, records)
     figure.tight_layout()
     return figure
 
@@ -181,12 +189,12 @@ def _interval(axes: Any, y: float, found: str, difference: Mapping[str, Any], co
     axes.plot([difference["mean"]], [y], MARKS[found], color=colour, markersize=9, zorder=4)
 
 
-def _legend(axes: Any, results: Mapping[str, Results]) -> None:
+def _legend(axes: Any, records: Mapping[str, Record]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=colour, linewidth=2.5, label=corpus)
-        for corpus, colour in zip(results, CORPUS_COLOURS, strict=False)
+        for corpus, colour in zip(records, CORPUS_COLOURS, strict=False)
     ]
     handles += [
         Line2D([], [], color="#6b7785", marker=mark, linestyle="", label=name) for name, mark in MARKS.items()

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rime_pl.commands.claims import pooled
-from rime_pl.report.claims import claims_figure, claims_page, verdicts
+from rime_pl.commands.claims import pooled, read_records
+from rime_pl.main import main
+from rime_pl.report.claims import claims_figure, claims_page, make_record, verdicts
 from rime_pl.report.comparison import COMPARISONS
 from rime_pl.types import RimeError
 from tests.report.test_comparison import folder, result
@@ -20,13 +21,13 @@ def refined(**bounds: tuple[float, float]) -> dict[str, Any]:
     found = result((0.5, 2.0), (0.6, 2.0), stage="refine_rl")
     for name, difference in found["differences"].items():
         difference["lower"], difference["upper"] = bounds.get(name, (0.01, 0.02))
-    return found
+    return make_record(found, "2026-01-01")
 
 
 def test_the_page_says_what_does_not_hold_and_what_was_not_run() -> None:
     openmoji = refined(gen_minus_before=(-0.03, -0.01), gen_minus_seconds=(-0.01, 0.01))
     del openmoji["differences"]["gen_minus_shuffled"], openmoji["differences"]["gen_minus_ancestor"]
-    page = claims_page({"refine_rl": {"openmoji": openmoji, "scenes": refined()}}, "2026-01-01")
+    page = claims_page({"refine_rl": {"openmoji": openmoji, "scenes": refined()}})
     assert f"| 3. Reinforcement learning of the rewrite | openmoji | 2 | {len(NEEDED) - 3} | 1 | 1 |" in page
     assert f"| 3. Reinforcement learning of the rewrite | scenes | 2 | {len(NEEDED)} | 0 | 0 |" in page
     assert "Does not hold: gen-gen after Refine-RL minus before." in page
@@ -36,6 +37,7 @@ def test_the_page_says_what_does_not_hold_and_what_was_not_run() -> None:
     assert page.count("The claim holds on this corpus") == 1  # scenes
     assert page.count("Not run.") == 2  # the two other claims
     assert "| 1. Rewrite, or steps of reasoning? | scenes | not run |" in page
+    assert "All numbers, measured 2026-01-01" in page and "| Refine-RL |" in page
 
 
 def test_a_bar_other_than_zero_decides() -> None:
@@ -91,3 +93,23 @@ def test_runs_that_cannot_be_pooled_are_named(tmp_path: Path) -> None:
     (second / "compare.json").write_text(json.dumps({"stage": "cma"}))
     with pytest.raises(RimeError, match=r"1: an older version wrote it; run `rime compare` again"):
         pooled([second])
+
+
+def test_what_is_not_given_again_stays_on_the_page(tmp_path: Path) -> None:
+    page, kept = tmp_path / "claims.md", tmp_path / "claims" / "refine_rl-scenes.json"
+    kept.parent.mkdir()
+    kept.write_text(json.dumps(refined(gen_minus_before=(-0.03, -0.01))))
+    folders = [compared(tmp_path / str(seed), seed, "control") for seed in (0, 1)]
+    command = ["claims", "--output", str(tmp_path), "--compared"]
+    assert main([*command, str(folders[0])]) == 0
+    assert "| 2. Alignment and the decisive term | mine | 1 |" in page.read_text()
+    assert "Does not hold: gen-gen after Refine-RL minus before." in page.read_text()
+    assert main([*command, *map(str, folders)]) == 0
+    assert "| 2. Alignment and the decisive term | mine | 2 |" in page.read_text()
+    assert (tmp_path / "claims-cma.png").is_file() and not (tmp_path / "claims-refine-rl.png").exists()
+    assert list(read_records(tmp_path / "claims")) == ["cma", "refine_rl"]
+
+
+def test_the_page_in_the_docs_is_what_its_records_say() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "explanation"
+    assert (docs / "claims.md").read_text() == claims_page(read_records(docs / "claims"))
