@@ -29,7 +29,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: list[int]) -> PeftModel:
-    """Freeze the model and add LoRA matrices and trainable rows for the mode tokens.
+    """Freeze the model and add LoRA matrices and trainable rows for the mode tokens, all in float32.
 
     Args:
         model: The loaded checkpoint, quantised or not.
@@ -64,7 +64,9 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
         # not "CAUSAL_LM": that class assumes a text-only forward
         task_type=None,
     )
-    return get_peft_model(model, lora, autocast_adapter_dtype=False)
+    # What trains is float32 whatever the base is: at the learning rates of these recipes a step is smaller
+    # than the distance between two bfloat16 numbers, and most weights would stay where they were.
+    return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 
 def adapter_state(model: PeftModel, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

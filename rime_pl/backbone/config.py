@@ -21,7 +21,7 @@ class BackboneConfig:
     Args:
         name_or_path: Hugging Face name or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
         load_in_4bit: Store the decoder's linear layers as NF4 with double quantisation (bitsandbytes).
-        dtype: Of everything that is not 4-bit, and of the matrix products.
+        dtype: Of everything frozen that is not 4-bit, and of its matrix products; what trains is float32.
         lora_r: Rank of the LoRA matrices.
         lora_alpha: LoRA scale; the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout before the LoRA matrices.

@@ -39,7 +39,7 @@ def quantization_config(config: BackboneConfig) -> object | None:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        # FSDP flattens parameters of one dtype only: packed bytes travel as the type of all the others.
+        # FSDP gathers what is frozen in a layer as one type: packed bytes travel as the type of the others.
         bnb_4bit_quant_storage=dtype,
         # A full path: the bare name "visual" left the tower in 4 bits (its modules are model.visual.*).
         llm_int8_skip_modules=["model.visual", "lm_head"],

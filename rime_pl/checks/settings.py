@@ -39,18 +39,29 @@ def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
 
 
 def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
-    """All types equal: FSDP2 groups parameters of one type, and a cast of packed bytes loses bits."""
+    """What is frozen has one type, since a cast of packed bytes loses bits; what trains is float32."""
     name = "storage types"
-    types = {str(p.dtype) for p in skeleton.peft.parameters() if p.dtype.is_floating_point or sharded}
+    frozen, trained = (
+        {
+            str(p.dtype)
+            for p in skeleton.peft.parameters()
+            if p.requires_grad == trains and (p.dtype.is_floating_point or sharded)
+        }
+        for trains in (False, True)
+    )
     packed = linear_4bit_modules(skeleton.peft)
     wanted = str(getattr(torch, skeleton.config.dtype))
-    if types != {wanted}:
+    if trained != {str(torch.float32)}:
+        seen = f"what trains is {', '.join(sorted(trained))}: small steps are rounded away"
+        return problem(name, seen, "Attach the adapters in float32 (backbone/adapters.py).")
+    if frozen != {wanted}:
         level = problem if sharded else warning
         remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted} (backbone/quantization.py)."
         return level(
-            name, f"parameters are {', '.join(sorted(types))}, model.backbone.dtype is {wanted}", remedy
+            name, f"what is frozen is {', '.join(sorted(frozen))}, model.backbone.dtype is {wanted}", remedy
         )
-    return ok(name, f"{wanted} everywhere, the {len(packed)} packed layers included")
+    seen = f"{wanted} in all that is frozen, the {len(packed)} packed layers included; float32 in what trains"
+    return ok(name, seen)
 
 
 def image_tower(skeleton: Skeleton) -> Check:

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datamodules.plan import plan_training
 from datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.backbone.config import BackboneConfig
@@ -107,7 +105,6 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
         if model.embedder == "policy":  # reads the rewrites, too
             flops += step_flops(dataclasses.replace(again, cached=True)) - step_flops(again)
     num_steps = args.steps or lengths.num_steps
-    itemsize = getattr(torch, config.dtype).itemsize
     facts = {
         "stage": settings.stage,
         "checkpoint": config.name_or_path,
@@ -122,7 +119,7 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
         "lengths": lengths.source,
         "steps": num_steps,
         "flops_per_step": flops,
-        "disk_bytes": checkpoint_bytes(static.trained, itemsize),
+        "disk_bytes": checkpoint_bytes(static.trained),
         "memory_gib": args.memory,
     }
     changes = what_to_change(settings, architecture, shapes[settings.stage], own, args.memory)

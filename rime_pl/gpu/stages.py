@@ -156,7 +156,7 @@ def sound(out: Part, seen: Seen) -> None:
     """Whether it trained, and nothing but what shall train."""
     out.add("losses", "loss of each step", seen.losses)
     moved = seen.moved / seen.trained
-    out.add("moved", "trained tensors that moved", moved, shown=f"{seen.moved} of {seen.trained}")
-    out.require(seen.moved > 0, "no trained tensor has moved: nothing was trained")
+    out.add("moved", "trained numbers that moved, share", moved, "ratio")
+    out.require(moved > 0.9, f"only {moved:.0%} of the trained numbers have moved: the rest is rounded away")
     out.add("intact", "packed 4-bit weights unchanged", seen.intact)
     out.require(seen.intact, "the packed 4-bit weights changed while training")

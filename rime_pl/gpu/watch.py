@@ -35,8 +35,8 @@ class Seen:
     step_peak: int | None = None  # bytes, weights and optimiser states included
     losses: list[float] = field(default_factory=list)
     intact: bool = False  # the packed 4-bit weights
-    moved: int = 0  # trained tensors that are not what they were
-    trained: int = 0  # trained tensors
+    moved: int = 0  # trained numbers that are not what they were
+    trained: int = 0  # trained numbers
     logged: dict[str, float] = field(default_factory=dict)  # of the last timed step
 
     @property
@@ -102,8 +102,8 @@ class Watch(L.Callback):
         if self.device.type == "cuda":
             self.seen.step_peak = self._peak()
         last = trained_parts(pl_module)
-        self.seen.trained = len(last)
-        self.seen.moved = sum(not torch.equal(tensor, self._first[name]) for name, tensor in last.items())
+        self.seen.trained = sum(tensor.numel() for tensor in last.values())
+        self.seen.moved = sum(int((tensor != self._first[name]).sum()) for name, tensor in last.items())
         self.seen.intact = packed_hash(pl_module) == self._packed
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 GIB = 2**30
 #: Share of the peak matrix throughput that a step is taken to reach; an assumption, not a measurement.
 UTILISATION = 0.25
+#: Of each trained number, and of each of the optimiser's moments: float32.
+TRAINED_BYTES = 4
 #: GPU -> GiB of memory, dense bfloat16 TFLOP/s with float32 accumulation, from the makers' data sheets.
 GPUS: dict[str, tuple[int, float]] = {
     "RTX 3090": (24, 71.0),
@@ -159,21 +161,20 @@ def hour_class(hours: float) -> str:
     return f"> {low} h"
 
 
-def checkpoint_bytes(trained: int, itemsize: int) -> dict[str, int]:
+def checkpoint_bytes(trained: int) -> dict[str, int]:
     """Disk of a run's two files of weights, processor files not counted.
 
     Args:
         trained: Number of trained parameters.
-        itemsize: Bytes of one.
 
     Returns:
         "adapter": what is used later; "checkpoint": with both moments of AdamW, to resume from.
 
     Example:
-        >>> checkpoint_bytes(1000, 2)
-        {'adapter': 2000, 'checkpoint': 6000}
+        >>> checkpoint_bytes(1000)
+        {'adapter': 4000, 'checkpoint': 12000}
     """
-    return {"adapter": trained * itemsize, "checkpoint": 3 * trained * itemsize}
+    return {"adapter": trained * TRAINED_BYTES, "checkpoint": 3 * trained * TRAINED_BYTES}
 
 
 def shard(

@@ -8,10 +8,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
-
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.memory.plan import StagePlan, Work
+from rime_pl.memory.plan import TRAINED_BYTES, StagePlan, Work
 from rime_pl.memory.rehearsal import Static, StepMemory, rehearse, static_memory
 from rime_pl.memory.shapes import StepShape
 from rime_pl.memory.skeleton import Skeleton, build_skeleton
@@ -44,15 +42,14 @@ def stage_plan(skeleton: Skeleton, shape: StepShape) -> StagePlan:
         shape: Of this process's step.
     """
     static, step = static_memory(skeleton), rehearse(skeleton, shape)
-    itemsize = getattr(torch, skeleton.config.dtype).itemsize
-    parts = _static_parts(static, itemsize) | _step_parts(step)
+    parts = _static_parts(static) | _step_parts(step)
     if shape.stage == "refine_rl":
-        parts["the reference's adapter"] = static.trained * itemsize
+        parts["the reference's adapter"] = static.trained * TRAINED_BYTES
     operation = f"{step.largest.operation} {'x'.join(map(str, step.largest.shape))}"
     return StagePlan(shape.stage, parts, step.largest.bytes, operation)
 
 
-def _static_parts(static: Static, itemsize: int) -> dict[str, int]:
+def _static_parts(static: Static) -> dict[str, int]:
     return {
         "4-bit weights": static.packed,
         "4-bit scales (double-quantised)": static.packed_state,
@@ -61,7 +58,7 @@ def _static_parts(static: Static, itemsize: int) -> dict[str, int]:
         "other weights": static.other,
         "LoRA matrices": static.lora,
         "token rows": static.token_rows,
-        "optimiser states": 2 * static.trained * itemsize,
+        "optimiser states": 2 * static.trained * TRAINED_BYTES,
     }
 
 

@@ -120,7 +120,7 @@ def build_skeleton(
             model = replace_with_bnb_linear(model, skipped, quantization_config=settings)
             model.is_loaded_in_4bit = True
             for layer in linear_4bit_modules(model).values():
-                layer.weight.data = layer.weight.data.to(dtype)  # the type that LoRA takes over
+                layer.weight.data = layer.weight.data.to(dtype)  # as it is stored
         peft = attach_adapters(model, config, [0, 1])
     mode = FakeTensorMode()
     with mode:

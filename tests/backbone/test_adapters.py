@@ -23,7 +23,7 @@ from rime_pl.backbone.adapters import (
 )
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone, load_backbone
-from rime_pl.backbone.quantization import packed_weights_hash, quantization_config
+from rime_pl.backbone.quantization import keep_packed_weights, packed_weights_hash, quantization_config
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 from rime_pl.types import Batch, RimeError
@@ -68,6 +68,23 @@ def test_only_the_language_model_and_two_token_rows_train(trained: Backbone) -> 
     (row,) = rows
     shape = dict(trained.named_parameters())[row].shape
     assert "embed_tokens" in row and shape == (2, 64), "two rows, not the whole embedding"
+
+
+def test_small_steps_on_a_bfloat16_base_are_not_rounded_away(
+    make_backbone: MakeBackbone, batch: Batch
+) -> None:
+    """At the learning rate of configs/refine_rl.yaml, where nine of ten bfloat16 weights would stay."""
+    backbone = make_backbone(dtype="bfloat16")
+    randomise_adapter(backbone.peft)
+    trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=3e-5, weight_decay=0.0)
+    out = backbone(batch.query.prompts, batch.query.completions, batch.query.annotated)
+    (out.disc.sum() + out.gen.sum() + out.logits.float().logsumexp(1).sum()).backward()
+    optimizer.step()
+    for name, p in trained.items():
+        assert p.dtype == p.grad.dtype == torch.float32, name
+        assert (p != before[name]).float().mean() > 0.95, name
 
 
 @pytest.mark.parametrize("pattern", [r"transformer\.h\.\d+\.attn", r"q_proj", r".*language_model\.layers"])
@@ -129,6 +146,7 @@ def test_peft_loads_the_folder(trained: Backbone, adapter: Path, micro_base: Pat
     processor = RimeProcessor.from_adapter(adapter)
     base.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    keep_packed_weights(model)  # else CPUs with AVX512-BF16 compute in bfloat16
     rows = batch.query
     expected = trained(rows.prompts, rows.completions)
     ids = torch.cat([rows.prompts.input_ids, rows.completions.ids], dim=1)

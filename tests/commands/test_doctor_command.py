@@ -117,6 +117,10 @@ def test_unequal_storage_types(micro_base: Path) -> None:
         norm.weight = torch.nn.Parameter(torch.empty(64, dtype=torch.bfloat16), requires_grad=False)
     assert storage_types(skeleton, sharded=True).level == "problem"
     assert storage_types(skeleton, sharded=False).level == "warning"
+    with skeleton.mode:
+        row = norm.weight.new_empty(64)
+        norm.weight = torch.nn.Parameter(row)  # as if it trained
+    assert "small steps are rounded away" in storage_types(skeleton, sharded=False).seen
 
 
 def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:

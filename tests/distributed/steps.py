@@ -123,9 +123,9 @@ def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
     }
 
 
-def sharded_step(base: Path, corpus: Path) -> dict[str, Any]:
+def sharded_step(base: Path, corpus: Path, dtype: str = "float32") -> dict[str, Any]:
     """One CMA step and a greedy rewrite with the backbone sharded by FSDP2."""
-    module = micro_module("cma", base)
+    module = micro_module("cma", base, dtype=dtype)
     before = _packed(module.model)
     whole = sum(p.numel() for p in module.parameters())
     shard_backbone(module.model, init_device_mesh("cpu", (world_size(),)))
@@ -308,6 +308,7 @@ def main(number: int, folder: Path, base: Path, corpus: Path, cases: str) -> Non
             "cma": step("cma", base, corpus),
             "refine_rl": refine_rl_step(base, corpus),
             "sharded": sharded_step(base, corpus),
+            "sharded bfloat16": sharded_step(base, corpus, "bfloat16"),
             "nan": {dtype: nan_patterns(dtype, base) for dtype in ("float32", "bfloat16")},
             "damaged": damaged(base),
         }

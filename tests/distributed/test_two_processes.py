@@ -129,6 +129,24 @@ def test_sharded_step_equals_one_process(
         assert_equal_gradients(seen["sharded"]["gradients"], one["gradients"])
 
 
+def test_a_sharded_bfloat16_base_trains_in_float32(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """Frozen bfloat16 and trained float32 in one layer; the sums round otherwise than in one process."""
+    module = micro_module("cma", micro_base, dtype="bfloat16")
+    loss = module.training_step(local_batch(module, global_batch(scenes_corpus)), 0)
+    loss.backward()
+    for rank_saw in ranks:
+        seen = rank_saw["sharded bfloat16"]
+        assert seen["loss"] == pytest.approx(float(loss), rel=1e-2)
+        assert [name for name in seen["before"] if not seen["before"][name].equal(seen["after"][name])] == []
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                assert seen["gradients"][name].dtype == torch.float32, name
+                cosine = torch.cosine_similarity(seen["gradients"][name].flatten(), p.grad.flatten(), dim=0)
+                assert cosine > 0.9, f"{name}: {float(cosine):.3f}"
+
+
 def test_sharding_leaves_the_packed_bytes_alone(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
         before, after = seen["sharded"]["before"], seen["sharded"]["after"]

@@ -156,7 +156,7 @@ def test_parts_are_what_the_peak_is_made_of(micro_base: Path, processor: RimePro
     shapes = [StepShape(stage, side, side, 4 * (stage == "cma")) for stage in ("sft", "cma")]
     sft, cma = (stage_plan(skeleton, shape) for shape in shapes)
     assert all(size >= 0 for plan in (sft, cma) for size in plan.parts.values())
-    static = set(_static_parts(static_memory(skeleton), 4))
+    static = set(_static_parts(static_memory(skeleton)))
     steps = [sum(size for part, size in plan.parts.items() if part not in static) for plan in (sft, cma)]
     assert steps[1] > 1.3 * steps[0], "wrong rewrites are a third forward"
     assert sft.parts["optimiser states"] == 2 * 4 * static_memory(skeleton).trained
