@@ -89,6 +89,7 @@ class Timed(RefineRLModule):
     seconds: list[float]
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         processor = self.model.processor
         stops = torch.tensor([processor.gen_id, processor.turn_end_id])
 

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rime_pl.commands.compare import Variants, manifest_of, measured
+from rime_pl.commands.compare import Variants, manifest_of, measured, refuse_unlike
 from rime_pl.report.claims import (
     CORPORA,
     TITLES,
@@ -100,16 +100,9 @@ def pooled(folders: list[Path]) -> dict[str, dict[str, Any]]:
     for stage in TITLES:
         for (of, corpus), runs in sorted(seeds.items()):
             if of == stage:
-                _refuse_unlike([variants[COMPARISONS[stage].subject] for variants in runs.values()])
                 shared = set.intersection(*(set(variants) for variants in runs.values()))
+                for name in sorted(shared):
+                    refuse_unlike([variants[name] for variants in runs.values()])
                 kept = [{n: v for n, v in runs[seed].items() if n in shared} for seed in sorted(runs)]
                 results.setdefault(stage, {})[corpus] = measured(stage, kept)
     return results
-
-
-def _refuse_unlike(runs: list[Path]) -> None:
-    """Seeds are averaged only over runs of one length."""
-    steps = {run: manifest_of(run)["steps"] for run in runs}
-    if len(set(steps.values())) > 1:
-        told = ", ".join(f"{run}: {count}" for run, count in steps.items())
-        raise RimeError(f"--compared: runs of unlike numbers of steps are not averaged: {told}.")

@@ -148,11 +148,11 @@ def _without_reward(folder: Path, config: list[str], skip: Sequence[str], seeds:
     yield "further_steps", [*further, str(steps)]
     yield "shuffled", [*again, "--model.shuffle_rewards", "true"]
     if "further_seconds" not in skip:  # a step's own time, not the load of the machine: of two runs a seed
-        reinforced = fastest_step([run for seed in seeds for run in (seed, seed / "controls" / "shuffled")])
-        aligned = fastest_step(
-            [run for seed in seeds for run in (previous_run(seed), seed / "controls" / "further_steps")]
-        )
-        yield "further_seconds", [*further, str(max(1, round(steps * reinforced / aligned)))]
+        threads = read_variant(seeds[0])["threads"]
+        reinforced = [run for seed in seeds for run in (seed, seed / "controls" / "shuffled")]
+        aligned = [run for seed in seeds for run in (previous_run(seed), seed / "controls" / "further_steps")]
+        ratio = fastest_step(reinforced, threads) / fastest_step(aligned, threads)
+        yield "further_seconds", [*further, str(max(1, round(steps * ratio)))]
     yield "batch_anchors", [*again, "--model.num_anchors", "0"]
     yield "rollout_anchors", [*again, *rollouts]
     yield "ancestor", [*again, *ancestor, "--model.scaling", "std", "--model.min_spread", "0"]
@@ -186,9 +186,21 @@ def train_controls(stage: str, folders: list[Path], skip: list[str]) -> list[Var
             variants[name] = folder / "controls" / name
             if not (variants[name] / DONE).is_file():
                 _train(folder, name, [*words, "--run_dir", str(variants[name])])
+        refuse_unlike([variants[name] for variants in seeds])
     return [
         variants | {COMPARISONS[stage].subject: one} for one, variants in zip(folders, seeds, strict=True)
     ]
+
+
+def refuse_unlike(folders: list[Path]) -> None:
+    """Seeds are averaged over runs of one length; a control may be left from a comparison of fewer seeds."""
+    steps = {folder: manifest_of(folder)["steps"] for folder in folders}
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"{folder}: {count}" for folder, count in steps.items())
+        raise RimeError(
+            f"runs of unlike numbers of steps are not averaged: {told}. Of a control, remove the folders and "
+            "compare again."
+        )
 
 
 def _train(folder: Path, name: str, words: list[str]) -> None:
@@ -221,13 +233,14 @@ def previous_run(folder: Path) -> Path:
     return Path(adapter).parent
 
 
-def fastest_step(folders: list[Path]) -> float:
-    """Seconds of a step in the least disturbed of the runs that are there, all of the first one's threads."""
+def fastest_step(folders: list[Path], threads: int | None) -> float:
+    """Seconds of a step in the least disturbed of the runs that are there and took as many threads."""
     runs = [read_variant(folder) for folder in folders if (folder / DONE).is_file()]
-    timed = [run["seconds_per_step"] for run in runs if run["threads"] == runs[0]["threads"]]
+    timed = [run["seconds_per_step"] for run in runs if run["threads"] == threads]
     if not any(timed):
         raise RimeError(
-            f"--run {folders[0]}: its steps were not timed (a run that was resumed after its last step). "
+            f"--run {folders[0]}: neither it nor a control beside it was timed with num_threads={threads}, "
+            "as the runs of --run were (a run that was resumed after its last step is not timed at all). "
             "Add --skip further_seconds."
         )
     return min(filter(None, timed))

@@ -189,6 +189,16 @@ class RimeModule(L.LightningModule):
                 "run was started with. Give the old base, or start a new run folder."
             )
 
+    def on_train_start(self) -> None:
+        """What is typed counts: a resumed optimiser brings its old learning rate and weight decay along."""
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        schedule.base_lrs = [self.learning_rate] * len(optimizer.param_groups)
+        decays = (self.weight_decay, 0.0)
+        for group, decay, share in zip(optimizer.param_groups, decays, schedule.lr_lambdas, strict=True):
+            group["initial_lr"], group["weight_decay"] = self.learning_rate, decay
+            group["lr"] = self.learning_rate * share(schedule.last_epoch)
+
     # -- training -------------------------------------------------------------------------------------
 
     def encode(self, rows: Rows) -> EncodedSide:

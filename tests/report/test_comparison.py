@@ -150,7 +150,7 @@ def test_the_controls_of_refine_rl_go_on_from_the_adapter_before(tmp_path: Path)
     assert found["further_seconds"][-1] == str(round(9 * 2.5 / 2))
     assert found["shuffled"][:4] == ["refine-rl", "fit", "--config", str(refined / "config.yaml")]
     untimed = folder(tmp_path / "again", [1], steps_timed=0, stage="refine_rl", before=before)
-    with pytest.raises(RimeError, match=r"were not timed .* --skip further_seconds"):
+    with pytest.raises(RimeError, match=r"again: neither .* was timed .* --skip further_seconds"):
         dict(controls("refine_rl", untimed))
     assert "further_seconds" not in dict(controls("refine_rl", untimed, ["further_seconds"]))
 
@@ -166,13 +166,19 @@ def test_equal_seconds_are_counted_by_the_least_disturbed_run(tmp_path: Path) ->
     folder(refined / "controls" / "shuffled", [1], steps_timed=8)
     name, words = next(found)
     assert name == "further_seconds" and words[-1] == str(round(9 * 1.25 / 1))
-    manifest = (
-        refined / "controls" / "shuffled" / "manifest.json"
-    )  # two threads are faster for another reason
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"device": {"threads": 2}}))
+    threads(refined / "controls" / "shuffled", 2)  # faster for another reason: not counted
     assert dict(controls("refine_rl", second, seeds=[second, refined]))["further_seconds"][-1] == str(
         round(9 * 2.5 / 1)
     )
+    for run in (before, second / "controls" / "further_steps"):
+        threads(run, 2)  # alignment with two threads alone, RL with others
+    with pytest.raises(RimeError, match=r"cma: neither .* num_threads=None, as the runs of --run were"):
+        dict(controls("refine_rl", second, seeds=[second, refined]))
+
+
+def threads(run: Path, number: int) -> None:
+    manifest = run / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"device": {"threads": number}}))
 
 
 def test_the_controls_of_all_seeds_are_trained_in_step(
@@ -194,6 +200,10 @@ def test_the_controls_of_all_seeds_are_trained_in_step(
     assert [list(seed) for seed in seeds] == [["before", *names, "refined"]] * 2
     train_controls("refine_rl", runs, ["ancestor", "batch_anchors", "rollout_anchors"])
     assert len(trained) == 6  # what is finished is taken as it is
+    manifest = runs[1] / "controls" / "further_seconds" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"steps": 4}))  # of an older comparison
+    with pytest.raises(RimeError, match=r"0/controls/further_seconds: 9, .*1/controls/further_seconds: 4"):
+        train_controls("refine_rl", runs, ["ancestor", "batch_anchors", "rollout_anchors"])
 
 
 @pytest.mark.parametrize("stage", sorted(COMPARISONS))

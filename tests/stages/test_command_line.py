@@ -168,6 +168,15 @@ def test_a_diverged_run_names_step_samples_and_last_good_checkpoint(
         assert value.equal(start[name.removeprefix("backbone.peft.").replace(".default", "")])
     assert not any(value.equal(bad["state_dict"][name]) for name, value in values.items())
 
+    settings = ["--model.max_kl", "1", "--model.learning_rate", "1e-5"]  # as the message says
+    assert main([*arguments, *settings, "--model.init_adapter_from", str(runs / "sft" / "adapter")]) == 2
+    assert "another adapter than the one this run was started with" in capsys.readouterr().err
+    assert main([*arguments, *settings]) == 0
+    assert f"continuing from {last}" in capsys.readouterr().out
+    finished = torch.load(last, weights_only=False)
+    assert finished["lr_schedulers"][0]["base_lrs"] == [1e-5, 1e-5]
+    assert {group["initial_lr"] for group in finished["optimizer_states"][0]["param_groups"]} == {1e-5}
+
 
 def test_a_checkpoint_is_tested_into_a_folder_of_its_own(runs: Path, tmp_path: Path, capsys) -> None:
     """What was trained, not the adapter that it started from; the run's own report stays."""
