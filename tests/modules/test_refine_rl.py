@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from rime_pl.backbone.adapters import adapter_values, trained_values
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.modules.yardstick import RewardSettings
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, DivergedError, Pair, RimeError, Side
 from tests.conftest import MakeBackbone
@@ -112,6 +114,58 @@ def test_every_switch_trains(settings: dict[str, Any], make_module: MakeModule, 
     assert all(torch.isfinite(torch.tensor(value)) for value in logged(module).values())
 
 
+def test_every_setting_reaches_what_it_sets(
+    make_module: MakeModule, rl_batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[dict[str, Any]] = []
+    advantages: list[dict[str, Any]] = []
+
+    def spy(function: Any, calls: list[dict[str, Any]]) -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            calls.append(dict(bound.arguments))
+            return function(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(refine_rl, "policy_loss", spy(refine_rl.policy_loss, losses))
+    monkeypatch.setattr(refine_rl, "group_advantages", spy(refine_rl.group_advantages, advantages))
+    rewards: dict[str, Any] = {"weight_format": 0.7, "weight_embedding": 1.3, "weight_length": 0.2}
+    of_loss = {"loss_type": "grpo", "clip_low": 0.11, "clip_high": 0.33, "kl_coef": 0.07}
+    scaling = {"scaling": "std", "min_spread": 0.01}
+    kept = {"num_updates": 2, "max_grad_norm": 1e-3, "free_length": 5, "num_anchors": 5}
+    module = make_module(
+        **rewards, **of_loss, **scaling, **kept, reward_scale=2.0, reward="margin", reward_temperature=0.2
+    )
+    norms: list[float] = []
+
+    def measure(optimizer: Any, args: Any, kwargs: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
+
+    module.optimizers().register_step_pre_hook(measure)  # type: ignore[union-attr]
+    module.training_step(rl_batch, 0)
+    assert len(losses) == 4 and len(advantages) == 2  # two sides, two updates
+    assert all({name: call[name] for name in of_loss} == of_loss for call in losses)
+    assert all({name: call[name] for name in scaling} == scaling for call in advantages)
+    assert all(call["scale"] == 2.0 for call in advantages)
+    assert module.yardstick.settings == RewardSettings(
+        "margin", "discriminative", 0.2, **rewards, free_length=5
+    )
+    assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2) and logged(module)["train/grad_norm"] > 1e-2
+    assert all(p.grad is None for p in module.parameters()), "no gradient is left for the next batch"
+
+
+def test_another_position_draws_other_rewrites(make_module: MakeModule, rl_batch: Batch) -> None:
+    module = make_module(sides="query")
+    drawn = [
+        module.roll_out(replace(rl_batch, position=position), "query")[0].rollouts.labels
+        for position in (3, 3, 4)
+    ]
+    assert drawn[0].equal(drawn[1])
+    assert drawn[0].shape != drawn[2].shape or not drawn[0].equal(drawn[2])
+
+
 def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
     gradients = []
     for size in (None, 1, 3):
@@ -161,7 +215,7 @@ def test_the_reward_rises(make_module: MakeModule, rl_batch: Batch) -> None:
             module.training_step(replace(rl_batch, position=position), 0)
             rewards.append(logged(module)["train/reward"])
         rises[shuffle] = sum(rewards[-4:]) / 4 - sum(rewards[:4]) / 4
-    assert rises[False] > 0.3 and rises[False] > rises[True] + 0.2, rises
+    assert rises[False] > 0.2 and rises[False] > rises[True] + 0.15, rises
 
 
 def test_the_reference_stands_still(make_module: MakeModule, rl_batch: Batch) -> None:
