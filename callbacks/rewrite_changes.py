@@ -31,13 +31,8 @@ class RewriteChanges(Callback):
         self.run_dir = Path(run_dir)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._write(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._write(trainer, pl_module)
-
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         module: Any = pl_module  # a RimeModule; callbacks do not import the modules
         changes: list[RewriteChange] = module.rewrite_changes()
         if not changes or not trainer.is_global_zero:

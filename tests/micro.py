@@ -47,7 +47,14 @@ PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=32)
 def build_corpus(folder: Path) -> Path:
     """Scenes of 48 pixels: 8 training pairs of each task."""
     scenes.build(
-        folder, size=48, train_per_task=8, val_per_task=2, test_per_task=3, captions=6, test_contents=16
+        folder,
+        size=48,
+        train_per_task=8,
+        val_per_task=2,
+        test_per_task=3,
+        captions=6,
+        val_contents=12,
+        test_contents=16,
     )
     return folder
 

@@ -241,6 +241,7 @@ def build(
     val_per_task: int = 36,
     test_per_task: int = 200,
     captions: int = 12000,
+    val_contents: int = 216,
     test_contents: int = 600,
 ) -> None:
     """Draw the corpus and write its shards.
@@ -251,9 +252,9 @@ def build(
         size: Width and height of a picture in pixels.
         train_per_task, val_per_task, test_per_task: Pairs of each of the six tasks in a split.
         captions: Captioned pictures for the base's pre-training.
-        test_contents: Distinct contents that only the test split shows; its gallery.
+        val_contents, test_contents: Distinct contents that only this split shows; its gallery.
     """
-    scenes = compositions(seed, val=len(TASKS) * val_per_task, test=test_contents)
+    scenes = compositions(seed, val_contents, test_contents)
     rng = random.Random(f"captions {seed}")
     splits = {
         name: split_pairs(name, scenes[name], count, size, seed)

@@ -56,7 +56,7 @@ class RefineRLModule(RimeModule):
         weight_format: Weight of the reward's part for a rewrite that is not empty and ends by itself.
         weight_embedding: Weight of the part for what its embedding is nearest to.
         weight_length: Weight of the part against tokens beyond ``free_length``.
-        free_length: Tokens of a rewrite that cost nothing.
+        free_length: Tokens of a rewrite that cost nothing; below the budget, or there is nothing to pay.
         scaling: Divisor of the advantages: fixed (``reward_scale``) or std of the group.
         reward_scale: The fixed divisor, in units of the reward.
         min_spread: Groups whose std is below this share of ``reward_scale`` give no signal.
@@ -153,6 +153,12 @@ class RefineRLModule(RimeModule):
             )
         if self.yardstick.settings.anchors == "rollouts" and "target" not in self.sides:
             raise RimeError("model.anchors=rollouts compares with the other side's; set model.sides=both.")
+        form, budget = self.yardstick.settings, self.max_new_tokens or self.config.prompt.max_rewrite_tokens
+        if form.weight_length and form.free_length >= budget:
+            raise RimeError(
+                f"model.weight_length={form.weight_length}: no rewrite is longer than {budget} tokens, and "
+                f"model.free_length={form.free_length} of them cost nothing. Lower model.free_length."
+            )
         if self.config.lora_dropout:
             raise RimeError(
                 f"model.backbone.lora_dropout={self.config.lora_dropout} must be 0 in Refine-RL: ratio and "

@@ -37,7 +37,9 @@ SETUPS = {
         "without the table; the other side's rollouts in their place, all else being equal; and *the "
         "ancestor's reward*, which differs from the latter in form, embedder and scale of the advantages "
         "(each group by its own spread, all groups count). Its rewards are cosines, not nats, so its spread "
-        "compares with the others' in no way. That ours is better is no part of the claim. What was tried, "
+        "compares with the others' in no way. That ours is better is no part of the claim. As many seconds "
+        "are counted from the quickest step of either kind, RL with shuffled rewards and further CMA for as "
+        "many steps included: s/step in the table is of each line's own runs. What was tried, "
         "and why RL is not ahead everywhere: [decision 7](../decisions/0007-refine-rl-recipe.md); how it "
         "works: [Refine-RL, step by step](refine-rl.md)."
     ),

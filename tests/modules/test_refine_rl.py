@@ -312,6 +312,7 @@ def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_b
         ({"max_new_tokens": 0}, "model.max_new_tokens=0 must be > 0"),
         ({"clip_low": -0.1}, "model.clip_low=-0.1 must be 0 or more"),
         ({"num_updates": 0}, "model.num_updates=0"),
+        ({"weight_length": 0.1}, "no rewrite is longer than 32 tokens, and model.free_length=128"),
     ]:
         with pytest.raises(RimeError, match=message):
             RefineRLModule(config, **settings)

@@ -55,6 +55,15 @@ def run_process(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProc
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, **kwargs)
 
 
+def run_killed(step: int, arguments: list[str]) -> None:
+    """The same, killed before a step of the optimiser."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.stages.killed", *arguments]
+    environment = env | {"RIME_KILL_STEP": str(step)}
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert killed.returncode < 0, killed.stderr[-3000:]  # of two processes, torch's launcher ends by SIGTERM
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from rime_pl.main import main
-from tests.stages.runs import ROOT, read_json, run_process, scalars, stage_arguments
+from tests.stages.runs import ROOT, read_json, run_killed, run_process, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
 CACHED = ("--model.micro_batch_size", "1")
@@ -32,16 +29,7 @@ def test_continued_on_another_number_of_processes(
         more = ("--config", str(ROOT / f"configs/overlays/{overlay}.yaml")) if overlay else ()
         return stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft", *more, *CACHED)
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.stages.killed", *arguments(first)],
-        env={**environment, "RIME_KILL_STEP": "4"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert killed.returncode < 0, killed.stderr[-3000:]
+    run_killed(4, arguments(first))
     assert not (tmp_path / "sft" / "done.json").exists()
     done = run_process(arguments(then), timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

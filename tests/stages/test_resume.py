@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from rime_pl.main import main
-from tests.stages.runs import ENDING, ROOT, read_json, refine_rl_arguments, scalars, stage_arguments
+from tests.stages.runs import ENDING, read_json, refine_rl_arguments, run_killed, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
 
@@ -25,24 +21,6 @@ def uninterrupted(scenes_corpus: Path, micro_base: Path, tmp_path_factory: pytes
     return folder
 
 
-class Killer:
-    """Kills this process with SIGKILL, as a power cut would, right after a step's hooks ran."""
-
-    CODE = """
-import os, signal, sys
-from rime_pl.modules.sft import SFTModule
-step, arguments = int(sys.argv[1]), sys.argv[2:]
-class Killed(SFTModule):
-    def on_train_batch_start(self, batch, batch_idx):
-        if self.global_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-import rime_pl.cli as cli
-cli.STAGES["sft"] = Killed
-from rime_pl.main import main
-sys.exit(main(arguments))
-"""
-
-
 @pytest.mark.parametrize(
     "step", [1, 2, 3, 5]
 )  # within an epoch, before its last step, at the boundary, in the last
@@ -50,11 +28,7 @@ def test_killed_and_started_again(
     step: int, uninterrupted: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
 ) -> None:
     arguments = stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "sft")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(
-        [sys.executable, "-c", Killer.CODE, str(step), *arguments], env=env, capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    run_killed(step, arguments)
     assert not (tmp_path / "sft" / "done.json").exists()
     time.sleep(1.1)  # TensorBoard names event files by the second
     assert main(arguments) == 0
@@ -91,11 +65,7 @@ def test_refine_rl_killed_and_started_again(
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     assert main(refine_rl_arguments(scenes_corpus, micro_base, whole, adapter)) == 0
     arguments = refine_rl_arguments(scenes_corpus, micro_base, folder, adapter)
-    code = Killer.CODE.replace("sft import SFTModule", "refine_rl import RefineRLModule")
-    code = code.replace("SFTModule", "RefineRLModule").replace('"sft"', '"refine_rl"')
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", code, str(step), *arguments], env=env, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    run_killed(step, arguments)
     time.sleep(1.1)  # TensorBoard names event files by the second
     assert main(arguments) == 0
     first, second = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, folder))
