@@ -16,6 +16,7 @@ CORPUS := data/$(DATA)
 DATA_CONFIG := configs/data/$(DATA).yaml
 LOSS_CONFIG := $(wildcard configs/data/$(DATA)-sft-cma.yaml)
 LOSS_ARGS := $(addprefix --config ,$(LOSS_CONFIG))
+REWARD_CONFIG := $(wildcard configs/data/$(DATA)-refine-rl.yaml)
 
 # In the demos SFT and CMA see a tenth of the rewrites, and RL runs on the other pairs; else whatever there is.
 ifneq ($(filter train-refine-rl compare-rl,$(MAKECMDGOALS)),)
@@ -40,7 +41,7 @@ run = runs/$(1)-$(notdir $(CONFIG))-seed$(2)
 RUN := $(call run,$(DATA),$(SEED))
 SFT := $(RUN)/sft-$(call key,$(CONFIG)/sft.yaml $(DATA_CONFIG) $(LOSS_CONFIG),$(SFT_ARGS))
 CMA := $(RUN)/cma-$(call key,$(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(DATA_CONFIG) $(LOSS_CONFIG),$(SFT_ARGS) $(CMA_ARGS))
-RL_FILES := $(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(CONFIG)/refine_rl.yaml $(DATA_CONFIG) $(LOSS_CONFIG)
+RL_FILES := $(CONFIG)/sft.yaml $(CONFIG)/cma.yaml $(CONFIG)/refine_rl.yaml $(DATA_CONFIG) $(LOSS_CONFIG) $(REWARD_CONFIG)
 RL := $(RUN)/refine-rl-$(call key,$(RL_FILES),$(SFT_ARGS) $(CMA_ARGS) $(ARGS))
 
 # Only the tiny recipes train a base that is made here; the others name a real checkpoint.
@@ -97,7 +98,7 @@ $(CMA)/done.json: $(SFT)/done.json
 	$(CMA_FIT)
 
 train-refine-rl: $(CMA)/done.json ## stage 3: improve the rewrite where nobody annotated (after an SFT and a CMA with few rewrites)
-	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) $(RL_DATA) \
+	$(RIME) refine-rl fit --config $(CONFIG)/refine_rl.yaml $(STAGE_ARGS) $(addprefix --config ,$(REWARD_CONFIG)) $(RL_DATA) \
 	  --model.init_adapter_from $(CMA)/adapter --run_dir $(RL) $(ARGS)
 
 study-writing: train-sft ## the SFT run beside runs that write steps, pauses or nothing before they embed (DATA=scenes)

@@ -82,7 +82,8 @@ def test_every_recipe_parses(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_every_addition_parses_on_top_of_a_recipe(
     stage: str, addition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if addition.stem.endswith("-sft-cma") and stage not in ("sft", "cma"):
+    stages = {"-sft-cma": ("sft", "cma"), "-refine-rl": ("refine_rl",)}
+    if any(addition.stem.endswith(end) and stage not in meant for end, meant in stages.items()):
         pytest.skip("for the stages in its name alone")
     monkeypatch.setattr("sys.argv", ["rime"])
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
