@@ -2,7 +2,7 @@
 
 CONFIG ?= configs/tiny
 DATA ?= openmoji
-SEED ?= 0
+SEED ?= $(if $(filter command environment,$(origin SEEDS)),$(firstword $(SEEDS)),0)
 SEEDS ?= $(SEED)
 ARGS ?=
 SFT_ARGS ?=

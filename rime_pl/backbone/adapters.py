@@ -64,8 +64,8 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
         # not "CAUSAL_LM": that class assumes a text-only forward
         task_type=None,
     )
-    # What trains is float32 whatever the base is: at the learning rates of these recipes a step is smaller
-    # than the distance between two bfloat16 numbers, and most weights would stay where they were.
+    # What trains is float32 whatever the base is: at small learning rates (configs/refine_rl.yaml) a step is
+    # smaller than half the distance between two bfloat16 numbers, and most weights would stay.
     return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 

@@ -119,7 +119,7 @@ def make_plan(settings: RunSettings, args: argparse.Namespace) -> Plan:
         "lengths": lengths.source,
         "steps": num_steps,
         "flops_per_step": flops,
-        "disk_bytes": checkpoint_bytes(static.trained),
+        "disk_bytes": checkpoint_bytes(static.trained, settings.stage),
         "memory_gib": args.memory,
     }
     changes = what_to_change(settings, architecture, shapes[settings.stage], own, args.memory)

@@ -161,20 +161,22 @@ def hour_class(hours: float) -> str:
     return f"> {low} h"
 
 
-def checkpoint_bytes(trained: int) -> dict[str, int]:
-    """Disk of a run's two files of weights, processor files not counted.
+def checkpoint_bytes(trained: int, stage: str) -> dict[str, int]:
+    """Disk of a run's weights, processor files not counted.
 
     Args:
         trained: Number of trained parameters.
+        stage: Refine-RL, which may diverge, keeps the checkpoint before the last, too.
 
     Returns:
         "adapter": what is used later; "checkpoint": with both moments of AdamW, to resume from.
 
     Example:
-        >>> checkpoint_bytes(1000)
-        {'adapter': 4000, 'checkpoint': 12000}
+        >>> checkpoint_bytes(1000, "cma"), checkpoint_bytes(1000, "refine_rl")["checkpoint"]
+        ({'adapter': 4000, 'checkpoint': 12000}, 24000)
     """
-    return {"adapter": trained * TRAINED_BYTES, "checkpoint": 3 * trained * TRAINED_BYTES}
+    kept = 2 if stage == "refine_rl" else 1
+    return {"adapter": trained * TRAINED_BYTES, "checkpoint": kept * 3 * trained * TRAINED_BYTES}
 
 
 def shard(

@@ -143,7 +143,7 @@ class RimeModule(L.LightningModule):
             if strategy._save_distributed_checkpoint:
                 raise RimeError(
                     "trainer.strategy.init_args.save_distributed_checkpoint=true: checkpoints hold what "
-                    "trains, in one file of a few MB for any number of processes. Set it to false."
+                    "trains, in one file for any number of processes. Set it to false."
                 )
             assert self.device_mesh is not None, "ModelParallelStrategy sets it before configure_model"
             shard_backbone(backbone, self.device_mesh["data_parallel"])

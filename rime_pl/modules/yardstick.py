@@ -94,16 +94,18 @@ class Yardstick:
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)
         known = all_gather_rows(contents)
-        first = rank() * len(batch)
+        own = rank() * len(batch) + torch.arange(len(batch), device=known.device)
         for side in dict.fromkeys(part.side for part in parts):  # not a set: all ranks gather in one order
             other: Side = "target" if side == "query" else "query"
             embeddings = self._anchors(parts, batch, other, discs[other], known)
-            anchors = exclude_twins(embeddings, known, first, len(batch), self._copies)
+            everyone = exclude_twins(embeddings, known, self._copies)
+            self._need_negatives(everyone, batch.dataset)  # of all ranks, so that they stop together
+            anchors = select(everyone, own)
             for part in (part for part in parts if part.side == side):
                 of_items = select(anchors, part.rows)
                 of_rewrites = select(anchors, part.rows.repeat_interleave(self.num_generations))
-                part.embedding_rewards = self._value(part.embeddings, of_rewrites, batch.dataset)
-                part.own = self._value(discs[side][part.rows], of_items, batch.dataset)
+                part.embedding_rewards = self._value(part.embeddings, of_rewrites)
+                part.own = self._value(discs[side][part.rows], of_items)
                 part.rewards = self._total(
                     part.embedding_rewards, part.rollouts.well_formed, part.rollouts.lengths
                 )
@@ -126,13 +128,15 @@ class Yardstick:
             return embeddings, known
         return torch.cat([embeddings, table.discs[other]]), torch.cat([known, table.contents])
 
-    def _value(self, embeddings: Tensor, anchors: Anchors, dataset: str) -> Tensor:
+    def _need_negatives(self, anchors: Anchors, dataset: str) -> None:
         if not bool(anchors.negatives.any(dim=1).all()):
             raise RimeError(
                 f"model.anchors={self.settings.anchors}: an item of task {dataset!r} has no negative among "
                 "them, so that no rewrite is better than another. Raise data.batch_size, or "
                 "model.num_anchors where the anchors are discriminative."
             )
+
+    def _value(self, embeddings: Tensor, anchors: Anchors) -> Tensor:
         if self.settings.form == "rank_margin":
             return rank_margin_reward(embeddings, anchors)
         form = anchored_reward if self.settings.form == "anchored" else margin_reward
@@ -168,7 +172,7 @@ class Yardstick:
             table = self.tables[batch.dataset]
             embeddings = torch.cat([embeddings, table.discs["target"]])
             known = torch.cat([known, table.contents])
-        anchors = exclude_twins((embeddings, known), contents, 0, len(batch), 1)
+        anchors = exclude_twins((embeddings, known), contents, 1)
         value = anchored_reward(gen, anchors, self.settings.temperature)
         return self._total(value, well_formed, lengths)
 
@@ -190,26 +194,22 @@ class Yardstick:
         }
 
 
-def exclude_twins(
-    anchors: tuple[Tensor, Tensor], contents: Tensor, first: int, rows: int, copies: int
-) -> Anchors:
-    """Which anchors are positive and negative for each item of this rank.
+def exclude_twins(anchors: tuple[Tensor, Tensor], contents: Tensor, copies: int) -> Anchors:
+    """Which anchors are positive and negative for each item.
 
     Args:
-        anchors: Embeddings (A, D) and contents (A, 2); the global batch first, ``copies`` of each item.
-        contents: (n, 2) of the global batch.
-        first, rows: This rank's items are first .. first + rows - 1 of the global batch.
+        anchors: Embeddings (A, D) and contents (A, 2); those of the items first, ``copies`` of each.
+        contents: (n, 2) of the items.
 
     Example:
         >>> content = torch.tensor([[1, 7], [2, 8], [3, 7]])  # the third target is a twin of the first
-        >>> got = exclude_twins((torch.eye(3), content), content, first=0, rows=1, copies=1)
-        >>> got.positives.tolist(), got.negatives.tolist()
-        ([[True, False, False]], [[False, True, False]])
+        >>> got = exclude_twins((torch.eye(3), content), content, copies=1)
+        >>> got.positives[0].tolist(), got.negatives[0].tolist()
+        ([True, False, False], [False, True, False])
     """
     embeddings, known = anchors
-    mine = contents[first : first + rows].unsqueeze(1)
-    same = (known == mine).any(dim=2)
-    items = torch.arange(first, first + rows, device=known.device).unsqueeze(1)
+    same = (known == contents.unsqueeze(1)).any(dim=2)
+    items = torch.arange(len(contents), device=known.device).unsqueeze(1)
     place = torch.arange(len(known), device=known.device) // copies
     positives = place == items
     return Anchors(embeddings, positives, ~same & ~positives)

@@ -70,7 +70,7 @@ def draw_modes(axes: Axes, summary: Mapping[str, Any]) -> None:
 def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
     """recall@1 of each mode pair at each validation."""
     _share_axis(axes, "recall@1 per epoch, validation split")
-    axes.set_xlabel("optimiser step", color=SOFT, fontsize=9)
+    axes.set_xlabel("training batch", color=SOFT, fontsize=9)
     if not history:
         _nothing(axes, "no validation during training")
         return
