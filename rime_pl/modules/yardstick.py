@@ -94,13 +94,13 @@ class Yardstick:
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)
         known = all_gather_rows(contents)
-        own = rank() * len(batch) + torch.arange(len(batch), device=known.device)
+        mine = rank() * len(batch) + torch.arange(len(batch), device=known.device)
         for side in dict.fromkeys(part.side for part in parts):  # not a set: all ranks gather in one order
             other: Side = "target" if side == "query" else "query"
             embeddings = self._anchors(parts, batch, other, discs[other], known)
             everyone = exclude_twins(embeddings, known, self._copies)
             self._need_negatives(everyone, batch.dataset)  # of all ranks, so that they stop together
-            anchors = select(everyone, own)
+            anchors = select(everyone, mine)
             for part in (part for part in parts if part.side == side):
                 of_items = select(anchors, part.rows)
                 of_rewrites = select(anchors, part.rows.repeat_interleave(self.num_generations))

@@ -44,7 +44,6 @@ class Scene:
 
     def __init__(self, form: RewardForm, anchors: AnchorKind) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.form, self.anchors = form, anchors
         self.yardstick = Yardstick(RewardSettings(form, anchors, **SETTINGS), GROUP)
         self.table: dict[Side, Tensor] = {side: self.unit(len(TABLE)) for side in ("query", "target")}
         self.yardstick.tables["one"] = AnchorTable(self.table, torch.tensor(TABLE))
