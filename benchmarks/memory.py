@@ -24,7 +24,7 @@ import torch
 from benchmarks.miniature import make_backbone, make_base, silent
 from benchmarks.plan_error import errors as plan_errors
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.tiny import TinyConfig
+from rime_pl.miniature.tiny import TinyConfig
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Completions, Prompts, Rows
 

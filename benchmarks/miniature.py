@@ -14,7 +14,7 @@ from PIL import Image
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.tiny import TinyConfig, build_model, build_processor, train_tokenizer
+from rime_pl.miniature.tiny import TinyConfig, build_model, build_processor, train_tokenizer
 from rime_pl.modules.base import RimeModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig

@@ -29,14 +29,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.gpu.checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
-from rime_pl.gpu.stages import STAGES
-from rime_pl.memory.micro_batches import MicroBatches
-from rime_pl.memory.predict import stage_plan
-from rime_pl.memory.shapes import StepShape, side_shape
-from rime_pl.memory.skeleton import build_skeleton, read_architecture
+from rime_pl.miniature.random_checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
+from rime_pl.preflight.gpu.stages import STAGES
+from rime_pl.preflight.plan.predict import stage_plan
+from rime_pl.preflight.plan.shapes import StepShape, side_shape
+from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
+from rime_pl.scaling.micro_batches import MicroBatches
 from rime_pl.types import Batch
 
 MIB = 2**20

@@ -27,10 +27,10 @@ from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from datamodules.shards import ShardReader, read_split
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.backbone.config import LANGUAGE_LINEARS, BackboneConfig
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig

@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from callbacks.progress import batches_trained
 from rime_pl.backbone.adapters import adapter_state, save_adapter
-from rime_pl.types import DivergedError
+from rime_pl.callbacks.progress import batches_trained
+from rime_pl.errors import DivergedError
 
 LAST = "checkpoints/last.ckpt"
 #: The one before, and the one that a diverged run left behind; of stages that watch for divergence.

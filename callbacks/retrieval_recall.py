@@ -14,12 +14,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from callbacks.progress import batches_trained
-from rime_pl.distributed.objects import gather_objects
+from rime_pl.callbacks.progress import batches_trained
+from rime_pl.errors import DataError, RimeError
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.metrics.words import slot_scores
-from rime_pl.types import DataError, EvalBatch, EvalOutput, RimeError, Side, content_hash
+from rime_pl.scaling.objects import gather_objects
+from rime_pl.types import EvalBatch, EvalOutput, Side, content_hash
 
 
 @dataclass

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.progress import batches_trained
+from rime_pl.callbacks.progress import batches_trained
 from rime_pl.types import RewriteChange
 
 FILE = "rewrites.md"

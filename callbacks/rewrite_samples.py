@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from callbacks.progress import batches_trained
-from rime_pl.distributed.objects import gather_objects
+from rime_pl.callbacks.progress import batches_trained
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.scaling.objects import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Item
 
 #: View of an embedding in this file -> name of the sheet.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from rime_pl.types import DataError, Item, Pair, content_hash
+from rime_pl.errors import DataError
+from rime_pl.types import Item, Pair, content_hash
 
 #: What the model learns to write before it embeds: the rewrite, the steps and then the rewrite, or as many
 #: full stops as the rewrite has words (a control: time to compute, and nothing said).

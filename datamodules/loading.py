@@ -1,7 +1,7 @@
 """Planned indices -> decoded pairs -> token batches, in this process or in workers.
 
-Used by datamodules/rime.py only. Workers hand broken samples back together with the batch, so that the main
-process can count them and decide.
+Used by datamodules/datamodule.py only. Workers hand broken samples back together with the batch, so that
+the main process can count them and decide.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.annotation import without_rewrites
-from datamodules.plan import BatchPlan, rank_slice
-from datamodules.shards import ShardReader
+from rime_pl.datamodules.annotation import without_rewrites
+from rime_pl.datamodules.batch_plan import BatchPlan, rank_slice
+from rime_pl.datamodules.shards import ShardReader
+from rime_pl.errors import DataError
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, DataError, EvalBatch, Pair, Side
+from rime_pl.types import Batch, EvalBatch, Pair, Side
 
 
 @dataclass

@@ -24,8 +24,9 @@ import webdataset
 from PIL import Image, ImageFile, ImageOps
 from rich.progress import MofNCompleteColumn, Progress
 
-from datamodules.annotation import Written, with_written
-from rime_pl.types import DataError, Item, Pair
+from rime_pl.datamodules.annotation import Written, with_written
+from rime_pl.errors import DataError
+from rime_pl.types import Item, Pair
 
 FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"

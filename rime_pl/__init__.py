@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rime_pl.retriever import Retriever
+    from rime_pl.inference.retriever import Retriever
 
 __version__ = "0.1.0"
 
@@ -19,6 +19,6 @@ def load(run: str | Path, device: str = "cpu") -> Retriever:
         run: A stage's folder, or the folder above it.
         device: Where the model goes.
     """
-    from rime_pl.retriever import load as load_run  # here, so that `import rime_pl` stays fast
+    from rime_pl.inference.retriever import load as load_run  # here, so that `import rime_pl` stays fast
 
     return load_run(run, device)

@@ -18,17 +18,17 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
-from callbacks.retrieval_recall import RetrievalRecall
-from callbacks.rewrite_changes import RewriteChanges
-from callbacks.rewrite_samples import RewriteSamples
-from datamodules.rime import RimeDataModule
+from rime_pl.callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
+from rime_pl.callbacks.retrieval_recall import RetrievalRecall
+from rime_pl.callbacks.rewrite_changes import RewriteChanges
+from rime_pl.callbacks.rewrite_samples import RewriteSamples
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.report.stage import DONE, write_report
-from rime_pl.types import RimeError
 
 STAGES: dict[str, type[RimeModule]] = {
     "sft": SFTModule,

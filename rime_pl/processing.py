@@ -18,20 +18,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor
 
+from rime_pl.errors import DataError, RimeError
 from rime_pl.prompts import IMAGE_TOKEN, PromptConfig, chat_prompt, completion
-from rime_pl.types import (
-    Batch,
-    Completions,
-    DataError,
-    EvalBatch,
-    Item,
-    Pair,
-    Prompts,
-    RimeError,
-    Rows,
-    Side,
-    content_hash,
-)
+from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 
 #: Written beside every adapter: where the two embeddings are read and how an item is put to the model.
 CONTRACT_FILE = "rime.json"

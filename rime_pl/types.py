@@ -28,18 +28,6 @@ MODE_PAIRS: tuple[str, ...] = ("disc-disc", "gen-gen", "gen-disc", "disc-gen")
 TRACES: tuple[str, ...] = ("own", "reference", "shuffled", "empty")
 
 
-class RimeError(Exception):
-    """Bad input, told to the user in one message that names the setting, or shard, key and field."""
-
-
-class DivergedError(RimeError):
-    """Training left its bounds; the callback that saves checkpoints adds the last good one."""
-
-
-class DataError(RimeError):
-    """A sample or shard that cannot be used."""
-
-
 def content_hash(content_id: str) -> int:
     """A stable signed 64-bit id of a semantic content id, equal on every machine and process."""
     return int.from_bytes(hashlib.blake2b(content_id.encode(), digest_size=8).digest(), "big", signed=True)

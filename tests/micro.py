@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from datamodules.builders import scenes
-from datamodules.shards import ShardReader, read_split
 from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.tiny import TinyConfig, make_base
+from rime_pl.datamodules.builders.scenes import builder as scenes
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from datamodules.rime import RimeDataModule
 from rime_pl.cli import STAGES, StageCLI
+from rime_pl.datamodules.datamodule import RimeDataModule
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -21,19 +21,30 @@ RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("tiny/*.yaml")])
 ADDITIONS = sorted([*CONFIGS.glob("data/*.yaml"), *CONFIGS.glob("overlays/*.yaml")])
 
 
-@pytest.mark.parametrize("package", ["rime_pl", "datamodules", "callbacks"])
+@pytest.mark.parametrize("package", ["rime_pl", "rime_pl.datamodules", "rime_pl.callbacks"])
 def test_packages_resolve_inside_this_repository(package: str) -> None:
-    """`callbacks` and `configs` exist as packages elsewhere."""
-    assert Path(str(importlib.import_module(package).__file__)).is_relative_to(ROOT)
+    assert Path(str(importlib.import_module(package).__file__)).resolve().is_relative_to(ROOT)
 
 
 def test_every_package_is_listed_for_installation() -> None:
+    places = {"rime_pl": "rime_pl", "datamodules": "rime_pl.datamodules", "callbacks": "rime_pl.callbacks"}
     found = {
-        str(folder.parent.relative_to(ROOT)).replace("/", ".")
-        for name in ("rime_pl", "datamodules", "callbacks")
-        for folder in (ROOT / name).rglob("__init__.py")
+        ".".join([package, *init.parent.relative_to(ROOT / folder).parts])
+        for folder, package in places.items()
+        for init in (ROOT / folder).rglob("__init__.py")
     }
-    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(found)
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted({*found, "rime_pl.configs"})
+
+
+def test_nothing_imports_a_bare_datamodules_or_callbacks() -> None:
+    """Both exist as packages elsewhere: ours are imported as parts of rime_pl, whether installed or not."""
+    for name in ("rime_pl", "datamodules", "callbacks", "tests", "benchmarks"):
+        for file in (ROOT / name).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                for module in modules:
+                    assert module.split(".")[0] not in ("datamodules", "callbacks"), f"{file}:{node.lineno}"
 
 
 def test_constraints_pin_what_the_project_needs() -> None:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from rime_pl.errors import DataError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig, chat_prompt, completion
-from rime_pl.types import DataError, Item, Pair
+from rime_pl.types import Item, Pair
 from tests.micro import PROMPT
 
 # Qwen's ChatML with images. Qwen2-VL begins with a system turn of its own, Qwen3-VL with none.

@@ -15,8 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.shards import write_corpus
-from rime_pl.types import DataError, Item, Pair, RimeError
+from rime_pl.datamodules.shards import write_corpus
+from rime_pl.errors import DataError, RimeError
+from rime_pl.types import Item, Pair
 
 SPLITS = ("train", "val", "test", "distractors")
 _SIDE_COLUMNS = ("text", "image", "instruction", "rewrite", "cot", "content_id")

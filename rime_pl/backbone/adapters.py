@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.errors import RimeError
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
-from rime_pl.types import RimeError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 

@@ -22,8 +22,9 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
+from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Completions, Prompts, RimeError
+from rime_pl.types import Completions, Prompts
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.types import RimeError
+from rime_pl.errors import RimeError
 
 
 def quantization_config(config: BackboneConfig) -> object | None:

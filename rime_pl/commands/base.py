@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from datamodules.shards import ShardReader, read_split
-from rime_pl.backbone.tiny import TinyConfig, make_base
-from rime_pl.types import Pair, RimeError
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.errors import RimeError
+from rime_pl.miniature.tiny import TinyConfig, make_base
+from rime_pl.types import Pair
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

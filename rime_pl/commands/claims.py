@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from rime_pl.commands.compare import Variants, manifest_of, measured, refuse_unlike
-from rime_pl.report.claims import (
+from rime_pl.errors import RimeError
+from rime_pl.report.figures import save_figure
+from rime_pl.study.claims import (
     CORPORA,
     TITLES,
     Record,
@@ -22,9 +24,7 @@ from rime_pl.report.claims import (
     figure_name,
     make_record,
 )
-from rime_pl.report.comparison import COMPARISONS, comparison_figure
-from rime_pl.report.figures import save_figure
-from rime_pl.types import RimeError
+from rime_pl.study.comparison import COMPARISONS, comparison_figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

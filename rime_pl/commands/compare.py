@@ -24,16 +24,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from datamodules.annotation import Written
-from datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.annotation import Written
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.report.comparison import COMPARISONS, MEAN, comparison_figure, comparison_markdown
-from rime_pl.report.curves import curve_means
 from rime_pl.report.figures import save_figure
 from rime_pl.report.stage import DONE
-from rime_pl.types import MODE_PAIRS, RimeError
+from rime_pl.study.comparison import COMPARISONS, MEAN, comparison_figure, comparison_markdown
+from rime_pl.study.curves import curve_means
+from rime_pl.types import MODE_PAIRS
 
 Controls = Iterator[tuple[str, list[str]]]
 Variants = dict[str, Path]  # "before", the controls, the run itself -> run folder
@@ -204,7 +205,7 @@ def refuse_unlike(folders: list[Path]) -> None:
 
 
 def _train(folder: Path, name: str, words: list[str]) -> None:
-    if subprocess.run([sys.executable, "-m", "rime_pl.main", *words]).returncode:
+    if subprocess.run([sys.executable, "-m", "rime_pl.__main__", *words]).returncode:
         raise RimeError(
             f"--run {folder}: the control {name!r} failed (its message is above). The others are kept; "
             f"`--skip {name}` goes on without it."

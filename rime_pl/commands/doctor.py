@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from rime_pl.checks.adapter import check_adapter
-from rime_pl.checks.installation import check_installation
-from rime_pl.checks.result import Check, problem
-from rime_pl.checks.settings import batch, check_backbone, precision
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
-from rime_pl.retriever import stage_folder
-from rime_pl.types import RimeError
+from rime_pl.errors import RimeError
+from rime_pl.inference.retriever import stage_folder
+from rime_pl.preflight.doctor.adapter import check_adapter
+from rime_pl.preflight.doctor.installation import check_installation
+from rime_pl.preflight.doctor.result import Check, problem
+from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
 
 STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -52,7 +52,7 @@ def check_settings(settings: RunSettings) -> list[Check]:
     config, values = settings.backbone, settings.values
     return [
         *check_backbone(config, settings.strategy == "fsdp"),
-        precision(values.trainer.precision, settings.strategy, config.load_in_4bit),
+        precision(values.trainer.precision, settings.strategy == "fsdp", config.load_in_4bit),
         batch(values.data.batch_size, settings.num_processes),
     ]
 

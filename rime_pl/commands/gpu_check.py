@@ -22,16 +22,16 @@ import lightning as L
 import torch
 import transformers
 
-from rime_pl.gpu.attention import attention
-from rime_pl.gpu.bench import Bench
-from rime_pl.gpu.cached import cache
-from rime_pl.gpu.checkpoint import SHAPES
-from rime_pl.gpu.sharded import fsdp
-from rime_pl.gpu.stages import cma, refine_rl, sft
-from rime_pl.gpu.throughput import throughput
-from rime_pl.gpu.watch import memory_of, release
-from rime_pl.report.gpu import Part, Value, markdown, to_json
-from rime_pl.types import RimeError
+from rime_pl.errors import RimeError
+from rime_pl.miniature.random_checkpoint import SHAPES
+from rime_pl.preflight.gpu.attention import attention
+from rime_pl.preflight.gpu.bench import Bench
+from rime_pl.preflight.gpu.cached import cache
+from rime_pl.preflight.gpu.report import Part, Value, markdown, to_json
+from rime_pl.preflight.gpu.sharded import fsdp
+from rime_pl.preflight.gpu.stages import cma, refine_rl, sft
+from rime_pl.preflight.gpu.throughput import throughput
+from rime_pl.preflight.gpu.watch import memory_of, release
 
 #: Name in --only -> title of its section, and what it does.
 PARTS: dict[str, tuple[str, Callable[[Bench, Part], None]]] = {

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.plan import plan_training
-from datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
-from rime_pl.memory.micro_batches import MicroBatches
-from rime_pl.memory.plan import (
+from rime_pl.datamodules.batch_plan import plan_training
+from rime_pl.datamodules.shards import CORPUS_FILE, ShardReader, read_split
+from rime_pl.errors import RimeError
+from rime_pl.preflight.plan.arithmetic import (
     GIB,
     Change,
     Plan,
@@ -28,13 +28,13 @@ from rime_pl.memory.plan import (
     shard,
     step_flops,
 )
-from rime_pl.memory.predict import SHARDED, quick_peak, stage_plan, step_work
-from rime_pl.memory.rehearsal import static_memory
-from rime_pl.memory.shapes import RolloutShape, SideShape, StepShape, side_shape
-from rime_pl.memory.skeleton import build_skeleton, read_architecture
+from rime_pl.preflight.plan.predict import SHARDED, quick_peak, stage_plan, step_work
+from rime_pl.preflight.plan.rehearsal import static_memory
+from rime_pl.preflight.plan.shapes import RolloutShape, SideShape, StepShape, side_shape
+from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture
+from rime_pl.preflight.plan.tables import print_plan
 from rime_pl.processing import RimeProcessor
-from rime_pl.report.plan import print_plan
-from rime_pl.types import RimeError
+from rime_pl.scaling.micro_batches import MicroBatches
 
 #: Planned together, from the settings of either.
 CONTRASTIVE = ("sft", "cma")

@@ -15,10 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.errors import RimeError
+from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture, stage_folder
 from rime_pl.report.sheets import Card, SheetRow, sheet
-from rime_pl.retriever import MODES, Found, Retriever, load, open_picture, stage_folder
-from rime_pl.types import Item, Mode, RimeError
+from rime_pl.types import Item, Mode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 RUNS = Path("runs")

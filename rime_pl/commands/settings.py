@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from datamodules.rime import RimeDataModule
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.cli import STAGES, StageCLI
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.errors import RimeError
 from rime_pl.prompts import PromptConfig
-from rime_pl.types import RimeError
 
 
 class _Reader(StageCLI):

@@ -16,8 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.builders import folder, openmoji, scenes
-from datamodules.shards import read_corpus
+from rime_pl.datamodules.builders import folder
+from rime_pl.datamodules.builders.openmoji import builder as openmoji
+from rime_pl.datamodules.builders.scenes import builder as scenes
+from rime_pl.datamodules.shards import read_corpus
 
 BUILDERS: dict[str, Callable[..., None]] = {
     "openmoji": openmoji.build,

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rime_pl.backbone.groups import forward_groups, read_prompts, read_token
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.rewriting import close_rewrites, suppressed_tokens
+from rime_pl.generation.shared_prompts import forward_groups, read_prompts, read_token
 from rime_pl.types import Prompts, Rollouts
 
 

@@ -1,7 +1,7 @@
 """How sure a recall is: bootstrap intervals over queries, also for the difference of two runs.
 
-Called by ``callbacks.retrieval_recall`` for the interval of each mode pair, and by whoever compares two runs
-on the same queries. Seeded, on the CPU, so that every process and every machine draws the same resamples.
+Called by ``callbacks/retrieval_recall.py`` for the interval of each mode pair, and by whoever compares two
+runs on the same queries. Seeded, on the CPU, so that all processes and machines draw the same resamples.
 """
 
 from __future__ import annotations

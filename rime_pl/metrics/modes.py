@@ -1,6 +1,6 @@
 """From ranks to the numbers of the tables: four modes, oracle, trace probe, each with its exact name.
 
-Called by ``callbacks.retrieval_recall``; the dictionaries built here are those of ``summary.json``.
+Called by ``rime_pl.callbacks.retrieval_recall``; the dictionaries built here are those of ``summary.json``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a rewrite names of what the annotated one names: overlap of content words.
 
-Called by ``callbacks.retrieval_recall`` for every evaluated item.
+Called by ``rime_pl.callbacks.retrieval_recall`` for every evaluated item.
 """
 
 from __future__ import annotations

@@ -19,15 +19,16 @@ from transformers import get_cosine_schedule_with_warmup
 from rime_pl.backbone.adapters import load_adapter_weights
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import describe
-from rime_pl.checks.settings import precision
-from rime_pl.distributed.gather import all_gather_rows, all_reduce_max, all_reduce_sum, world_size
-from rime_pl.distributed.sharding import shard_backbone
+from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.losses.language_modeling import token_cross_entropy
-from rime_pl.memory.gradient_cache import GradientCache, in_row_order
-from rime_pl.memory.micro_batches import micro_batches, split_to
 from rime_pl.processing import RimeProcessor
+from rime_pl.scaling.gather import all_gather_rows, all_reduce_max, all_reduce_sum, world_size
+from rime_pl.scaling.gradient_cache import GradientCache, in_row_order
+from rime_pl.scaling.micro_batches import micro_batches, split_to
+from rime_pl.scaling.sharding import shard_backbone
 from rime_pl.types import (
     Batch,
     Completions,
@@ -36,7 +37,6 @@ from rime_pl.types import (
     EvalOutput,
     ModeEmbeddings,
     RewriteChange,
-    RimeError,
     Rows,
 )
 
@@ -125,10 +125,8 @@ class RimeModule(L.LightningModule):
         if self.backbone is not None:
             return
         strategy = self.trainer.strategy
-        sharded = "fsdp" if isinstance(strategy, ModelParallelStrategy) else ""
-        check = precision(self.trainer.precision, sharded, self.config.load_in_4bit)
-        if check.level == "problem":
-            raise RimeError(f"{check.seen}. {check.remedy}")
+        sharded = isinstance(strategy, ModelParallelStrategy)
+        check_precision(self.trainer.precision, sharded, self.config.load_in_4bit)
         processor = RimeProcessor.from_pretrained(self.config.name_or_path, self.config.prompt)
         # LoRA's random start depends on the seed alone, not on what ran before.
         with torch.random.fork_rng(devices=[]):

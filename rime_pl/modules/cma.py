@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.distributed.gather import all_gather_completions, all_gather_rows, rank, world_size
+from rime_pl.errors import RimeError
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
 from rime_pl.modules.base import PairEmbeddings, RimeModule, derange, empty_completions
-from rime_pl.types import Batch, Completions, ModeEmbeddings, RimeError, Rows
+from rime_pl.scaling.gather import all_gather_completions, all_gather_rows, rank, world_size
+from rime_pl.types import Batch, Completions, ModeEmbeddings, Rows
 
 
 class CMAModule(RimeModule):

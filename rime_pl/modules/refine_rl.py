@@ -14,25 +14,16 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, state_hash, trained_values
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.distributed.gather import all_reduce_sum, rank, world_size
-from rime_pl.distributed.objects import gather_objects
+from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
+from rime_pl.losses.advantages import Scaling, group_advantages
 from rime_pl.losses.policy_gradient import Divisors, LossType, policy_loss
 from rime_pl.modules.base import RimeModule
-from rime_pl.modules.yardstick import AnchorKind, Part, RewardForm, RewardSettings, Yardstick, cut_parts
-from rime_pl.rl.advantages import Scaling, group_advantages
-from rime_pl.types import (
-    Batch,
-    Completions,
-    DivergedError,
-    EvalBatch,
-    EvalOutput,
-    RewardData,
-    RewriteChange,
-    RimeError,
-    Side,
-)
+from rime_pl.modules.scoring import AnchorKind, Part, RewardForm, RewardSettings, Yardstick, cut_parts
+from rime_pl.scaling.gather import all_reduce_sum, rank, world_size
+from rime_pl.scaling.objects import gather_objects
+from rime_pl.types import Batch, Completions, EvalBatch, EvalOutput, RewardData, RewriteChange, Side
 
 _SAMPLES = 12  # held-out queries in the table of rewrites
 

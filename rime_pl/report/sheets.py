@@ -1,6 +1,6 @@
 """Picture sheets: a query and the pictures found for it, right and wrong marked.
 
-Called by ``callbacks.rewrite_samples`` (TensorBoard) and by ``rime search`` (PNG). Drawn with PIL.
+Called by ``rime_pl.callbacks.rewrite_samples`` (TensorBoard) and by ``rime search`` (PNG). Drawn with PIL.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ from rime_pl.backbone.adapters import (
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.backbone.quantization import keep_packed_weights, packed_weights_hash, quantization_config
+from rime_pl.errors import RimeError
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
-from rime_pl.types import Batch, RimeError
+from rime_pl.types import Batch
 from tests.conftest import MakeBackbone
 from tests.micro import build_base, micro_config, randomise_adapter
 

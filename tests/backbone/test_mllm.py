@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.errors import RimeError
 from rime_pl.modules.base import empty_completions
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, Pair, RimeError
+from rime_pl.types import Batch, Pair
 from tests.conftest import MakeBackbone
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}

@@ -12,7 +12,8 @@ from bitsandbytes.nn import Linear4bit
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import describe, linear_4bit_modules, packed_weights_hash
-from rime_pl.types import Batch, RimeError
+from rime_pl.errors import RimeError
+from rime_pl.types import Batch
 from tests.conftest import MakeBackbone
 from tests.micro import MICRO
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from callbacks.adapter_checkpoint import DIVERGED, LAST, PREVIOUS, AdapterCheckpoint
-from rime_pl.types import DivergedError
+from rime_pl.callbacks.adapter_checkpoint import DIVERGED, LAST, PREVIOUS, AdapterCheckpoint
+from rime_pl.errors import DivergedError
 
 
 @pytest.mark.parametrize("looked_at", [True, False], ids=["a batch has passed", "just saved"])

@@ -8,8 +8,9 @@ import torch
 from replay import Replay, eval_batch, loaders, splits, trainer
 from torch.utils.data import DataLoader
 
-from callbacks.retrieval_recall import RetrievalRecall
-from rime_pl.types import DataError, EvalBatch, RimeError
+from rime_pl.callbacks.retrieval_recall import RetrievalRecall
+from rime_pl.errors import DataError, RimeError
+from rime_pl.types import EvalBatch
 
 
 def test_validation_logs_the_known_recalls(tmp_path: Path) -> None:

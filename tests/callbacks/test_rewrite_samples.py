@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from replay import Replay, eval_batch, loaders, splits, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.rewrite_samples import RewriteSamples
+from rime_pl.callbacks.rewrite_samples import RewriteSamples
 from rime_pl.report import sheets
 
 

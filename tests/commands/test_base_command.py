@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rime_pl.main import main
+from rime_pl.__main__ import main
 
 
 def test_unknown_tasks_are_named(

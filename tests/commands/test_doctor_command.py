@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import WEIGHTS_FILE, adapter_state, save_adapter, state_hash
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.checks import installation
-from rime_pl.checks.adapter import check_adapter
-from rime_pl.checks.result import Check
-from rime_pl.checks.settings import batch, check_backbone, precision, storage_types
-from rime_pl.main import main
-from rime_pl.memory.skeleton import build_skeleton, read_architecture
+from rime_pl.preflight.doctor import installation
+from rime_pl.preflight.doctor.adapter import check_adapter
+from rime_pl.preflight.doctor.result import Check
+from rime_pl.preflight.doctor.settings import batch, check_backbone, precision, storage_types
+from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import CONTRACT_FILE
 from tests.micro import micro_config
 
@@ -125,7 +125,7 @@ def test_unequal_storage_types(micro_base: Path) -> None:
 
 def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:
     """Qwen2-VL names its patch embedding as an input: transformers then asks for its gradient."""
-    from rime_pl.gpu.checkpoint import SHAPES, save_checkpoint
+    from rime_pl.miniature.random_checkpoint import SHAPES, save_checkpoint
 
     save_checkpoint(tmp_path, SHAPES["micro"], torch.device("cpu"))
     found = check_backbone(micro_config(tmp_path, gradient_checkpointing=True), False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rime_pl.main import main
+from rime_pl.__main__ import main
 
 RECIPE = Path(__file__).parents[2] / "configs/tiny/cma.yaml"
 

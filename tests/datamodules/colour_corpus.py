@@ -8,19 +8,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from datamodules.shards import write_corpus
-from rime_pl.types import (
-    Batch,
-    Completions,
-    DataError,
-    EvalBatch,
-    Item,
-    Pair,
-    Prompts,
-    Rows,
-    Side,
-    content_hash,
-)
+from rime_pl.datamodules.shards import write_corpus
+from rime_pl.errors import DataError
+from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 
 
 def colour(number: int) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from colour_corpus import PlainProcessor, make_splits, write
 
-from datamodules.rime import RimeDataModule
+from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.annotation import is_annotated
-from datamodules.plan import BatchPlan
-from datamodules.rime import RimeDataModule
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.datamodules.annotation import is_annotated
+from rime_pl.datamodules.batch_plan import BatchPlan
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.errors import RimeError
 from rime_pl.modules.cma import CMAModule
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, Pair, RimeError
+from rime_pl.types import Batch, Pair
 from tests.micro import PROMPT
 
 

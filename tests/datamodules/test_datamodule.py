@@ -15,10 +15,11 @@ import torch
 from colour_corpus import make_splits, write
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from datamodules.annotation import without_rewrites
-from datamodules.rime import RimeDataModule
-from datamodules.shards import read_split
-from rime_pl.types import Batch, DataError, RimeError
+from rime_pl.datamodules.annotation import without_rewrites
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.shards import read_split
+from rime_pl.errors import DataError, RimeError
+from rime_pl.types import Batch
 
 MakeData = Callable[..., RimeDataModule]
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from colour_corpus import colour
 
-from datamodules.builders import folder
-from datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.commands import shards
-from rime_pl.types import DataError, Item, Pair, RimeError
+from rime_pl.datamodules.builders import folder
+from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.errors import DataError, RimeError
+from rime_pl.types import Item, Pair
 
 Rows = list[dict[str, Any]]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.builders import openmoji, openmoji_pictures
-from datamodules.builders import openmoji_words as words
-from datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.builders.openmoji import builder as openmoji
+from rime_pl.datamodules.builders.openmoji import pictures as openmoji_pictures
+from rime_pl.datamodules.builders.openmoji import words
+from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.types import Pair
 
 TASKS = {"name_to_picture", "picture_to_name", "composed", "multilingual"}

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from datamodules.builders import scenes
-from datamodules.builders.scenes_drawing import Cells, Scene, Thing
+from rime_pl.datamodules.builders.scenes import builder as scenes
+from rime_pl.datamodules.builders.scenes.drawing import Cells, Scene, Thing
 
 
 def from_left(cells: Cells) -> list[Thing]:

@@ -16,9 +16,10 @@ import pytest
 import webdataset
 from colour_corpus import make_pairs, make_splits, write
 
-from datamodules.annotation import Written
-from datamodules.shards import ShardReader, read_corpus, read_split
-from rime_pl.types import DataError, Item, Pair
+from rime_pl.datamodules.annotation import Written
+from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.errors import DataError
+from rime_pl.types import Item, Pair
 
 
 def same_item(a: Item, b: Item) -> bool:
@@ -96,7 +97,7 @@ def test_an_interrupted_build_is_no_corpus(tmp_path: Path) -> None:
 
 
 def write_streaming(folder: Path, pairs: Any) -> None:
-    from datamodules.shards import write_corpus
+    from rime_pl.datamodules.shards import write_corpus
 
     write_corpus(folder, "x", "CC0", {"train": pairs}, {"train": 9}, seed=0)
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.base import derange, empty_completions
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import MODE_PAIRS, TRACES, Pair, RimeError
+from rime_pl.types import MODE_PAIRS, TRACES, Pair
 
 
 def naive_derange(content: list[int]) -> list[int]:

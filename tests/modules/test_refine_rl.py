@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, trained_values
+from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
-from rime_pl.modules.yardstick import RewardSettings
+from rime_pl.modules.scoring import RewardSettings
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, DivergedError, Pair, RimeError, Side
+from rime_pl.types import Batch, Pair, Side
 from tests.conftest import MakeBackbone
 from tests.micro import RewardPairs, randomise_adapter, refine_rl_module
 

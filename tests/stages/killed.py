@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from rime_pl import cli
-from rime_pl.main import main
+from rime_pl.__main__ import main
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
 

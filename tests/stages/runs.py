@@ -51,7 +51,7 @@ def refine_rl_arguments(corpus: Path, base: Path, run_dir: Path, adapter: Path, 
 def run_process(arguments: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """`rime ...` in a process of its own, one thread, no network."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "rime_pl.main", *arguments]
+    command = [sys.executable, "-m", "rime_pl.__main__", *arguments]
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, **kwargs)
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rime_pl.__main__ import main
 from rime_pl.backbone.mllm import load_backbone
 from rime_pl.backbone.quantization import packed_weights_hash
-from rime_pl.main import main
 from tests.micro import build_base
 from tests.stages.runs import ENDING, read_json, refine_rl_arguments, scalars, stage_arguments
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rime_pl.main import main
+from rime_pl.__main__ import main
 from tests.stages.runs import ROOT, read_json, run_killed, run_process, scalars, stage_arguments
 
 pytestmark = pytest.mark.long

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from rime_pl.main import main
+from rime_pl.__main__ import main
 from tests.stages.runs import ENDING, read_json, refine_rl_arguments, run_killed, scalars, stage_arguments
 
 pytestmark = pytest.mark.long

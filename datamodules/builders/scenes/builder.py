@@ -1,0 +1,277 @@
+"""Scenes: drawn pictures whose retrieval asks for an answer that has to be worked out.
+
+Each target is a picture of two things, one left and one right (shape x colour each: 3,584 contents). A query
+describes it, or gives a picture from which the two things must be *derived*: relative reference, count then
+compare, look-up in a table, composed change. Called by `rime shards scenes`.
+
+Everything follows from the seed; splits are by composition, so no test content occurs in training.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rime_pl.datamodules.builders.scenes.drawing import (
+    COLOURS,
+    SHAPES,
+    Cells,
+    Scene,
+    Thing,
+    draw,
+    in_a_row,
+    in_groups,
+)
+from rime_pl.datamodules.shards import write_corpus
+from rime_pl.types import Item, Pair
+
+INSTRUCTION = "Find the picture."
+
+
+# -- words --------------------------------------------------------------------------------------------
+
+
+def a(thing: Thing) -> str:
+    return f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing}"
+
+
+def rewrite(scene: Scene, rng: random.Random) -> str:
+    """The answer, already worked out; each side draws its wording by itself."""
+    return rng.choice(
+        (
+            f"Left {a(scene.left)}, right {a(scene.right)}.",
+            f"{a(scene.left).capitalize()}, then {a(scene.right)}.",
+        )
+    )
+
+
+def describe(scene: Scene, rng: random.Random) -> str:
+    """A user's description, in words that no rewrite uses."""
+    return rng.choice(
+        (
+            f"{scene.right} with {a(scene.left)} before it",
+            f"first {scene.left} and second {scene.right}",
+            f"{scene.left} beside {scene.right}",
+        )
+    )
+
+
+# -- tasks --------------------------------------------------------------------------------------------
+# Each takes the scene to be found and returns (text, cells of the query picture or None, steps).
+
+Question = tuple[str, Cells | None, str]
+
+
+def ask_describe(scene: Scene, rng: random.Random) -> Question:
+    return describe(scene, rng), None, f"It names {scene.left} and {scene.right}."
+
+
+def ask_twin(scene: Scene, rng: random.Random) -> Question:
+    cells = in_a_row([scene.left, scene.right], rng)
+    return "the same scene, drawn anew", cells, f"It shows {scene.left} and {scene.right}."
+
+
+def ask_relative(scene: Scene, rng: random.Random) -> Question:
+    """Three things in a row; which of the two is meant depends on where the third, the landmark, stands."""
+    mark = another_thing(rng, scene.left, scene.right)
+    near, far = rng.sample((scene.left, scene.right), 2)
+    row = rng.choice(([mark, near, far], [far, near, mark]))
+    places = ("next to", "far from") if near == scene.left else ("far from", "next to")
+    text = f"left: {places[0]} the {mark.shape}; right: {places[1]} the {mark.shape}"
+    steps = f"next to the {mark.shape} is {near}; far from the {mark.shape} is {far}."
+    return text, in_a_row(row, rng), steps
+
+
+def ask_count(scene: Scene, rng: random.Random) -> Question:
+    """Two kinds of things, some of each: which there are more of has to be counted."""
+    few = rng.randint(1, 3)
+    counts = {scene.left: few + rng.randint(2, 3), scene.right: few}
+    tally = f"{counts[scene.left]} {scene.left}, {counts[scene.right]} {scene.right}."
+    return "left: what there is more of; right: fewer", in_groups(counts, rng), tally
+
+
+def ask_table(scene: Scene, rng: random.Random) -> Question:
+    """The picture shows two keys, the text is the table that says what each stands for."""
+    keys = rng.sample(SHAPES, 3)
+    third = another_thing(rng, scene.left, scene.right)
+    table = list(zip(keys, (scene.left, scene.right, third), strict=True))
+    shown = [Thing(rng.choice(list(COLOURS)), key) for key in keys[:2]]
+    rows = ", ".join(f"{key}: {thing}" for key, thing in rng.sample(table, 3))
+    steps = f"{keys[0]} is {scene.left}; {keys[1]} is {scene.right}."
+    return f"read each shape in the table: {rows}", in_a_row(shown, rng), steps
+
+
+def another_thing(rng: random.Random, *things: Thing) -> Thing:
+    """One whose shape and colour none of the others has."""
+    used = {value for thing in things for value in (thing.shape, thing.colour)}
+    colour = rng.choice([c for c in COLOURS if c not in used])
+    return Thing(colour, rng.choice([s for s in SHAPES if s not in used]))
+
+
+def swapped(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+    """A change in words, and the scene before it."""
+    if rng.random() < 0.5:
+        return "swap the sides", Scene(scene.right, scene.left)
+    left, right = scene.left, scene.right
+    return "swap the colours", Scene(Thing(right.colour, left.shape), Thing(left.colour, right.shape))
+
+
+def repainted(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+    """A change of one thing in words, and the scene before it."""
+    side = rng.choice(("left", "right"))
+    thing, other = (scene.left, scene.right) if side == "left" else (scene.right, scene.left)
+    if rng.random() < 0.5:
+        words = f"paint the {side} one {thing.colour}"
+        thing = Thing(rng.choice([c for c in COLOURS if c != thing.colour]), thing.shape)
+    else:
+        words = f"make the {side} one a {thing.shape}"
+        thing = Thing(thing.colour, rng.choice([s for s in SHAPES if s not in (thing.shape, other.shape)]))
+    return words, Scene(thing, other) if side == "left" else Scene(other, thing)
+
+
+def ask_composed(scene: Scene, rng: random.Random) -> Question:
+    """A picture of another scene and the change that leads to the one sought."""
+    words, before = rng.choice((swapped, repainted))(scene, rng)
+    steps = f"before: {before.left} and {before.right}; {words}."
+    return words, in_a_row([before.left, before.right], rng), steps
+
+
+TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
+    "describe": ask_describe,
+    "twin": ask_twin,
+    "table": ask_table,
+    "relative": ask_relative,
+    "count": ask_count,
+    "composed": ask_composed,
+}
+
+
+def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Random) -> Pair:
+    """One query of a task for a scene, and a fresh picture of the scene as its target."""
+    text, cells, steps = TASKS[task](scene, rng)
+    answer = rewrite(scene, rng)
+    query = Item(
+        text=text,
+        images=() if cells is None else (draw(cells, size, rng),),
+        content_id=f"{task} {number}",
+        instruction=INSTRUCTION,
+        rewrite=answer,
+        cot=f"{steps} {answer}",
+    )
+    target = Item(
+        text="",
+        images=(draw(in_a_row([scene.left, scene.right], rng), size, rng),),
+        content_id=scene.content_id,
+        rewrite=rewrite(scene, rng),
+    )
+    return Pair(f"{task}-{number:06d}", task, "pictures", query, target)
+
+
+# -- captions of the base's pre-training ------------------------------------------------------------
+
+
+def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random) -> Pair:
+    """A picture with plain captions, one per line: what stands where, of what there is how much."""
+    scene = rng.choice(scenes)
+    things = [scene.left, scene.right]
+    kind = rng.random()
+    if kind < 0.3:
+        counts = dict(zip(things, rng.sample(range(1, 6), 2), strict=True))
+        cells, lines = in_groups(counts, rng), group_captions(counts)
+    else:
+        if kind > 0.65:
+            things.insert(rng.randrange(3), another_thing(rng, *things))
+        cells, lines = in_a_row(things, rng), row_captions(things)
+    item = Item("", (draw(cells, size, rng),), f"caption {number}")
+    text = Item("\n".join(lines), (), f"caption {number}")
+    return Pair(f"captions-{number:06d}", "captions", "captions", item, text)
+
+
+def row_captions(things: list[Thing]) -> list[str]:
+    """The place comes first: a reader of captions then learns to look there."""
+    names = ("left", "right") if len(things) == 2 else ("left", "middle", "right")
+    pairs = list(itertools.pairwise(things))
+    return [
+        ", ".join(f"on the {name} {thing}" for name, thing in zip(names, things, strict=True)),
+        ", ".join(f"{second} after {a(first)}" for first, second in reversed(pairs)),
+        ", ".join(f"next to the {first.shape} {a(second)}" for first, second in pairs),
+        ", ".join(f"the {thing.shape} is {thing.colour}" for thing in things),
+    ]
+
+
+def group_captions(counts: dict[Thing, int]) -> list[str]:
+    """The larger group first."""
+    (most, many), (least, few) = sorted(counts.items(), key=lambda kv: -kv[1])
+    return [f"{many} times {most}, {few} times {least}", f"more of {most} than of {least}"]
+
+
+# -- the corpus -----------------------------------------------------------------------------------------
+
+
+def compositions(seed: int, val: int, test: int) -> dict[str, list[Scene]]:
+    """All contents, dealt out to the splits: every thing is seen in training, no test pairing is.
+
+    A scene and its mirror image go to the same split, so that a gallery asks for the order as well.
+    """
+    things = [Thing(colour, shape) for shape in SHAPES for colour in COLOURS]
+    couples = [couple for couple in itertools.combinations(things, 2) if couple[0].shape != couple[1].shape]
+    random.Random(f"scenes {seed}").shuffle(couples)
+    scenes = [scene for first, second in couples for scene in (Scene(first, second), Scene(second, first))]
+    splits = {"test": scenes[:test], "val": scenes[test : test + val], "train": scenes[test + val :]}
+    for split, held in splits.items():  # mirror images must not be neighbours in a task
+        random.Random(f"{split} {seed}").shuffle(held)
+    return splits
+
+
+def split_pairs(split: str, scenes: list[Scene], per_task: int, size: int, seed: int) -> Iterator[Pair]:
+    """``per_task`` pairs of each task; the targets go round the split's contents, so that each occurs."""
+    for offset, task in enumerate(TASKS):
+        rng = random.Random(f"{split} {task} {seed}")
+        for number in range(per_task):
+            yield make_pair(task, number, scenes[(offset * per_task + number) % len(scenes)], size, rng)
+
+
+def build(
+    output: Path,
+    seed: int = 0,
+    size: int = 72,
+    train_per_task: int = 4000,
+    val_per_task: int = 36,
+    test_per_task: int = 200,
+    captions: int = 12000,
+    val_contents: int = 216,
+    test_contents: int = 600,
+) -> None:
+    """Draw the corpus and write its shards.
+
+    Args:
+        output: Corpus folder to make.
+        seed: Of everything.
+        size: Width and height of a picture in pixels.
+        train_per_task, val_per_task, test_per_task: Pairs of each of the six tasks in a split.
+        captions: Captioned pictures for the base's pre-training.
+        val_contents, test_contents: Distinct contents that only this split shows; its gallery.
+    """
+    scenes = compositions(seed, val_contents, test_contents)
+    rng = random.Random(f"captions {seed}")
+    splits = {
+        name: split_pairs(name, scenes[name], count, size, seed)
+        for name, count in (("train", train_per_task), ("val", val_per_task), ("test", test_per_task))
+    }
+    splits["captions"] = (caption_pair(n, scenes["train"], size, rng) for n in range(captions))
+    totals = {
+        "train": train_per_task * len(TASKS),
+        "val": val_per_task * len(TASKS),
+        "test": test_per_task * len(TASKS),
+        "captions": captions,
+    }
+    write_corpus(
+        output,
+        name="scenes",
+        licence="Apache-2.0 (drawn by this builder)",
+        splits=splits,
+        totals=totals,
+        seed=seed,
+    )

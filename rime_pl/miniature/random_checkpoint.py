@@ -1,0 +1,128 @@
+"""A checkpoint with random weights in the shape of a real one, and pairs to train it on: no download.
+
+Used by the parts of `rime gpu-check`, and by benchmarks and tests that need a Qwen2-VL of a given size.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from rime_pl.miniature.tiny import TinyConfig, build_processor, train_tokenizer
+from rime_pl.types import Item, Pair
+
+WORDS = ("a", "red", "blue", "small", "large", "old", "cat", "dog", "boat", "tree", "house", "left", "right")
+PATCH = 14
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Dimensions of a Qwen2-VL and of the batch that it is given."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    mrope_section: tuple[int, int, int]
+    vocab_size: int
+    vision_depth: int
+    vision_embed_dim: int
+    vision_heads: int
+    image_size: int  # pixels a side
+    num_words: int  # of a rewrite
+
+
+SHAPES = {
+    # Qwen2-VL-2B-Instruct
+    "2b": Shape(1536, 28, 12, 2, 8960, (16, 24, 24), 151936, 32, 1280, 16, image_size=448, num_words=60),
+    # the same code in a second, for the tests
+    "micro": Shape(64, 2, 4, 2, 128, (2, 3, 3), 512, 2, 64, 2, image_size=56, num_words=8),
+}
+
+
+def save_checkpoint(folder: Path, shape: Shape, device: torch.device) -> None:
+    """An ordinary Qwen2-VL folder: processor, tokenizer trained on the spot, random bfloat16 weights."""
+    tokenizer = train_tokenizer([text for pair in synthetic_pairs(64, shape) for text in _texts(pair)], 400)
+    images = build_processor(tokenizer, TinyConfig(patch_size=PATCH), shape.image_size).image_processor
+    videos = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2)
+    Qwen2VLProcessor(images, tokenizer, videos).save_pretrained(folder)
+    torch.manual_seed(0)
+    with device:  # 2 billion random numbers take a GPU no time
+        model = Qwen2VLForConditionalGeneration(model_config(shape, tokenizer)).bfloat16()
+    model.save_pretrained(folder)
+
+
+def model_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> Qwen2VLConfig:
+    """The config.json of a Qwen2-VL of these dimensions."""
+    known = tokenizer.get_vocab()
+    ids = {name: known[f"<|{name}|>"] for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": shape.vocab_size,
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.num_layers,
+            "num_attention_heads": shape.num_heads,
+            "num_key_value_heads": shape.num_key_value_heads,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": list(shape.mrope_section),
+            },
+            "bos_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": shape.vision_depth,
+            "embed_dim": shape.vision_embed_dim,
+            "hidden_size": shape.hidden_size,
+            "num_heads": shape.vision_heads,
+            "mlp_ratio": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        image_token_id=ids["image_pad"],
+        video_token_id=ids["video_pad"],
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        tie_word_embeddings=True,
+    )
+
+
+def synthetic_pairs(count: int, shape: Shape) -> list[Pair]:
+    """Random words and noise, as long as a real batch: a query with a picture and a text, a picture."""
+    rng = random.Random(0)
+
+    def text(num_words: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(num_words))
+
+    def item(name: str, words: str) -> Item:
+        pixels = rng.randbytes(shape.image_size**2 * 3)
+        image = Image.frombytes("RGB", (shape.image_size, shape.image_size), pixels)
+        return Item(words, (image,), name, "Find the picture.", rewrite=text(shape.num_words))
+
+    return [
+        Pair(f"pair-{n}", "synthetic", "pictures", item(f"query {n}", text(12)), item(f"target {n}", ""))
+        for n in range(count)
+    ]
+
+
+def _texts(pair: Pair) -> list[str]:
+    return [f"{item.instruction} {item.text}\n{item.rewrite}" for item in (pair.query, pair.target) if item]

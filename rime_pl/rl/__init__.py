@@ -1,1 +1,0 @@
-"""Rewards and advantages of Refine-RL: pure functions of tensors."""

@@ -1,0 +1,136 @@
+"""What a run leaves behind, read in one place: manifest, summary, ranks, config, adapter, finished or not.
+
+Used by the command line, by inference, and by the study. A run folder belongs to one stage.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rime_pl.errors import RimeError
+
+#: The folder of all runs, relative to the working folder.
+RUNS = Path("runs")
+#: The folder inside a run that holds the control runs beside it.
+CONTROLS = "controls"
+
+
+class RunFolder:
+    """The folder of one run of one stage.
+
+    Args:
+        path: The folder, e.g. ``runs/openmoji-tiny-seed0/cma``. It need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    @property
+    def config(self) -> Path:
+        """The complete settings of the run, one YAML file."""
+        return self.path / "config.yaml"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter."""
+        return self.path / "adapter"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that an unfinished run is resumed from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def marker(self) -> Path:
+        """The file that a run writes last, when all else is written."""
+        return self.path / "done.json"
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the run has trained, tested and written its report."""
+        return self.marker.is_file()
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Who made this run from what: stage, seed, corpus, steps, versions."""
+        manifest: dict[str, Any] = self._read("manifest.json")
+        return manifest
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The measured results: recalls before and after, rewrite ablation, costs."""
+        summary: dict[str, Any] = self._read("summary.json")
+        return summary
+
+    @cached_property
+    def ranks(self) -> list[dict[str, Any]]:
+        """The rank of the right target of each test query, for each mode pair."""
+        rows: list[dict[str, Any]] = self._read("ranks.json")
+        return rows
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The complete settings of the run, as plain data."""
+        self._need("config.yaml")
+        values: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        return values
+
+    def before(self) -> RunFolder | None:
+        """The run whose adapter this one started from; None if it started from the base model."""
+        adapter = self.settings["model"]["init_adapter_from"]
+        return RunFolder(Path(adapter).parent) if adapter else None
+
+    @property
+    def stage(self) -> str:
+        """The stage: ``sft``, ``cma`` or ``refine_rl``."""
+        return str(self.manifest["stage"])
+
+    @property
+    def corpus(self) -> Path | None:
+        """The corpus folder that the run was trained on; None if it is gone."""
+        if not (self.path / "manifest.json").is_file():
+            return None
+        named = self.manifest.get("data")
+        return Path(named) if named and Path(named).is_dir() else None
+
+    @classmethod
+    def newest(cls, folder: str | Path) -> RunFolder:
+        """Return the run that finished last, at or below ``folder``; controls are left out.
+
+        Raises:
+            RimeError: If there is no finished run with an adapter.
+        """
+        runs = [cls(marker.parent) for marker in Path(folder).rglob("done.json")]
+        found = [run for run in runs if run.adapter.is_dir() and CONTROLS not in run.path.parts]
+        if not found:
+            raise RimeError(
+                f"{folder}: no finished run here. Run `make train-cma` first, or give the folder of a run."
+            )
+        return max(found, key=lambda run: run.marker.stat().st_mtime)
+
+    def _need(self, name: str) -> Path:
+        file = self.path / name
+        if not file.is_file():
+            raise RimeError(
+                f"{self.path}: {name} is missing, so this is not the folder of a finished run. Relative paths "
+                "count from the folder that the command was started in."
+            )
+        return file
+
+    def _read(self, name: str) -> Any:
+        return json.loads(self._need(name).read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` whole or not at all: a kill while writing leaves no half file."""
+    half_written = path.with_suffix(".half")
+    half_written.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    half_written.replace(path)

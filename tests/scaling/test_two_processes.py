@@ -1,0 +1,240 @@
+"""Two processes with half a batch each equal one process with the whole: loss and every gradient.
+
+One pair of processes runs all steps (an import of the stack costs seconds); the tests read what it wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.scaling.gather import all_gather_rows, all_reduce_sum, rank, world_size
+from tests.scaling.steps import (
+    CASES,
+    Case,
+    apart,
+    global_batch,
+    local_batch,
+    micro_module,
+    refine_rl_step,
+    step,
+)
+
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-5  # relative, of the norm of each tensor: single elements near zero say nothing
+
+
+@pytest.fixture(scope="module")
+def ranks(
+    micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What rank 0 and rank 1 saw."""
+    return run_pair(tmp_path_factory.mktemp("pair"), micro_base, scenes_corpus, "fast")
+
+
+@pytest.fixture(scope="module")
+def ranks_of_long_cases(
+    micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    return run_pair(tmp_path_factory.mktemp("long"), micro_base, scenes_corpus, "long")
+
+
+def run_pair(folder: Path, base: Path, corpus: Path, cases: str) -> list[dict[str, Any]]:
+    """Two processes of steps.py; what each wrote."""
+    command = [sys.executable, "-m", "tests.scaling.steps"]
+    arguments = [str(folder), str(base), str(corpus), cases]
+    pair = [
+        subprocess.Popen(
+            [*command, str(number), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in pair:
+            output, _ = process.communicate(timeout=500)
+            assert process.returncode == 0, output[-4000:]
+    finally:
+        for process in pair:
+            process.kill()
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+
+
+def assert_equal_gradients(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, f"{name}: a zero gradient proves nothing"
+        error = ((got[name] - gradient).norm() / gradient.norm()).item()
+        assert error < TOLERANCE, f"{name}: {error:.1e}"
+
+
+def test_rows_arrive_in_rank_order(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert seen["gather"]["rows"][:, 0].tolist() == [1, 1, 2, 2]
+        assert seen["gather"]["numbers"].tolist() == [0, 1]
+
+
+def test_gradient_of_gathered_rows_is_the_sum_of_what_all_ranks_want(ranks: list[dict[str, Any]]) -> None:
+    """Rank r weights row elements 0..11 with their number times r+1: together three times their number."""
+    wanted = 3 * torch.arange(12, dtype=torch.float32).view(4, 3)
+    for number, seen in enumerate(ranks):
+        assert seen["gather"]["grad"].equal(wanted[2 * number : 2 * number + 2])
+
+
+def test_completions_are_padded_to_the_widest(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert seen["gather"]["ids"].tolist() == [[7, 7, 0], [8, 8, 8]]
+        assert seen["gather"]["mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("stage", ["sft", "cma"])
+def test_a_step_of_two_processes_equals_one(
+    stage: str, ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    one = step(stage, micro_base, scenes_corpus)
+    for seen in ranks:
+        assert seen[stage]["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert_equal_gradients(seen[stage]["gradients"], one["gradients"])
+
+
+def test_the_batch_of_these_tests_can_show_a_mistake(micro_base: Path, scenes_corpus: Path) -> None:
+    """Half of the batch alone gives another loss and other gradients: local negatives would be noticed."""
+    pairs = global_batch(scenes_corpus)
+    module = micro_module("cma", micro_base)
+    whole = module.training_step(module.model.processor.training_batch(pairs), 0)
+    halves = [
+        module.training_step(module.model.processor.training_batch(half), 0)
+        for half in (pairs[:4], pairs[4:])
+    ]
+    assert abs(sum(halves) / 2 - whole) / whole > 0.01
+
+
+def test_sharded_step_equals_one_process(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    one = step("cma", micro_base, scenes_corpus)
+    for seen in ranks:
+        assert seen["sharded"]["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert_equal_gradients(seen["sharded"]["gradients"], one["gradients"])
+
+
+def test_a_sharded_bfloat16_base_trains_in_float32(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """Frozen bfloat16 and trained float32 in one layer; the sums round otherwise than in one process."""
+    module = micro_module("cma", micro_base, dtype="bfloat16")
+    loss = module.training_step(local_batch(module, global_batch(scenes_corpus)), 0)
+    loss.backward()
+    for rank_saw in ranks:
+        seen = rank_saw["sharded bfloat16"]
+        assert seen["loss"] == pytest.approx(float(loss), rel=1e-2)
+        assert [name for name in seen["before"] if not seen["before"][name].equal(seen["after"][name])] == []
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                assert seen["gradients"][name].dtype == torch.float32, name
+                cosine = torch.cosine_similarity(seen["gradients"][name].flatten(), p.grad.flatten(), dim=0)
+                assert cosine > 0.9, f"{name}: {float(cosine):.3f}"
+
+
+def test_sharding_leaves_the_packed_bytes_alone(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        before, after = seen["sharded"]["before"], seen["sharded"]["after"]
+        assert before and before.keys() == after.keys()
+        assert [name for name in before if not before[name].equal(after[name])] == []
+        assert seen["sharded"]["share"] < 1, "each rank stores less than the whole"
+
+
+def test_sharded_ranks_write_what_one_process_writes(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    module = micro_module("cma", micro_base).eval()
+    batch = local_batch(module, global_batch(scenes_corpus))
+    rewrites = write_rewrites(module.model, batch.query.prompts, max_new_tokens=4)
+    expected = module.model.processor.decode(rewrites.completions)
+    assert [text for part in ranks[0]["sharded"]["rewrites"] for text in part] == expected
+
+
+def assert_cached_case_equals_one_process(
+    case: Case, seen: list[dict[str, Any]], base: Path, corpus: Path
+) -> None:
+    """One process takes the whole batch at once, without micro-batches."""
+    module = micro_module("cma", base, **case.settings())
+    loss = module.training_step(local_batch(module, apart(global_batch(corpus))), 0)
+    loss.backward()
+    gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
+    for rank_saw in seen:
+        assert rank_saw["loss"] == pytest.approx(float(loss), rel=TOLERANCE)
+        assert_equal_gradients(rank_saw["gradients"], gradients)
+    one, other = seen
+    assert one["micro_batches"] != other["micro_batches"], "else equal counts prove nothing"
+    assert one["forwards"] == other["forwards"]
+    assert one["share"] == (0.5 if case.strategy == "fsdp" and case.shard_base else 1)
+
+
+@pytest.mark.parametrize("name", CASES["fast"])
+def test_cached_steps_of_two_processes_equal_one(
+    name: str, ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """One rank's queries are texts, the other's have pictures."""
+    seen = [rank_saw[name] for rank_saw in ranks]
+    assert_cached_case_equals_one_process(CASES["fast"][name], seen, micro_base, scenes_corpus)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CASES["long"])
+def test_cached_steps_of_two_processes_equal_one_in_all_cases(
+    name: str, ranks_of_long_cases: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    seen = [rank_saw[name] for rank_saw in ranks_of_long_cases]
+    assert_cached_case_equals_one_process(CASES["long"][name], seen, micro_base, scenes_corpus)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_bytes_that_are_nan_as_numbers_survive_sharding(
+    dtype: str, ranks: list[dict[str, Any]]
+) -> None:
+    for seen in ranks:
+        before, after = seen["nan"][dtype]["before"], seen["nan"][dtype]["after"]
+        assert before == after and before[0]
+
+
+def test_a_start_with_damaged_bytes_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for seen in ranks:
+        assert "decoder layer 0 changed" in seen["damaged"]
+        assert "model.backbone.shard_base=false" in seen["damaged"]
+
+
+def test_one_process_needs_no_group() -> None:
+    rows = torch.ones(2, 3, requires_grad=True)
+    assert all_gather_rows(rows) is rows and (rank(), world_size()) == (0, 1)
+    assert all_reduce_sum(rows).equal(rows) and not all_reduce_sum(rows).requires_grad
+
+
+def test_refine_rl_draws_and_learns_the_same(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """The same rewrites, rewards and anchors whatever process holds an item; the same mean gradients."""
+    whole = refine_rl_step(micro_base, scenes_corpus)
+    for seen in ranks:
+        for side in (0, 1):
+            halves = [texts[side] for texts in seen["refine_rl"]["texts"]]
+            assert halves[0] + halves[1] == whole["texts"][0][side]
+        for name, value in whole["logged"].items():
+            if name != "train/grad_norm":  # of a rank's own gradient here
+                assert seen["refine_rl"]["logged"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+        for name, gradient in whole["gradients"].items():
+            assert gradient.norm() > 0, name
+            error = (seen["refine_rl"]["gradients"][name] - gradient).norm() / gradient.norm()
+            assert error < 1e-3, f"{name}: {float(error):.1e}"
+    assert whole["logged"]["train/kl"] > 1e-5
