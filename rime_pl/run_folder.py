@@ -120,8 +120,8 @@ class RunFolder:
         file = self.path / name
         if not file.is_file():
             raise RimeError(
-                f"{self.path}: {name} is missing, so this is not the folder of a finished run. Relative paths "
-                "count from the folder that the command was started in."
+                f"{self.path}: {name} is missing, so this is not the folder of a finished run. Relative "
+                "paths count from the folder that the command was started in."
             )
         return file
 
