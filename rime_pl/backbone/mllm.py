@@ -55,11 +55,21 @@ class Backbone(nn.Module):
         self.processor = processor
         model = _load(config, device)
         self.base_hash = base_fingerprint(model)  # of the checkpoint as it is, before any row is added
+        self.adapt(model)
+
+    def adapt(self, model: Any) -> None:
+        """Freeze a loaded model, add rows for new mode tokens and attach the adapters."""
+        config, processor = self.config, self.processor
+        if config.attn_implementation == "sdpa":
+            attend_pictures_together(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
         if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
             # Big checkpoints have spare rows; the tiny one has none. mean_resizing: the covariance of a
             # 150k x 1.5k table would take minutes, and the new rows are set below anyway.
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-        _start_new_rows(model, processor)
+        if processor.new_tokens:
+            _start_new_rows(model, processor)
         self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id])
         keep_packed_weights(self)
         if config.gradient_checkpointing:
@@ -185,10 +195,6 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             f"model.backbone.name_or_path: no checkpoint could be loaded from {config.name_or_path!r} "
             f"({error}). Give a Hugging Face name or a folder; the tiny base is made by `rime base`."
         ) from error
-    if config.attn_implementation == "sdpa":
-        attend_pictures_together(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     return model
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rime_pl.backbone.config import BackboneConfig
 from rime_pl.cli import STAGES, StageCLI
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError
-from rime_pl.prompts import PromptConfig
+from rime_pl.preflight.settings import RunSettings
 
 
 class _Reader(StageCLI):
@@ -25,17 +23,6 @@ class _Reader(StageCLI):
 
     def instantiate_classes(self) -> None:
         return
-
-
-@dataclass
-class RunSettings:
-    """The settings of a stage's run."""
-
-    stage: str
-    values: Any  # the namespace of the stage's parser
-    backbone: BackboneConfig
-    num_processes: int
-    strategy: str  # "single", "ddp" or "fsdp"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -87,13 +74,7 @@ def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) 
         raise RimeError(f"{' '.join(words)}: refused by `rime {stage} fit`. {error}") from error
     finally:
         sys.argv = typed
-    values = reader.config
-    return RunSettings(stage, values, _backbone(values), *_processes(values))
-
-
-def _backbone(values: Any) -> BackboneConfig:
-    given = dict(values.model.backbone.as_dict())
-    return BackboneConfig(**given | {"prompt": PromptConfig(**given["prompt"])})
+    return RunSettings(stage, reader.config, *_processes(reader.config), STAGES)
 
 
 def _processes(values: Any) -> tuple[int, str]:

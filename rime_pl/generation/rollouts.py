@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.rewriting import close_rewrites, suppressed_tokens
-from rime_pl.generation.shared_prompts import forward_groups, read_prompts, read_token
+from rime_pl.generation.shared_prompts import ReadPrompts, forward_groups, read_prompts, read_token
 from rime_pl.types import Prompts, Rollouts
 
 
@@ -123,27 +123,43 @@ def sample_rollouts(
     backbone.eval()  # gradient checkpointing, which acts in training mode, would throw the cache away
     try:
         read = read_prompts(backbone, prompts, len(numbers) // len(prompts), image_features)
-        hidden, tokens = read.last, []
-        done = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
-        suppressed: Tensor | None = None
-        for step in range(budget + 1):
-            logits = backbone.language_model.lm_head(hidden)
-            if suppressed is None:
-                suppressed = suppressed_tokens(processor, logits.shape[-1], logits.device)
-            tokens.append(draw(distribution(logits, suppressed, temperature), numbers[:, step]))
-            done |= (tokens[-1] == processor.gen_id) | (tokens[-1] == processor.turn_end_id)
-            if step == budget or bool(done.all()):
-                break
-            hidden = read_token(backbone, read, tokens[-1])
+        written = sample_tokens(backbone, read, numbers, temperature)
     finally:
         backbone.train(training)
-    written = torch.stack(tokens, dim=1)
     closed = close_rewrites(written, processor.gen_id, processor.turn_end_id, processor.pad_id, budget)
     labels = torch.full_like(closed.completions.ids, -100)
     width = min(labels.shape[1], written.shape[1])
     drawn = torch.arange(width, device=written.device) <= closed.lengths.unsqueeze(1)
     labels[:, :width] = torch.where(drawn, written[:, :width], -100)
     return Rollouts(closed.completions, labels, closed.lengths, closed.well_formed)
+
+
+def sample_tokens(backbone: Backbone, read: ReadPrompts, numbers: Tensor, temperature: float) -> Tensor:
+    """Draw token after token until all rows have ended, or the numbers are used up.
+
+    Args:
+        backbone: In eval mode.
+        read: The prompts; its cache grows.
+        numbers: (N, T), one for each token.
+        temperature: Divisor of the logits.
+
+    Returns:
+        (N, up to T) int64; anything after a row's first stop.
+    """
+    processor = backbone.processor
+    hidden, tokens = read.last, []
+    done = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
+    suppressed: Tensor | None = None
+    for step in range(numbers.shape[1]):
+        logits = backbone.language_model.lm_head(hidden)
+        if suppressed is None:
+            suppressed = suppressed_tokens(processor, logits.shape[-1], logits.device)
+        tokens.append(draw(distribution(logits, suppressed, temperature), numbers[:, step]))
+        done |= (tokens[-1] == processor.gen_id) | (tokens[-1] == processor.turn_end_id)
+        if step + 1 == numbers.shape[1] or bool(done.all()):
+            break
+        hidden = read_token(backbone, read, tokens[-1])
+    return torch.stack(tokens, dim=1)
 
 
 def score_rollouts(

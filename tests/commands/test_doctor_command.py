@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rime_pl.preflight.plan.skeleton import read_architecture
 from safetensors.torch import load_file, save_file
 
 from rime_pl.__main__ import main
@@ -19,7 +20,6 @@ from rime_pl.preflight.doctor import installation
 from rime_pl.preflight.doctor.adapter import check_adapter
 from rime_pl.preflight.doctor.result import Check
 from rime_pl.preflight.doctor.settings import batch, check_backbone, precision, storage_types
-from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture
 from rime_pl.processing import CONTRACT_FILE
 from tests.micro import micro_config
 
@@ -111,16 +111,17 @@ def test_backbone_settings(micro_base: Path, tmp_path: Path) -> None:
 
 
 def test_unequal_storage_types(micro_base: Path) -> None:
-    skeleton = build_skeleton(micro_config(micro_base), read_architecture(str(micro_base)))
-    norm: Any = skeleton.language_model.model.language_model.norm
-    with skeleton.mode:
+    config, architecture = micro_config(micro_base), read_architecture(str(micro_base))
+    backbone = WeightlessBackbone(config, architecture, read_processor(config, architecture))
+    norm: Any = backbone.language_model.model.language_model.norm
+    with backbone.values:
         norm.weight = torch.nn.Parameter(torch.empty(64, dtype=torch.bfloat16), requires_grad=False)
-    assert storage_types(skeleton, sharded=True).level == "problem"
-    assert storage_types(skeleton, sharded=False).level == "warning"
-    with skeleton.mode:
+    assert storage_types(backbone, sharded=True).level == "problem"
+    assert storage_types(backbone, sharded=False).level == "warning"
+    with backbone.values:
         row = norm.weight.new_empty(64)
         norm.weight = torch.nn.Parameter(row)  # as if it trained
-    assert "small steps are rounded away" in storage_types(skeleton, sharded=False).seen
+    assert "small steps are rounded away" in storage_types(backbone, sharded=False).seen
 
 
 def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.errors import RimeError
 from rime_pl.preflight.doctor.result import Check, ok, problem, warning
-from rime_pl.preflight.plan.skeleton import Skeleton, build_skeleton, read_architecture
+from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
 
 
 def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
@@ -30,28 +30,28 @@ def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
         return [problem("checkpoint", str(error), "Correct --model.backbone.name_or_path.")]
     found = [ok("checkpoint", f"{config.name_or_path}: {architecture.model_type}")]
     try:
-        skeleton = build_skeleton(config, architecture)
+        backbone = WeightlessBackbone(config, architecture, read_processor(config, architecture))
     except RimeError as error:
         remedy = "Leave model.backbone.lora_targets out: the default takes the decoder's linear layers."
         return [*found, problem("LoRA targets", str(error), remedy)]
-    layers = sum(1 for name, _ in skeleton.peft.named_modules() if name.endswith("lora_A.default"))
+    layers = sum(1 for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default"))
     found.append(ok("LoRA targets", f"{layers} linear layers of the language model"))
-    return [*found, storage_types(skeleton, sharded), image_tower(skeleton)]
+    return [*found, storage_types(backbone, sharded), image_tower(backbone)]
 
 
-def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
+def storage_types(backbone: WeightlessBackbone, sharded: bool) -> Check:
     """What is frozen has one type, since a cast of packed bytes loses bits; what trains is float32."""
     name = "storage types"
     frozen, trained = (
         {
             str(p.dtype)
-            for p in skeleton.peft.parameters()
+            for p in backbone.peft.parameters()
             if p.requires_grad == trains and (p.dtype.is_floating_point or sharded)
         }
         for trains in (False, True)
     )
-    packed = linear_4bit_modules(skeleton.peft)
-    wanted = str(getattr(torch, skeleton.config.dtype))
+    packed = linear_4bit_modules(backbone.peft)
+    wanted = str(getattr(torch, backbone.config.dtype))
     if trained != {str(torch.float32)}:
         seen = f"what trains is {', '.join(sorted(trained))}: small steps are rounded away"
         return problem(name, seen, "Attach the adapters in float32 (backbone/adapters.py).")
@@ -65,9 +65,9 @@ def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
     return ok(name, seen)
 
 
-def image_tower(skeleton: Skeleton) -> Check:
+def image_tower(backbone: WeightlessBackbone) -> Check:
     """A frozen tower needs no backward; transformers' hook for checkpointing can ask for one."""
-    tower: Any = skeleton.language_model.model.visual
+    tower: Any = backbone.language_model.model.visual
     if tower.patch_embed._forward_hooks:
         seen = "gradient checkpointing makes the frozen vision tower keep activations and run backward"
         return warning(

@@ -24,9 +24,8 @@ from rime_pl.miniature.random_checkpoint import SHAPES, Shape, save_checkpoint, 
 from rime_pl.modules.base import RimeModule
 from rime_pl.preflight.gpu.watch import Seen, Watch, memory_of, release
 from rime_pl.preflight.plan.arithmetic import StagePlan
-from rime_pl.preflight.plan.predict import stage_plan
-from rime_pl.preflight.plan.shapes import RolloutShape, StepShape, side_shape
-from rime_pl.preflight.plan.skeleton import Skeleton, build_skeleton, read_architecture
+from rime_pl.preflight.plan.predict import predict_stage
+from rime_pl.preflight.plan.weightless import read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch
@@ -113,16 +112,9 @@ class Bench:
         """Random words and noise, on the CPU; Lightning moves it."""
         return self.processor.training_batch(synthetic_pairs(num_pairs, self.shape))
 
-    @cached_property
-    def _skeleton(self) -> Skeleton:
-        return build_skeleton(self.config(), read_architecture(str(self.base)), len(self.processor.tokenizer))
-
-    def plan(
-        self, stage: str, batch: Batch, wrong_rows: int = 0, rollouts: RolloutShape | None = None
-    ) -> StagePlan:
+    def plan(self, module: RimeModule, batch: Batch) -> StagePlan:
         """What `rime plan` says about a step on this batch."""
-        sides = side_shape(batch.query), side_shape(batch.target)
-        return stage_plan(self._skeleton, StepShape(stage, *sides, wrong_rows, rollouts=rollouts))
+        return predict_stage(module, read_architecture(str(self.base)), batch)
 
     def fit(
         self,

@@ -23,7 +23,6 @@ from rime_pl.preflight.gpu.bench import Bench
 from rime_pl.preflight.gpu.report import Part
 from rime_pl.preflight.gpu.watch import Seen
 from rime_pl.preflight.plan.arithmetic import StagePlan
-from rime_pl.preflight.plan.shapes import RolloutShape
 
 #: The stages that learn from annotated rewrites.
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
@@ -50,6 +49,18 @@ def _plain(bench: Bench, stage: str) -> Seen:
     return bench.fit(STAGES[stage](bench.config(), warmup_steps=0), bench.batch(bench.num_pairs))
 
 
+def _policy(bench: Bench) -> RefineRLModule:
+    return RefineRLModule(
+        bench.config(),
+        init_adapter_from=str(bench.adapter),
+        num_generations=bench.amounts.num_generations,
+        max_new_tokens=bench.amounts.new_tokens,
+        num_anchors=bench.amounts.rl_pairs,
+        items_per_pass=ITEMS_PER_PASS,
+        warmup_steps=0,
+    )
+
+
 def _refine_rl(bench: Bench) -> Seen:
     """From an adapter that does nothing yet: LoRA's own start."""
     backbone = Backbone(bench.config(), bench.processor, bench.device)
@@ -57,15 +68,7 @@ def _refine_rl(bench: Bench) -> Seen:
     save_adapter(bench.adapter, backbone.peft, state, bench.processor, backbone.config, base)
     del backbone
     amounts = bench.amounts
-    module = RefineRLModule(
-        bench.config(),
-        init_adapter_from=str(bench.adapter),
-        num_generations=amounts.num_generations,
-        max_new_tokens=amounts.new_tokens,
-        num_anchors=amounts.rl_pairs,
-        items_per_pass=ITEMS_PER_PASS,
-        warmup_steps=0,
-    )
+    module = _policy(bench)
     return bench.fit(module, bench.batch(amounts.rl_pairs), more=[Ending(amounts.new_tokens)])
 
 
@@ -116,8 +119,7 @@ def refine_rl(bench: Bench, out: Part) -> None:
     out.add("num_generations", "rewrites of an item, both sides", amounts.num_generations)
     out.add("new_tokens", "most tokens of a rewrite", amounts.new_tokens)
     _step(out, seen)
-    rollouts = RolloutShape(amounts.num_generations, amounts.new_tokens, ITEMS_PER_PASS)
-    _planned(out, seen, lambda: bench.plan("refine_rl", bench.batch(amounts.rl_pairs), rollouts=rollouts))
+    _planned(out, seen, lambda: bench.plan(_policy(bench), bench.batch(amounts.rl_pairs)))
     for key, what in (
         ("rewrite_length", "tokens of a rewrite, mean"),
         ("reward_format", "rewrites that end by themselves, share"),
@@ -131,8 +133,8 @@ def _measured(bench: Bench, out: Part, stage: str) -> None:
     seen = run_stage(bench, stage)
     out.add("pairs", "pairs of a step", bench.num_pairs)
     _step(out, seen)
-    wrong_rows = bench.num_pairs if stage == "cma" else 0
-    _planned(out, seen, lambda: bench.plan(stage, bench.batch(bench.num_pairs), wrong_rows))
+    module = STAGES[stage](bench.config())
+    _planned(out, seen, lambda: bench.plan(module, bench.batch(bench.num_pairs)))
     sound(out, seen)
 
 

@@ -40,30 +40,14 @@ class StagePlan:
     parts: dict[str, int]  # the weights by part, then what the step adds; their sum is the peak
     largest: int  # bytes of the largest tensor that a step makes
     largest_operation: str  # what makes it, and its shape
+    flops: float  # of the step on one process
+    trained: int  # numbers that train
+    parameters: int  # all of them, a packed one counted as it was
 
     @property
     def peak(self) -> int:
         """Bytes of all parts together."""
         return sum(self.parts.values())
-
-
-@dataclass(frozen=True)
-class Work:
-    """What decides the time of a step, on one process."""
-
-    decoder: int  # parameters of the decoder's layers
-    vision: int  # parameters of the vision tower
-    vocabulary: int  # V
-    width: int  # D of the decoder
-    layers: int
-    tokens: int  # T of all forwards of a step, padding included
-    row: int  # L of the longest row
-    patches: int
-    labels: int
-    recompute: bool  # gradient checkpointing
-    tower_backward: bool  # the frozen tower is differentiated, too
-    cached: bool = False  # gradient cache: each micro-batch once more forward
-    reuse_vision: bool = False  # the cache keeps the tower's features: it runs once, without a backward
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,6 @@ class Hours:
     seconds_per_step: float
     hours: float | None  # None: the number of steps is not known
     fits: bool
-    source: str  # "measured" or "predicted"
 
     @property
     def label(self) -> str:
@@ -100,33 +83,6 @@ class Plan:
     changes: list[Change] = field(default_factory=list)
 
 
-def step_flops(work: Work) -> float:
-    """Floating-point operations of a step's matrix products.
-
-    ``2 N T`` forward and ``2 N T`` for the gradient of the inputs (frozen weights have none of their own),
-    once more forward when activations are recomputed and once more with the gradient cache; ``4 L D T`` a
-    layer for attention; logits ``2 D V`` a label, and twice that backward, since two rows of the table train.
-
-    Returns:
-        Operations, a multiplication and an addition counted as two. LoRA's own products are not in it.
-
-    Source: the count of arXiv 2001.08361, section 2.1, without the weights' gradients.
-
-    Example:
-        >>> work = Work(10, 0, 0, 0, 0, 100, 1, 0, 0, recompute=False, tower_backward=False)
-        >>> step_flops(work)
-        4000.0
-    """
-    passes = 2 + work.recompute + work.cached
-    # the backward of attention is 2.5 times its forward: five products for two
-    attention = 4 * work.layers * work.row * work.width * work.tokens
-    attention_passes = 1 + work.recompute + work.cached + 2.5
-    tower_passes = passes if work.tower_backward else 1 + work.cached
-    tower = 2 * work.vision * work.patches * (1 if work.reuse_vision else tower_passes)
-    logits = (3 + work.cached) * 2 * work.labels * work.width * work.vocabulary
-    return float(2 * work.decoder * work.tokens * passes + attention * attention_passes + tower + logits)
-
-
 def predict_hours(
     flops: float, peak: int, num_steps: int | None, utilisation: float = UTILISATION
 ) -> list[Hours]:
@@ -142,7 +98,7 @@ def predict_hours(
     for gpu, (gib, tflops) in GPUS.items():
         seconds = flops / (tflops * 1e12 * utilisation)
         hours = None if num_steps is None else seconds * num_steps / 3600
-        rows.append(Hours(gpu, seconds, hours, peak <= 0.95 * gib * GIB, "predicted"))
+        rows.append(Hours(gpu, seconds, hours, peak <= 0.95 * gib * GIB))
     return rows
 
 
