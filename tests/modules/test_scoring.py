@@ -18,7 +18,7 @@ from rime_pl.modules.settings import AnchorKind, RewardForm, RewardSettings
 from rime_pl.types import Side
 
 GROUP, WIDTH, TAU = 2, 5, 0.3
-#: Query and target content of three items, and of the table: 0 and 2 ask the same; each item has duplicates there.
+#: Query and target content of three items, and of the table: 0 and 2 ask the same; all have duplicates there.
 ITEMS = [(1, 11), (2, 12), (1, 13)]
 TABLE = [(1, 21), (22, 12), (23, 13), (24, 24), (2, 12)]
 SETTINGS: dict[str, Any] = {
