@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Item, Pair
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rime_pl.datamodules.builders.openmoji import words
 from rime_pl.datamodules.builders.openmoji.pictures import Picture, load_pictures
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.types import Item, Pair
 
 _FIND_PICTURE = "Find the picture."

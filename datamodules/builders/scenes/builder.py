@@ -24,7 +24,7 @@ from rime_pl.datamodules.builders.scenes.drawing import (
     in_a_row,
     in_groups,
 )
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.types import Item, Pair
 
 INSTRUCTION = "Find the picture."
