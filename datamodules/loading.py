@@ -59,7 +59,7 @@ class _Batches(Dataset[Fetched]):
         return fetched
 
     def _read(self, index: int, broken: dict[str, str]) -> Pair:
-        """Return the sample, or the next good one of its task, on any number of processes and workers."""
+        """Return the sample, or the next good one of its task, independent of ranks and workers."""
         entries = self.reader.entries
         for step in range(len(entries)):
             other = (index + step) % len(entries)
@@ -74,7 +74,7 @@ class _Batches(Dataset[Fetched]):
             except DataError as error:
                 broken[entries[other].name] = str(error)
         raise DataError(
-            f"Every sample of task {entries[index].dataset!r} is broken, the first one here: "
+            f"Every sample of task {entries[index].dataset!r} is broken, for example: "
             f"{next(iter(broken.values()))} Build the corpus again, or leave the task out with data.tasks."
         )
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from rime_pl.datamodules.batch_plan import BatchPlan, rank_batches, rank_slice
+from rime_pl.datamodules.batch_plan import BatchPlan, local_batch_size, rank_batches, rank_slice
 from rime_pl.errors import RimeError
 
 DATASETS = ["a"] * 103 + ["b"] * 41 + ["c"] * 16
@@ -73,6 +73,14 @@ def test_task_smaller_than_a_batch_is_named() -> None:
         plan(batch_size=17)
     with pytest.raises(RimeError, match=r"data.batch_size must be at least 1, but is 0"):
         plan(batch_size=0)
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "multiple"), [(7, 2, 8), (1, 4, 4), (0, 3, 3)])
+def test_a_batch_that_processes_cannot_share_is_refused(
+    batch_size: int, processes: int, multiple: int
+) -> None:
+    with pytest.raises(RimeError, match=rf"is {batch_size} with {processes} processes. .* to {multiple},"):
+        local_batch_size(batch_size, processes)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

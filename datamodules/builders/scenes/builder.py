@@ -35,6 +35,7 @@ INSTRUCTION = "Find the picture."
 
 
 def a(thing: Thing) -> str:
+    """Return the thing with its indefinite article."""
     return f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing}"
 
 
@@ -66,10 +67,12 @@ Question = tuple[str, Cells | None, str]
 
 
 def ask_describe(scene: Scene, rng: random.Random) -> Question:
+    """Describe the scene in words, without a picture."""
     return describe(scene, rng), None, f"It names {scene.left} and {scene.right}."
 
 
 def ask_twin(scene: Scene, rng: random.Random) -> Question:
+    """Show another drawing of the scene itself."""
     cells = in_a_row([scene.left, scene.right], rng)
     return "the same scene, drawn anew", cells, f"It shows {scene.left} and {scene.right}."
 
@@ -81,8 +84,8 @@ def ask_relative(scene: Scene, rng: random.Random) -> Question:
     row = rng.choice(([mark, near, far], [far, near, mark]))
     places = ("next to", "far from") if near == scene.left else ("far from", "next to")
     text = f"left: {places[0]} the {mark.shape}; right: {places[1]} the {mark.shape}"
-    steps = f"next to the {mark.shape} is {near}; far from the {mark.shape} is {far}."
-    return text, in_a_row(row, rng), steps
+    thoughts = f"next to the {mark.shape} is {near}; far from the {mark.shape} is {far}."
+    return text, in_a_row(row, rng), thoughts
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question:
@@ -100,8 +103,8 @@ def ask_table(scene: Scene, rng: random.Random) -> Question:
     table = list(zip(keys, (scene.left, scene.right, third), strict=True))
     shown = [Thing(rng.choice(list(COLOURS)), key) for key in keys[:2]]
     rows = ", ".join(f"{key}: {thing}" for key, thing in rng.sample(table, 3))
-    steps = f"{keys[0]} is {scene.left}; {keys[1]} is {scene.right}."
-    return f"read each shape in the table: {rows}", in_a_row(shown, rng), steps
+    thoughts = f"{keys[0]} is {scene.left}; {keys[1]} is {scene.right}."
+    return f"read each shape in the table: {rows}", in_a_row(shown, rng), thoughts
 
 
 def another_thing(rng: random.Random, *things: Thing) -> Thing:
@@ -135,8 +138,8 @@ def repainted(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 def ask_composed(scene: Scene, rng: random.Random) -> Question:
     """Show another scene; the text names the change that turns it into the scene to be found."""
     words, before = rng.choice((swapped, repainted))(scene, rng)
-    steps = f"before: {before.left} and {before.right}; {words}."
-    return words, in_a_row([before.left, before.right], rng), steps
+    thoughts = f"before: {before.left} and {before.right}; {words}."
+    return words, in_a_row([before.left, before.right], rng), thoughts
 
 
 TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
@@ -151,7 +154,7 @@ TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
 
 def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Random) -> Pair:
     """Return a query of a task for a scene, and a new picture of the scene as its target."""
-    text, cells, steps = TASKS[task](scene, rng)
+    text, cells, thoughts = TASKS[task](scene, rng)
     answer = rewrite(scene, rng)
     query = Item(
         text=text,
@@ -159,7 +162,7 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
         content_id=f"{task} {number}",
         instruction=INSTRUCTION,
         rewrite=answer,
-        cot=f"{steps} {answer}",
+        cot=f"{thoughts} {answer}",
     )
     target = Item(
         text="",
