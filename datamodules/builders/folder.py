@@ -71,9 +71,7 @@ def build(
     for split in SPLITS[:3]:
         if not rows[split]:
             counts = {name: len(found) for name, found in rows.items()}
-            raise RimeError(
-                f"{table}: split {split!r} must have rows, but has none: {counts}. Add rows or a 'split'."
-            )
+            raise RimeError(f"{table}: split {split!r} must have rows, but has none: {counts}. Add some.")
     write_corpus(
         output,
         name=name,
