@@ -43,7 +43,7 @@ class Table:
         """Return what a rich console prints."""
         grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for name, right in zip(self.head, self._right(), strict=True):
-            grid.add_column(name, justify="right" if right else "left")
+            grid.add_column(name, justify="right" if right else "left", overflow="fold")
         for row in self.rows:
             grid.add_row(*map(Text, row))
         note = Text(self.note and f"{self.note}\n", "dim")

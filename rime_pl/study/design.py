@@ -122,7 +122,7 @@ COMPARISONS = {
             "shuffled_rewards": ("RL with shuffled rewards", "#c9a227"),
             "ume_r1": ("RL with the reward of UME-R1", "#e08a00"),
             "rollout_anchors": ("RL with rollouts of the batch as anchors", "#8e6fc9"),
-            "batch_anchors": ("RL with discriminative anchors of the batch only", "#6fa8e0"),
+            "batch_anchors": ("RL with disc anchors of the batch only", "#6fa8e0"),
             "refine_rl": ("Refine-RL", "#2f6bde"),
         },
         (
