@@ -24,7 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rime_pl.datamodules.annotation import Written
+from rime_pl.datamodules.annotation import CompletionKind
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
@@ -122,11 +122,11 @@ def _other_writing(folder: Path, config: list[str], skip: Sequence[str]) -> Cont
     again = ["sft", "fit", *config]
     bare = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
     yield "disc_only", [*again, *bare, "--data.require_rewrites", "false"]
-    yield "pause", [*again, "--data.written", "pause"]
+    yield "pause", [*again, "--data.completion", "filler"]
     if {"cot", "cot_tokens"} <= set(skip):
         return
     budget, share = _room_for_steps(folder)
-    cot = [*again, "--data.written", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
+    cot = [*again, "--data.completion", "cot", "--model.backbone.prompt.max_rewrite_tokens", str(budget)]
     length = str(round(manifest_of(folder)["steps"] * share))
     yield "cot_tokens", [*cot, "--data.steps_per_epoch", length, "--trainer.max_epochs", "1"]
     yield "cot", cot
@@ -171,7 +171,7 @@ def _room_for_steps(folder: Path, num_pairs: int = 512) -> tuple[int, float]:
     entries = entries[:: max(1, len(entries) // num_pairs)]
     tokens, longest = {}, 0
     for written in ("rewrite", "cot"):
-        reader = ShardReader(entries, written=cast(Written, written))
+        reader = ShardReader(entries, completion=cast(CompletionKind, written))
         batches = (processor.training_batch([reader.read(n)]) for n in range(len(entries)))
         lengths = torch.stack([side.lengths()[0] for b in batches for side in (b.query, b.target)])
         tokens[written], longest = int(lengths.sum()), int(lengths[:, 1].max())
