@@ -32,15 +32,12 @@ from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
-from rime_pl.preflight.plan.predict import quick_peak
-from rime_pl.preflight.plan.shapes import RolloutShape, StepShape, side_shape
+from rime_pl.preflight.plan.predict import predict_stage
 from rime_pl.preflight.plan.skeleton import read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch
 from tests.gpu.watch import Run, Watch, memory_of
-
-ITEMS_PER_PASS = 2  # of Refine-RL, as in configs/refine_rl.yaml
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class Bench:
                 init_adapter_from=str(self.adapter),
                 num_generations=sizes.num_generations,
                 max_new_tokens=sizes.new_tokens,
-                items_per_pass=ITEMS_PER_PASS,
+                items_per_pass=2,  # as in configs/refine_rl.yaml
                 num_anchors=sizes.rl_pairs,
                 warmup_steps=0,
             )
@@ -202,14 +199,8 @@ class Bench:
 
     def predicted_peak(self, case: Case) -> int:
         """Return the peak in bytes that `rime plan` predicts for a step of this run."""
-        # To become: predict_stage(self.module(case), architecture, self.batch(case.pairs)).peak
         architecture = read_architecture(str(self.base))
-        batch, sizes, rl = self.batch(case.pairs), self.sizes, case.stage == "refine_rl"
-        rollouts = RolloutShape(sizes.num_generations, sizes.new_tokens, ITEMS_PER_PASS) if rl else None
-        sides = side_shape(batch.query), side_shape(batch.target)
-        wrong_rows = case.pairs if case.stage == "cma" else 0
-        shape = StepShape(case.stage, *sides, wrong_rows, rollouts=rollouts)
-        return quick_peak(self.config(), architecture, shape)
+        return predict_stage(self.module(case), architecture, self.batch(case.pairs)).peak
 
 
 def fsdp_strategy() -> ModelParallelStrategy:
