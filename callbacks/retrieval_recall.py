@@ -19,7 +19,7 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.metrics.words import slot_scores
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.scaling.gather import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Side, content_hash
 
 

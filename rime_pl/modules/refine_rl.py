@@ -21,8 +21,7 @@ from rime_pl.losses.advantages import Scaling, group_advantages
 from rime_pl.losses.policy_gradient import Divisors, LossType, policy_loss
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.scoring import AnchorKind, Part, RewardForm, RewardSettings, Yardstick, cut_parts
-from rime_pl.scaling.gather import all_reduce_sum, rank, world_size
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.scaling.gather import all_reduce_sum, gather_objects, rank, world_size
 from rime_pl.types import Batch, Completions, EvalBatch, EvalOutput, RewardData, RewriteChange, Side
 
 _SAMPLES = 12  # held-out queries in the table of rewrites
