@@ -58,37 +58,6 @@ def anchored_reward(embeddings: Tensor, anchors: Anchors, temperature: float) ->
     return hit - everything.logsumexp(dim=1) - chance.log()
 
 
-def margin_reward(embeddings: Tensor, anchors: Anchors, temperature: float) -> Tensor:
-    """Similarity to the positive minus that to the negatives, the nearest weighing most.
-
-    ``R = mean_{p} e.p - sum_{n} softmax_n(e.n / tau) e.n``
-
-    Args:
-        embeddings: (N, D) float32, normalised.
-        anchors: See :class:`Anchors`; each rewrite needs a negative.
-        temperature: Divisor tau of the weights, > 0.
-
-    Returns:
-        (N,) float32, from -2 to 2.
-
-    Raises:
-        ValueError: If the temperature is not positive, or a rewrite has no positive or no negative.
-
-    Paper: ours, for comparison.
-
-    Example:
-        >>> import torch
-        >>> anchors = Anchors(torch.eye(2), torch.tensor([[True, False]]), torch.tensor([[False, True]]))
-        >>> margin_reward(torch.tensor([[0.6, 0.8]]), anchors, temperature=1.0)
-        tensor([-0.2000])
-    """
-    _check(anchors, temperature)
-    _need_negatives(anchors)
-    scores = embeddings @ anchors.embeddings.T
-    weights = (scores / temperature).masked_fill(~anchors.negatives, float("-inf")).softmax(dim=1)
-    return _mean(scores, anchors.positives) - (weights * scores).sum(dim=1)
-
-
 def rank_margin_reward(embeddings: Tensor, anchors: Anchors) -> Tensor:
     """The ancestor's reward: share of positives among the nearest, times the gap of the mean similarities.
 

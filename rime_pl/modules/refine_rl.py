@@ -37,7 +37,7 @@ class RefineRLModule(RimeModule):
         max_new_tokens: Most tokens of a drawn rewrite; null takes prompt.max_rewrite_tokens.
         sampling_temperature: Divisor of the logits in drawing and in every log-probability.
         sides: Whether targets are rewritten and rewarded too, or queries alone.
-        reward: Form of the embedding's part: anchored, margin, or rank_margin (the ancestor's).
+        reward: Form of the embedding's part: anchored, or rank_margin (that of UME-R1).
         anchors: What a rewrite is compared with: discriminative embeddings of the reference for the other
             side (batch and table), or the other side's rollouts (the ancestor's; needs sides=both).
         embedder: Who embeds the rewrites: the reference (the yardstick stands still) or the policy.

@@ -16,11 +16,11 @@ from torch import Tensor
 from rime_pl.errors import RimeError
 from rime_pl.generation.rollouts import Scores
 from rime_pl.losses.advantages import Advantages
-from rime_pl.losses.rewards import Anchors, anchored_reward, margin_reward, rank_margin_reward, total_reward
+from rime_pl.losses.rewards import Anchors, anchored_reward, rank_margin_reward, total_reward
 from rime_pl.scaling.gather import all_gather_rows, rank
 from rime_pl.types import Batch, Prompts, Rollouts, Side
 
-RewardForm = Literal["anchored", "margin", "rank_margin"]
+RewardForm = Literal["anchored", "rank_margin"]
 AnchorKind = Literal["discriminative", "rollouts"]
 
 
@@ -140,8 +140,7 @@ class Yardstick:
     def _value(self, embeddings: Tensor, anchors: Anchors) -> Tensor:
         if self.settings.form == "rank_margin":
             return rank_margin_reward(embeddings, anchors)
-        form = anchored_reward if self.settings.form == "anchored" else margin_reward
-        return form(embeddings, anchors, self.settings.temperature)
+        return anchored_reward(embeddings, anchors, self.settings.temperature)
 
     def _total(self, embedding_rewards: Tensor, well_formed: Tensor, lengths: Tensor) -> Tensor:
         s = self.settings

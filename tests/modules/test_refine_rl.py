@@ -96,7 +96,7 @@ def test_the_reward_of_each_rewrite_by_hand(
     "settings",
     [
         {"sides": "query"},
-        {"reward": "margin", "scaling": "std"},
+        {"reward": "rank_margin", "scaling": "std"},
         {"reward": "rank_margin", "anchors": "rollouts", "embedder": "policy", "num_anchors": 0},
         {"loss_type": "grpo", "num_updates": 3},
         {"loss_type": "dr_grpo", "num_anchors": 0, "weight_length": 0.5, "free_length": 3},
@@ -136,7 +136,13 @@ def test_every_setting_reaches_what_it_sets(
     scaling = {"scaling": "std", "min_spread": 0.01}
     kept = {"num_updates": 2, "max_grad_norm": 1e-3, "free_length": 5, "num_anchors": 5}
     module = make_module(
-        **rewards, **of_loss, **scaling, **kept, reward_scale=2.0, reward="margin", reward_temperature=0.2
+        **rewards,
+        **of_loss,
+        **scaling,
+        **kept,
+        reward_scale=2.0,
+        reward="rank_margin",
+        reward_temperature=0.2,
     )
     norms: list[float] = []
 
@@ -151,7 +157,7 @@ def test_every_setting_reaches_what_it_sets(
     assert all({name: call[name] for name in scaling} == scaling for call in advantages)
     assert all(call["scale"] == 2.0 for call in advantages)
     assert module.yardstick.settings == RewardSettings(
-        "margin", "discriminative", 0.2, **rewards, free_length=5
+        "rank_margin", "discriminative", 0.2, **rewards, free_length=5
     )
     assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2) and logged(module)["train/grad_norm"] > 1e-2
     assert all(p.grad is None for p in module.parameters()), "no gradient is left for the next batch"
