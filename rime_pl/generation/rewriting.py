@@ -59,7 +59,7 @@ def write_rewrites(
         Completions of equal layout to the reference ones.
     """
     processor = backbone.processor
-    budget = max_new_tokens or processor.prompt.max_rewrite_tokens
+    budget = processor.prompt.budget(max_new_tokens)
     stop = [processor.gen_id, processor.turn_end_id]
     vocabulary = len(backbone.language_model.get_output_embeddings().weight)
     suppressed = suppressed_tokens(processor, vocabulary, prompts.input_ids.device)

@@ -143,7 +143,7 @@ class RefineRLModule(RimeModule):
             )
         if self.yardstick.settings.anchors == "rollouts" and "target" not in self.sides:
             raise RimeError("model.anchors=rollouts compares with the other side's; set model.sides=both.")
-        form, budget = self.yardstick.settings, self.max_new_tokens or self.config.prompt.max_rewrite_tokens
+        form, budget = self.yardstick.settings, self.config.prompt.budget(self.max_new_tokens)
         if form.weight_length and form.free_length >= budget:
             raise RimeError(
                 f"model.weight_length={form.weight_length}: no rewrite is longer than {budget} tokens, and "
@@ -253,7 +253,7 @@ class RefineRLModule(RimeModule):
     def roll_out(self, batch: Batch, side: Side) -> list[Part]:
         """Draw G rewrites of each item; one pass of the reference gives log-probabilities and embeddings."""
         prompts = (batch.query if side == "query" else batch.target).prompts
-        steps = (self.max_new_tokens or self.model.processor.prompt.max_rewrite_tokens) + 1
+        steps = self.model.processor.prompt.budget(self.max_new_tokens) + 1
         parts = []
         for rows in cut_parts(len(batch), self.items_per_pass):
             part = prompts if len(rows) == len(batch) else prompts.select(rows.to(self.device))
@@ -293,7 +293,7 @@ class RefineRLModule(RimeModule):
         rows = sum(len(part.rollouts) for part in parts)
         tokens = sum(int((part.rollouts.labels != -100).sum()) for part in parts)
         total = all_reduce_sum(torch.tensor([rows, tokens], device=self.device))
-        budget = self.max_new_tokens or self.model.processor.prompt.max_rewrite_tokens
+        budget = self.model.processor.prompt.budget(self.max_new_tokens)
         return Divisors(int(total[0]), int(total[1]), budget + 1)
 
     def step(self, batch: Batch, divisors: Divisors, sums: Tensor, update: int) -> None:
