@@ -134,7 +134,7 @@ class RetrievalRecall(Callback):
             )
         vectors = {"disc": output.embeddings.disc, "gen": output.embeddings.gen}
         if batch.side == "query" and self.trace:
-            vectors.update(output.traces)
+            vectors.update(output.ablation)
         device = batch.item_ids.device
         tasks = torch.tensor([content_hash(name) for name in batch.datasets], device=device)
         galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)

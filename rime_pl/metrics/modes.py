@@ -12,14 +12,14 @@ from torch import Tensor
 
 from rime_pl.metrics.bootstrap import bootstrap_interval, macro_mean
 from rime_pl.metrics.retrieval import RankTable, recall_at, reciprocal_ranks
-from rime_pl.types import MODE_PAIRS, TRACES, content_hash
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, content_hash
 
 #: The mode pair whose query side the trace probe changes; with the own rewrite it is this pair itself.
 PROBED = "gen-gen"
 #: (query view, gallery view) of each mode pair, and of the trace probe: the target keeps its own rewrite.
 RANKED: dict[str, tuple[str, str]] = {
     **{pair: (pair.split("-")[0], pair.split("-")[1]) for pair in MODE_PAIRS},
-    **{f"trace/{name}": (name, "gen") for name in TRACES if name != "own"},
+    **{f"trace/{name}": (name, "gen") for name in REWRITE_ABLATION if name != "own"},
 }
 Results = dict[str, Any]
 
@@ -47,7 +47,7 @@ def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], trace: bool = Tr
     results["oracle"] = {f"recall@{k}": macro_mean(_hits(oracle, "oracle", k)) for k in every_k}
     results["ci"] = {pair: list(bootstrap_interval(_hits(tasks, pair, 1))) for pair in MODE_PAIRS}
     if trace:
-        names = {name: PROBED if name == "own" else f"trace/{name}" for name in TRACES}
+        names = {name: PROBED if name == "own" else f"trace/{name}" for name in REWRITE_ABLATION}
         probe = {name: macro_mean(_hits(tasks, pair, 1)) for name, pair in names.items()}
         probe["own-minus-empty"] = probe["own"] - probe["empty"]
         probe["own-minus-shuffled"] = probe["own"] - probe["shuffled"]

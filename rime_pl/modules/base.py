@@ -285,7 +285,7 @@ class RimeModule(L.LightningModule):
         return EvalOutput(
             embeddings=ModeEmbeddings(disc, gen),
             completions=own.completions,
-            traces=self.trace_probe(batch, own.completions, images) if batch.side == "query" else {},
+            ablation=self.trace_probe(batch, own.completions, images) if batch.side == "query" else {},
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,
             well_formed=own.well_formed,
