@@ -1,4 +1,4 @@
-"""Rewards: closed forms, naive loops, and the property that counts: nearer to the positive is better."""
+"""Rewards: closed forms, naive loops, and that a rewrite nearer to its positive earns more."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_equal_the_naive_loops(positives: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
 def test_the_reward_rises_with_the_similarity_to_the_positive(temperature: float) -> None:
-    """The negatives' similarities held fixed, the positive's raised step by step, from any start."""
+    """The similarity to the positive rises step by step, those to the negatives stay the same."""
     for seed in range(20):
         negatives = torch.randn(7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / 3
         values = []
@@ -73,7 +73,7 @@ def test_a_duplicate_of_the_positive_changes_nothing() -> None:
     assert left_out.any()
     moved = anchors.embeddings.clone()
     row = 2
-    moved[left_out[row]] = embeddings[row]  # as near as can be, and still no negative of this row
+    moved[left_out[row]] = embeddings[row]  # as near as possible, but not a negative of this row
     after = anchored_reward(embeddings, Anchors(moved, anchors.positives, anchors.negatives), 0.05)
     assert after[row].item() == pytest.approx(before[row].item())
 
@@ -98,13 +98,13 @@ def test_parts_of_the_reward() -> None:
     torch.testing.assert_close(got, torch.tensor([2.5, 0.0, 2.45]))
 
 
-def test_what_cannot_be_rewarded_is_an_error_and_no_nan() -> None:
+def test_a_missing_positive_or_negative_is_an_error_and_not_nan() -> None:
     """With one item and no table of anchors, UME-R1's reward would take the mean of an empty set."""
     only_positive = Anchors(torch.ones(1, 1), torch.tensor([[True]]), torch.tensor([[False]]))
-    with pytest.raises(ValueError, match="no negative"):
+    with pytest.raises(ValueError, match="must have a negative"):
         rank_margin_reward(torch.ones(1, 1), only_positive)
     no_positive = Anchors(torch.ones(1, 1), torch.tensor([[False]]), torch.tensor([[True]]))
-    with pytest.raises(ValueError, match="no positive"):
+    with pytest.raises(ValueError, match="must have a positive"):
         anchored_reward(torch.ones(1, 1), no_positive, 0.1)
-    with pytest.raises(ValueError, match="temperature=0"):
+    with pytest.raises(ValueError, match=r"temperature must be greater than 0 .* but is 0"):
         anchored_reward(torch.ones(1, 1), only_positive, 0)
