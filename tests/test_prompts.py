@@ -93,8 +93,8 @@ def test_a_rewrite_longer_than_the_budget_names_key_field_and_setting(processor:
     assert length == budget, "the words of this test must be one token each"
     processor.completions([fitting])
     message = (
-        rf"train-000000.tar/x: field 'rewrite' has {budget + 1} tokens, "
-        rf"more than prompt.max_rewrite_tokens={budget}"
+        rf"train-000000.tar/x: field 'rewrite' must have at most {budget} tokens, but has {budget + 1}. "
+        r"Shorten it or raise model.backbone.prompt.max_rewrite_tokens"
     )
     with pytest.raises(DataError, match=message):
         processor.completions([" red", longer], ["train-000000.tar/w", "train-000000.tar/x"])
@@ -109,7 +109,7 @@ def test_a_special_token_inside_a_text_names_key_and_field(
     good = Pair("train-000000.tar/w", "task", "all", Item("a", (), "c", rewrite="b"), Item("d", (), "e"))
     bad = replace(good, key="train-000000.tar/x", target=replace(good.target, **{field: f"a {token} b"}))
     processor.training_batch([good, good])
-    message = rf"^train-000000.tar/x \(target\): field '{field}' holds '{re.escape(token)}'"
+    message = rf"^train-000000.tar/x \(target\): field '{field}' must not contain '{re.escape(token)}'"
     with pytest.raises(DataError, match=message):
         processor.training_batch([good, bad])
     with pytest.raises(DataError, match=message):

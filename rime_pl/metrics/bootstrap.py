@@ -47,6 +47,8 @@ def bootstrap_interval(
     Returns:
         Lower and upper bound. With one query per task both equal the mean, and the interval says nothing.
 
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), percentile interval.
+
     Example:
         >>> bootstrap_interval([torch.ones(50)])
         (1.0, 1.0)

@@ -243,7 +243,7 @@ def test_another_rank_names_the_tensor(adapter: Path, backbone_config: BackboneC
 def test_a_folder_that_is_no_adapter(copy: Path, backbone_config: BackboneConfig, tmp_path: Path) -> None:
     with pytest.raises(RimeError, match=r"empty: no adapter here"):
         load_into_new(tmp_path / "empty", backbone_config)
-    with pytest.raises(RimeError, match=r"rime.json: missing"):
+    with pytest.raises(RimeError, match=r"empty must be the adapter folder .* has no rime.json"):
         RimeProcessor.from_adapter(tmp_path / "empty")
     (copy / WEIGHTS_FILE).unlink()
     with pytest.raises(RimeError, match=r"no adapter here"):

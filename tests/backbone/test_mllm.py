@@ -214,5 +214,7 @@ def test_missing_base_is_named(processor: RimeProcessor, make_backbone: MakeBack
     config.name_or_path = "/nowhere/base"
     with pytest.raises(RimeError, match=r"model.backbone.name_or_path: no checkpoint .*'/nowhere/base'"):
         Backbone(config, processor)
-    with pytest.raises(RimeError, match=r"model.backbone.name_or_path: no processor .*'/nowhere/base'"):
+    with pytest.raises(
+        RimeError, match=r"model.backbone.name_or_path must be .* no processor .*'/nowhere/base'"
+    ):
         RimeProcessor.from_pretrained("/nowhere/base", processor.prompt)
