@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 INK, SOFT, GRID, WARN = "#1f2933", "#6b7785", "#e4e8ee", "#c94f4f"
 BEFORE, AFTER = "#b8c2cf", "#2f6bde"
@@ -102,7 +102,7 @@ def draw_trace(axes: Axes, summary: Mapping[str, Any]) -> None:
     if after is None:
         _nothing(axes, "trace probe off")
         return
-    for place, name in enumerate(TRACES):
+    for place, name in enumerate(REWRITE_ABLATION):
         axes.bar(place, after[name], 0.62, color=PROBE[name], zorder=2)
         axes.text(place, after[name] + 0.015, f"{after[name]:.2f}", ha="center", fontsize=9, color=INK)
         if before:
@@ -110,7 +110,7 @@ def draw_trace(axes: Axes, summary: Mapping[str, Any]) -> None:
             axes.hlines(
                 before[name], place - 0.38, place + 0.38, color=INK, linewidth=2, zorder=3, label=label
             )
-    axes.set_xticks(range(len(TRACES)), TRACES)
+    axes.set_xticks(range(len(REWRITE_ABLATION)), REWRITE_ABLATION)
     worth = [("own - empty   ", "own-minus-empty"), ("own - shuffled", "own-minus-shuffled")]
     note = "\n".join(f"{label} {after[name]:+.2f}" for label, name in worth)
     axes.text(

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 _SOFT = "dim"
 _DIFFERENCES = ("own-minus-empty", "own-minus-shuffled", "room")
@@ -111,7 +111,7 @@ def trace_table(summary: Mapping[str, Any]) -> Table:
         table.add_column("before", justify="right", style=_SOFT)
     table.add_column("after", justify="right")
     table.add_column("", style=_SOFT)
-    for name in (*TRACES, *_DIFFERENCES):
+    for name in (*REWRITE_ABLATION, *_DIFFERENCES):
         if name == _DIFFERENCES[0]:
             table.add_section()
         cells = [_number(before, "trace", name)] if before else []

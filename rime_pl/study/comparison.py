@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 #: Instead of one of MODE_PAIRS: the mean of all four.
 MEAN = "mean"
@@ -204,7 +204,7 @@ def comparison_markdown(result: Mapping[str, Any], differences: bool = True) -> 
         "",
     ]
     columns = {pair: ("recall@1", pair) for pair in MODE_PAIRS}
-    columns |= {f"trace {name}": ("trace", name) for name in TRACES}
+    columns |= {f"trace {name}": ("trace", name) for name in REWRITE_ABLATION}
     if all("slot_f1" in v["rewrite"] for run in runs for v in run.values()) and result["stage"] != "sft":
         columns["slot F1"] = ("rewrite", "slot_f1")  # beside SFT each is measured against what it was taught
     head = ["run", "steps", "s/step", *columns, "tokens"]
@@ -331,7 +331,7 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
     modes, probe, *more = figure.subplots(1, 3 if against_length else 2, sharey=True)
     for axes, field, names, title in (
         (modes, "recall@1", MODE_PAIRS, "recall@1: query mode - target mode"),
-        (probe, "trace", TRACES, "gen-gen recall@1 by the query's rewrite"),
+        (probe, "trace", REWRITE_ABLATION, "gen-gen recall@1 by the query's rewrite"),
     ):
         width = 0.8 / len(variants)
         for place, (variant, (label, colour)) in enumerate(variants.items()):

@@ -31,6 +31,12 @@ from rime_pl.miniature.random_checkpoint import SHAPES, save_checkpoint, synthet
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.modules.settings import (
+    MicroBatchSettings,
+    OptimizerSettings,
+    RewardSettings,
+    RolloutSettings,
+)
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan.predict import predict_stage
 from rime_pl.preflight.plan.skeleton import read_architecture
@@ -150,14 +156,17 @@ class Bench:
             return RefineRLModule(
                 config,
                 init_adapter_from=str(self.adapter),
-                num_generations=sizes.num_generations,
-                max_new_tokens=sizes.new_tokens,
-                items_per_pass=2,  # as in configs/refine_rl.yaml
-                num_anchors=sizes.rl_pairs,
-                warmup_steps=0,
+                rollouts=RolloutSettings(
+                    sizes.num_generations,
+                    max_new_tokens=sizes.new_tokens,
+                    items_per_pass=2,  # as in configs/refine_rl.yaml
+                ),
+                reward=RewardSettings(num_anchors=sizes.rl_pairs),
+                optimizer=OptimizerSettings(3e-5, warmup_steps=0),
             )
         stage = CMAModule if case.stage == "cma" else SFTModule
-        return stage(config, warmup_steps=0, micro_batch_size=case.micro_batch)
+        micro_batches = MicroBatchSettings(size=case.micro_batch)
+        return stage(config, optimizer=OptimizerSettings(warmup_steps=0), micro_batches=micro_batches)
 
     def run(self, case: Case) -> Run:
         """Train on one batch.

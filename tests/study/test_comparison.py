@@ -19,7 +19,7 @@ from rime_pl.commands.compare import (
 from rime_pl.commands.settings import read_settings
 from rime_pl.errors import RimeError
 from rime_pl.study.comparison import COMPARISONS, comparison_figure, comparison_markdown
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 CROSSED = {"old-old": 0.5, "new-old": 0.6, "old-new": 0.51, "new-new": 0.62}
 
@@ -28,7 +28,7 @@ def variant(seed: int, recall: float, seconds: float | None, stage: str) -> dict
     return {
         "seed": seed,
         "recall@1": dict.fromkeys(MODE_PAIRS, recall),
-        "trace": dict.fromkeys(TRACES, recall),
+        "trace": dict.fromkeys(REWRITE_ABLATION, recall),
         "rewrite": {"slot_f1": recall, "mean_length": 10 * recall},
         "crossed": CROSSED if stage == "refine_rl" else None,
         "curves": {"reward_spread": 0.25, "kl": 0.125} if stage == "refine_rl" else {},
@@ -99,7 +99,7 @@ def folder(
     path.mkdir(parents=True)
     after: dict[str, Any] = {
         "recall@1": dict.fromkeys(MODE_PAIRS, 0.5),
-        "trace": dict.fromkeys(TRACES, 0.5),
+        "trace": dict.fromkeys(REWRITE_ABLATION, 0.5),
         "rewrite": {"slot_f1": 0.5, "mean_length": 4.0},
     }
     summary = {"after": after, "per_task": {"twin": after}, "gallery": 4, "chance": 0.25}
