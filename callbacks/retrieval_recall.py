@@ -19,7 +19,7 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.metrics.words import slot_scores
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.scaling.gather import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Side, content_hash
 
 
@@ -134,7 +134,7 @@ class RetrievalRecall(Callback):
             )
         vectors = {"disc": output.embeddings.disc, "gen": output.embeddings.gen}
         if batch.side == "query" and self.rewrite_ablation:
-            vectors.update(output.traces)
+            vectors.update(output.ablation)
         device = batch.item_ids.device
         tasks = torch.tensor([content_hash(name) for name in batch.datasets], device=device)
         galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)

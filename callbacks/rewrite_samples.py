@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.scaling.gather import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Item, RewriteChange
 
 #: The table of ``RewriteChanges`` in the run folder.

@@ -59,6 +59,12 @@ def test_constraints_pin_what_the_project_needs() -> None:
     assert {name.replace("_", "-") for name in names} <= pinned
 
 
+def test_pre_commit_uses_the_pinned_ruff() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    version = next(hook["rev"] for hook in hooks if hook["repo"].endswith("ruff-pre-commit"))
+    assert f"ruff=={version.removeprefix('v')}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 def stage_of(recipe: Path) -> str:
     return recipe.stem
 

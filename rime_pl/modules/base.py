@@ -158,7 +158,7 @@ class RimeModule(L.LightningModule):
         return EvalOutput(
             embeddings=ModeEmbeddings(disc, gen),
             completions=own.completions,
-            traces=self.rewrite_ablation(batch, own.completions, images) if batch.side == "query" else {},
+            ablation=self.rewrite_ablation(batch, own.completions, images) if batch.side == "query" else {},
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,
             well_formed=own.well_formed,

@@ -38,8 +38,7 @@ from rime_pl.modules.settings import (
     RewardSettings,
     RolloutSettings,
 )
-from rime_pl.scaling.gather import all_reduce_sum, rank, world_size
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.scaling.gather import all_reduce_sum, gather_objects, rank, world_size
 from rime_pl.types import Batch, Completions, EvalBatch, EvalOutput, RewardData, RewriteChange, Side
 
 _SAMPLES = 12  # held-out queries in the table of rewrites
@@ -86,7 +85,7 @@ class RefineRLModule(RimeModule):
     @property
     def max_new_tokens(self) -> int:
         """The token budget of a sampled rewrite; <gen_emb> is not counted."""
-        return self.rollouts.max_new_tokens or self.config.prompt.max_rewrite_tokens
+        return self.config.prompt.budget(self.rollouts.max_new_tokens)
 
     def _check_settings(self) -> None:
         """Refuse what concerns two groups of settings; each group checks its own values."""

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rime_pl.report.tables import REWRITES
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 INK, SOFT, GRID, WARN = "#1f2933", "#6b7785", "#e4e8ee", "#c94f4f"
 BEFORE, AFTER = "#b8c2cf", "#2f6bde"
@@ -103,7 +103,7 @@ def draw_ablation(axes: Axes, summary: Mapping[str, Any]) -> None:
     if after is None:
         _nothing(axes, "rewrite ablation is switched off")
         return
-    for place, name in enumerate(TRACES):
+    for place, name in enumerate(REWRITE_ABLATION):
         axes.bar(place, after[name], 0.62, color=ABLATION[name], zorder=2)
         axes.text(place, after[name] + 0.015, f"{after[name]:.2f}", ha="center", fontsize=9, color=INK)
         if before:
@@ -111,7 +111,7 @@ def draw_ablation(axes: Axes, summary: Mapping[str, Any]) -> None:
             axes.hlines(
                 before[name], place - 0.38, place + 0.38, color=INK, linewidth=2, zorder=3, label=label
             )
-    axes.set_xticks(range(len(TRACES)), [short_name(name) for name in TRACES])
+    axes.set_xticks(range(len(REWRITE_ABLATION)), [short_name(name) for name in REWRITE_ABLATION])
     worth = ("own-minus-empty", "own-minus-shuffled")
     note = "\n".join(f"{REWRITES[name]:<21} {after[name]:+.2f}" for name in worth)
     axes.text(

@@ -15,7 +15,7 @@ from rime_pl.report.table import Table
 from rime_pl.report.tables import REWRITES, crossed_table
 from rime_pl.study.design import COMPARISONS
 from rime_pl.study.measure import Record
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 
 def comparison_tables(record: Record) -> list[Table]:
@@ -40,7 +40,7 @@ def comparison_tables(record: Record) -> list[Table]:
     head = ["run", "training\nsteps", "seconds\nper step", *MODE_PAIRS, "tokens of\na rewrite"]
     tables = [Table("recall@1 by query mode - target mode", head, recalls, note=note)]
     title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
-    head = ["run", *(REWRITES[key] for key in TRACES), *(name for _, name in slots)]
+    head = ["run", *(REWRITES[key] for key in REWRITE_ABLATION), *(name for _, name in slots)]
     tables.append(Table(title, head, ablation))
     if record["crossed"]:
         tables.append(crossed_table({key: cells([one])[0] for key, one in record["crossed"].items()}))
@@ -100,7 +100,7 @@ def comparison_figure(record: Record) -> Figure:
             axes.set_xlabel("generated tokens of a query and of a target, mean")
     modes.set_xticks(range(len(MODE_PAIRS)), MODE_PAIRS)
     modes.set_title("recall@1: query mode - target mode (lines: range of seeds)", fontsize=11, loc="left")
-    ablation.set_xticks(range(len(TRACES)), map(short_name, TRACES))
+    ablation.set_xticks(range(len(REWRITE_ABLATION)), map(short_name, REWRITE_ABLATION))
     ablation.set_title("recall@1 of gen-gen by the rewrite of the query", fontsize=11, loc="left")
     for axes in (modes, ablation, *more):
         axes.set_ylim(0, 1.08)

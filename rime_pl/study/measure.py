@@ -19,7 +19,7 @@ from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.run_folder import RunFolder
 from rime_pl.study.design import COMPARISONS, MEAN, Difference
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 Variants = dict[str, RunFolder]  # of one seed: "before", the controls, the run under study
 Record = dict[str, Any]
@@ -68,7 +68,7 @@ def _variant(stage: str, name: str, runs: Sequence[RunFolder], threads: int | No
         "steps": runs[0].manifest["steps"],
         "seconds_per_step": min(filter(None, timed), default=None),  # of the run that was disturbed least
         "recall@1": {pair: spread(one["recall@1"][pair] for one in results) for pair in MODE_PAIRS},
-        "trace": {key: spread(one["trace"][key] for one in results) for key in TRACES},
+        "trace": {key: spread(one["trace"][key] for one in results) for key in REWRITE_ABLATION},
         "slot_f1": spread(one["slot_f1"] for one in written) if slots else None,
         # a model that learnt no rewrite is used in its discriminative mode, which generates nothing
         "tokens": 0.0 if name == "discriminative_only" else mean(one["mean_length"] for one in written),

@@ -13,7 +13,7 @@ from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.modules.wrong_rewrites import derange, empty_completions
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import MODE_PAIRS, TRACES, Pair
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Pair
 
 
 def naive_derange(content: list[int]) -> list[int]:
@@ -65,14 +65,14 @@ def test_evaluation_of_queries(
         "shuffled": own.completions.select(others),
         "empty": processor.completions([None] * 4),
     }
-    assert set(rewrites) == set(TRACES) - {"own"} == set(out.traces)
+    assert set(rewrites) == set(REWRITE_ABLATION) - {"own"} == set(out.ablation)
     torch.testing.assert_close(out.embeddings.disc, shared_backbone(batch.prompts).disc, atol=1e-5, rtol=0)
     torch.testing.assert_close(
         out.embeddings.gen, shared_backbone(batch.prompts, own.completions).gen, atol=1e-5, rtol=0
     )
     for name, completions in rewrites.items():
         expected = shared_backbone(batch.prompts, completions).gen
-        torch.testing.assert_close(out.traces[name], expected, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(out.ablation[name], expected, atol=1e-5, rtol=0, msg=name)
     assert set(out.seconds) == {"discriminative", "generative"} and min(out.seconds.values()) > 0
 
 
@@ -85,7 +85,7 @@ def test_targets_have_no_trace(
     shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
 ) -> None:
     out = evaluated(shared_backbone).test_step(processor.eval_batch("target", train_pairs[:2]), 0)
-    assert out.traces == {} and out.embeddings.gen.shape == (2, 64)
+    assert out.ablation == {} and out.embeddings.gen.shape == (2, 64)
     assert len(MODE_PAIRS) == 4
 
 

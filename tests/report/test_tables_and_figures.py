@@ -17,12 +17,12 @@ from rime_pl.report.stage import write_report
 from rime_pl.report.summary import build_summary
 from rime_pl.report.table import Table
 from rime_pl.report.tables import summary_text
-from rime_pl.types import MODE_PAIRS, TRACES, Item
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Item
 
 
 def overall(*recalls: float, empty: float = 0.1) -> dict[str, Any]:
     first = dict(zip(MODE_PAIRS, recalls, strict=True))
-    trace = dict(zip(TRACES, (recalls[1], 0.97, 0.05, empty), strict=True))
+    trace = dict(zip(REWRITE_ABLATION, (recalls[1], 0.97, 0.05, empty), strict=True))
     trace |= {
         "own-minus-empty": recalls[1] - empty,
         "own-minus-shuffled": recalls[1] - 0.05,

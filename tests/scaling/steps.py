@@ -33,11 +33,11 @@ from rime_pl.scaling.gather import (
     all_gather_completions,
     all_gather_rows,
     all_reduce_sum,
+    gather_objects,
     rank,
     world_size,
 )
 from rime_pl.scaling.micro_batches import micro_batches
-from rime_pl.scaling.objects import gather_objects
 from rime_pl.scaling.sharding import shard_backbone
 from rime_pl.types import Batch, Completions, Pair
 from tests.micro import (

@@ -8,7 +8,7 @@ import yaml
 
 from rime_pl.run_folder import RunFolder
 from rime_pl.study.design import COMPARISONS
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 
 def run_folder(
@@ -23,7 +23,7 @@ def run_folder(
     path.mkdir(parents=True)
     after: dict[str, Any] = {
         "recall@1": dict.fromkeys(MODE_PAIRS, 0.5),
-        "trace": dict.fromkeys(TRACES, 0.5),
+        "trace": dict.fromkeys(REWRITE_ABLATION, 0.5),
         "rewrite": {"slot_f1": 0.5, "mean_length": 4.0},
     }
     summary = {"after": after, "per_task": {"twin": after}, "gallery": 4, "chance": 0.25}
@@ -56,7 +56,7 @@ def record(stage: str, *recalls: float, corpus: str = "mine") -> dict[str, Any]:
         "steps": 7,
         "seconds_per_step": 1.5,
         "recall@1": dict.fromkeys(MODE_PAIRS, spread),
-        "trace": dict.fromkeys(TRACES, spread),
+        "trace": dict.fromkeys(REWRITE_ABLATION, spread),
         "slot_f1": None if stage == "sft" else spread,
         "tokens": 10 * spread[0],
         "curves": {},
