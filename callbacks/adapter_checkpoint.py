@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment, and the adapter folder that PEFT loads.
+"""Saves checkpoints that survive a kill at any moment, and the adapter folder that PEFT loads.
 
-Added to every stage by cli.py. ``checkpoints/last.ckpt`` holds what trains, the optimiser, the loops, the
-random state and the data position; ``adapter/`` holds what a user of the model needs.
+Added to every stage by ``cli``. ``checkpoints/last.ckpt`` holds the trainable weights, the optimiser, the
+loops, the random state and the position in the data; ``adapter/`` holds what a user of the model needs.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError
 
 LAST = "checkpoints/last.ckpt"
-#: The one before, and the one that a diverged run left behind; of stages that watch for divergence.
+#: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
 PREVIOUS, DIVERGED = "checkpoints/previous.ckpt", "checkpoints/diverged.ckpt"
 
 
 class AdapterCheckpoint(Checkpoint):
-    """Save for resuming every few steps and after each epoch; write the adapter folder at the end.
+    """Saves a checkpoint every few steps and after each epoch, and the adapter folder at the end.
 
     Args:
-        run_dir: Folder of this stage's run.
-        every_n_steps: Training batches between two saves within an epoch.
+        run_dir: Folder of the run; taken from ``--run_dir``.
+        every_n_steps: Number of training batches between two checkpoints within an epoch.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 50) -> None:
@@ -42,7 +42,8 @@ class AdapterCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._trained_since += 1
-        # Not on an epoch's last batch: there Lightning restores wrong counters, and the epoch's end follows.
+        # Not on the last batch of an epoch: Lightning would restore wrong counters, and the end of the epoch
+        # saves anyway.
         last_of_epoch = batch_idx + 1 == trainer.num_training_batches
         if batches_trained(trainer) % self.every_n_steps == 0 and not last_of_epoch:
             self._save(trainer)
@@ -56,10 +57,10 @@ class AdapterCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Tell a diverged run where it was still good.
+        """Add the last good checkpoint to the message of a diverged run.
 
-        A batch shows what the steps before it made. So weights that no batch has passed since they were
-        saved may be what diverged: they are put aside, and the run goes on from those before.
+        Only a later batch shows that saved weights are good. If no batch was trained since the last save, the
+        saved weights may have diverged: they are put aside, and the previous checkpoint becomes the last.
         """
         if not isinstance(exception, DivergedError):
             return
@@ -67,10 +68,10 @@ class AdapterCheckpoint(Checkpoint):
         aside = ""
         if not self._trained_since and last.is_file() and trainer.is_global_zero:
             last.replace(self.run_dir / DIVERGED)
-            aside = f" What was saved just before is put aside: {self.run_dir / DIVERGED}."
+            aside = f" The checkpoint saved just before is put aside: {self.run_dir / DIVERGED}."
             if previous.is_file():
                 previous.replace(last)
-        where = str(last) if last.is_file() else "none, nothing good was saved yet"
+        where = str(last) if last.is_file() else "none, because nothing good was saved yet"
         exception.args = (f"{exception} Last good checkpoint: {where}.{aside}",)
 
     def _save(self, trainer: L.Trainer) -> None:
@@ -88,7 +89,7 @@ class AdapterCheckpoint(Checkpoint):
         trainer.strategy.barrier()
 
     def write_adapter(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The adapter as a PEFT folder; gathered from all ranks when it is sharded."""
+        """Write the adapter as a PEFT folder; a sharded one is gathered from all processes."""
         backbone: Any = pl_module.model  # a Backbone; callbacks do not import the model
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         gathered: Any = get_model_state_dict(backbone.peft, options=options)

@@ -1,4 +1,4 @@
-"""How far a run is, in the unit that its curves are drawn over."""
+"""Counts the progress of a run in training batches, the x-axis of all curves. Used by the callbacks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import lightning.pytorch as pl
 
 
 def batches_trained(trainer: pl.Trainer) -> int:
-    """Training batches since the start of the run, those before a resumption included.
+    """Return the number of training batches since the start of the run, including those before a resume.
 
-    What Lightning draws logged values over; ``global_step`` counts optimiser steps, of which reinforcement
-    learning may take several for a batch.
+    Lightning logs over this count. ``global_step`` counts optimiser steps instead, and Refine-RL may take
+    several for one batch.
     """
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]

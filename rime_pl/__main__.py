@@ -22,7 +22,6 @@ COMMANDS = {
     "claims": "write the page of the three claims from what compare wrote, over seeds and corpora",
     "plan": "predict memory, time and disk of a run before it starts, and what to change if it will not fit",
     "doctor": "check installation, settings and a run's adapter; each problem with its remedy",
-    "gpu_check": "seconds and memory of every stage on this GPU, with a random 2B-shaped model in 4 bits",
 }
 #: Warnings about what one library calls in another: nobody who runs a stage can act on them.
 NOT_OURS = (

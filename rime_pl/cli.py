@@ -20,8 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from rime_pl.callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
-from rime_pl.callbacks.rewrite_changes import RewriteChanges
-from rime_pl.callbacks.rewrite_samples import RewriteSamples
+from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule

@@ -94,6 +94,18 @@ class RunFolder:
         return str(self.manifest["stage"])
 
     @property
+    def threads(self) -> int | None:
+        """The number of CPU threads that the run used."""
+        threads: int | None = self.manifest.get("device", {}).get("threads")
+        return threads
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The mean seconds of a training step; None if the run was resumed after its last step."""
+        steps = self.manifest.get("steps_timed", self.manifest["steps"])  # fewer than all after a resume
+        return self.summary["seconds"]["fit"] / steps if steps else None
+
+    @property
     def corpus(self) -> Path | None:
         """The corpus folder that the run was trained on; None if it is gone."""
         if not (self.path / "manifest.json").is_file():

@@ -26,17 +26,18 @@ from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.scaling import sharding
 from rime_pl.scaling.gather import (
     all_gather_completions,
     all_gather_rows,
     all_reduce_sum,
+    gather_objects,
     rank,
     world_size,
 )
 from rime_pl.scaling.micro_batches import micro_batches
-from rime_pl.scaling.objects import gather_objects
 from rime_pl.scaling.sharding import shard_backbone
 from rime_pl.types import Batch, Completions, Pair
 from tests.micro import (
@@ -72,7 +73,7 @@ def micro_module(
     """A stage whose adapter is not at its start, where half of the gradients are zero."""
     backbone = build_backbone(micro_config(base, **backbone_settings))
     randomise_adapter(backbone.peft, scale=0.05)
-    module = STAGES[stage](backbone.config, micro_batch_tokens=micro_batch_tokens)
+    module = STAGES[stage](backbone.config, micro_batches=MicroBatchSettings(tokens=micro_batch_tokens))  # type: ignore[call-arg]
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
@@ -106,12 +107,14 @@ def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
     def keep(optimizer: Any) -> None:
         gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
 
-    module.max_grad_norm = 1e9  # what is clipped here is the mean over ranks in a real run
+    module.policy = replace(
+        module.policy, max_grad_norm=1e9
+    )  # what is clipped here is the mean over ranks in a real run
     optimizer = module.optimizers()
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
     rolled = []
-    roll_out = module.roll_out
-    module.roll_out = lambda batch, side: rolled.extend(roll_out(batch, side)) or [rolled[-1]]
+    sample = module.sample
+    module.sample = lambda batch, side: rolled.extend(sample(batch, side)) or [rolled[-1]]
     module.training_step(local_batch(module, pairs), 0)
     values = {
         name: all_reduce_sum(torch.tensor(value)) / world_size()

@@ -1,0 +1,51 @@
+"""Fixtures of the checks on a GPU. The same checks also run on the CPU, with a micro model, in `make test`.
+
+A fixture makes each training run once for all tests that look at it.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.gpu.bench import Bench
+from tests.gpu.watch import CountingWatch, Run, Watch, release
+
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device on this machine"),
+]
+FindRun = Callable[[str], Run]
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=GPU)])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A 2B-shaped checkpoint on a GPU, a micro one on the CPU."""
+    folder = tmp_path_factory.mktemp("bench")
+    if request.param == "cpu":
+        return Bench(folder, torch.device("cpu"), "micro", CountingWatch)
+    return Bench(folder, torch.device("cuda"), "2b", Watch)
+
+
+@pytest.fixture(scope="session")
+def find_run(bench: Bench) -> FindRun:
+    """Give a run by name; each is made once, and a run that failed is not tried again."""
+    made: dict[str, Run | Exception] = {}
+
+    def find(name: str) -> Run:
+        if name not in made:
+            try:
+                made[name] = bench.run(bench.cases[name])
+            except Exception as error:
+                traceback.print_exc()
+                made[name] = error.with_traceback(None)  # a traceback would hold the run's memory
+            release(bench.device)
+        run = made[name]
+        if isinstance(run, Exception):
+            pytest.fail(f"the run {name} failed: {type(run).__name__}: {run}")
+        return run
+
+    return find
