@@ -1,4 +1,4 @@
-"""Gradients of the cached step equal those of the same micro-batches in one graph, and of the whole batch."""
+"""Gradients of the cached step equal those of one graph, with the same micro-batches or the whole batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MakeTrained = Callable[[bool, bool], Backbone]
 
 @pytest.fixture(scope="module")
 def trained(micro_base: Path) -> MakeTrained:
-    """A backbone of each kind with dropout, whose adapter is not at its start; made once."""
+    """Make each kind of backbone once, with dropout and random adapter values."""
 
     @cache
     def make(load_in_4bit: bool, gradient_checkpointing: bool) -> Backbone:
@@ -76,7 +76,9 @@ def test_cached_gradients_are_exact(
     assert worst_error(gradients, expected) < TOLERANCE
     if content == "mixed":
         other_masks = loss_and_gradients(cached, batch, seed=1)[1]
-        assert worst_error(other_masks, expected) > 1e-3, "dropout is on, or this test could not fail"
+        assert worst_error(other_masks, expected) > 1e-3, (
+            "dropout must be on, otherwise this test could not fail"
+        )
 
     set_dropout(backbone, 0.0)
     loss, gradients = loss_and_gradients(cached, batch)
@@ -98,7 +100,9 @@ def test_micro_batches_of_any_kind(
     assert worst_error(gradients, expected) < TOLERANCE
 
 
-def test_a_share_of_wrong_rewrites(trained: MakeTrained, batches: dict[Content, Batch]) -> None:
+def test_micro_batches_with_a_share_of_wrong_rewrites(
+    trained: MakeTrained, batches: dict[Content, Batch]
+) -> None:
     backbone = trained(True, False)
     set_dropout(backbone, 0.0)
     cached = stage_module("cma", backbone, MicroBatchSettings(size=3), wrong_share=0.5)
@@ -133,19 +137,19 @@ def test_the_vision_tower_runs_once_when_its_features_are_kept(
     assert worst_error(gradients, expected) < TOLERANCE
 
 
-def test_the_random_state_goes_on_as_if_there_was_one_pass(
+def test_the_random_state_continues_as_if_there_was_one_pass(
     trained: MakeTrained, batches: dict[Content, Batch]
 ) -> None:
     backbone = trained(True, False)
     set_dropout(backbone, 0.1)
-    drawn = []
+    following = []
     for module in (
         stage_module("sft", backbone, MicroBatchSettings(size=3)),
         stage_module("sft", backbone, MicroBatchSettings(size=3, gradient_cache=False)),
     ):
         loss_and_gradients(module, batches["mixed"])
-        drawn.append(torch.rand(3))
-    assert drawn[0].equal(drawn[1])
+        following.append(torch.rand(3))
+    assert following[0].equal(following[1])
 
 
 def test_autocast_holds_in_the_second_pass(trained: MakeTrained, batches: dict[Content, Batch]) -> None:
@@ -167,7 +171,7 @@ def test_autocast_holds_in_the_second_pass(trained: MakeTrained, batches: dict[C
     assert worst_error(seen[0], seen[1]) < 1e-2 < worst_error(in_full, seen[1])
 
 
-def test_a_loss_sent_back_past_the_module_is_noticed(
+def test_a_loss_that_does_not_go_back_through_the_module_is_an_error(
     trained: MakeTrained, batches: dict[Content, Batch]
 ) -> None:
     module = stage_module("sft", trained(True, False), MicroBatchSettings(size=4))
@@ -219,7 +223,7 @@ def test_clipping_accumulation_and_schedule_go_on_working(
 
 
 class ClippedNorms(L.Callback):
-    """Norm of all gradients as the optimiser gets them."""
+    """Collects the norm of all gradients that the optimiser gets."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -227,7 +231,7 @@ class ClippedNorms(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        # this hook runs before clipping: clip here, too, which changes nothing afterwards
+        # this hook runs before Lightning clips, so clip here too; clipping twice changes nothing
         torch.nn.utils.clip_grad_norm_(pl_module.parameters(), 0.5)
         gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
         self.seen.append(float(torch.cat(gradients).norm()))
