@@ -248,11 +248,14 @@ def build(
 
     Args:
         output: Corpus folder to make.
-        seed: Of everything.
+        seed: Seed of everything.
         size: Width and height of a picture in pixels.
-        train_per_task, val_per_task, test_per_task: Pairs of each of the six tasks in a split.
-        captions: Captioned pictures for the base's pre-training.
-        val_contents, test_contents: Distinct contents that only this split shows; its gallery.
+        train_per_task: Number of training pairs of each of the six tasks.
+        val_per_task: Number of validation pairs of each task.
+        test_per_task: Number of test pairs of each task.
+        captions: Number of pictures with captions, for the base model.
+        val_contents: Number of distinct contents that only the validation split shows: its gallery.
+        test_contents: Number of distinct contents that only the test split shows: its gallery.
     """
     scenes = compositions(seed, val_contents, test_contents)
     rng = random.Random(f"captions {seed}")
