@@ -1,8 +1,9 @@
-"""Counts the progress of a run in training batches, the x-axis of all curves. Used by the callbacks."""
+"""Shows how far a run is: the number of training batches, the x-axis of all curves, and the progress bar."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar
 
 
 def batches_trained(trainer: pl.Trainer) -> int:
@@ -12,3 +13,11 @@ def batches_trained(trainer: pl.Trainer) -> int:
     several for one batch.
     """
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
+
+
+class EpochsFromOne(RichProgressBar):
+    """Lightning's progress bar that counts epochs from 1: "Epoch 3 of 3" is the last one."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs or 0
+        return f"Epoch {current_epoch + 1}" + (f" of {last}" if last > 0 else "")

@@ -6,10 +6,12 @@ tests and writes the report. From here the loss is one file away: rime_pl/module
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rime_pl.callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
+from rime_pl.callbacks.progress import EpochsFromOne
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
 from rime_pl.datamodules.datamodule import RimeDataModule
@@ -27,6 +31,8 @@ from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
+from rime_pl.options.parser import PlainParser
+from rime_pl.options.words import needs
 from rime_pl.report.stage import DONE, write_report
 
 STAGES: dict[str, type[RimeModule]] = {
@@ -34,24 +40,114 @@ STAGES: dict[str, type[RimeModule]] = {
     "cma": CMAModule,
     "refine_rl": RefineRLModule,
 }
-USAGE = "{command} {action} --config FILE --data.path CORPUS --run_dir FOLDER [--SETTING VALUE ...] [--help]"
+
+
+class StageParser(PlainParser, LightningArgumentParser):
+    """The stages' parser: ``--help`` shows our own settings, ``--help_all`` the trainer's as well."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        words = ["--help" if word == "-h" else word for word in (sys.argv[1:] if args is None else args)]
+        self.everything = bool({"--help_all", "--help-all"} & set(words))
+        return super().parse_args(["--help"] if self.everything else words, *rest, **kwargs)
+
+    def refuse_names(self) -> None:
+        super().refuse_names()
+        if not {"run_dir", "help", "print_config"} & {one.name for one in self.given}:
+            raise RimeError(needs(self.prog))
+
+    def missing(self, names: list[str]) -> str:
+        if not any(one.name == "config" for one in self.given):
+            return needs(self.prog)
+        values = " and ".join(f"--{name} VALUE" for name in names)
+        return f"The settings in --config leave out {' and '.join(names)}. Add {values}."
+
+    def format_help(self, *formatter: Any) -> str:
+        """Return the help by groups of settings, the trainer's last or left out."""
+        groups = self.groups or {}
+        for action in self._actions:
+            if action.dest in groups:  # a whole group from a file of its own: --config does that
+                action.help = argparse.SUPPRESS
+        shown = {"run": self._action_groups[1]} | {name: groups[name] for name in groups if name != "trainer"}
+        shown |= {"trainer": groups["trainer"]} if self.everything else {}
+        for name, group in shown.items():
+            group.title = "run" if name == "run" else f"{name}: {group.title}".replace("``", "")
+        self._action_groups = [group for group in shown.values() if group._group_actions]
+        self.epilog = (
+            None if self.everything else "--help_all (or --help-all) shows the trainer's settings as well"
+        )
+        return super().format_help(*formatter)
 
 
 class StageCLI(LightningCLI):
-    """LightningCLI with one fixed class pair; the callbacks are always there, no overlay drops them."""
+    """LightningCLI with one fixed class pair; the callbacks are always there, no overlay drops them.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    Args:
+        stage: A key of ``STAGES``.
+        args: The words after ``rime STAGE fit``.
+        prog: What an error calls the command.
+    """
+
+    def __init__(self, stage: str, args: Sequence[str], prog: str) -> None:
+        # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
+        typed, sys.argv = sys.argv, [prog]
+        try:
+            super().__init__(
+                STAGES[stage],
+                RimeDataModule,
+                args=list(args),
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False},  # of one row; ours says what trains
+                auto_configure_optimizers=False,
+                parser_class=StageParser,
+                parser_kwargs={
+                    "prog": prog,
+                    "usage": f"{prog} --config FILE --run_dir FOLDER [--SETTING VALUE ...]",
+                    "description": inspect.getdoc(sys.modules[STAGES[stage].__module__]),
+                },
+            )
+        finally:
+            sys.argv = typed  # Lightning starts further processes with the words as typed
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        help_action, config, print_config = parser._actions
+        help_action.help = "This help"
+        config.metavar, config.help = (
+            "FILE",
+            "Settings in YAML; of several files, a later one overrides an earlier",
+        )
+        print_config.help = "Print all settings as YAML and end"
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run_dir", type=str, help="Folder of this run; an unfinished run in it is resumed."
+            "--run_dir",
+            type=str,
+            required=True,
+            help="Folder of this run; an unfinished run in it is resumed",
+        )
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | int,
+            default=self.seed_everything_default,
+            help="Seed of the order of the data and of everything random",
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            help="CPU threads of each process (default: torch's choice)",
         )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="fit: resume from this file instead of the run's last. test: test what is in it.",
+            help="Checkpoint: `fit` resumes from it, `test` tests it (default: the last one in run_dir)",
         )
-        parser.add_argument(
-            "--num_threads", type=int | None, help="CPU threads of each process; null: torch's choice."
-        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RetrievalRecall, "recall")
         parser.add_lightning_class_args(RewriteSamples, "samples")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
@@ -65,8 +161,6 @@ class StageCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
-        if not self.config.run_dir:
-            raise RimeError("--run_dir is missing: name the folder of this run, e.g. runs/mine/sft.")
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
 
@@ -86,42 +180,24 @@ class StageCLI(LightningCLI):
         # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
         step = _logged_step(self.resume_from) if self.resume_from else None
         logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=step)
-        return super().instantiate_trainer(logger=logger, **kwargs)
+        if self.config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"] = [EpochsFromOne()]
+        try:
+            return super().instantiate_trainer(logger=logger, **kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise RimeError(f"The trainer refuses these settings. {error}") from error
 
 
-def run_stage(stage: str, argv: list[str]) -> int:
-    """`rime STAGE fit ...` and `rime STAGE test ...`.
+def run_stage(stage: str, action: str, words: list[str]) -> int:
+    """Train or test a stage: ``rime STAGE fit ...`` and ``rime STAGE test ...``.
 
     Args:
         stage: A key of ``STAGES``.
-        argv: The words after the stage's name.
+        action: ``fit`` or ``test``.
+        words: What follows on the command line.
     """
-    command = f"rime {stage.replace('_', '-')}"
-    action, rest = (argv[0], argv[1:]) if argv and argv[0] in ("fit", "test") else ("", argv)
-    if not action and not {"-h", "--help"} & set(rest):
-        usage = USAGE.format(command=command, action="fit|test")
-        print(f"usage: {usage}\n{command}: say what to do, fit or test.", file=sys.stderr)
-        return 2
-    started = time.time()
-    # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
-    typed, sys.argv = sys.argv, [f"{command} {action}".strip()]
-    try:
-        cli = StageCLI(
-            STAGES[stage],
-            RimeDataModule,
-            args=rest,
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": f"{command} {action or 'fit'}",
-                "usage": USAGE.format(command=command, action=action or "fit|test"),
-                "description": inspect.getdoc(sys.modules[STAGES[stage].__module__]),
-            },
-        )
-    finally:
-        sys.argv = typed  # Lightning starts further processes with the words as typed
+    started, typed = time.time(), sys.argv
+    cli = StageCLI(stage, words, f"rime {stage.replace('_', '-')} {action}")
     if action == "test":
         test(cli, stage, started, typed)
         return 0

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from rime_pl.cli import STAGES, StageCLI
-from rime_pl.datamodules.datamodule import RimeDataModule
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -71,17 +70,8 @@ def stage_of(recipe: Path) -> str:
 
 def parsed(recipe: Path, *more: str) -> StageCLI:
     """Through the very class that `rime STAGE fit` uses: unknown fields and wrong types are errors."""
-    stage = stage_of(recipe)
     arguments = ["--config", str(recipe), *more, "--run_dir", "runs/none", "--trainer.accelerator", "cpu"]
-    return StageCLI(
-        STAGES[stage],
-        RimeDataModule,
-        args=arguments,
-        run=False,
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-    )
+    return StageCLI(stage_of(recipe), arguments, "rime test")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -14,45 +13,44 @@ from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.types import Pair
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = TinyConfig()
-    parser.add_argument("--data", type=Path, required=True, help="corpus folder with a captions split")
-    parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tasks", nargs="+", help="tasks whose words the tokenizer learns (default: all of the corpus)"
-    )
-    parser.add_argument(
-        "--vision_steps",
-        type=int,
-        default=defaults.vision_steps,
-        help="steps of the vision tower alone, on the captions' words (%(default)s)",
-    )
-    parser.add_argument(
-        "--num_steps", type=int, default=defaults.num_steps, help="steps on captions (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=defaults.batch_size, help="captions a step (%(default)s)"
-    )
-    parser.add_argument("--num_threads", type=int, default=2, help="CPU threads (%(default)s)")
+def run(
+    *,
+    data: Path,
+    output: Path,
+    seed: int = 0,
+    tasks: list[str] | None = None,
+    vision_steps: int = TinyConfig.vision_steps,
+    num_steps: int = TinyConfig.num_steps,
+    batch_size: int = TinyConfig.batch_size,
+    num_threads: int = 2,
+) -> int:
+    """Make the tiny base model: a small Qwen3-VL that learns to caption the pictures of a corpus.
 
-
-def run(args: argparse.Namespace) -> int:
-    torch.set_num_threads(args.num_threads)
-    captions = ShardReader(read_split(args.data, "captions"))
+    Args:
+        data: Corpus folder with a captions split.
+        output: Hugging Face folder to write.
+        seed: Seed of the weights and of the order of the captions.
+        tasks: Tasks whose words the tokenizer learns (default: all of the corpus).
+        vision_steps: Training steps of the vision tower, on the words of the captions.
+        num_steps: Training steps of the whole model, on captions.
+        batch_size: Captions of a step.
+        num_threads: CPU threads.
+    """
+    torch.set_num_threads(num_threads)
+    captions = ShardReader(read_split(data, "captions"))
     pairs = [captions.read(n) for n in track(range(len(captions)), "reading captions")]
     samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
     texts = [text for pair in pairs for text in _texts(pair)]
     # The tokenizer sees the words of the tasks, as a downloaded one would know them; the model does not.
-    entries = read_split(args.data, "train")
-    unknown = set(args.tasks or ()) - {entry.dataset for entry in entries}
+    entries = read_split(data, "train")
+    unknown = set(tasks or ()) - {entry.dataset for entry in entries}
     if unknown:
-        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {args.data}.")
-    train = ShardReader([entry for entry in entries if not args.tasks or entry.dataset in args.tasks])
+        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
+    train = ShardReader([entry for entry in entries if not tasks or entry.dataset in tasks])
     step = max(1, len(train) // 4000)
     for n in track(range(0, len(train), step), "reading words"):
         texts += _texts(train.read(n))
-    config = TinyConfig(vision_steps=args.vision_steps, num_steps=args.num_steps, batch_size=args.batch_size)
+    config = TinyConfig(vision_steps=vision_steps, num_steps=num_steps, batch_size=batch_size)
     columns = (
         TextColumn("pre-training on captions"),
         BarColumn(),
@@ -63,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
     with Progress(*columns) as progress:
         task = progress.add_task("", total=config.vision_steps + config.num_steps, loss=float("nan"))
         make_base(
-            args.output,
+            output,
             samples,
             texts,
             config,
-            args.seed,
+            seed,
             lambda n, loss: progress.update(task, completed=n + 1, loss=loss),
         )
-    print(f"base model: {args.output}")
+    print(f"base model: {output}")
     return 0
 
 
