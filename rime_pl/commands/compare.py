@@ -31,7 +31,7 @@ from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.report.figures import save_figure
-from rime_pl.report.stage import DONE
+from rime_pl.run_folder import RunFolder
 from rime_pl.study.comparison import COMPARISONS, MEAN, comparison_figure, comparison_markdown
 from rime_pl.study.curves import curve_means
 from rime_pl.types import MODE_PAIRS
@@ -85,7 +85,7 @@ def stage_of(folders: list[Path]) -> str:
     """The stage that all runs are of."""
     stages = set()
     for folder in folders:
-        if not (folder / DONE).is_file():
+        if not RunFolder(folder).finished:
             raise RimeError(
                 f"--run {folder}: no finished run here (done.json is missing). Run `make train-sft`, "
                 "`make train-cma` or `make train-refine-rl` first."
@@ -185,7 +185,7 @@ def train_controls(stage: str, folders: list[Path], skip: list[str]) -> list[Var
     for turn in zip(*(controls(stage, one, skip, folders) for one in folders), strict=True):
         for folder, variants, (name, words) in zip(folders, seeds, turn, strict=True):
             variants[name] = folder / "controls" / name
-            if not (variants[name] / DONE).is_file():
+            if not RunFolder(variants[name]).finished:
                 _train(folder, name, [*words, "--run_dir", str(variants[name])])
         refuse_unlike([variants[name] for variants in seeds])
     return [
@@ -236,7 +236,7 @@ def previous_run(folder: Path) -> Path:
 
 def fastest_step(folders: list[Path], threads: int | None) -> float:
     """Seconds of a step in the least disturbed of the runs that are there and took as many threads."""
-    runs = [read_variant(folder) for folder in folders if (folder / DONE).is_file()]
+    runs = [read_variant(folder) for folder in folders if RunFolder(folder).finished]
     timed = [run["seconds_per_step"] for run in runs if run["threads"] == threads]
     if not any(timed):
         raise RimeError(

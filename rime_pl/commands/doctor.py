@@ -13,11 +13,11 @@ from rich.markup import escape
 
 from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import stage_folder
 from rime_pl.preflight.doctor.adapter import check_adapter
 from rime_pl.preflight.doctor.installation import check_installation
 from rime_pl.preflight.doctor.result import Check, problem
 from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
+from rime_pl.run_folder import RunFolder
 
 STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
@@ -60,7 +60,7 @@ def check_settings(settings: RunSettings) -> list[Check]:
 def check_run(folder: Path, settings: RunSettings | None) -> list[Check]:
     """The adapter of a run, of its last finished stage."""
     try:
-        adapter = stage_folder(folder) / "adapter"
+        adapter = RunFolder.with_adapter(folder).adapter
     except RimeError as error:
         return [problem("adapter", str(error), "Give --adapter the folder of a finished run.")]
     return check_adapter(adapter, settings.backbone.name_or_path if settings else None)

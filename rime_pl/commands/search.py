@@ -6,7 +6,6 @@ Searches the demo pictures of the run's corpus, or with ``--images`` a folder of
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from rich.table import Table
 
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture, stage_folder
+from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture
 from rime_pl.report.sheets import Card, SheetRow, sheet
+from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item, Mode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-RUNS = Path("runs")
 
 
 @dataclass
@@ -60,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
         raise RimeError(f"--top_k {args.top_k}: at least 1 picture must be shown.")
     console = Console()
     modes: Sequence[Mode] = MODES if args.mode == "both" else (args.mode,)
-    stage = stage_folder(args.run or newest_run(RUNS))
-    corpus = corpus_of(stage)
+    trained = RunFolder.with_adapter(args.run or RUNS)
+    corpus = trained.corpus
     instructions = instructions_of(corpus) if corpus else Instructions()
     if args.images:
         gallery = folder_pictures(args.images)
@@ -69,13 +68,13 @@ def run(args: argparse.Namespace) -> int:
         gallery = demo_pictures(corpus)
     else:
         raise RimeError(
-            f"{stage}: its corpus is not there any more, so there are no demo pictures. Give --images."
+            f"{trained}: its corpus is gone, so there are no demo pictures. Give --images FOLDER."
         )
-    retriever = load(stage, args.device)
+    retriever = load(trained.path, args.device)
     retriever.index(gallery, modes, args.batch_size, instructions.target, progress=True)
     query = Item(args.query, (), "", instructions.query if args.instruction is None else args.instruction)
     found = search_modes(retriever, query, modes, args.top_k)
-    console.print(f"run {stage}   gallery: {len(gallery)} pictures   query: {args.query}", highlight=False)
+    console.print(f"run {trained}   gallery: {len(gallery)} pictures   query: {args.query}", highlight=False)
     for mode, result in found.items():
         console.print(result_table(mode, result))
     rows = [sheet_row(query, mode, result) for mode, result in found.items()]
@@ -90,27 +89,6 @@ def search_modes(retriever: Retriever, query: Item, modes: Sequence[Mode], top_k
     for mode in modes:
         retriever.search(query, mode, top_k)
     return {mode: retriever.search(query, mode, top_k) for mode in modes}
-
-
-def newest_run(runs: Path) -> Path:
-    """The stage that finished last below ``runs``.
-
-    Raises:
-        RimeError: If there is none.
-    """
-    finished = [done.parent for done in runs.glob("*/*/done.json") if (done.parent / "adapter").is_dir()]
-    if not finished:
-        raise RimeError(f"no finished run in {runs}/. Run `make train-cma` first, or name one with --run.")
-    return max(finished, key=lambda stage: (stage / "done.json").stat().st_mtime)
-
-
-def corpus_of(stage: Path) -> Path | None:
-    """The corpus folder that the run's manifest names; None if it is gone."""
-    manifest = stage / "manifest.json"
-    if not manifest.is_file():
-        return None
-    named = json.loads(manifest.read_text()).get("data")
-    return Path(named) if named and Path(named).is_dir() else None
 
 
 def demo_pictures(corpus: Path) -> list[Item]:

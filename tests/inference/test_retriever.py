@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from rime_pl.backbone.mllm import Backbone
 from rime_pl.commands import search
 from rime_pl.errors import RimeError
 from rime_pl.inference import retriever as module
-from rime_pl.inference.retriever import Retriever, stage_folder
+from rime_pl.inference.retriever import Retriever
 from rime_pl.types import Item
 
 
@@ -123,7 +122,7 @@ def test_wrong_use_is_told(loaded: Retriever, tmp_path: Path) -> None:
     Image.new("RGB", (1000, 3)).save(tmp_path / "line.png")
     with pytest.raises(RimeError, match=r"line\.png: 1000 x 3 pixels"):
         loaded.encode([tmp_path / "line.png"])
-    with pytest.raises(RimeError, match="no adapter/ in it"):
+    with pytest.raises(RimeError, match="no finished run here"):
         rime_pl.load(tmp_path)
 
 
@@ -181,19 +180,8 @@ def test_search_command_names_what_is_wrong(
     with pytest.raises(RimeError, match="--top_k 0"):
         search.run(arguments(*run, "--top_k", "0"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RimeError, match=r"no finished run in runs/\. Run `make train-cma`"):
+    with pytest.raises(RimeError, match=r"runs: no finished run here or below\. Train one with `make train-cma`"):
         search.run(arguments())
-
-
-def test_newest_finished_run_is_taken(tmp_path: Path) -> None:
-    for age, name in enumerate(("old/sft", "old/cma", "unfinished/sft")):
-        (tmp_path / name / "adapter").mkdir(parents=True)
-        if not name.startswith("unfinished"):
-            done = tmp_path / name / "done.json"
-            done.write_text("{}")
-            os.utime(done, (1000 + age, 1000 + age))
-    assert search.newest_run(tmp_path) == tmp_path / "old" / "cma" == stage_folder(tmp_path / "old")
-    assert stage_folder(tmp_path / "unfinished" / "sft") == tmp_path / "unfinished" / "sft"
 
 
 def test_importing_the_package_stays_fast() -> None:
