@@ -15,6 +15,7 @@ import warnings
 
 #: Further commands: name -> what it does. Each is rime_pl/commands/<name>.py.
 COMMANDS = {
+    "run": "train a stage, and before it whatever it needs and is missing",
     "shards": "build a corpus as WebDataset shards: openmoji, scenes, or your own folder",
     "base": "make the tiny base model from a corpus' captions",
     "search": "search the pictures of a finished run, or a folder of your own",
@@ -30,7 +31,7 @@ NOT_OURS = (
     "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning, in torch
 )
 #: Commands that take a stage's settings, such as --model.temperature 0.05, behind their own options.
-TAKE_SETTINGS = ("plan", "doctor")
+TAKE_SETTINGS = ("run", "plan", "doctor")
 STAGES = {
     "sft": "stage 1: learn to rewrite and to embed, jointly",
     "cma": "stage 2: cross-mode alignment, any mode retrieves any mode",

@@ -134,6 +134,11 @@ class RunFolder:
         write_json(self.path / "origin.json", origin)
         self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
+    def give_up(self) -> None:
+        """Free a folder that was claimed, where nothing was trained."""
+        self.config.unlink(missing_ok=True)
+        (self.path / "origin.json").unlink(missing_ok=True)
+
     @classmethod
     def newest(cls, folder: str | Path) -> RunFolder:
         """Return the run that finished last, at or below ``folder``; controls are left out.
@@ -146,8 +151,8 @@ class RunFolder:
         found = [run for run in runs if run.adapter.is_dir() and CONTROLS not in below[run]]
         if not found:
             raise RimeError(
-                f"{folder}: no finished run here or below. Train one with `make train-cma`, or give the folder "
-                "of a run."
+                f"{folder}: no finished run here or below. Train one with `make train-cma`, or give the "
+                "folder of a run."
             )
         return max(found, key=lambda run: run.marker.stat().st_mtime)
 

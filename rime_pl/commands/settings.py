@@ -1,4 +1,4 @@
-"""A run's settings as `rime STAGE fit` would read them, without a run: for `rime plan` and `rime doctor`."""
+"""A run's settings as `rime STAGE fit` would read them, but without a run: for `run`, `plan` and `doctor`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from rime_pl.prompts import PromptConfig
 
 
 class _Reader(StageCLI):
-    """Parses, links nothing that is instantiated, builds nothing."""
+    """Parses, links nothing that is instantiated, builds nothing, sets no seed."""
+
+    def _set_seed(self) -> None:
+        return
 
     def before_instantiate_classes(self) -> None:
         return
@@ -71,12 +74,24 @@ def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) 
             f"--config {configs[0]}: its name is no stage; add --stage {' or --stage '.join(STAGES)}."
         )
     words = [word for path in configs for word in ("--config", str(path))]
+    values = _parse(stage, [*words, *overrides]).config
+    return RunSettings(stage, values, _backbone(values), *_processes(values))
+
+
+def complete_settings(stage: str, words: list[str]) -> dict[str, Any]:
+    """Return the settings that ``words`` give to a stage, as the run's config.yaml would hold them."""
+    reader = _parse(stage, words)
+    values: dict[str, Any] = yaml.safe_load(reader.parser.dump(reader.config, skip_unset=False))
+    return values
+
+
+def _parse(stage: str, words: list[str]) -> _Reader:
     typed, sys.argv = sys.argv, [f"rime {stage}"]
     try:
-        reader = _Reader(
+        return _Reader(
             STAGES[stage],
             RimeDataModule,
-            args=["--run_dir", "runs/none", *words, *overrides],  # a run needs one, a plan does not
+            args=["--run_dir", "runs/none", *words],  # a run needs one, a plan does not
             run=False,
             save_config_callback=None,
             seed_everything_default=0,
@@ -87,8 +102,6 @@ def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) 
         raise RimeError(f"{' '.join(words)}: refused by `rime {stage} fit`. {error}") from error
     finally:
         sys.argv = typed
-    values = reader.config
-    return RunSettings(stage, values, _backbone(values), *_processes(values))
 
 
 def _backbone(values: Any) -> BackboneConfig:

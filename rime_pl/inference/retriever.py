@@ -232,7 +232,7 @@ def load(run: str | Path, device: str = "cpu") -> Retriever:
     """The model of a run, ready to encode.
 
     Args:
-        run: The folder of a run (``runs/<name>/cma``), or a folder above runs: then the one that finished last.
+        run: The folder of a run (``runs/<name>/cma``), or one above: then the run that finished last.
         device: Where the model goes.
 
     Raises:
