@@ -1,6 +1,6 @@
 """Saves checkpoints that survive a kill at any moment, and the adapter folder that PEFT loads.
 
-Added to every stage by ``cli``. ``checkpoints/last.ckpt`` holds the trainable weights, the optimiser, the
+Added to every stage by ``cli``. ``RunFolder.last_checkpoint`` holds the trainable weights, the optimiser, the
 loops, the random state and the position in the data; ``adapter/`` holds what a user of the model needs.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,10 +18,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError
+from rime_pl.run_folder import RunFolder
 
-LAST = "checkpoints/last.ckpt"
 #: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
-PREVIOUS, DIVERGED = "checkpoints/previous.ckpt", "checkpoints/diverged.ckpt"
+PREVIOUS, DIVERGED = "previous.ckpt", "diverged.ckpt"
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -34,7 +33,7 @@ class AdapterCheckpoint(Checkpoint):
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 50) -> None:
-        self.run_dir = Path(run_dir)
+        self.run = RunFolder(run_dir)
         self.every_n_steps = every_n_steps
         self._trained_since = 0  # batches since last.ckpt was written or read
 
@@ -64,24 +63,25 @@ class AdapterCheckpoint(Checkpoint):
         """
         if not isinstance(exception, DivergedError):
             return
-        last, previous = self.run_dir / LAST, self.run_dir / PREVIOUS
+        last = self.run.last_checkpoint
+        previous, diverged = last.with_name(PREVIOUS), last.with_name(DIVERGED)
         aside = ""
         if not self._trained_since and last.is_file() and trainer.is_global_zero:
-            last.replace(self.run_dir / DIVERGED)
-            aside = f" The checkpoint saved just before is put aside: {self.run_dir / DIVERGED}."
+            last.replace(diverged)
+            aside = f" The checkpoint saved just before is put aside: {diverged}."
             if previous.is_file():
                 previous.replace(last)
         where = str(last) if last.is_file() else "none, because nothing good was saved yet"
         exception.args = (f"{exception} Last good checkpoint: {where}.{aside}",)
 
     def _save(self, trainer: L.Trainer) -> None:
-        path = self.run_dir / LAST
+        path = self.run.last_checkpoint
         path.parent.mkdir(parents=True, exist_ok=True)
         half_written = path.with_suffix(".half")
         module: Any = trainer.lightning_module
         if trainer.is_global_zero and module.may_diverge and path.is_file():
             shutil.copyfile(path, half_written)
-            half_written.replace(self.run_dir / PREVIOUS)
+            half_written.replace(path.with_name(PREVIOUS))
         trainer.save_checkpoint(half_written, weights_only=False)
         if trainer.is_global_zero:
             half_written.replace(path)  # atomic: a kill leaves the old file or the new one
@@ -95,7 +95,7 @@ class AdapterCheckpoint(Checkpoint):
         gathered: Any = get_model_state_dict(backbone.peft, options=options)
         if trainer.is_global_zero:
             state = adapter_state(backbone.peft, gathered)
-            folder = self.run_dir / "adapter"
+            folder = self.run.adapter
             save_adapter(
                 folder, backbone.peft, state, backbone.processor, backbone.config, backbone.base_hash
             )

@@ -1,7 +1,6 @@
 """Loading a run, encoding and searching: with a real but untrained micro model, so no meaning is tested."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,8 @@ from rime_pl.backbone.mllm import Backbone
 from rime_pl.commands import search
 from rime_pl.errors import RimeError
 from rime_pl.inference import retriever as module
-from rime_pl.inference.retriever import Retriever, stage_folder
+from rime_pl.inference.retriever import Retriever
 from rime_pl.options.parser import parse
-from rime_pl.run_folder import RunFolder
 from rime_pl.types import Item
 
 
@@ -124,7 +122,7 @@ def test_wrong_use_is_told(loaded: Retriever, tmp_path: Path) -> None:
     Image.new("RGB", (1000, 3)).save(tmp_path / "line.png")
     with pytest.raises(RimeError, match=r"line\.png: 1000 x 3 pixels"):
         loaded.encode([tmp_path / "line.png"])
-    with pytest.raises(RimeError, match="no adapter/ in it"):
+    with pytest.raises(RimeError, match="no finished run here"):
         rime_pl.load(tmp_path)
 
 
@@ -183,18 +181,6 @@ def test_search_command_names_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RimeError, match=r"runs: no finished run here\. Run `make train-cma`"):
         rime_search()
-
-
-def test_newest_finished_run_is_taken(tmp_path: Path) -> None:
-    for age, name in enumerate(("old/sft", "old/cma", "unfinished/sft")):
-        (tmp_path / name / "adapter").mkdir(parents=True)
-        if not name.startswith("unfinished"):
-            done = tmp_path / name / "done.json"
-            done.write_text("{}")
-            os.utime(done, (1000 + age, 1000 + age))
-    newest = RunFolder.newest(tmp_path).path
-    assert newest == tmp_path / "old" / "cma" == stage_folder(tmp_path / "old")
-    assert stage_folder(tmp_path / "unfinished" / "sft") == tmp_path / "unfinished" / "sft"
 
 
 def test_importing_the_package_stays_fast() -> None:

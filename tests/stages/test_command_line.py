@@ -200,7 +200,7 @@ def test_a_checkpoint_is_tested_into_a_folder_of_its_own(runs: Path, tmp_path: P
     assert main([*words, *checkpoint, "--run_dir", str(run)]) == 2
     assert "would be overwritten" in capsys.readouterr().err
     assert main([*words, "--run_dir", str(tmp_path / "bare")]) == 2
-    assert "--ckpt_path is missing" in capsys.readouterr().err
+    assert "needs --ckpt_path" in capsys.readouterr().err
 
 
 def test_refine_rl_without_an_adapter_is_told_where_to_start(
