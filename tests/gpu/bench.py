@@ -118,7 +118,7 @@ class Bench:
         self.base, self.adapter, self.device = folder / "base", folder / "adapter", device
         self.shape, self.checkpointing, self.watch = SHAPES[shape], checkpointing, watch
         self.sizes = MICRO if shape == "micro" else sizes_for(memory_of(device))
-        self.cases = cases(self.sizes)
+        self.cases, self.batches = cases(self.sizes), dict[int, Batch]()
         save_checkpoint(self.base, self.shape, device)
 
     def config(self, attention: str = "sdpa") -> BackboneConfig:
@@ -147,7 +147,9 @@ class Bench:
 
     def batch(self, pairs: int) -> Batch:
         """Return a batch of random words and noise, on the CPU; Lightning moves it."""
-        return self.processor.training_batch(synthetic_pairs(pairs, self.shape))
+        if pairs not in self.batches:
+            self.batches[pairs] = self.processor.training_batch(synthetic_pairs(pairs, self.shape))
+        return self.batches[pairs]
 
     def module(self, case: Case) -> RimeModule:
         """Return the stage with its settings. Its backbone is loaded when the run starts."""

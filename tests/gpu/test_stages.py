@@ -16,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.types import Batch
-from tests.gpu.bench import Bench, fsdp_strategy
+from tests.gpu.bench import Bench, Case, fsdp_strategy
 from tests.gpu.conftest import FindRun
 from tests.gpu.watch import Run, tensors_of
 
@@ -141,3 +141,20 @@ def test_a_saved_adapter_gives_the_same_embeddings(bench: Bench, tmp_path: Path)
     bench.save(backbone, tmp_path)
     found = embed(load_backbone(tmp_path, bench.device))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if on_cpu(bench) else 1e-3)
+
+
+def test_a_run_that_failed_is_not_tried_again(
+    bench: Bench, find_run: FindRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def out_of_memory(case: Case) -> None:
+        calls.append(case)
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(bench, "run", out_of_memory)
+    monkeypatch.setitem(bench.cases, "broken", Case("sft", 2))
+    for _ in range(2):
+        with pytest.raises(pytest.fail.Exception, match="broken failed: OutOfMemoryError: out of memory"):
+            find_run("broken")
+    assert len(calls) == 1
