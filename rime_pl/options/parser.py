@@ -76,7 +76,8 @@ class PlainParser(ArgumentParser):
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", PlainHelp)
-        super().__init__(exit_on_error=False, allow_abbrev=False, **kwargs)
+        # jsonargparse makes parsers of this class for nested classes, and passes these two on
+        super().__init__(**kwargs | {"exit_on_error": False, "allow_abbrev": False})
         self.given: list[Given] = []
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
