@@ -53,8 +53,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["cma", "fti"], "fti is no action of `rime cma`. Did you mean fit?"),
         (
             ["refine-rl", "fit"],
-            "`rime refine-rl fit` needs --config FILE (for example configs/tiny/refine_rl.yaml) and --run_dir "
-            "FOLDER. `rime run refine-rl` sets both.",
+            "`rime refine-rl fit` needs --config FILE (for example configs/tiny/refine_rl.yaml) and "
+            "--run_dir FOLDER. `rime run refine-rl` sets both.",
         ),
         (["shards", "scene"], "scene is no part of `rime shards`. Did you mean scenes?"),
         (["shards", "scenes"], "`rime shards scenes` needs --output PATH."),
