@@ -8,10 +8,10 @@ over interleaved rounds, and of peak memory. > 1 in `.._over_ours` means that ou
   same micro-batches in one graph is printed, too: what the second forward costs, and nothing else.
 - sentence-transformers: its CachedMultipleNegativesRankingLoss, contrastive alone, with our backbone as its
   module, same batch and micro-batch size, against our cache with the vision tower run twice as it does.
-- the ancestor's recipe, on pictures and texts of mixed lengths: a forward per side, padded to its longest
+- the recipe of UME-R1, on pictures and texts of mixed lengths: a forward per side, padded to its longest
   row, logits at all positions in float32. Against our SFT step with micro-batches of like length in one graph
-  (micro_batch_tokens without gradient_cache). Both with gradient checkpointing, as a 2B model is trained;
-  without it, our step in one forward a side, and the ancestor with a forward per side *and* mode are printed
+  (micro_batches.tokens without gradient_cache). Both with gradient checkpointing, as a 2B model is trained;
+  without it, our step in one forward a side, and UME-R1 with a forward per side *and* mode are printed
   beside it.
 """
 
@@ -48,6 +48,7 @@ from benchmarks.miniature import (
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.losses.contrastive import info_nce
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Pair, Prompts, Rows
 
@@ -61,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory_of", choices=["ours", "plain", "ancestor"], help="used by itself")
+    parser.add_argument("--memory_of", choices=["ours", "plain", "ume_r1"], help="used by itself")
     parser.add_argument("--keep_activations", action="store_true", help="used by itself, with --memory_of")
     parser.add_argument("--base", type=Path)
     args = parser.parse_args()
@@ -75,22 +76,22 @@ def main() -> None:
         memory = {
             checkpointing: {
                 name: in_a_process(name, base, args.pairs, checkpointing)
-                for name in ("ours", "plain", "ancestor")
+                for name in ("ours", "plain", "ume_r1")
             }
             for checkpointing in (True, False)
         }
-        cached, ancestors = {}, {}
+        cached, recipes = {}, {}
         for name, load_in_4bit in (("NF4", True), ("fp32", False)):
             backbone = make_backbone(pictured, load_in_4bit)
             cached[name] = measure(cached_steps, backbone, picture_pairs(args.pairs), args.rounds)
             for checkpointing in (True, False):
                 backbone = make_backbone(base, load_in_4bit, checkpointing)
-                ancestors[name, checkpointing] = measure(
-                    ancestor_steps, backbone, mixed_pairs(args.pairs), args.rounds
+                recipes[name, checkpointing] = measure(
+                    ume_r1_steps, backbone, mixed_pairs(args.pairs), args.rounds
                 )
     for name, seconds in cached.items():
         print(f"{name}: {in_words(seconds)}")
-    for (name, checkpointing), seconds in ancestors.items():
+    for (name, checkpointing), seconds in recipes.items():
         print(f"{name}, {how(checkpointing)}: {in_words(seconds)}")
     for checkpointing, peaks in memory.items():
         words = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peaks.items())
@@ -101,13 +102,13 @@ def main() -> None:
         if "sentence-transformers" in seconds:
             ratio = seconds["sentence-transformers"] / seconds["contrastive, vision kept"]
             print(f"{name}: sentence-transformers over ours with the vision features kept {ratio:.3f}")
-    for (name, checkpointing), seconds in ancestors.items():
-        ratio = seconds["ancestor, per mode"] / seconds["ours"]
+    for (name, checkpointing), seconds in recipes.items():
+        ratio = seconds["UME-R1, per mode"] / seconds["ours"]
         print(f"{name}, {how(checkpointing)}: a forward per side and mode over ours {ratio:.3f}")
-    print("fp32: " + json.dumps(ratios(cached["fp32"], ancestors["fp32", True], memory[True])))
-    kept = ratios(cached["NF4"], ancestors["NF4", False], memory[False])
-    print(f"activations kept: ancestor {kept['ancestor_over_ours']}, memory {kept['memory_over_ancestor']}")
-    print(json.dumps(ratios(cached["NF4"], ancestors["NF4", True], memory[True])))
+    print("fp32: " + json.dumps(ratios(cached["fp32"], recipes["fp32", True], memory[True])))
+    kept = ratios(cached["NF4"], recipes["NF4", False], memory[False])
+    print(f"activations kept: UME-R1 {kept['ume_r1_over_ours']}, memory {kept['memory_over_ume_r1']}")
+    print(json.dumps(ratios(cached["NF4"], recipes["NF4", True], memory[True])))
 
 
 def how(checkpointing: bool) -> str:
@@ -119,14 +120,14 @@ def in_words(seconds: dict[str, float]) -> str:
 
 
 def ratios(
-    cached: dict[str, float], ancestors: dict[str, float], memory: dict[str, int]
+    cached: dict[str, float], recipes: dict[str, float], memory: dict[str, int]
 ) -> dict[str, float | None]:
     peer = cached.get("sentence-transformers")
     return {
         "cached_over_plain": round(cached["cached"] / cached["plain"], 3),
         "sentence_transformers_over_ours": round(peer / cached["contrastive"], 3) if peer else None,
-        "ancestor_over_ours": round(ancestors["ancestor"] / ancestors["ours"], 3),
-        "memory_over_ancestor": round(memory["ours"] / memory["ancestor"], 3),
+        "ume_r1_over_ours": round(recipes["ume_r1"] / recipes["ours"], 3),
+        "memory_over_ume_r1": round(memory["ours"] / memory["ume_r1"], 3),
     }
 
 
@@ -153,14 +154,14 @@ def measure(
 # -- ours -------------------------------------------------------------------------------------------------
 
 
-def sft_step(backbone: Backbone, batch: Batch, **settings: int | bool) -> Step:
-    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+def sft_step(backbone: Backbone, batch: Batch, micro: MicroBatchSettings = MicroBatchSettings()) -> Step:
+    module = silent(SFTModule(backbone.config, micro_batches=micro), backbone)
     return lambda: module.backward(module.training_step(batch, 0))
 
 
 def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> Step:
-    settings = {"micro_batch_size": len(batch) // CHUNKS, "reuse_vision": reuse_vision}
-    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+    micro = MicroBatchSettings(size=len(batch) // CHUNKS, reuse_vision=reuse_vision)
+    module = silent(SFTModule(backbone.config, micro_batches=micro), backbone)
     sides = [
         Rows(side.prompts, side.completions, torch.zeros_like(side.annotated))  # no labels
         for side in (batch.query, batch.target)
@@ -178,8 +179,8 @@ def cached_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
     rows = len(batch) // CHUNKS
     steps = {
         "plain": sft_step(backbone, batch),
-        "same micro-batches": sft_step(backbone, batch, micro_batch_size=rows, gradient_cache=False),
-        "cached": sft_step(backbone, batch, micro_batch_size=rows),
+        "same micro-batches": sft_step(backbone, batch, MicroBatchSettings(size=rows, gradient_cache=False)),
+        "cached": sft_step(backbone, batch, MicroBatchSettings(size=rows)),
         "contrastive": contrastive_step(backbone, batch, reuse_vision=False),
         "contrastive, vision kept": contrastive_step(backbone, batch, reuse_vision=True),
     }
@@ -234,22 +235,22 @@ def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
     return step
 
 
-# -- the ancestor's recipe --------------------------------------------------------------------------------
+# -- the recipe of UME-R1 --------------------------------------------------------------------------------
 
 
-def ancestor_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
-    """The whole SFT step, ours and the ancestor's."""
-    ours = {"micro_batch_tokens": MICRO_BATCH_TOKENS, "gradient_cache": False}
+def ume_r1_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
+    """The whole SFT step, ours and that of UME-R1."""
+    ours = MicroBatchSettings(tokens=MICRO_BATCH_TOKENS, gradient_cache=False)
     return {
-        "ours": sft_step(backbone, batch, **ours),
+        "ours": sft_step(backbone, batch, ours),
         "plain": sft_step(backbone, batch),
-        "ancestor": lambda: ancestor_step(backbone, batch, per_mode=False),
-        "ancestor, per mode": lambda: ancestor_step(backbone, batch, per_mode=True),
+        "ume_r1": lambda: ume_r1_step(backbone, batch, per_mode=False),
+        "UME-R1, per mode": lambda: ume_r1_step(backbone, batch, per_mode=True),
     }
 
 
-def ancestor_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
-    """SFT as its ancestor takes it: each side padded to its longest sequence, logits at all positions.
+def ume_r1_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
+    """SFT as UME-R1 takes it: each side padded to its longest sequence, logits at all positions.
 
     Args:
         per_mode: A forward of its own for the discriminative embedding, over the prompt alone.
@@ -313,7 +314,7 @@ def peak_of(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     backbone = make_backbone(base, True, checkpointing)
     batch = backbone.processor.training_batch(mixed_pairs(pairs))
-    ancestor_steps(backbone, batch)[name]()
+    ume_r1_steps(backbone, batch)[name]()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) * 1024
 
 

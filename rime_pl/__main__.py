@@ -25,6 +25,9 @@ STAGES = {
 }
 #: Further commands, by what they are for: name -> what it does. Each is rime_pl/commands/<name>.py.
 COMMANDS = {
+    "train with one command": {
+        "run": "train a stage, and before it whatever it needs and is missing",
+    },
     "data and models": {
         "shards": "build a corpus: openmoji, scenes, or your own folder",
         "base": "make the tiny base model from the captions of a corpus",
@@ -35,7 +38,6 @@ COMMANDS = {
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",
         "doctor": "check installation, settings and adapter; each problem with its remedy",
-        "gpu_check": "measure seconds and memory of every stage on this GPU",
     },
     "study": {
         "compare": "train the controls of a finished run and write their table and picture",
@@ -166,7 +168,7 @@ def _old_command(module: ModuleType, prog: str, words: list[str]) -> int:
     """Run a command that still builds its own parser."""
     parser = _OldParser(prog=prog, description=inspect.getdoc(module))
     module.add_arguments(parser)
-    if module.__name__.rpartition(".")[2] in ("plan", "doctor"):
+    if module.__name__.rpartition(".")[2] in ("run", "plan", "doctor"):
         parsed, settings = parser.parse_known_args(words)
         return int(module.run(argparse.Namespace(**vars(parsed), settings=settings)))
     return int(module.run(parser.parse_args(words)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -21,11 +20,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from rime_pl.callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
+from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
 from rime_pl.callbacks.progress import EpochsFromOne
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
-from rime_pl.callbacks.rewrite_changes import RewriteChanges
-from rime_pl.callbacks.rewrite_samples import RewriteSamples
+from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
@@ -34,7 +32,8 @@ from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.options.parser import PlainParser
 from rime_pl.options.words import needs
-from rime_pl.report.stage import DONE, write_report
+from rime_pl.report.stage import write_report
+from rime_pl.run_folder import RunFolder
 
 STAGES: dict[str, type[RimeModule]] = {
     "sft": SFTModule,
@@ -166,21 +165,21 @@ class StageCLI(LightningCLI):
             torch.set_num_threads(self.config.num_threads)
 
     @property
-    def run_dir(self) -> Path:
-        return Path(self.config.run_dir)
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.config.run_dir)
 
     @property
     def resume_from(self) -> Path | None:
         """The checkpoint to continue from: the one named, else the last of this run folder."""
         if self.config.ckpt_path:
             return Path(self.config.ckpt_path)
-        last = self.run_dir / LAST
+        last = self.run_folder.last_checkpoint
         return last if last.is_file() else None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
         step = _logged_step(self.resume_from) if self.resume_from else None
-        logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=step)
+        logger = TensorBoardLogger(self.run_folder.path, name="tensorboard", version="", purge_step=step)
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [EpochsFromOne()]
         try:
@@ -208,33 +207,34 @@ def run_stage(stage: str, action: str, words: list[str]) -> int:
 
 def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Test a checkpoint, or else the adapter that the settings start from, into a folder of its own."""
-    if (cli.run_dir / DONE).is_file():
+    run = cli.run_folder
+    if run.finished:
         raise RimeError(
-            f"--run_dir {cli.run_dir}: a finished run, whose report would be overwritten. Give another "
-            f"folder, and --ckpt_path {cli.run_dir / LAST} to test what it trained."
+            f"--run_dir {run}: this run is finished, and its report would be overwritten. Give another "
+            f"folder, and --ckpt_path {run.last_checkpoint} to test its weights."
         )
     if stage == "refine_rl" and not cli.config.ckpt_path:
         raise RimeError(
-            "--ckpt_path is missing: model.init_adapter_from alone is the reference, compared with itself. "
-            f"Give RUN/{LAST}."
+            "Testing a Refine-RL run needs --ckpt_path. Without it, the reference adapter would be compared "
+            f"with itself. Use --ckpt_path {RunFolder('RUN').last_checkpoint}."
         )
     path = cli.config.ckpt_path
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=path, weights_only=False)
-    finish(cli, stage, {"test": time.time() - started}, typed, _global_step(Path(path)) if path else 0)
+    finish(cli, stage, {"test": time.time() - started}, typed, global_step(Path(path)) if path else 0)
 
 
 def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Train (or go on), test on the split that chose nothing, write the report and the marker."""
-    run_dir = cli.run_dir
-    if (run_dir / DONE).is_file():
-        print(f"{run_dir} is finished; see {run_dir / 'summary.txt'}. Another --run_dir starts a new run.")
+    run = cli.run_folder
+    if run.finished:
+        print(f"{run} is finished; see {run.summary_text}. Another --run_dir starts a new run.")
         return
     if cli.trainer.is_global_zero:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        cli.parser.save(cli.config, run_dir / "config.yaml", skip_unset=False, overwrite=True)
+        run.path.mkdir(parents=True, exist_ok=True)
+        cli.parser.save(cli.config, run.config, skip_unset=False, overwrite=True)
     resume = cli.resume_from
     if resume:
-        print(f"continuing from {resume} (step {_global_step(resume)})", flush=True)
+        print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
     if stage == "refine_rl" and (before := previous_summary(cli)):
         trace = before["after"]["trace"]
         print(
@@ -246,7 +246,7 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     steps = cli.trainer.global_step
-    timed = steps - (_global_step(resume) if resume else 0)
+    timed = steps - (global_step(resume) if resume else 0)
     finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed, steps, timed)
 
 
@@ -269,7 +269,7 @@ def finish(
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     recall = next(c for c in callbacks if isinstance(c, RetrievalRecall))
     write_report(
-        run_dir=cli.run_dir,
+        run_dir=cli.run_folder.path,
         stage=stage,
         results=recall.results,
         history=recall.history,
@@ -287,6 +287,7 @@ def finish(
             "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
             "broken_samples": cli.datamodule.broken,
+            **cli.run_folder.origin,
         },
     )
 
@@ -295,16 +296,14 @@ def previous_summary(cli: StageCLI) -> dict[str, Any] | None:
     """The report of the run that the adapter came from, when it was tested on the same data."""
     if not cli.model.init_adapter_from:
         return None
-    folder = Path(cli.model.init_adapter_from).parent
-    summary, manifest = folder / "summary.json", folder / "manifest.json"
-    if not summary.is_file() or not manifest.is_file():
-        return None
-    same = json.loads(manifest.read_text())["data_hash"] == cli.datamodule.data_hash
-    return json.loads(summary.read_text()) if same else None
+    run = RunFolder(Path(cli.model.init_adapter_from).parent)
+    same = run.reported and run.manifest["data_hash"] == cli.datamodule.data_hash
+    return run.summary if same else None
 
 
-def _global_step(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])
+def global_step(checkpoint: Path) -> int:
+    """Return the optimiser steps behind a checkpoint; its tensors stay on disk."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])
 
 
 def _logged_step(checkpoint: Path) -> int:

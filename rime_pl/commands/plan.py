@@ -146,7 +146,7 @@ def step_shapes(settings: RunSettings, lengths: Lengths) -> dict[str, StepShape]
 def rollout_shape(settings: RunSettings) -> RolloutShape:
     """What Refine-RL draws with these settings."""
     model = settings.values.model
-    budget = model.max_new_tokens or settings.backbone.prompt.max_rewrite_tokens
+    budget = settings.backbone.prompt.budget(model.max_new_tokens)
     return RolloutShape(model.num_generations, budget, model.items_per_pass, model.sides == "both")
 
 
@@ -195,7 +195,7 @@ def measured_lengths(settings: RunSettings, processor: RimeProcessor) -> Lengths
     """Of the task with the longest batches, some pairs of each being tokenised."""
     rows = local_rows(settings)
     entries = _entries(settings)
-    reader = ShardReader(entries, settings.values.data.require_rewrites, settings.values.data.written)
+    reader = ShardReader(entries, settings.values.data.require_rewrites, settings.values.data.completion)
     largest: tuple[int, SideShape, SideShape] | None = None
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
@@ -216,7 +216,7 @@ def assumed_lengths(
     """A picture, some words and a rewrite of full length on either side."""
     rows = local_rows(settings)
     merged = architecture.vision_config.spatial_merge_size**2
-    rewrite = args.rewrite_tokens or settings.backbone.prompt.max_rewrite_tokens
+    rewrite = settings.backbone.prompt.budget(args.rewrite_tokens)
     side = SideShape(
         rows=rows,
         prompt_tokens=PROMPT_TOKENS + args.image_tokens,

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture, stage_folder
+from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item, Mode
@@ -59,7 +59,7 @@ def run(
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
     modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
-    stage = RunFolder(stage_folder(run)) if run else RunFolder.newest(RUNS)
+    stage = RunFolder.with_adapter(run or RUNS)
     instructions = instructions_of(stage.corpus) if stage.corpus else Instructions()
     if images:
         gallery = folder_pictures(images)

@@ -1,4 +1,4 @@
-"""A run's settings as `rime STAGE fit` would read them, without a run: for `rime plan` and `rime doctor`."""
+"""A run's settings as `rime STAGE fit` would read them, but without a run: for `run`, `plan` and `doctor`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rime_pl.backbone.config import BackboneConfig
@@ -40,6 +41,9 @@ class SettingsReader(StageCLI):
         super().add_arguments_to_parser(parser)
         if self.command:
             add_options(parser, self.command)
+
+    def _set_seed(self) -> None:
+        return  # a plan draws nothing, and must not change what its caller draws
 
     def before_instantiate_classes(self) -> None:
         return
@@ -148,6 +152,14 @@ def _split(words: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]
             side = own if name in names or name == "h" else others
         side.append(word)
     return own, others
+
+
+def complete_settings(stage: str, words: list[str]) -> dict[str, Any]:
+    """Return the settings that ``words`` give to a stage, as the run's config.yaml would hold them."""
+    command = f"rime {stage.replace('_', '-')} fit"
+    reader = SettingsReader(stage, ["--run_dir", "runs/none", *words], command)
+    values: dict[str, Any] = yaml.safe_load(reader.parser.dump(reader.config, skip_unset=False))
+    return values
 
 
 def _backbone(values: Any) -> BackboneConfig:

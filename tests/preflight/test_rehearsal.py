@@ -121,7 +121,9 @@ def test_peak_of_refine_rl_is_that_of_a_real_step(
         backbone, num_generations=4, max_new_tokens=budget, items_per_pass=items_per_pass, num_anchors=0
     )
     # every rewrite takes its whole budget, as in the rehearsal
-    monkeypatch.setattr("rime_pl.generation.rollouts.draw", lambda logprobs, numbers: numbers.long() + 300)
+    monkeypatch.setattr(
+        "rime_pl.generation.rollouts.sample_tokens", lambda logprobs, numbers: numbers.long() + 300
+    )
     monkeypatch.setattr(module, "step", lambda *_: None)  # the optimiser's states are counted elsewhere
     known = [*backbone.parameters(), *backbone.buffers(), *module.reference.values()]
     for layer in linear_4bit_modules(backbone).values():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import linear_4bit_modules
-from rime_pl.generation.rollouts import distribution, draw
+from rime_pl.generation.rollouts import distribution, sample_tokens
 from rime_pl.generation.shared_prompts import shared_prompt_mask
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
@@ -223,7 +223,7 @@ class _Step:
             model = self.skeleton.language_model
             logits = model.lm_head(torch.empty(rows, text.hidden_size, dtype=self.dtype))
             nothing = torch.zeros(logits.shape[-1], dtype=torch.bool)
-            draw(distribution(logits, nothing, 1.0), torch.zeros(rows, dtype=torch.float64))
+            sample_tokens(distribution(logits, nothing, 1.0), torch.zeros(rows, dtype=torch.float64))
         del cache, longer
 
     def _score(self, part: SideShape, drawn: RolloutShape, features: list[Tensor]) -> Tensor:
