@@ -25,6 +25,7 @@ from benchmarks.miniature import make_backbone, make_base, silent
 from benchmarks.plan_error import errors as plan_errors
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.miniature.tiny import TinyConfig
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Completions, Prompts, Rows
 
@@ -88,7 +89,7 @@ def measure(size: int, base: Path) -> dict:
     torch.set_num_threads(1)
     baseline = _peak()
     backbone = make_backbone(base, load_in_4bit=False)
-    module = silent(SFTModule(backbone.config, micro_batch_size=MICRO_BATCH), backbone)
+    module = silent(SFTModule(backbone.config, micro_batches=MicroBatchSettings(size=MICRO_BATCH)), backbone)
     batch = random_batch(backbone, size)
     start = time.perf_counter()
     module.backward(module.training_step(batch, 0))

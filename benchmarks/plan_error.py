@@ -29,8 +29,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.cli import STAGES
 from rime_pl.miniature.random_checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
-from rime_pl.preflight.gpu.stages import STAGES
 from rime_pl.preflight.plan.predict import stage_plan
 from rime_pl.preflight.plan.shapes import StepShape, side_shape
 from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture

@@ -32,6 +32,7 @@ from rime_pl.backbone.config import LANGUAGE_LINEARS, BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.modules.settings import OptimizerSettings, RolloutSettings
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch, Pair
@@ -116,7 +117,10 @@ def ours(base: Path, pairs: list[Pair], items: int, steps: int) -> list[float]:
         save_adapter(folder, start.peft, adapter_state(start.peft), processor, config, start.base_hash)
         del start
         module = Timed(
-            config, folder, NUM_GENERATIONS, max_new_tokens=NEW_TOKENS - 1, sides="query", warmup_steps=0
+            config,
+            folder,
+            rollouts=RolloutSettings(NUM_GENERATIONS, max_new_tokens=NEW_TOKENS - 1, sides="query"),
+            optimizer=OptimizerSettings(3e-5, warmup_steps=0),
         )
         module.seconds = []
         trainer = L.Trainer(

@@ -195,7 +195,7 @@ def measured_lengths(settings: RunSettings, processor: RimeProcessor) -> Lengths
     """Of the task with the longest batches, some pairs of each being tokenised."""
     rows = local_rows(settings)
     entries = _entries(settings)
-    reader = ShardReader(entries, settings.values.data.require_rewrites, settings.values.data.written)
+    reader = ShardReader(entries, settings.values.data.require_rewrites, settings.values.data.completion)
     largest: tuple[int, SideShape, SideShape] | None = None
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]

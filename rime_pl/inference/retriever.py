@@ -22,6 +22,7 @@ from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.run_folder import RunFolder
 from rime_pl.types import Item, Mode
 
 #: A text, a picture (path or opened), or an item that may hold both and an instruction.
@@ -231,37 +232,19 @@ def load(run: str | Path, device: str = "cpu") -> Retriever:
     """The model of a run, ready to encode.
 
     Args:
-        run: A stage's folder (``runs/<name>/cma``), or the folder above it: then the last finished stage.
+        run: The folder of a run (``runs/<name>/cma``), or one above: then the run that finished last.
         device: Where the model goes.
 
     Raises:
         RimeError: If there is no adapter, or its base cannot be loaded.
     """
-    folder = stage_folder(run)
-    contract = read_contract(folder / "adapter")
+    folder = RunFolder.with_adapter(run)
+    contract = read_contract(folder.adapter)
     name = (
         f"{contract['base_hash']} {contract['weights_hash']} {json.dumps(contract['prompt'], sort_keys=True)}"
     )
     name += f" {contract['backbone']['load_in_4bit']} {contract['backbone']['dtype']}"
-    return Retriever(load_backbone(folder / "adapter", device), name, folder / CACHE)
-
-
-def stage_folder(run: str | Path) -> Path:
-    """The folder that holds ``adapter/``: the given one, or its last finished stage.
-
-    Raises:
-        RimeError: If there is none.
-    """
-    folder = Path(run)
-    if (folder / "adapter").is_dir():
-        return folder
-    finished = [done.parent for done in folder.glob("*/done.json") if (done.parent / "adapter").is_dir()]
-    if not finished:
-        raise RimeError(
-            f"--run {folder}: no adapter/ in it, and no finished stage below it. "
-            "Give the folder of a finished run, e.g. one that `make train-cma` printed."
-        )
-    return max(finished, key=lambda stage: (stage / "done.json").stat().st_mtime)
+    return Retriever(load_backbone(folder.adapter, device), name, folder.path / CACHE)
 
 
 def to_item(source: Source, instruction: str = "") -> Item:

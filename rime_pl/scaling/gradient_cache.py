@@ -62,8 +62,8 @@ class GradientCache:
         """
         if any(pending.side.disc.grad is not None for pending in self._pending):
             raise RimeError(
-                "With model.micro_batches, a loss must go back through the module, but loss.backward() was "
-                "called, which stops at the embeddings. Call module.backward(loss), as Lightning does."
+                "With model.micro_batches, loss.backward() stops at the embeddings, so the last step has no "
+                "gradients. Call module.backward(loss) instead, as Lightning does."
             )
         random_states, parts = [], []
         with torch.no_grad():

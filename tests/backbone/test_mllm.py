@@ -10,9 +10,9 @@ import torch
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
-from rime_pl.modules.base import empty_completions
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
+from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
 from tests.conftest import MakeBackbone

@@ -135,7 +135,10 @@ def test_several_processes_share(
     ("words", "message"),
     [
         (["--config", str(RECIPE), "--data.batch_sise", "8"], "--data.batch_sise"),
-        (["--config", str(RECIPE.parents[1] / "data/scenes.yaml")], "its name is no stage; add --stage"),
+        (
+            ["--config", str(RECIPE.parents[1] / "data/scenes.yaml")],
+            "the name of the file is not a stage. Add --stage",
+        ),
         (["--config", str(RECIPE), "--model.backbone.name_or_path", "nothing/here"], "no config.json for"),
     ],
 )

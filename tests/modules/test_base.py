@@ -9,9 +9,9 @@ import torch
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.modules.base import derange, empty_completions
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
+from rime_pl.modules.wrong_rewrites import derange, empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Pair
 
@@ -100,10 +100,12 @@ def test_a_checkpoint_holds_what_trains(shared_backbone: Backbone) -> None:
 
 
 def test_settings_that_make_no_sense_are_named(shared_backbone: Backbone) -> None:
-    with pytest.raises(RimeError, match=r"model.temperature=0.0 must be > 0"):
+    with pytest.raises(RimeError, match=r"model.temperature must be greater than 0, but is 0.0"):
         SFTModule(shared_backbone.config, temperature=0.0)
     for share in (0.0, 1.5):
-        with pytest.raises(RimeError, match=rf"model.wrong_share={share} must be in \(0, 1\]"):
+        with pytest.raises(
+            RimeError, match=rf"model.wrong_share must be greater than 0 and at most 1, but is {share}"
+        ):
             CMAModule(shared_backbone.config, wrong_share=share)
-    with pytest.raises(RimeError, match="built in configure_model"):
+    with pytest.raises(RimeError, match=r"configure_model\(\) builds it"):
         _ = SFTModule(shared_backbone.config).model

@@ -27,6 +27,7 @@ from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.scaling import sharding
 from rime_pl.scaling.gather import (
@@ -73,7 +74,8 @@ def micro_module(
     """A stage with random adapter values, because at the start half of the gradients are 0."""
     backbone = build_backbone(micro_config(base, **backbone_settings))
     randomise_adapter(backbone.peft, scale=0.05)
-    module = STAGES[stage](backbone.config, micro_batch_tokens=micro_batch_tokens)
+    micro_batches = MicroBatchSettings(tokens=micro_batch_tokens)
+    module = STAGES[stage](backbone.config, micro_batches=micro_batches)  # type: ignore[call-arg]
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
@@ -109,12 +111,13 @@ def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
     def keep(optimizer: Any) -> None:
         gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
 
-    module.max_grad_norm = 1e9  # no clipping: a real run clips the mean over ranks
+    # no clipping: a real run clips the mean over ranks
+    module.policy = replace(module.policy, max_grad_norm=1e9)
     optimizer = module.optimizers()
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
     rolled = []
-    roll_out = module.roll_out
-    module.roll_out = lambda batch, side: rolled.extend(roll_out(batch, side)) or [rolled[-1]]
+    sample = module.sample
+    module.sample = lambda batch, side: rolled.extend(sample(batch, side)) or [rolled[-1]]
     module.training_step(local_batch(module, pairs), 0)
     values = {
         name: all_reduce_sum(torch.tensor(value)) / world_size()

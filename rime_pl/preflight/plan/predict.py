@@ -8,11 +8,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.modules.base import RimeModule
 from rime_pl.preflight.plan.arithmetic import TRAINED_BYTES, StagePlan, Work
 from rime_pl.preflight.plan.rehearsal import Static, StepMemory, rehearse, static_memory
-from rime_pl.preflight.plan.shapes import StepShape
+from rime_pl.preflight.plan.shapes import RolloutShape, StepShape, side_shape
 from rime_pl.preflight.plan.skeleton import Skeleton, build_skeleton
+from rime_pl.scaling.micro_batches import MicroBatches
+from rime_pl.types import Batch
 
 #: Depths at which a what-if is rehearsed; every part grows linearly from layer to layer.
 SHALLOW, DEEPER = 3, 6
@@ -32,6 +37,32 @@ _STEP_PARTS = {
     "4-bit unpacking": "a 4-bit weight, unpacked",
     "backward": "backward, recomputed activations included",
 }
+
+
+def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Batch) -> StagePlan:
+    """Predict the memory of one training step of ``module`` on ``batch``, on one process.
+
+    Args:
+        module: A stage with its settings, without a backbone. It is not trained and can be used afterwards.
+        architecture: The checkpoint's config, from ``read_architecture``.
+        batch: What the data module would hand over. Only the shape of the pixel values is read.
+
+    Returns:
+        Bytes at the peak, by part, and the largest tensor.
+    """
+    step: Any = module
+    sides = side_shape(batch.query), side_shape(batch.target)
+    wrong = round(step.wrong_share * len(batch)) if type(module).__name__ == "CMAModule" else 0
+    drawn = None
+    if module.may_diverge:
+        budget = step.max_new_tokens or module.config.prompt.max_rewrite_tokens
+        drawn = RolloutShape(step.num_generations, budget, step.items_per_pass, len(step.sides) == 2)
+    micro = None
+    if step.gradient_cache and (step.micro_batch_size or step.micro_batch_tokens):
+        micro = MicroBatches(step.micro_batch_size, step.micro_batch_tokens, step.reuse_vision)
+    stage = "refine_rl" if drawn else "cma" if wrong else "sft"
+    shape = StepShape(stage, *sides, wrong, None if drawn else micro, drawn)
+    return stage_plan(build_skeleton(module.config, architecture), shape)
 
 
 def stage_plan(skeleton: Skeleton, shape: StepShape) -> StagePlan:
