@@ -51,6 +51,7 @@ from benchmarks.miniature import (
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.losses.contrastive import info_nce
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Pair, Prompts, Rows
 
@@ -157,14 +158,15 @@ def measure(
 # -- ours -------------------------------------------------------------------------------------------------
 
 
-def sft_step(backbone: Backbone, batch: Batch, **settings: int | bool) -> Step:
-    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+def sft_step(backbone: Backbone, batch: Batch, micro_batches: MicroBatchSettings | None = None) -> Step:
+    settings = micro_batches or MicroBatchSettings()
+    module = silent(SFTModule(backbone.config, micro_batches=settings), backbone)
     return lambda: module.backward(module.training_step(batch, 0))
 
 
 def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> Step:
-    settings = {"micro_batch_size": len(batch) // CHUNKS, "reuse_vision": reuse_vision}
-    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+    settings = MicroBatchSettings(size=len(batch) // CHUNKS, reuse_vision=reuse_vision)
+    module = silent(SFTModule(backbone.config, micro_batches=settings), backbone)
     sides = [
         Rows(side.prompts, side.completions, torch.zeros_like(side.annotated))  # no labels
         for side in (batch.query, batch.target)
@@ -182,8 +184,8 @@ def cached_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
     rows = len(batch) // CHUNKS
     steps = {
         "plain": sft_step(backbone, batch),
-        "same micro-batches": sft_step(backbone, batch, micro_batch_size=rows, gradient_cache=False),
-        "cached": sft_step(backbone, batch, micro_batch_size=rows),
+        "same micro-batches": sft_step(backbone, batch, MicroBatchSettings(rows, gradient_cache=False)),
+        "cached": sft_step(backbone, batch, MicroBatchSettings(rows)),
         "contrastive": contrastive_step(backbone, batch, reuse_vision=False),
         "contrastive, vision kept": contrastive_step(backbone, batch, reuse_vision=True),
     }
@@ -243,9 +245,9 @@ def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
 
 def ume_r1_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
     """Return the whole SFT step, ours and that of UME-R1."""
-    ours = {"micro_batch_tokens": MICRO_BATCH_TOKENS, "gradient_cache": False}
+    ours = MicroBatchSettings(tokens=MICRO_BATCH_TOKENS, gradient_cache=False)
     return {
-        "ours": sft_step(backbone, batch, **ours),
+        "ours": sft_step(backbone, batch, ours),
         "plain": sft_step(backbone, batch),
         "ume_r1": lambda: ume_r1_step(backbone, batch, per_mode=False),
         "ume_r1, per mode": lambda: ume_r1_step(backbone, batch, per_mode=True),
