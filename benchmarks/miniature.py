@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Item, Pair
 
+Stage = TypeVar("Stage", bound=RimeModule)
 #: 0.6 = 1843 / (4 x 768); Qwen2-VL-2B: 151936 / (28 x 8960).
 PROPORTIONED = TinyConfig(
     hidden_size=128,
@@ -72,7 +74,7 @@ def make_backbone(base: Path, load_in_4bit: bool, gradient_checkpointing: bool =
     return Backbone(config, RimeProcessor.from_pretrained(str(base), PROMPT))
 
 
-def silent(module: RimeModule, backbone: Backbone) -> RimeModule:
+def silent(module: Stage, backbone: Backbone) -> Stage:
     """Return the stage ready to run without a trainer: it has a backbone and logs nothing."""
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
