@@ -55,11 +55,21 @@ class Backbone(nn.Module):
         self.processor = processor
         model = _load(config, device)
         self.base_hash = base_fingerprint(model)  # of the checkpoint itself, before rows are added
+        self.adapt(model)
+
+    def adapt(self, model: Any) -> None:
+        """Freeze a loaded model, add rows for new mode tokens and attach the adapters."""
+        config, processor = self.config, self.processor
+        if config.attn_implementation == "sdpa":
+            attend_pictures_together(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
         if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
             # Large checkpoints have spare rows; the tiny one has none. mean_resizing would compute the
             # covariance of a 150k x 1.5k table for minutes, and the new rows are set below anyway.
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-        _start_new_rows(model, processor)
+        if processor.new_tokens:
+            _start_new_rows(model, processor)
         self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id])
         keep_packed_weights(self)
         if config.gradient_checkpointing:
@@ -190,10 +200,6 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "
             f"loaded from {config.name_or_path!r} ({error}). `rime base` makes the tiny base model."
         ) from error
-    if config.attn_implementation == "sdpa":
-        attend_pictures_together(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     return model
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from rime_pl.commands.settings import RunSettings, StageWords
+from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
 from rime_pl.errors import RimeError
 from rime_pl.preflight.doctor.adapter import check_adapter
 from rime_pl.preflight.doctor.installation import check_installation
 from rime_pl.preflight.doctor.result import Check
 from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
+from rime_pl.preflight.settings import RunSettings
 
 __all__ = ["parse", "run"]
 

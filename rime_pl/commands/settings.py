@@ -15,6 +15,7 @@ from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
 from rime_pl.options.words import nearest, options_given
+from rime_pl.preflight.settings import RunSettings
 from rime_pl.prompts import PromptConfig
 
 Stage = Literal["sft", "cma", "refine_rl"]
@@ -49,17 +50,6 @@ class SettingsReader(StageCLI):
 
     def instantiate_classes(self) -> None:
         return
-
-
-@dataclass
-class RunSettings:
-    """The settings of a stage's run."""
-
-    stage: str
-    values: Any  # the namespace of the stage's parser
-    backbone: BackboneConfig
-    num_processes: int
-    strategy: str  # "single", "ddp" or "fsdp"
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ class StageWords:
         values = SettingsReader(
             stage, ["--run_dir", "runs/none", *self.words], self.prog, self.command
         ).config
-        return RunSettings(stage, values, _backbone(values), *_processes(values))
+        return RunSettings(stage, STAGES[stage], values, _backbone(values), *_processes(values))
 
 
 def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from rime_pl.modules.settings import (
 )
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan.predict import predict_stage
-from rime_pl.preflight.plan.skeleton import read_architecture
+from rime_pl.preflight.plan.weightless import read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch
