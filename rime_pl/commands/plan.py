@@ -1,6 +1,6 @@
 """`rime plan`: what a run will need, before it starts and without weights; what to change if too much.
 
-rime plan --config configs/cma.yaml --config configs/data/openmoji.yaml --memory 24 --data.batch_size 64
+rime plan --config configs/cma.yaml --config configs/data/openmoji/cma.yaml --memory 24 --data.batch_size 64
 """
 
 from __future__ import annotations
