@@ -108,10 +108,14 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [["run", *COLUMNS, "note"], ["---"] * (len(COLUMNS) + 2)]
     for name, values in rows.items():
         numbers = [(values.get(key), unit) for key, unit in COLUMNS.values()]
-        cells = ["-" if value is None else f"{value / unit:.3g}" for value, unit in numbers]
+        cells = ["-" if value is None else show(value / unit) for value, unit in numbers]
         note = " ".join(str(values.get("error") or values.get("skipped") or "").replace("|", "/").split())
         lines.append([name, *cells, note[:200]])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def show(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -150,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print(NO_GPU, file=sys.stderr)
         return 2
-    device, checkpointing = torch.device(args.device), not args.no_gradient_checkpointing
+    device, checkpointing = torch.device(args.device, 0), not args.no_gradient_checkpointing
     found = environment(device) | {"shape": args.shape, "gradient_checkpointing": checkpointing, "runs": {}}
     rows: dict[str, dict[str, Any]] = found["runs"]
 
@@ -168,7 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
             if "seconds" in rows.get(stage, {}):
                 rows[stage]["predicted_peak"] = bench.predicted_peak(bench.cases[stage])
                 write()
-    print(f"{found['card']}, {found['date']}, driver {found['driver']}, {found['versions']}\n\n{table(rows)}")
+    versions = ", ".join(" ".join(pair) for pair in found["versions"].items())
+    print(f"{found['card']}, driver {found['driver']}, {versions}, {found['date']}\n\n{table(rows)}")
     return int(any("error" in values for values in rows.values()))
 
 

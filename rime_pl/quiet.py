@@ -57,6 +57,8 @@ def quiet_other_libraries() -> None:
     """Drop the messages and warnings of the tables above, and show tqdm's bars only where one waits."""
     os.environ.setdefault("TQDM_DELAY", BAR_DELAY)  # tqdm reads it when it is imported
     for name, beginnings in MESSAGES.items():
-        logging.getLogger(name).addFilter(DropMessages(beginnings))
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, DropMessages) for each in logger.filters):
+            logger.addFilter(DropMessages(beginnings))
     for words in WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{re.escape(words)}")

@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         keep_packed_weights(self)
         if config.gradient_checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-            # A checkpointed layer passes gradients only if its input has one, and the embeddings are frozen.
+            # with frozen embeddings, some kinds of checkpointing pass no gradient without this
             self.language_model.enable_input_require_grads()
         self.train()  # from_pretrained returns eval mode, and Lightning does not change it
 
@@ -198,11 +198,12 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
 
 
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
-    """Start the rows of new mode tokens as copies of "assistant" and end of turn, where a model sums up.
+    """Start the rows of new mode tokens as copies of "assistant" and of end of turn.
 
-    From random rows, the embeddings of all items start nearly equal (cosine 0.9999 with the tiny base model,
-    but 0.84 to 0.98 with these copies), and the contrastive losses stay at chance for hundreds of steps. The
-    two rows start differently, because from equal rows the modes would be half aligned before any alignment.
+    With random rows, the embeddings of all items start nearly equal (cosine 0.9999 with the tiny base model),
+    and the contrastive losses stay at chance for hundreds of steps. Language models sum up at these two
+    tokens, so these copies start at cosines of 0.84 to 0.98. The two rows differ, because with equal rows
+    the modes would be half aligned before any alignment.
     """
     tokenizer = processor.tokenizer
     prompt = processor.prompt

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from PIL import Image
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import RimeError
@@ -37,20 +47,9 @@ def run(
         num_threads: CPU threads.
     """
     torch.set_num_threads(num_threads)
-    captions = ShardReader(read_split(data, "captions"))
-    pairs = [captions.read(n) for n in track(range(len(captions)), "reading captions")]
-    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
-    texts = [text for pair in pairs for text in _texts(pair)]
-    # The tokenizer sees the words of the tasks, as a downloaded one would know them; the model does not.
-    entries = read_split(data, "train")
-    unknown = set(tasks or ()) - {entry.dataset for entry in entries}
-    if unknown:
-        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
-    train = ShardReader([entry for entry in entries if not tasks or entry.dataset in tasks])
-    step = max(1, len(train) // 4000)
-    for n in track(range(0, len(train), step), "reading words"):
-        texts += _texts(train.read(n))
     config = TinyConfig(vision_steps=vision_steps, num_steps=num_steps, batch_size=batch_size)
+    samples, texts = read_captions(data)
+    texts += read_words(data, tasks)
     columns = (
         TextColumn("pre-training on captions"),
         BarColumn(),
@@ -60,16 +59,39 @@ def run(
     )
     with Progress(*columns) as progress:
         task = progress.add_task("", total=config.vision_steps + config.num_steps, loss=float("nan"))
-        make_base(
-            output,
-            samples,
-            texts,
-            config,
-            seed,
-            lambda n, loss: progress.update(task, completed=n + 1, loss=loss),
-        )
+        on_step = partial(_advance, progress, task)
+        make_base(output, samples, texts, config, seed, on_step)
     print(f"base model: {output}")
     return 0
+
+
+def read_captions(data: Path) -> tuple[list[tuple[Image.Image, list[str]]], list[str]]:
+    """Return the pictures of the captions split with their captions, and all its texts."""
+    reader = ShardReader(read_split(data, "captions"))
+    pairs = [reader.read(n) for n in track(range(len(reader)), "reading captions")]
+    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
+    return samples, [text for pair in pairs for text in _texts(pair)]
+
+
+def read_words(data: Path, tasks: list[str] | None) -> list[str]:
+    """Return texts of the training pairs, for the tokenizer only: a downloaded one would know their words.
+
+    Raises:
+        RimeError: If the corpus has no such task.
+    """
+    entries = read_split(data, "train")
+    unknown = set(tasks or ()) - {entry.dataset for entry in entries}
+    if unknown:
+        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
+    train = ShardReader([entry for entry in entries if not tasks or entry.dataset in tasks])
+    step = max(1, len(train) // 4000)
+    return [
+        text for n in track(range(0, len(train), step), "reading words") for text in _texts(train.read(n))
+    ]
+
+
+def _advance(progress: Progress, task: TaskID, step: int, loss: float) -> None:
+    progress.update(task, completed=step + 1, loss=loss)
 
 
 def _texts(pair: Pair) -> list[str]:

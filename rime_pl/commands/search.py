@@ -58,7 +58,6 @@ def run(
     """
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
-    console = Console()
     modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
     stage = RunFolder.with_adapter(run or RUNS)
     instructions = instructions_of(stage.corpus) if stage.corpus else Instructions()
@@ -74,14 +73,19 @@ def run(
     retriever.index(gallery, modes, batch_size, instructions.target, progress=True)
     item = Item(query, (), "", instructions.query if instruction is None else instruction)
     found = search_modes(retriever, item, modes, top_k)
-    console.print(f"run {stage.path}   gallery: {len(gallery)} pictures   query: {query}", highlight=False)
-    for name, result in found.items():
-        console.print(result_table(name, result))
-    rows = [sheet_row(item, name, result) for name, result in found.items()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, f"{query}   ({len(gallery)} pictures)").save(output)
-    console.print(f"pictures: {output}", highlight=False)
+    Console().print(f"run {stage.path}   gallery: {len(gallery)} pictures   query: {query}", highlight=False)
+    show(found, item, output, f"{query}   ({len(gallery)} pictures)")
     return 0
+
+
+def show(found: dict[Mode, Found], query: Item, output: Path, title: str) -> None:
+    """Print a table for each mode and write the sheet of pictures."""
+    console = Console()
+    for mode, result in found.items():
+        console.print(result_table(mode, result))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet([sheet_row(query, mode, result) for mode, result in found.items()], title).save(output)
+    console.print(f"pictures: {output}", highlight=False)
 
 
 def search_modes(retriever: Retriever, query: Item, modes: Sequence[Mode], top_k: int) -> dict[Mode, Found]:

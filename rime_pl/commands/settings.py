@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +108,7 @@ def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[
         RimeError: If one of its own options is refused, or settings are given without a file.
     """
     names = {*options_of(command), "stage", "help"}
-    own, others = _split(words, names)
+    own, others = split_words(words, names)
     parser = command_parser(command, prog)
     group = parser._action_groups[-1]
     group.add_argument("--config", type=Path, help="Settings file of a stage; give several as for a run")
@@ -128,20 +127,7 @@ def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[
     return {"settings": settings, **{name: values[name] for name in options_of(command)}}
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Add `--config` and `--stage` to the parser of a command that is not a plain function yet."""
-    parser.add_argument("--config", type=Path, action="append", required=required, help="settings of a stage")
-    parser.add_argument("--stage", choices=sorted(STAGES), help="stage of the settings")
-
-
-def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) -> RunSettings:
-    """Return the settings in ``configs`` with ``overrides``, words such as ``--model.temperature 0.05``."""
-    words = [word for path in configs for word in ("--config", str(path))]
-    name = stage or configs[0].stem
-    return StageWords(tuple(configs), stage, (*words, *overrides), f"rime {name} fit").read()
-
-
-def _split(words: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]:
+def split_words(words: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]:
     """Return the words of the options in ``names``, each with its values, and the other words."""
     own: list[str] = []
     others: list[str] = []

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from rime_pl.errors import RimeError
 from rime_pl.options.renamed import new_name
-from rime_pl.options.words import Given, in_our_spelling, nearest, settings_given
+from rime_pl.options.words import Given, groups_of, in_our_spelling, nearest, settings_given
 
 #: Wrong names that an error shows.
 SHOWN = 5
@@ -29,6 +29,9 @@ TYPES = {
     "bool": "true or false",
     "str": "text",
     "NoneType": "null",
+    "list[int]": "a list of whole numbers",
+    "list[str]": "a list of words",
+    "list[Path]": "a list of paths",
 }
 
 
@@ -75,9 +78,12 @@ class PlainParser(ArgumentParser):
     """jsonargparse's parser that takes hyphens as underscores, and whose errors are a sentence or two."""
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", PlainHelp)
-        # jsonargparse makes parsers of this class for nested classes, and passes these two on
-        super().__init__(**kwargs | {"exit_on_error": False, "allow_abbrev": False})
+        manners: dict[str, Any] = {
+            "formatter_class": PlainHelp,
+            "exit_on_error": False,
+            "allow_abbrev": False,
+        }
+        super().__init__(**manners | kwargs)  # jsonargparse makes parsers of this class for nested settings
         self.given: list[Given] = []
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -115,16 +121,16 @@ class PlainParser(ArgumentParser):
         Raises:
             RimeError: If there are any.
         """
-        known = {action.dest for action in self._actions}
-        leaves = known - set(self.groups or ())
+        known = {action.dest for action in self._actions if not action.dest.endswith(".help")}
+        groups = set().union(self.groups or (), *map(groups_of, known))
+        leaves = known - groups
         old: dict[str, str] = {}
         wrong: dict[str, str] = {}
         for one in self.given:
-            parents = {one.name[: dot.start()] for dot in re.finditer(r"\.", one.name)}
             if new := new_name(one.name, one.value, known):
                 old[one.name] = f"{one} is now called {new}."
-            elif one.name not in known and not parents & (leaves | wrong.keys()):
-                near = nearest(one.name, known)
+            elif one.name not in known | groups and not groups_of(one.name) & (leaves | wrong.keys()):
+                near = nearest(one.name, known | groups)
                 hint = f" Did you mean {near if one.file else f'--{near}'}?" if near else ""
                 wrong[one.name] = f"{one} is not a setting of `{self.prog}`.{hint}"
         told = [*old.values(), *list(wrong.values())[:SHOWN]]
@@ -223,7 +229,7 @@ def _wrong_value(given: list[Given], reason: str) -> str | None:
     """
     one = re.search(r"Expected an? (.*?)\. Got value: (.*)", reason, re.S)
     several = re.search(r"Subtypes: \[(.*?)\]\n.*Given value: (.*)", reason, re.S)
-    found = one or several
+    found = several or one
     if found is None:
         return None
     kinds = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])

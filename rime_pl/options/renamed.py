@@ -7,6 +7,7 @@ from __future__ import annotations
 
 RENAMED = {
     "data.written": "data.completion",
+    "recall.trace": "recall.rewrite_ablation",
     "model.learning_rate": "model.optimizer.learning_rate",
     "model.warmup_steps": "model.optimizer.warmup_steps",
     "model.weight_decay": "model.optimizer.weight_decay",

@@ -62,7 +62,7 @@ def _installed(file: str) -> str:
     parts = Path(file).parts
     if parts[:1] != ("configs",) or Path(file).exists():
         return file
-    ours = importlib.resources.files("rime_pl.configs").joinpath(*parts[1:])
+    ours = importlib.resources.files("rime_pl.configs").joinpath("/".join(parts[1:]))
     return str(ours) if ours.is_file() else file
 
 
@@ -118,6 +118,17 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         return beside[close[0]]
     same = [name for name in names if name.rpartition(".")[2] == last]
     return next(iter(same or difflib.get_close_matches(word, names, n=1, cutoff=0.75)), None)
+
+
+def groups_of(name: str) -> set[str]:
+    """Return the groups that hold a setting.
+
+    Example:
+        >>> sorted(groups_of("model.backbone.lora_r"))
+        ['model', 'model.backbone']
+    """
+    parts = name.split(".")
+    return {".".join(parts[:end]) for end in range(1, len(parts))}
 
 
 def _leaves(values: dict[str, Any], file: Path, prefix: str = "") -> Iterator[Given]:

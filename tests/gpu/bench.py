@@ -51,7 +51,7 @@ class Sizes:
     """Batch sizes of the runs, in pairs."""
 
     pairs: int = 8  # of an ordinary step
-    cached_pairs: int = 24  # of a batch that is taken at once, and again in 8 micro-batches
+    cached_pairs: int = 24  # of a batch that is taken at once, and again in (up to) 8 micro-batches
     large_pairs: int = 256  # of a batch that only the gradient cache can take
     large_rows: int = 8  # of its micro-batch
     rl_pairs: int = 4
@@ -59,7 +59,7 @@ class Sizes:
     new_tokens: int = 64  # the limit of a sampled rewrite
 
 
-MICRO = Sizes(3, 8, 8, 2, rl_pairs=2, num_generations=4, new_tokens=4)
+MICRO = Sizes(3, 4, 8, 2, rl_pairs=2, num_generations=4, new_tokens=4)
 
 
 def sizes_for(memory: int) -> Sizes:
@@ -90,7 +90,7 @@ def cases(sizes: Sizes) -> dict[str, Case]:
         "sft_flash": Case("sft", pairs, attention="flash_attention_2"),
         "cma_fsdp": Case("cma", pairs, fsdp=True),
         "sft_at_once": Case("sft", cached),
-        "sft_cached": Case("sft", cached, micro_batch=cached // 8),
+        "sft_cached": Case("sft", cached, micro_batch=max(1, cached // 8)),
         "sft_one_micro_batch": Case("sft", rows, micro_batch=rows, steps=1),
         "sft_large": Case("sft", sizes.large_pairs, micro_batch=rows, steps=1),
     }
@@ -118,7 +118,7 @@ class Bench:
         self.base, self.adapter, self.device = folder / "base", folder / "adapter", device
         self.shape, self.checkpointing, self.watch = SHAPES[shape], checkpointing, watch
         self.sizes = MICRO if shape == "micro" else sizes_for(memory_of(device))
-        self.cases = cases(self.sizes)
+        self.cases, self.batches = cases(self.sizes), dict[int, Batch]()
         save_checkpoint(self.base, self.shape, device)
 
     def config(self, attention: str = "sdpa") -> BackboneConfig:
@@ -147,7 +147,9 @@ class Bench:
 
     def batch(self, pairs: int) -> Batch:
         """Return a batch of random words and noise, on the CPU; Lightning moves it."""
-        return self.processor.training_batch(synthetic_pairs(pairs, self.shape))
+        if pairs not in self.batches:
+            self.batches[pairs] = self.processor.training_batch(synthetic_pairs(pairs, self.shape))
+        return self.batches[pairs]
 
     def module(self, case: Case) -> RimeModule:
         """Return the stage with its settings. Its backbone is loaded when the run starts."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.gpu.bench import Bench
-from tests.gpu.watch import CountingWatch, Run, Watch, release
+from tests.gpu.watch import CountingWatch, Run, Watch
 
 GPU = [
     pytest.mark.gpu,
@@ -27,25 +27,24 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("bench")
     if request.param == "cpu":
         return Bench(folder, torch.device("cpu"), "micro", CountingWatch)
-    return Bench(folder, torch.device("cuda"), "2b", Watch)
+    return Bench(folder, torch.device("cuda", 0), "2b", Watch)
 
 
 @pytest.fixture(scope="session")
 def find_run(bench: Bench) -> FindRun:
     """Give a run by name; each is made once, and a run that failed is not tried again."""
-    made: dict[str, Run | Exception] = {}
+    made: dict[str, Run] = {}
+    failed: dict[str, str] = {}  # not the exceptions, because they hold the memory of the run
 
     def find(name: str) -> Run:
-        if name not in made:
+        if name not in made and name not in failed:
             try:
                 made[name] = bench.run(bench.cases[name])
             except Exception as error:
                 traceback.print_exc()
-                made[name] = error.with_traceback(None)  # a traceback would hold the run's memory
-            release(bench.device)
-        run = made[name]
-        if isinstance(run, Exception):
-            pytest.fail(f"the run {name} failed: {type(run).__name__}: {run}")
-        return run
+                failed[name] = f"{type(error).__name__}: {error}"
+        if name in failed:
+            pytest.fail(f"the run {name} failed: {failed[name]}")
+        return made[name]
 
     return find

@@ -16,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.types import Batch
-from tests.gpu.bench import Bench, fsdp_strategy
+from tests.gpu.bench import Bench, Case, fsdp_strategy
 from tests.gpu.conftest import FindRun
 from tests.gpu.watch import Run, tensors_of
 
@@ -58,10 +58,13 @@ def test_the_plan_of_refine_rl_is_an_upper_bound(bench: Bench, find_run: FindRun
 
 
 def test_refine_rl_has_rewards(bench: Bench, find_run: FindRun) -> None:
-    logged = find_run("refine_rl").logged
+    run = find_run("refine_rl")
+    logged = run.logged
     assert 0 < logged["train/reward_format"] < 1, "some rewrites must end by themselves, and some must not"
     assert logged["train/no_signal"] < 1
     assert 0 < logged["train/rewrite_length"] <= bench.sizes.new_tokens
+    rewrites = 2 * run.items * bench.sizes.num_generations
+    assert run.tokens == pytest.approx(rewrites * logged["train/rewrite_length"], abs=1)
 
 
 def test_the_gradient_cache_is_exact(bench: Bench, find_run: FindRun) -> None:
@@ -141,3 +144,20 @@ def test_a_saved_adapter_gives_the_same_embeddings(bench: Bench, tmp_path: Path)
     bench.save(backbone, tmp_path)
     found = embed(load_backbone(tmp_path, bench.device))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 if on_cpu(bench) else 1e-3)
+
+
+def test_a_run_that_failed_is_not_tried_again(
+    bench: Bench, find_run: FindRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def out_of_memory(case: Case) -> None:
+        calls.append(case)
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(bench, "run", out_of_memory)
+    monkeypatch.setitem(bench.cases, "broken", Case("sft", 2))
+    for _ in range(2):
+        with pytest.raises(pytest.fail.Exception, match="broken failed: OutOfMemoryError: out of memory"):
+            find_run("broken")
+    assert len(calls) == 1
