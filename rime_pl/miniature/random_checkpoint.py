@@ -1,6 +1,6 @@
 """Make a checkpoint with random weights in the shape of a real one, and pairs to train it on, offline.
 
-Used by the parts of `rime gpu-check`, and by benchmarks and tests that need a Qwen2-VL of a given size.
+Used by the check on a GPU, and by benchmarks and tests that need a Qwen2-VL of a given size.
 """
 
 from __future__ import annotations
