@@ -46,8 +46,8 @@ COMMANDS = {
 }
 FIRST_STEPS = """\
 first steps, in a checkout of the repository:
-  make train-cma              build the demo data, train stages 1 and 2 on the CPU
-  rime search "red apple"     search the demo pictures with the trained model"""
+  make train-cma                 build the demo data and train stages 1 and 2, minutes on a laptop's CPU
+  rime search "a firefighter"    search the demo pictures in both modes"""
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
@@ -113,19 +113,25 @@ def command(module: ModuleType, prog: str, words: list[str]) -> int:
     """Run a command: ``run`` is called with what its signature takes from the command line.
 
     A module with ``SUBCOMMANDS`` (name -> function) takes one of the names first; then ``run(name, options)``
-    is called. A ``run`` with an argument ``settings`` is also handed the settings of a stage.
+    is called. A ``run`` with an argument ``settings`` is also handed the settings of a stage, one with
+    ``words`` all words of options that it does not have itself.
     """
-    from rime_pl.options.parser import parse
+    from rime_pl.options.parser import options_of, parse
+    from rime_pl.options.words import split_words
 
     names = vars(module)
     if "add_arguments" in names:
         return _old_command(module, prog, words)
     if "SUBCOMMANDS" in names:
         return _subcommand(module, prog, words)
-    if "settings" in inspect.signature(module.run).parameters:
+    parameters = inspect.signature(module.run).parameters
+    if "settings" in parameters:
         from rime_pl.commands.settings import parse_with_settings
 
         return int(module.run(**parse_with_settings(module.run, prog, words)))
+    if "words" in parameters:
+        own, others = split_words(words, {*options_of(module.run), "help"})
+        return int(module.run(**parse(module.run, prog, own), words=others))
     return int(module.run(**parse(module.run, prog, words)))
 
 

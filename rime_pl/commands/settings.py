@@ -15,7 +15,7 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
-from rime_pl.options.words import nearest, options_given
+from rime_pl.options.words import nearest, options_given, split_words
 from rime_pl.prompts import PromptConfig
 
 Stage = Literal["sft", "cma", "refine_rl"]
@@ -109,7 +109,7 @@ def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[
         RimeError: If one of its own options is refused, or settings are given without a file.
     """
     names = {*options_of(command), "stage", "help"}
-    own, others = _split(words, names)
+    own, others = split_words(words, names)
     parser = command_parser(command, prog)
     group = parser._action_groups[-1]
     group.add_argument("--config", type=Path, help="Settings file of a stage; give several as for a run")
@@ -139,19 +139,6 @@ def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) 
     words = [word for path in configs for word in ("--config", str(path))]
     name = stage or configs[0].stem
     return StageWords(tuple(configs), stage, (*words, *overrides), f"rime {name} fit").read()
-
-
-def _split(words: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]:
-    """Return the words of the options in ``names``, each with its values, and the other words."""
-    own: list[str] = []
-    others: list[str] = []
-    side = own
-    for word in words:
-        if word == "-h" or word == "-c" or word.startswith("--"):
-            name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            side = own if name in names or name == "h" else others
-        side.append(word)
-    return own, others
 
 
 def complete_settings(stage: str, words: list[str]) -> dict[str, Any]:

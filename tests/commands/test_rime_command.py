@@ -43,7 +43,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     ("words", "message"),
     [
         (["serch"], "serch is no command. Did you mean search?"),
-        (["gpu-chekc"], "gpu-chekc is no command. Did you mean gpu-check?"),
+        (["refine-lr"], "refine-lr is no command. Did you mean refine-rl?"),
         (["zzz"], "zzz is no command. There are: sft, cma, refine-rl, "),
         (
             ["cma"],
@@ -147,7 +147,7 @@ def test_settings_of_a_stage_stand_beside_a_commands_options(
         ),
         (["--config", str(RECIPE), "--model.temprature", "1"], "Did you mean --model.temperature?"),
         (
-            ["--config", str(RECIPE.parents[1] / "data/scenes.yaml")],
+            ["--config", str(RECIPE.parents[1] / "overlays/ddp.yaml")],
             "the name of the file is not a stage. Add --stage",
         ),
         (["--memory", "much"], "--memory must be a number or null, but is 'much'."),
@@ -158,6 +158,17 @@ def test_both_kinds_of_options_are_checked(words: list[str], message: str) -> No
     with pytest.raises(RimeError) as caught:
         look(*words)
     assert message in str(caught.value)
+
+
+def test_words_of_other_options_are_handed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def train(stage: str, *, seed: int = 0, words: list[str]) -> int:
+        print(stage, seed, words)
+        return 0
+
+    module = ModuleType("training")
+    vars(module)["run"] = train
+    assert command(module, "rime run", ["cma", "--sft.model.temperature", "0.1", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == "cma 3 ['--sft.model.temperature', '0.1']\n"
 
 
 # -- the help of a stage --------------------------------------------------------------------------------
@@ -195,7 +206,7 @@ def test_our_own_settings_come_first_and_the_trainers_on_request(capsys: pytest.
         (["--config", str(RECIPE)], "`rime cma fit` needs --config FILE"),
         (["--run_dir", "x", "--data.path", "y"], "`rime cma fit` needs --config FILE"),
         (
-            ["--run_dir", "x", "--config", str(RECIPE.parents[1] / "data/scenes.yaml")],
+            ["--run_dir", "x", "--config", str(RECIPE.parents[1] / "overlays/ddp.yaml")],
             "The settings in --config leave out model.backbone.name_or_path. Add --model.backbone.name_or_pa",
         ),
         (["--run_dir", "x", "--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file."),
