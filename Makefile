@@ -52,7 +52,7 @@ compare: train-cma ## the CMA run next to its controls: further SFT, and alignme
 study-cot: train-sft ## the SFT run next to runs that write a chain of thought, filler tokens or nothing (DATA=scenes)
 	$(RIME) compare --run $(call folder,sft,$(SEED)) --output $(OUTPUT)/study-cot
 
-# All seeds at once: "as many seconds of further CMA" is counted from the step times of all of them.
+# All seeds in one call: the control with the same number of seconds needs the step times of all of them.
 compare-rl: train-refine-rl ## the Refine-RL runs of SEEDS next to their controls: further CMA, shuffled rewards, other anchors
 	for seed in $(filter-out $(SEED),$(SEEDS)); do $(MAKE) train-refine-rl SEED=$$seed || exit 1; done
 	$(RIME) compare --run $(foreach seed,$(SEEDS),$(call folder,refine-rl,$(seed))) --output $(OUTPUT)/compare-rl
@@ -71,7 +71,7 @@ rank-all: train-cma ## the same queries among all pictures of the corpus, distra
 	  --data.distractors true --run_dir $$run/all-pictures
 
 test: $(READY) ## the fast tests, at most 10 minutes on 2 cores
-	$(VENV)/bin/pytest -m "not long"
+	$(VENV)/bin/pytest -m "not long and not gpu"
 test-all: $(READY) ## the long tests: every stage through the command line, kill and resume, two processes
 	$(VENV)/bin/pytest -m long
 

@@ -5,14 +5,13 @@ Nothing heavy is imported before it is known what is wanted, so that `rime --hel
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib
 import inspect
 import os
 import sys
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from rime_pl import __version__
 from rime_pl.errors import RimeError
@@ -113,25 +112,12 @@ def command(module: ModuleType, prog: str, words: list[str]) -> int:
     """Run a command: ``run`` is called with what its signature takes from the command line.
 
     A module with ``SUBCOMMANDS`` (name -> function) takes one of the names first; then ``run(name, options)``
-    is called. A ``run`` with an argument ``settings`` is also handed the settings of a stage, one with
-    ``words`` all words of options that it does not have itself.
+    is called. A module that also takes the settings of a stage brings a ``parse`` of its own.
     """
-    from rime_pl.options.parser import options_of, parse
-    from rime_pl.options.words import split_words
-
     names = vars(module)
-    if "add_arguments" in names:
-        return _old_command(module, prog, words)
     if "SUBCOMMANDS" in names:
         return _subcommand(module, prog, words)
-    parameters = inspect.signature(module.run).parameters
-    if "settings" in parameters:
-        from rime_pl.commands.settings import parse_with_settings
-
-        return int(module.run(**parse_with_settings(module.run, prog, words)))
-    if "words" in parameters:
-        own, others = split_words(words, {*options_of(module.run), "help"})
-        return int(module.run(**parse(module.run, prog, own), words=others))
+    parse = names.get("parse") or importlib.import_module("rime_pl.options.parser").parse
     return int(module.run(**parse(module.run, prog, words)))
 
 
@@ -163,21 +149,6 @@ def no_such(what: str, word: str, known: list[str]) -> str:
 
 def _shown(name: str) -> str:
     return name.replace("_", "-")
-
-
-class _OldParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RimeError(f"{message}. `{self.prog} --help` shows the options.")
-
-
-def _old_command(module: ModuleType, prog: str, words: list[str]) -> int:
-    """Run a command that still builds its own parser."""
-    parser = _OldParser(prog=prog, description=inspect.getdoc(module))
-    module.add_arguments(parser)
-    if module.__name__.rpartition(".")[2] in ("run", "plan", "doctor"):
-        parsed, settings = parser.parse_known_args(words)
-        return int(module.run(argparse.Namespace(**vars(parsed), settings=settings)))
-    return int(module.run(parser.parse_args(words)))
 
 
 def keep_freed_memory() -> None:

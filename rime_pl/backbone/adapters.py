@@ -1,6 +1,6 @@
 """The adapter, the trained part of a backbone: LoRA matrices and two token rows, in a folder that PEFT loads.
 
-Called by mllm.py to attach it, by the AdapterCheckpoint callback to write it, and by whoever loads it.
+Called by mllm.py to attach and load it, and by the AdapterCheckpoint callback to write it.
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ def load_adapter_weights(
             )
     if contract["base_hash"] != base_hash:
         raise RimeError(
-            f"{folder}: model.backbone.name_or_path must be the base model of this adapter, but this adapter "
-            f"was trained on another one: {contract['base']} with fingerprint {contract['base_hash'][:12]}, "
-            f"not {base_hash[:12]}."
+            f"{folder}: model.backbone.name_or_path must give the base model that this adapter was trained "
+            f"on, {contract['base']} with fingerprint {contract['base_hash'][:12]}, but gives one with "
+            f"fingerprint {base_hash[:12]}."
         )
     state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
     expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
@@ -146,13 +146,13 @@ def load_adapter_weights(
 
 
 def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
-    damaged = f"{path} is damaged. Copy it again, or train the stage again"
+    remedy = "Copy it again, or train the stage again."
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise RimeError(f"{damaged} ({error}).") from error
+        raise RimeError(f"{path} is damaged ({error}). {remedy}") from error
     if state_hash(state) != expected_hash:
-        raise RimeError(f"{damaged} (its content does not match weights_hash in {CONTRACT_FILE}).")
+        raise RimeError(f"{path} is damaged: it does not match weights_hash in {CONTRACT_FILE}. {remedy}")
     return state
 
 

@@ -55,16 +55,26 @@ class Backbone(nn.Module):
         self.processor = processor
         model = _load(config, device)
         self.base_hash = base_fingerprint(model)  # of the checkpoint itself, before rows are added
+        self.adapt(model)
+
+    def adapt(self, model: Any) -> None:
+        """Freeze a loaded model, add rows for new mode tokens and attach the adapters."""
+        config, processor = self.config, self.processor
+        if config.attn_implementation == "sdpa":
+            attend_pictures_together(model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
         if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
             # Large checkpoints have spare rows; the tiny one has none. mean_resizing would compute the
             # covariance of a 150k x 1.5k table for minutes, and the new rows are set below anyway.
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-        _start_new_rows(model, processor)
+        if processor.new_tokens:
+            _start_new_rows(model, processor)
         self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id])
         keep_packed_weights(self)
         if config.gradient_checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-            # A checkpointed layer passes gradients only if its input has one, and the embeddings are frozen.
+            # with frozen embeddings, some kinds of checkpointing pass no gradient without this
             self.language_model.enable_input_require_grads()
         self.train()  # from_pretrained returns eval mode, and Lightning does not change it
 
@@ -190,19 +200,16 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "
             f"loaded from {config.name_or_path!r} ({error}). `rime base` makes the tiny base model."
         ) from error
-    if config.attn_implementation == "sdpa":
-        attend_pictures_together(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     return model
 
 
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
-    """Start the rows of new mode tokens as copies of "assistant" and end of turn, where a model sums up.
+    """Start the rows of new mode tokens as copies of "assistant" and of end of turn.
 
-    From random rows, the embeddings of all items start nearly equal (cosine 0.9999 with the tiny base model,
-    but 0.84 to 0.98 with these copies), and the contrastive losses stay at chance for hundreds of steps. The
-    two rows start differently, because from equal rows the modes would be half aligned before any alignment.
+    With random rows, the embeddings of all items start nearly equal (cosine 0.9999 with the tiny base model),
+    and the contrastive losses stay at chance for hundreds of steps. Language models sum up at these two
+    tokens, so these copies start at cosines of 0.84 to 0.98. The two rows differ, because with equal rows
+    the modes would be half aligned before any alignment.
     """
     tokenizer = processor.tokenizer
     prompt = processor.prompt

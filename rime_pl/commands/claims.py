@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
@@ -14,30 +13,28 @@ from rime_pl.study.claims import claims_figure, claims_page, overview, picture, 
 from rime_pl.study.comparison import comparison_figure
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `rime claims`."""
-    add, page = parser.add_argument, Path("docs/results")
-    add("--compared", type=Path, nargs="+", default=[], help="folders of `rime compare` (default: none)")
-    add("--output", type=Path, default=page, help="folder of claims.template.md (default: %(default)s)")
+def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results")) -> int:
+    """Write the page of the claims, from the records of earlier calls and from new comparisons.
 
-
-def run(args: argparse.Namespace) -> int:
-    """Measure, write and print."""
-    template, kept = args.output / "claims.template.md", args.output / "claims"
+    Args:
+        compared: Folders that `rime compare` wrote, of any stage, corpus and seed.
+        output: Folder of claims.template.md, in a checkout of the repository.
+    """
+    template, kept = output / "claims.template.md", output / "claims"
     if not template.is_file():
         raise RimeError(
-            f"--output must be a folder with claims.template.md, but {args.output} has none. Run `rime "
+            f"--output must be a folder with claims.template.md, but {output} has none. Run `rime "
             "claims` in a checkout of the repository."
         )
     kept.mkdir(exist_ok=True)
-    for record in pool(args.compared):
+    for record in pool(compared or []):
         write_json(kept / f"{record['stage']}-{record['corpus']}.json", record)
     records = read_records(kept)
     for stage, found in records.items():
         for corpus, record in found.items():
-            save_figure(comparison_figure(record), args.output / picture(stage, corpus))
+            save_figure(comparison_figure(record), output / picture(stage, corpus))
         if found:
-            save_figure(claims_figure(found), args.output / picture(stage))
-    (args.output / "claims.md").write_text(claims_page(template.read_text(), records))
-    Console().print(overview(records).terminal(), f"written: {args.output}/claims.md")
+            save_figure(claims_figure(found), output / picture(stage))
+    (output / "claims.md").write_text(claims_page(template.read_text(), records))
+    Console().print(overview(records).terminal(), f"written: {output}/claims.md")
     return 0

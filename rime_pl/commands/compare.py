@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
@@ -14,26 +13,24 @@ from rime_pl.study.controls import train_controls
 from rime_pl.study.measure import measure
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `rime compare`."""
-    add = parser.add_argument
-    add("--run", type=Path, nargs="+", required=True, help="finished runs of one stage, one per seed")
-    add("--output", type=Path, required=True, help="folder for compare.json, compare.md and compare.png")
-    add("--skip", nargs="+", default=[], metavar="CONTROL", help="controls to leave out (default: none)")
+def run(*, run: list[Path], output: Path, skip: list[str] | None = None) -> int:
+    """Train the controls of finished runs, one run for each seed, and compare them with the runs.
 
+    A control that is there already is taken as it is.
 
-def run(args: argparse.Namespace) -> int:
-    """Train, measure, write and print."""
-    runs = [RunFolder(path) for path in args.run]
-    seeds = train_controls(runs, args.skip)
+    Args:
+        run: Finished runs of one stage, one for each seed.
+        output: Folder for compare.json, compare.md and compare.png.
+        skip: Controls to leave out.
+    """
+    runs = [RunFolder(path) for path in run]
+    seeds = train_controls(runs, skip or [])
     record = measure(runs[0].stage, seeds)
     tables = [differences_table(record), *comparison_tables(record)]
     folders = [{name: str(one.path) for name, one in variants.items()} for variants in seeds]
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / "compare.json", record | {"folders": folders})
-    (args.output / "compare.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n")
-    save_figure(comparison_figure(record), args.output / "compare.png")
-    Console().print(
-        *(table.terminal() for table in tables), f"written: {args.output}/compare.{{json,md,png}}"
-    )
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "compare.json", record | {"folders": folders})
+    (output / "compare.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n")
+    save_figure(comparison_figure(record), output / "compare.png")
+    Console().print(*(table.terminal() for table in tables), f"written: {output}/compare.{{json,md,png}}")
     return 0

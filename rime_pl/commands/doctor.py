@@ -5,43 +5,47 @@ rime doctor --config configs/cma.yaml --adapter runs/openmoji-tiny-seed0/cma
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
+from rime_pl.commands.settings import StageWords
+from rime_pl.commands.settings import parse_with_settings as parse
 from rime_pl.errors import RimeError
 from rime_pl.preflight.doctor.adapter import check_adapter
 from rime_pl.preflight.doctor.installation import check_installation
 from rime_pl.preflight.doctor.result import Check
 from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
+from rime_pl.preflight.settings import RunSettings
+
+__all__ = ["parse", "run"]
 
 STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, required=False)
-    parser.add_argument("--adapter", type=Path, help="folder of a run whose adapter is checked")
+def run(settings: StageWords, *, adapter: Path | None = None) -> int:
+    """Check the installation, the settings of a run and its adapter; print each problem with its remedy.
 
+    The exit code is 1 if there is a problem.
 
-def run(args: argparse.Namespace) -> int:
-    if args.settings and not args.config:
-        raise RimeError(f"{args.settings[0]}: a setting needs a recipe. Add --config FILE.")
+    Args:
+        settings: Settings of the run, read from --config.
+        adapter: Folder of a run; its adapter is checked against its base model.
+    """
     refused: list[Check] = []
-    settings: RunSettings | None = None
-    if args.config:
+    given: RunSettings | None = None
+    if settings.configs:
         try:
-            settings = read_settings(args.config, args.stage, args.settings)
+            given = settings.read()
         except RimeError as error:
             refused = [Check("settings", "problem", str(error), "`rime STAGE fit --help` lists every field.")]
-    wants_gpu = settings is not None and settings.values.trainer.accelerator in ("gpu", "cuda")
+    wants_gpu = given is not None and given.values.trainer.accelerator in ("gpu", "cuda")
     found = [*check_installation(wants_gpu), *refused]
-    if settings is not None:
-        found += check_settings(settings)
-    if args.adapter:
-        found.append(check_adapter(args.adapter, settings.backbone.name_or_path if settings else None))
+    if given is not None:
+        found += check_settings(given)
+    if adapter:
+        found.append(check_adapter(adapter, given.backbone.name_or_path if given else None))
     print_checks(found)
     return int(any(check.level == "problem" for check in found))
 

@@ -6,26 +6,26 @@ folder of their own. What a stage needs and where it lies is decided in rime_pl/
 
 from __future__ import annotations
 
-import argparse
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from rime_pl.backbone.adapters import CONTRACT_FILE, read_contract
 from rime_pl.cli import global_step
-from rime_pl.commands.settings import complete_settings
+from rime_pl.commands.settings import complete_settings, split_words
 from rime_pl.datamodules.shards import CORPUS_FILE, read_corpus
 from rime_pl.errors import RimeError
+from rime_pl.options.parser import options_of
+from rime_pl.options.parser import parse as parse_options
 from rime_pl.pipeline import (
     BASE_MARKER,
     BASE_OPTIONS,
-    GOALS,
     Pipeline,
     describe,
     differences,
@@ -36,6 +36,12 @@ from rime_pl.pipeline import (
     with_few_rewrites,
 )
 from rime_pl.run_folder import RunFolder
+
+
+def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``run``: its own options, and every other word as a setting of a stage."""
+    own, settings = split_words(words, {*options_of(command), "help"})
+    return parse_options(command, prog, own) | {"settings": settings}
 
 
 @dataclass(frozen=True)
@@ -49,34 +55,9 @@ class Step:
     origin: dict[str, Any]  # kept in the run's manifest
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "stage",
-        choices=[goal.replace("_", "-") for goal in GOALS],
-        help="stage to train; data and base: only the corpus, or the tiny base model",
-    )
-    parser.add_argument(
-        "--corpus",
-        default="openmoji",
-        help="openmoji, scenes, or a folder of shards (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--recipe",
-        default="tiny",
-        help="tiny, 2b, or a folder of YAML files (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every stage (default: %(default)s)")
-    parser.add_argument("--base", help="base model, folder or name (default: the recipe's)")
-    parser.add_argument("--dry_run", action="store_true", help="say only what would be done")
-    parser.add_argument("--print_folder", action="store_true", help="print only the folder of the run")
-
-
-def run(args: argparse.Namespace) -> int:
-    return run_pipeline(**vars(args))
-
-
-def run_pipeline(
-    stage: str,
+def run(
+    stage: Literal["data", "base", "sft", "cma", "refine-rl", "refine_rl"],
+    *,
     corpus: str = "openmoji",
     recipe: str = "tiny",
     seed: int = 0,
@@ -85,23 +66,25 @@ def run_pipeline(
     print_folder: bool = False,
     settings: Sequence[str] = (),
 ) -> int:
-    """Train ``stage`` and whatever is missing before it.
+    """Train a stage, and before it everything that it needs and that is missing.
+
+    A finished run with the same settings is found again, an unfinished one is resumed, and other settings get
+    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.05. For
+    an earlier stage, put its name in front: --sft.model.temperature 0.05.
 
     Args:
-        stage: Stage to train: sft, cma or refine-rl; data or base: only the corpus, or the tiny base model.
+        stage: Stage to train. data and base make only the corpus, or the tiny base model.
         corpus: Corpus: openmoji or scenes, built on demand into data/, or a folder of shards.
         recipe: Recipe: tiny or 2b, or a folder with one YAML file for each stage.
         seed: Seed of every stage.
-        base: Base model, a folder or a name (default: the recipe's).
+        base: Base model, a folder or a name (default: the one of the recipe).
         dry_run: Whether to say only what would be done.
         print_folder: Whether to print only the folder of the stage's run.
-        settings: Settings of the stage, such as ``--model.temperature 0.05``. The name of an earlier stage in
-            front, as in ``--sft.model.temperature 0.05``, gives them to that stage.
+        settings: Settings of the stages, as words of the command line.
     """
     goal = stage.replace("-", "_")
-    given = sort_settings(goal, settings)
     name, files = find_recipe(recipe)
-    pipeline = Pipeline(find_corpus(corpus), files, name, seed, base, given)
+    pipeline = Pipeline(find_corpus(corpus), files, name, seed, base, sort_settings(goal, settings))
     only_look = dry_run or print_folder
     console = Console(quiet=print_folder, soft_wrap=True, highlight=False, markup=False)
     if goal == "refine_rl":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
-from rime_pl.options.words import nearest, options_given, split_words
+from rime_pl.options.words import nearest, options_given
+from rime_pl.preflight.settings import RunSettings
 from rime_pl.prompts import PromptConfig
 
 Stage = Literal["sft", "cma", "refine_rl"]
@@ -50,17 +50,6 @@ class SettingsReader(StageCLI):
 
     def instantiate_classes(self) -> None:
         return
-
-
-@dataclass
-class RunSettings:
-    """The settings of a stage's run."""
-
-    stage: str
-    values: Any  # the namespace of the stage's parser
-    backbone: BackboneConfig
-    num_processes: int
-    strategy: str  # "single", "ddp" or "fsdp"
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ class StageWords:
         values = SettingsReader(
             stage, ["--run_dir", "runs/none", *self.words], self.prog, self.command
         ).config
-        return RunSettings(stage, values, _backbone(values), *_processes(values))
+        return RunSettings(stage, STAGES[stage], values, _backbone(values), *_processes(values))
 
 
 def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
@@ -128,17 +117,17 @@ def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[
     return {"settings": settings, **{name: values[name] for name in options_of(command)}}
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Add `--config` and `--stage` to the parser of a command that is not a plain function yet."""
-    parser.add_argument("--config", type=Path, action="append", required=required, help="settings of a stage")
-    parser.add_argument("--stage", choices=sorted(STAGES), help="stage of the settings")
-
-
-def read_settings(configs: list[Path], stage: str | None, overrides: list[str]) -> RunSettings:
-    """Return the settings in ``configs`` with ``overrides``, words such as ``--model.temperature 0.05``."""
-    words = [word for path in configs for word in ("--config", str(path))]
-    name = stage or configs[0].stem
-    return StageWords(tuple(configs), stage, (*words, *overrides), f"rime {name} fit").read()
+def split_words(words: Sequence[str], names: set[str]) -> tuple[list[str], list[str]]:
+    """Return the words of the options in ``names``, each with its values, and the other words."""
+    own: list[str] = []
+    others: list[str] = []
+    side = own
+    for word in words:
+        if word == "-h" or word == "-c" or word.startswith("--"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            side = own if name in names or name == "h" else others
+        side.append(word)
+    return own, others
 
 
 def complete_settings(stage: str, words: list[str]) -> dict[str, Any]:

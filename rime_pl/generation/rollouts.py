@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.rewriting import close_rewrites, suppressed_tokens
-from rime_pl.generation.shared_prompts import decode_step, forward_groups, prefill
+from rime_pl.generation.shared_prompts import DecodingState, decode_step, forward_groups, prefill
 from rime_pl.types import Prompts, Rollouts
 
 
@@ -126,22 +126,38 @@ def sample_rollouts(
     backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
     try:
         state = prefill(backbone, prompts, len(numbers) // len(prompts), image_features)
-        hidden, tokens = state.last, []
-        done = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
-        suppressed: Tensor | None = None
-        for step in range(budget + 1):
-            logits = backbone.language_model.lm_head(hidden)  # (N, V)
-            if suppressed is None:
-                suppressed = suppressed_tokens(processor, logits.shape[-1], logits.device)
-            tokens.append(sample_tokens(distribution(logits, suppressed, temperature), numbers[:, step]))
-            done |= (tokens[-1] == processor.gen_id) | (tokens[-1] == processor.turn_end_id)
-            if step == budget or bool(done.all()):
-                break
-            hidden = decode_step(backbone, state, tokens[-1])  # (N, D)
+        written = decode(backbone, state, numbers, temperature)
     finally:
         backbone.train(training)
-    written = torch.stack(tokens, dim=1)  # (N, T)
     return close_rewrites(written, processor.gen_id, processor.turn_end_id, processor.pad_id, budget)
+
+
+def decode(backbone: Backbone, state: DecodingState, numbers: Tensor, temperature: float) -> Tensor:
+    """Sample token after token until all rows have ended, or the numbers are used up.
+
+    Args:
+        backbone: In eval mode.
+        state: After the prompts; its cache grows.
+        numbers: (N, T), one for each token.
+        temperature: Divisor of the logits.
+
+    Returns:
+        (N, up to T) int64; what follows a row's first stop has no meaning.
+    """
+    processor, hidden = backbone.processor, state.last
+    tokens: list[Tensor] = []
+    done = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
+    suppressed: Tensor | None = None
+    for step in range(numbers.shape[1]):
+        logits = backbone.language_model.lm_head(hidden)  # (N, V)
+        if suppressed is None:
+            suppressed = suppressed_tokens(processor, logits.shape[-1], logits.device)
+        tokens.append(sample_tokens(distribution(logits, suppressed, temperature), numbers[:, step]))
+        done |= (tokens[-1] == processor.gen_id) | (tokens[-1] == processor.turn_end_id)
+        if step + 1 == numbers.shape[1] or bool(done.all()):
+            break
+        hidden = decode_step(backbone, state, tokens[-1])  # (N, D)
+    return torch.stack(tokens, dim=1)
 
 
 def score_rollouts(

@@ -21,8 +21,6 @@ from rime_pl.errors import RimeError
 from rime_pl.options.renamed import new_name
 from rime_pl.options.words import Given, groups_of, in_our_spelling, nearest, settings_given
 
-#: Arguments that a command is handed besides its options.
-NOT_OPTIONS = ("settings", "words")
 #: Wrong names that an error shows.
 SHOWN = 5
 #: Names of types in an error, in words.
@@ -199,8 +197,8 @@ def command_parser(function: Callable[..., Any], prog: str, positional: bool = T
 
 
 def add_options(parser: ArgumentParser, function: Callable[..., Any], positional: bool = False) -> Any:
-    """Add the arguments of ``function`` to a parser and return their group."""
-    parser.add_function_arguments(function, as_positional=positional, skip=set(NOT_OPTIONS))
+    """Add the arguments of ``function`` to a parser, except ``settings``, and return their group."""
+    parser.add_function_arguments(function, as_positional=positional, skip={"settings"})
     group = parser._action_groups[-1]
     group.title = "options"
     return group
@@ -208,11 +206,11 @@ def add_options(parser: ArgumentParser, function: Callable[..., Any], positional
 
 def options_of(function: Callable[..., Any]) -> list[str]:
     """Return the names of the arguments that the command line gives."""
-    return [name for name in inspect.signature(function).parameters if name not in NOT_OPTIONS]
+    return [name for name in inspect.signature(function).parameters if name != "settings"]
 
 
 def _usage(function: Callable[..., Any], prog: str, positional: bool) -> str:
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in NOT_OPTIONS]
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "settings"]
     needed = [p for p in parameters if p.default is p.empty]
     by_place = {p.name for p in needed if positional and p.kind is not p.KEYWORD_ONLY}
     words = [p.name.upper() if p.name in by_place else f"--{p.name} VALUE" for p in needed]

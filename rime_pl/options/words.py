@@ -120,24 +120,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return next(iter(same or difflib.get_close_matches(word, names, n=1, cutoff=0.75)), None)
 
 
-def split_words(words: Iterable[str], names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the words of the options with these names, each with its values, and all other words.
-
-    Example:
-        >>> split_words(["cma", "--seed", "3", "--model.temperature", "0.1"], {"seed"})
-        (['cma', '--seed', '3'], ['--model.temperature', '0.1'])
-    """
-    own: list[str] = []
-    others: list[str] = []
-    side = own
-    for word in words:
-        if word in ("-h", "-c") or word.startswith("--"):
-            name = word.lstrip("-").partition("=")[0].replace("-", "_")
-            side = own if name in names or word == "-h" else others
-        side.append(word)
-    return own, others
-
-
 def groups_of(name: str) -> set[str]:
     """Return the groups that hold a setting.
 

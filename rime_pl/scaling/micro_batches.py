@@ -6,23 +6,8 @@ number of forwards, because under FSDP each of them is a collective.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """The settings ``size``, ``tokens`` and ``reuse_vision`` of ``model.micro_batches``."""
-
-    size: int | None
-    tokens: int | None
-    reuse_vision: bool = True
-
-    def rows_of(self, row_tokens: int, rows: int) -> int:
-        """Return the rows of a micro-batch if there are ``rows`` rows of ``row_tokens`` tokens each."""
-        return min(rows, self.size or max(1, (self.tokens or 0) // row_tokens))
 
 
 def micro_batches(lengths: Tensor, num_rows: int | None, num_tokens: int | None) -> list[Tensor]:

@@ -18,7 +18,7 @@ from rime_pl.preflight.doctor import installation
 from rime_pl.preflight.doctor.adapter import check_adapter
 from rime_pl.preflight.doctor.result import Check
 from rime_pl.preflight.doctor.settings import batch, check_backbone, precision, storage_types
-from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture
+from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
 from rime_pl.processing import CONTRACT_FILE
 from tests.micro import micro_config
 
@@ -121,13 +121,14 @@ def test_backbone_settings(micro_base: Path, tmp_path: Path) -> None:
 
 
 def test_unequal_storage_types(micro_base: Path) -> None:
-    skeleton = build_skeleton(micro_config(micro_base), read_architecture(str(micro_base)))
+    config, architecture = micro_config(micro_base), read_architecture(str(micro_base))
+    skeleton = WeightlessBackbone(config, architecture, read_processor(config, architecture))
     norm: Any = skeleton.language_model.model.language_model.norm
-    with skeleton.mode:
+    with skeleton.values:
         norm.weight = torch.nn.Parameter(torch.empty(64, dtype=torch.bfloat16), requires_grad=False)
     assert storage_types(skeleton, sharded=True).level == "problem"
     assert storage_types(skeleton, sharded=False).level == "warning"
-    with skeleton.mode:
+    with skeleton.values:
         row = norm.weight.new_empty(64)
         norm.weight = torch.nn.Parameter(row)  # as if it trained
     assert "small updates are rounded away" in storage_types(skeleton, sharded=False).seen
@@ -172,13 +173,13 @@ def test_a_good_adapter(adapter: Path) -> None:
 def test_another_pooling_token(adapter: Path) -> None:
     change_contract(adapter, lambda contract: contract.update(gen_token_id=5))
     found = check_adapter(adapter.parent)
-    assert found.level == "problem" and "gen_token_id differs" in found.seen
+    assert found.level == "problem" and "gen_token_id must be that of this run" in found.seen
 
 
 def test_another_base(adapter: Path) -> None:
     change_contract(adapter, lambda contract: contract.update(base_hash="0" * 64))
     found = check_adapter(adapter.parent)
-    assert found.level == "problem" and "another base" in found.seen
+    assert found.level == "problem" and "with fingerprint 000000000000, but gives" in found.seen
 
 
 def test_a_base_that_is_gone(adapter: Path, tmp_path: Path) -> None:
@@ -192,7 +193,9 @@ def test_token_rows_that_are_missing(adapter: Path) -> None:
     change_contract(adapter, lambda contract: contract.update(weights_hash=state_hash(state)))
     found = check_adapter(adapter.parent)
     assert (
-        found.level == "problem" and "trainable_tokens" in found.seen and "None in the adapter" in found.seen
+        found.level == "problem"
+        and "trainable_tokens" in found.seen
+        and "must have the same shape" in found.seen
     )
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from rime_pl import __version__
 from rime_pl.__main__ import COMMANDS, STAGES, command, main
-from rime_pl.commands.settings import StageWords
+from rime_pl.commands import run
+from rime_pl.commands.settings import StageWords, parse_with_settings
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import command_parser
 
@@ -75,8 +76,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_every_command_has_a_help(name: str) -> None:
     module = importlib.import_module(f"rime_pl.commands.{name}")
-    if "add_arguments" in vars(module):
-        pytest.skip("still builds its own parser")
     functions = vars(module).get("SUBCOMMANDS", {"": module.run})
     for function in functions.values():
         parser = command_parser(function, f"rime {name}")
@@ -115,7 +114,7 @@ def looking(settings: StageWords, *, memory: float | None = None, json: bool = F
 
 def look(*words: str) -> int:
     module = ModuleType("looking")
-    vars(module)["run"] = looking
+    vars(module).update(run=looking, parse=parse_with_settings)
     return command(module, "rime look", list(words))
 
 
@@ -160,15 +159,11 @@ def test_both_kinds_of_options_are_checked(words: list[str], message: str) -> No
     assert message in str(caught.value)
 
 
-def test_words_of_other_options_are_handed_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def train(stage: str, *, seed: int = 0, words: list[str]) -> int:
-        print(stage, seed, words)
-        return 0
-
-    module = ModuleType("training")
-    vars(module)["run"] = train
-    assert command(module, "rime run", ["cma", "--sft.model.temperature", "0.1", "--seed", "3"]) == 0
-    assert capsys.readouterr().out == "cma 3 ['--sft.model.temperature', '0.1']\n"
+def test_settings_of_a_stage_go_through_rime_run_as_they_are() -> None:
+    words = ["cma", "--sft.model.temperature", "0.1", "--seed", "3", "--dry-run"]
+    given = run.parse(run.run, "rime run", words)
+    assert (given["stage"], given["seed"], given["dry_run"]) == ("cma", 3, True)
+    assert given["settings"] == ["--sft.model.temperature", "0.1"]
 
 
 # -- the help of a stage --------------------------------------------------------------------------------

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from colour_corpus import colour
 
+from rime_pl.__main__ import main
 from rime_pl.commands import shards
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import DataError, RimeError
+from rime_pl.options.parser import options_of
 from rime_pl.types import Item, Pair
 
 Rows = list[dict[str, Any]]
@@ -189,23 +191,22 @@ def test_shares_beyond_one(tmp_path: Path, rows: Rows) -> None:
 
 
 def test_command_line(tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    shards.add_arguments(parser)
     table = write_table(tmp_path, rows)
     options = ["--table", str(table), "--media", str(tmp_path / "media"), "--output", str(tmp_path / "out")]
-    assert shards.run(parser.parse_args(["folder", *options, "--licence", "mine"])) == 0
+    assert main(["shards", "folder", *options, "--licence", "mine"]) == 0
     assert read_corpus(tmp_path / "out")["licence"] == "mine"
     assert "train" in capsys.readouterr().out
 
 
-def test_help_of_every_builder_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    shards.add_arguments(parser)
-    for builder in shards.BUILDERS:
-        with pytest.raises(SystemExit):
-            parser.parse_args([builder, "--help"])
-        _, helps = shards._documented(shards.BUILDERS[builder])
-        assert all(helps.values()) and "--output" in capsys.readouterr().out
+@pytest.mark.parametrize("builder", sorted(shards.SUBCOMMANDS))
+def test_help_of_every_builder_explains_every_option(
+    builder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["shards", builder, "--help"])
+    told = capsys.readouterr().out
+    for name in options_of(shards.SUBCOMMANDS[builder]):
+        assert re.search(rf"--{name} .*\n? +\w", told), name
 
 
 def test_the_how_to_names_every_column_and_its_example_is_a_valid_table(tmp_path: Path) -> None:

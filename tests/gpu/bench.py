@@ -39,7 +39,7 @@ from rime_pl.modules.settings import (
 )
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan.predict import predict_stage
-from rime_pl.preflight.plan.skeleton import read_architecture
+from rime_pl.preflight.plan.weightless import read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch
@@ -51,7 +51,7 @@ class Sizes:
     """Batch sizes of the runs, in pairs."""
 
     pairs: int = 8  # of an ordinary step
-    cached_pairs: int = 24  # of a batch that is taken at once, and again in 8 micro-batches
+    cached_pairs: int = 24  # of a batch that is taken at once, and again in (up to) 8 micro-batches
     large_pairs: int = 256  # of a batch that only the gradient cache can take
     large_rows: int = 8  # of its micro-batch
     rl_pairs: int = 4
@@ -59,7 +59,7 @@ class Sizes:
     new_tokens: int = 64  # the limit of a sampled rewrite
 
 
-MICRO = Sizes(3, 8, 8, 2, rl_pairs=2, num_generations=4, new_tokens=4)
+MICRO = Sizes(3, 4, 8, 2, rl_pairs=2, num_generations=4, new_tokens=4)
 
 
 def sizes_for(memory: int) -> Sizes:
@@ -90,7 +90,7 @@ def cases(sizes: Sizes) -> dict[str, Case]:
         "sft_flash": Case("sft", pairs, attention="flash_attention_2"),
         "cma_fsdp": Case("cma", pairs, fsdp=True),
         "sft_at_once": Case("sft", cached),
-        "sft_cached": Case("sft", cached, micro_batch=cached // 8),
+        "sft_cached": Case("sft", cached, micro_batch=max(1, cached // 8)),
         "sft_one_micro_batch": Case("sft", rows, micro_batch=rows, steps=1),
         "sft_large": Case("sft", sizes.large_pairs, micro_batch=rows, steps=1),
     }

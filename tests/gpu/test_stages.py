@@ -58,10 +58,13 @@ def test_the_plan_of_refine_rl_is_an_upper_bound(bench: Bench, find_run: FindRun
 
 
 def test_refine_rl_has_rewards(bench: Bench, find_run: FindRun) -> None:
-    logged = find_run("refine_rl").logged
+    run = find_run("refine_rl")
+    logged = run.logged
     assert 0 < logged["train/reward_format"] < 1, "some rewrites must end by themselves, and some must not"
     assert logged["train/no_signal"] < 1
     assert 0 < logged["train/rewrite_length"] <= bench.sizes.new_tokens
+    rewrites = 2 * run.items * bench.sizes.num_generations
+    assert run.tokens == pytest.approx(rewrites * logged["train/rewrite_length"], abs=1)
 
 
 def test_the_gradient_cache_is_exact(bench: Bench, find_run: FindRun) -> None:

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from rime_pl.backbone.quantization import linear_4bit_modules, packed_digests
 from rime_pl.modules.base import RimeModule
-from rime_pl.preflight.plan.skeleton import state_tensors
 from rime_pl.preflight.plan.tracking import LiveBytes
+from rime_pl.preflight.plan.weightless import state_tensors
 from rime_pl.scaling.sharding import gathered_digests
 
 

@@ -92,7 +92,7 @@ def test_an_adapter_of_another_base_is_refused(
     other = build_base(tmp_path / "other", scenes_corpus, seed=7)
     start = ("--model.init_adapter_from", str(runs / "sft" / "adapter"))
     assert main(stage_arguments("cma", scenes_corpus, other, tmp_path / "run", *start)) == 2
-    assert "another base" in capsys.readouterr().err
+    assert "must give the base model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_the_controls_of_all_seeds_are_trained_in_turn(
 def test_a_stage_takes_the_words_of_its_controls(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rime_pl.commands.settings import read_settings
+    from rime_pl.commands.settings import complete_settings
 
     monkeypatch.setattr("rime_pl.study.controls.chain_of_thought_lengths", lambda run: (48, 0.5))
     run = run_folder(tmp_path / "run", [1], stage=stage, before=run_folder(tmp_path / "before", [1]))
@@ -100,7 +100,8 @@ def test_a_stage_takes_the_words_of_its_controls(
     for words in found.values():
         stage_of_words = words[0].replace("-", "_")
         recipe = Path(__file__).parents[2] / "configs/tiny" / f"{stage_of_words}.yaml"
-        read_settings([recipe], stage_of_words, words[4:])  # refuses what the stage does not know
+        # refuses what the stage does not know
+        complete_settings(stage_of_words, ["--config", str(recipe), *words[4:]])
 
 
 def test_a_run_that_cannot_be_compared_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.errors import RimeError
 from rime_pl.preflight.doctor.result import Check
-from rime_pl.preflight.plan.skeleton import Skeleton, build_skeleton, read_architecture
+from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
 
 
 def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
@@ -25,20 +25,20 @@ def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
         return [Check("checkpoint", "problem", str(error), "Correct --model.backbone.name_or_path.")]
     found = [Check("checkpoint", "ok", f"{config.name_or_path}: {architecture.model_type}")]
     try:
-        skeleton = build_skeleton(config, architecture)
+        backbone = WeightlessBackbone(config, architecture, read_processor(config, architecture))
     except RimeError as error:
         remedy = "Leave model.backbone.lora_targets out. The default is every linear layer of the decoder."
         return [*found, Check("LoRA targets", "problem", str(error), remedy)]
-    layers = sum(1 for name, _ in skeleton.peft.named_modules() if name.endswith("lora_A.default"))
+    layers = sum(1 for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default"))
     found.append(Check("LoRA targets", "ok", f"{layers} linear layers of the language model"))
-    return [*found, storage_types(skeleton, sharded), vision_tower(skeleton)]
+    return [*found, storage_types(backbone, sharded), vision_tower(backbone)]
 
 
-def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
+def storage_types(backbone: WeightlessBackbone, sharded: bool) -> Check:
     """All frozen tensors need one type, because a cast loses packed bits; trained ones must be float32."""
-    name, wanted = "storage types", str(getattr(torch, skeleton.config.dtype))
+    name, wanted = "storage types", str(getattr(torch, backbone.config.dtype))
     found: dict[bool, set[str]] = {True: set(), False: set()}
-    for parameter in skeleton.peft.parameters():
+    for parameter in backbone.peft.parameters():
         if parameter.dtype.is_floating_point or sharded:
             found[parameter.requires_grad].add(str(parameter.dtype))
     trained, frozen = (", ".join(sorted(found[trains])) for trains in (True, False))
@@ -49,13 +49,13 @@ def storage_types(skeleton: Skeleton, sharded: bool) -> Check:
         seen = f"frozen tensors are {frozen}, but model.backbone.dtype is {wanted}"
         remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted} (backbone/quantization.py)."
         return Check(name, "problem" if sharded else "warning", seen, remedy)
-    packed = len(linear_4bit_modules(skeleton.peft))
+    packed = len(linear_4bit_modules(backbone.peft))
     return Check(name, "ok", f"frozen tensors are {wanted}, {packed} packed layers too; trained are float32")
 
 
-def vision_tower(skeleton: Skeleton) -> Check:
+def vision_tower(backbone: WeightlessBackbone) -> Check:
     """A frozen tower needs no backward pass, but gradient checkpointing in transformers can ask for one."""
-    tower: Any = skeleton.language_model.model.visual
+    tower: Any = backbone.language_model.model.visual
     if not tower.patch_embed._forward_hooks:
         return Check("vision tower", "ok", "frozen, without a backward pass")
     seen = "gradient checkpointing makes the frozen vision tower keep activations and run backward"

@@ -1,21 +1,22 @@
-"""Bytes of living tensors while a step runs, and what they were at the peak.
+"""Bytes of living tensors while a step runs, what they were at the peak, and the step's FLOPs.
 
-Called by rehearsal.py on tensors without data, and by the tests on real ones: the same ruler for both.
+Called by simulate.py on tensors without values, and by the tests on real ones: the same ruler for both.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 
 @dataclass
@@ -36,12 +37,14 @@ class Peak:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts each new storage from the operation that makes it until it is freed.
+    """Count each new storage from the operation that makes it until it is freed, and FLOPs.
+
+    FLOPs are those of torch's own formulas (torch.utils.flop_counter). Its mode is not used itself: it keeps
+    activations alive.
 
     Args:
         known: Tensors that were there before: weights. Views of them cost nothing.
-        lengths: What ``tolist()`` gives on tensors without data, in turn (patches of one image); the vision
-            towers ask for nothing else.
+        vocabulary: Tensors of this width belong to the part "logits"; 0: none do.
 
     Example:
         >>> with LiveBytes() as live:
@@ -49,43 +52,73 @@ class LiveBytes(TorchDispatchMode):
         ...     _ = (torch.zeros(50) + 1).sum()
         >>> live.peak.bytes  # 100 kept, 50 and 50 at the same time; 4 bytes each
         800
+        >>> with LiveBytes() as live:
+        ...     _ = torch.ones(2, 3) @ torch.ones(3, 5)
+        >>> live.flops  # a multiplication and an addition count as two
+        60
     """
 
-    def __init__(self, known: Iterable[Tensor] = (), lengths: Callable[[], int] | None = None) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), vocabulary: int = 0) -> None:
         super().__init__()
         self.part = "activations"
-        self.peak = Peak()
         self.largest = Largest()
-        self._lengths = lengths
+        self.flops = 0
+        #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
+        #: pass. A model of another depth has the same moments, but another may be the highest.
+        self.peaks: dict[tuple[str, bool, int], Peak] = {}
+        self._pass = 0
+        self._vocabulary = vocabulary
         self._alive: Counter[str] = Counter()
         self._total = 0
         self._owner: dict[int, tuple[str, int]] = {}  # storage -> its part and bytes
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
+    @property
+    def peak(self) -> Peak:
+        """The highest of all."""
+        return max(self.peaks.values(), key=lambda peak: peak.bytes, default=Peak())
+
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
-        """What is made inside belongs to ``part``."""
+        """Count what is made inside as ``part``."""
         before, self.part = self.part, part
         try:
             yield
         finally:
             self.part = before
 
-    def move(self, tensor: Tensor, part: str) -> None:
-        """Count a living tensor under another part, e.g. a finished gradient."""
-        key = tensor.untyped_storage()._cdata
-        if key in self._owner:
-            old, size = self._owner[key]
-            self._owner[key] = (part, size)
-            self._alive[old] -= size
-            self._alive[part] += size
+    def count_forward(self, module: nn.Module, part: str) -> None:
+        """Count what a module makes in its forward as ``part``, also where the backward pass repeats it."""
+        before: list[str] = []
+
+        def enter(*_: object) -> None:
+            before.append(self.part)
+            self.part = part
+
+        def leave(*_: object) -> None:
+            self.part = before.pop()
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave, always_call=True)
+
+    def count_passes(self, decoder: nn.Module) -> None:
+        """Number the moments by the decoder's forwards so far."""
+
+        def enter(*_: object) -> None:
+            self._pass += 1
+
+        decoder.register_forward_pre_hook(enter)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self._lengths is not None and func is torch.ops.aten._local_scalar_dense.default:
-            return self._lengths()
         out = func(*args, **(kwargs or {}))
+        if func is torch.ops.prim.device.default:  # asked for more often than all else
+            return out
+        packet = func._overloadpacket
+        formula: Any = flop_registry.get(packet) or _FORMULAS.get(str(packet))
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf, func)
@@ -99,8 +132,9 @@ class LiveBytes(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or key in self._owner or not size:
             return
-        self._owner[key] = (self.part, size)
-        self._alive[self.part] += size
+        part = "logits" if self._vocabulary and tensor.shape[-1:] == (self._vocabulary,) else self.part
+        self._owner[key] = (part, size)
+        self._alive[part] += size
         self._total += size
         weakref.finalize(storage, self._gone, key)
         if size > self.largest.bytes:
@@ -113,15 +147,15 @@ class LiveBytes(TorchDispatchMode):
         self._total -= size
 
     def _at(self, total: int, inside: int) -> None:
-        if total > self.peak.bytes:
-            parts = dict(self._alive)
-            if inside:
-                parts["4-bit unpacking"] = parts.get("4-bit unpacking", 0) + inside
-            self.peak = Peak(total, {part: size for part, size in parts.items() if size})
+        work = (self.part, torch.is_grad_enabled(), self._pass)
+        if work not in self.peaks or total > self.peaks[work].bytes:
+            parts = Counter({part: size for part, size in self._alive.items() if size})
+            parts[self.part] += inside
+            self.peaks[work] = Peak(total, dict(parts))
 
 
 def unpacked_bytes(func: Any, args: tuple[Any, ...]) -> int:
-    """What bitsandbytes takes inside its 4-bit product: the weight, unpacked, and its scales in float32.
+    """Return the bytes that a 4-bit product takes inside: the unpacked weight, and its scales in float32.
 
     Its backward unpacks in operations of their own, which are seen as they are.
 
@@ -134,3 +168,23 @@ def unpacked_bytes(func: Any, args: tuple[Any, ...]) -> int:
     activations, shape, block = args[0], args[2], args[4]
     elements = shape[0] * shape[1]
     return elements * activations.element_size() + 4 * -(-elements // block)
+
+
+def _product_4bit(activations: Tensor, packed: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+    return 2 * activations.numel() * shape[0]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+
+
+#: Products that torch has no formula for: 4-bit weights, and attention on a CPU.
+_FORMULAS = {
+    "bitsandbytes.gemm_4bit": _product_4bit,
+    "aten._scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+}

@@ -1,0 +1,208 @@
+"""A backbone without weights: the real classes, PEFT and bitsandbytes layers, on tensors that hold no values.
+
+Built from a config.json alone, by simulate.py and by `rime doctor`. Nothing is read, and no memory is taken.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_map
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.quantization import linear_4bit_modules, quantization_config
+from rime_pl.errors import RimeError
+from rime_pl.miniature.random_checkpoint import SHAPES, model_config
+from rime_pl.processing import RimeProcessor
+
+#: The checkpoint of configs/*.yaml, which can be planned for without a download.
+KNOWN = {"Qwen/Qwen2-VL-2B-Instruct": SHAPES["2b"]}
+#: Token ids where there is no tokenizer. 0 is what a model without values samples, so it stands for a word.
+WORD, DISC, GEN, TURN_END, PAD = range(5)
+
+aten = torch.ops.aten
+_INDEXING = (
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+)
+_COMPARISONS = (aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge)
+
+
+class NoValues(FakeTensorMode):
+    """Where a value is asked for that is not there, the tensor counts as zeros.
+
+    Tensors of this mode have a shape, a type and say that they lie on the CPU. The mode is never entered: it
+    acts on operations that such a tensor takes part in. Token ids, masks and positions are small and real.
+    """
+
+    avoid_device_init = False  # torch's own answer asks the GPU's driver at each operation
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self._inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._inside:  # an operation that another one is made of
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        if func is aten._local_scalar_dense.default:
+            return 0.0
+        if func in _INDEXING:  # how many rows a mask picks is known: it is real
+            args = (args[0], _as_numbers(args[1]), *args[2:])
+        if func is aten.masked_select.default:
+            func, args = aten.index.Tensor, (args[0], _as_numbers([args[1].expand(args[0].shape)]))
+        self._inside = True
+        try:
+            out = super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._inside = False
+        if func._overloadpacket in _COMPARISONS:
+            return func(*tree_map(_zeros, args))
+        return tree_map(_zeros_of_whole_numbers, out)
+
+
+def _as_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Boolean masks among the indices as row numbers."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        found += index.nonzero().unbind(1) if index is not None and index.dtype == torch.bool else [index]
+    return found
+
+
+def _zeros(value: Any) -> Any:
+    empty = isinstance(value, FakeTensor)
+    return torch.zeros((), dtype=value.dtype).expand(value.shape) if empty else value
+
+
+def _zeros_of_whole_numbers(value: Any) -> Any:
+    """Sampled tokens and the like become real, so that lengths can follow from them."""
+    if isinstance(value, FakeTensor) and value.dtype in (torch.int64, torch.int32, torch.bool):
+        return torch.zeros(value.shape, dtype=value.dtype)
+    return value
+
+
+def read_architecture(name_or_path: str) -> PretrainedConfig:
+    """Return the config.json of a checkpoint: a folder, a download, or the one shape that is built in.
+
+    Raises:
+        RimeError: If there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(name_or_path, local_files_only=name_or_path in KNOWN)
+    except (OSError, ValueError) as error:
+        if name_or_path in KNOWN:
+            return model_config(KNOWN[name_or_path])
+        raise RimeError(
+            f"model.backbone.name_or_path: no config.json for {name_or_path!r} ({error}). Give a folder that "
+            f"holds the checkpoint's config.json (weights are not needed), or {', '.join(KNOWN)}."
+        ) from error
+
+
+def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> RimeProcessor:
+    """Return the checkpoint's processor, or a stand-in with made-up token ids where there is none."""
+    name = config.name_or_path
+    if name not in KNOWN or isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str):
+        try:
+            return RimeProcessor.from_pretrained(name, config.prompt)
+        except RimeError:
+            pass
+    stand_in: Any = SimpleNamespace(
+        disc_id=DISC,
+        gen_id=GEN,
+        turn_end_id=TURN_END,
+        pad_id=PAD,
+        image_id=architecture.image_token_id,
+        special_ids=[DISC, GEN, TURN_END, PAD, architecture.image_token_id],
+        new_tokens=[],  # big checkpoints have spare rows for them
+        tokenizer=range(architecture.text_config.vocab_size),
+        prompt=config.prompt,
+    )
+    return stand_in  # type: ignore[no-any-return]
+
+
+class WeightlessBackbone(Backbone):
+    """The backbone as it trains, adapters included, on tensors without values.
+
+    Args:
+        config: Bits, dtype, adapters, checkpointing.
+        architecture: From :func:`read_architecture`.
+        processor: From :func:`read_processor`.
+
+    Raises:
+        RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model.
+    """
+
+    def __init__(
+        self, config: BackboneConfig, architecture: PretrainedConfig, processor: RimeProcessor
+    ) -> None:
+        nn.Module.__init__(self)
+        self.config, self.processor, self.base_hash = config, processor, ""
+        self.values = NoValues()
+        dtype = getattr(torch, config.dtype)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                architecture, dtype=dtype, attn_implementation=config.attn_implementation
+            )
+            settings: Any = quantization_config(config)
+            if settings is not None:
+                skipped = settings.llm_int8_skip_modules
+                model = replace_with_bnb_linear(model, skipped, quantization_config=settings)
+                model.is_loaded_in_4bit = True
+                for layer in linear_4bit_modules(model).values():
+                    layer.weight.data = layer.weight.data.to(dtype)  # as it is stored
+                    if layer.bias is not None:
+                        layer.bias.data = layer.bias.data.to(dtype)
+            self.adapt(model)
+        self._drop_values(dtype)
+
+    def _drop_values(self, dtype: torch.dtype) -> None:
+        """Turn meta tensors into tensors that say they lie on the CPU, so that its operations are chosen."""
+        packed = {id(layer.weight) for layer in linear_4bit_modules(self).values()}
+        made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept: an id is unique among the living
+        for module in self.modules():
+            groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for group in groups:
+                for name, old in group.items():
+                    if old is None:
+                        continue
+                    if id(old) not in made:
+                        with self.values:
+                            new = torch.empty(old.shape, dtype=old.dtype)
+                        if id(old) in packed:
+                            new = _pack(new, dtype)
+                        elif group is module._parameters:
+                            new = nn.Parameter(new, requires_grad=old.requires_grad)
+                        made[id(old)] = (old, new)
+                    group[name] = made[id(old)][1]
+
+    def tensors(self) -> list[Tensor]:
+        """Every weight and buffer once, the 4-bit state included."""
+        found: list[Tensor] = [*self.parameters(), *self.buffers()]
+        for layer in linear_4bit_modules(self).values():
+            found += state_tensors(layer.weight.quant_state)
+        return found
+
+
+def _pack(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """An NF4 weight with its double-quantised state, by bitsandbytes itself."""
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4", quant_storage=dtype)
+    parameter: Any = nn.Parameter(packed, requires_grad=False)
+    parameter.quant_state = state
+    return parameter
+
+
+def state_tensors(state: Any) -> list[Tensor]:
+    """Return the tensors of a bitsandbytes quantisation state, those of its scales included."""
+    nested = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+    return [state.absmax, state.code, *nested]
