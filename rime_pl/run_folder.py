@@ -20,6 +20,8 @@ RUNS = Path("runs")
 CONTROLS = "controls"
 #: The file that a run writes last, when all else is written.
 MARKER = "done.json"
+#: The file that `rime run` writes before a run begins.
+ORIGIN = "origin.json"
 
 
 class RunFolder:
@@ -107,7 +109,7 @@ class RunFolder:
     @property
     def origin(self) -> dict[str, Any]:
         """What `rime run` wrote before the run began: recipe, differences, start; empty for other runs."""
-        file = self.path / "origin.json"
+        file = self.path / ORIGIN
         return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     def before(self) -> RunFolder | None:
@@ -143,13 +145,13 @@ class RunFolder:
     def begin(self, settings: dict[str, Any], origin: dict[str, Any]) -> None:
         """Claim the folder for a run that is about to start, so that no other settings take it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "origin.json", origin)
+        write_json(self.path / ORIGIN, origin)
         self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def give_up(self) -> None:
         """Free a folder that was claimed, where nothing was trained."""
         self.config.unlink(missing_ok=True)
-        (self.path / "origin.json").unlink(missing_ok=True)
+        (self.path / ORIGIN).unlink(missing_ok=True)
 
     @classmethod
     def newest(cls, folder: str | Path) -> RunFolder:

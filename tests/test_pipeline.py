@@ -22,7 +22,7 @@ from rime_pl.pipeline import (
     sort_settings,
     with_few_rewrites,
 )
-from rime_pl.run_folder import RunFolder, write_json
+from rime_pl.run_folder import ORIGIN, RunFolder, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -163,7 +163,7 @@ def test_another_start_is_another_run(tmp_path: Path) -> None:
     assert find_run(tmp_path, "cma", settings(), {"start_hash": "b"}) == second  # trained anew in its place
     assert find_run(tmp_path, "cma", settings(), {}) == RunFolder(tmp_path / "cma")  # not known yet
     by_hand = begin(tmp_path / "cma-2", temperature=0.3)
-    (by_hand.path / "origin.json").unlink()
+    (by_hand.path / ORIGIN).unlink()
     assert find_run(tmp_path, "cma", settings(0.3), {"start_hash": "b"}) == by_hand
 
 

@@ -68,9 +68,9 @@ def run(
 ) -> int:
     """Train a stage, and before it everything that it needs and that is missing.
 
-    A finished run with the same settings is found again, an unfinished one is resumed, and other settings get
-    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.05. For
-    an earlier stage, put its name in front: --sft.model.temperature 0.05.
+    A finished run with the same settings is found again, and an unfinished one is resumed. Other settings get
+    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.05.
+    Settings of an earlier stage have its name in front: --sft.model.temperature 0.05.
 
     Args:
         stage: Stage to train. data and base make only the corpus, or the tiny base model.

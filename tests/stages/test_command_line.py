@@ -180,7 +180,7 @@ def test_a_diverged_run_names_step_samples_and_last_good_checkpoint(
         "1e-5",
     ]  # as the message says
     assert main([*arguments, *settings, "--model.init_adapter_from", str(runs / "sft" / "adapter")]) == 2
-    assert "another adapter than the one this run was started with" in capsys.readouterr().err
+    assert "another adapter than the one that this run was started with" in capsys.readouterr().err
     assert main([*arguments, *settings]) == 0
     assert f"continuing from {last}" in capsys.readouterr().out
     finished = torch.load(last, weights_only=False)
