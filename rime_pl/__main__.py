@@ -45,8 +45,8 @@ COMMANDS = {
 }
 FIRST_STEPS = """\
 first steps, in a checkout of the repository:
-  make train-cma              build the demo data, train stages 1 and 2 on the CPU
-  rime search "red apple"     search the demo pictures with the trained model"""
+  make train-cma                 build the demo data and train stages 1 and 2, minutes on a laptop's CPU
+  rime search "a firefighter"    search the demo pictures in both modes"""
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 

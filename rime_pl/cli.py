@@ -7,7 +7,6 @@ tests and writes the report. From here the loss is one file away: rime_pl/module
 from __future__ import annotations
 
 import argparse
-import inspect
 import sys
 import time
 from collections.abc import Sequence
@@ -106,7 +105,7 @@ class StageCLI(LightningCLI):
                 parser_kwargs={
                     "prog": prog,
                     "usage": f"{prog} --config FILE --run_dir FOLDER [--SETTING VALUE ...]",
-                    "description": inspect.getdoc(sys.modules[STAGES[stage].__module__]),
+                    "description": (sys.modules[STAGES[stage].__module__].__doc__ or "").split("\n\n")[0],
                 },
             )
         finally:

@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 
 from rime_pl.errors import RimeError
+from rime_pl.options.words import CONFIGS
 from rime_pl.run_folder import RUNS, RunFolder
 
 #: The stages in the order in which each starts from the adapter of the one before.
 STAGES = ("sft", "cma", "refine_rl")
 #: Everything that `rime run` can be asked for, in order.
 GOALS = ("data", "base", *STAGES)
-CONFIGS = (Path(__file__).parent / "configs").resolve()
 #: Recipes that have a name: a folder with one YAML file for each stage.
 RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS}
 #: Corpora that can be built without further input.

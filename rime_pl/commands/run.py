@@ -83,9 +83,8 @@ def run(
         settings: Settings of the stages, as words of the command line.
     """
     goal = stage.replace("-", "_")
-    given = sort_settings(goal, settings)
     name, files = find_recipe(recipe)
-    pipeline = Pipeline(find_corpus(corpus), files, name, seed, base, given)
+    pipeline = Pipeline(find_corpus(corpus), files, name, seed, base, sort_settings(goal, settings))
     only_look = dry_run or print_folder
     console = Console(quiet=print_folder, soft_wrap=True, highlight=False, markup=False)
     if goal == "refine_rl":

@@ -1,4 +1,4 @@
-"""``rime search "a red apple"``: the best pictures in each mode, as a table and a PNG sheet."""
+"""``rime search "a firefighter"``: the best pictures in each mode, as a table and a PNG sheet."""
 
 from __future__ import annotations
 

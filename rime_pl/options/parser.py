@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -124,16 +125,19 @@ class PlainParser(ArgumentParser):
         known = {action.dest for action in self._actions if not action.dest.endswith(".help")}
         groups = set().union(self.groups or (), *map(groups_of, known))
         leaves = known - groups
-        old: dict[str, str] = {}
+        told: list[str] = []
+        old: dict[Path | None, list[str]] = {}
         wrong: dict[str, str] = {}
         for one in self.given:
             if new := new_name(one.name, one.value, known):
-                old[one.name] = f"{one} is now called {new}."
+                old.setdefault(one.file, []).append(f"{one.name} is now called {new}.")
             elif one.name not in known | groups and not groups_of(one.name) & (leaves | wrong.keys()):
                 near = nearest(one.name, known | groups)
                 hint = f" Did you mean {near if one.file else f'--{near}'}?" if near else ""
                 wrong[one.name] = f"{one} is not a setting of `{self.prog}`.{hint}"
-        told = [*old.values(), *list(wrong.values())[:SHOWN]]
+        for file, lines in old.items():
+            told += [f"--{line}" for line in lines] if file is None else [f"{file} has old names:", *lines]
+        told += list(wrong.values())[:SHOWN]
         if len(wrong) > SHOWN:
             told.append(f"{len(wrong) - SHOWN} more names are wrong. Is this a file for another stage?")
         if told:

@@ -6,7 +6,6 @@ Used by the parser before it reads the words, and by the command `rime` for miss
 from __future__ import annotations
 
 import difflib
-import importlib.resources
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from rime_pl.errors import RimeError
+
+_PACKAGE = Path(__file__).parents[1]
+#: The settings files that come with rime_pl. In a checkout without links they lie beside the package.
+CONFIGS = ((_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs").resolve()
 
 
 class Given(NamedTuple):
@@ -59,11 +62,8 @@ def in_our_spelling(words: Iterable[str]) -> Iterator[str]:
 
 
 def _installed(file: str) -> str:
-    parts = Path(file).parts
-    if parts[:1] != ("configs",) or Path(file).exists():
-        return file
-    ours = importlib.resources.files("rime_pl.configs").joinpath("/".join(parts[1:]))
-    return str(ours) if ours.is_file() else file
+    ours = CONFIGS.parent / file
+    return str(ours) if file.startswith("configs") and not Path(file).exists() and ours.is_file() else file
 
 
 def settings_given(words: Iterable[str]) -> Iterator[Given]:

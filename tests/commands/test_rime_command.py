@@ -13,7 +13,8 @@ import pytest
 
 from rime_pl import __version__
 from rime_pl.__main__ import COMMANDS, STAGES, command, main
-from rime_pl.commands.settings import StageWords
+from rime_pl.commands import run
+from rime_pl.commands.settings import StageWords, parse_with_settings
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import command_parser
 
@@ -43,7 +44,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     ("words", "message"),
     [
         (["serch"], "serch is no command. Did you mean search?"),
-        (["gpu-chekc"], "gpu-chekc is no command. Did you mean gpu-check?"),
+        (["refine-lr"], "refine-lr is no command. Did you mean refine-rl?"),
         (["zzz"], "zzz is no command. There are: sft, cma, refine-rl, "),
         (
             ["cma"],
@@ -75,8 +76,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_of_every_command_has_a_help(name: str) -> None:
     module = importlib.import_module(f"rime_pl.commands.{name}")
-    if "add_arguments" in vars(module):
-        pytest.skip("still builds its own parser")
     functions = vars(module).get("SUBCOMMANDS", {"": module.run})
     for function in functions.values():
         parser = command_parser(function, f"rime {name}")
@@ -115,7 +114,7 @@ def looking(settings: StageWords, *, memory: float | None = None, json: bool = F
 
 def look(*words: str) -> int:
     module = ModuleType("looking")
-    vars(module)["run"] = looking
+    vars(module).update(run=looking, parse=parse_with_settings)
     return command(module, "rime look", list(words))
 
 
@@ -147,7 +146,7 @@ def test_settings_of_a_stage_stand_beside_a_commands_options(
         ),
         (["--config", str(RECIPE), "--model.temprature", "1"], "Did you mean --model.temperature?"),
         (
-            ["--config", str(RECIPE.parents[1] / "data/scenes.yaml")],
+            ["--config", str(RECIPE.parents[1] / "overlays/ddp.yaml")],
             "the name of the file is not a stage. Add --stage",
         ),
         (["--memory", "much"], "--memory must be a number or null, but is 'much'."),
@@ -158,6 +157,13 @@ def test_both_kinds_of_options_are_checked(words: list[str], message: str) -> No
     with pytest.raises(RimeError) as caught:
         look(*words)
     assert message in str(caught.value)
+
+
+def test_settings_of_a_stage_go_through_rime_run_as_they_are() -> None:
+    words = ["cma", "--sft.model.temperature", "0.1", "--seed", "3", "--dry-run"]
+    given = run.parse(run.run, "rime run", words)
+    assert (given["stage"], given["seed"], given["dry_run"]) == ("cma", 3, True)
+    assert given["settings"] == ["--sft.model.temperature", "0.1"]
 
 
 # -- the help of a stage --------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ def test_our_own_settings_come_first_and_the_trainers_on_request(capsys: pytest.
         (["--config", str(RECIPE)], "`rime cma fit` needs --config FILE"),
         (["--run_dir", "x", "--data.path", "y"], "`rime cma fit` needs --config FILE"),
         (
-            ["--run_dir", "x", "--config", str(RECIPE.parents[1] / "data/scenes.yaml")],
+            ["--run_dir", "x", "--config", str(RECIPE.parents[1] / "overlays/ddp.yaml")],
             "The settings in --config leave out model.backbone.name_or_path. Add --model.backbone.name_or_pa",
         ),
         (["--run_dir", "x", "--config", "nowhere.yaml"], "--config nowhere.yaml: there is no such file."),

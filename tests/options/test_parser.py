@@ -161,9 +161,10 @@ def test_an_old_settings_file_is_refused_with_all_new_names(tmp_path: Path) -> N
     )
     names = ("model.optimizer.learning_rate", "model.temperature", "model.reward.form", "data.completion")
     assert refused(stub(*names), "--config", str(file)) == [
-        f"{file}: model.learning_rate is now called model.optimizer.learning_rate.",
-        f"{file}: model.reward is now called model.reward.form.",
-        f"{file}: data.written is now called data.completion (its value pause is now filler).",
+        f"{file} has old names:",
+        "model.learning_rate is now called model.optimizer.learning_rate.",
+        "model.reward is now called model.reward.form.",
+        "data.written is now called data.completion (its value pause is now filler).",
     ]
 
 
