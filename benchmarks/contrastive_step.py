@@ -1,18 +1,21 @@
-"""What a step costs: cached against plain, and against two peers on the same weights and batch, in one run.
+"""Time and memory of a contrastive step: gradient cache, sentence-transformers and UME-R1, in the same run.
 
-`make bench` runs it in the peers' own environment, on one thread. Last line: ratios of seconds, medians
-over interleaved rounds, and of peak memory. > 1 in `.._over_ours` means that ours is faster.
+`make bench` runs it on one thread, in an environment that has the peers. The last line holds ratios of
+seconds (medians over interleaved rounds) and of peak memory. `.._over_ours` above 1 means that ours is
+faster.
 
-- cached over plain: SFT step, texts that find pictures, 8 micro-batches a side, vision features kept, over
-  one forward a side. Small tensors stay in a CPU's caches, which flatters our cache; so the ratio over the
-  same micro-batches in one graph is printed, too: what the second forward costs, and nothing else.
-- sentence-transformers: its CachedMultipleNegativesRankingLoss, contrastive alone, with our backbone as its
-  module, same batch and micro-batch size, against our cache with the vision tower run twice as it does.
-- the ancestor's recipe, on pictures and texts of mixed lengths: a forward per side, padded to its longest
-  row, logits at all positions in float32. Against our SFT step with micro-batches of like length in one graph
-  (micro_batch_tokens without gradient_cache). Both with gradient checkpointing, as a 2B model is trained;
-  without it, our step in one forward a side, and the ancestor with a forward per side *and* mode are printed
-  beside it.
+- cached over plain: an SFT step whose texts find pictures, with 8 micro-batches per side and vision
+  features kept, against one forward per side. Small tensors fit into the caches of a CPU, which favours
+  our gradient cache. So the ratio to the same micro-batches in one graph is also printed: the cost of the
+  second forward.
+- sentence-transformers: its CachedMultipleNegativesRankingLoss with our backbone as its module. Both
+  compute only the contrastive loss, on the same batch and micro-batch size, and run the vision tower
+  twice.
+- UME-R1 (arXiv 2511.00405): its SFT step, on pictures and texts of mixed lengths: one forward per side,
+  padded to the longest row, with float32 logits at all positions. Ours is the SFT step with micro-batches
+  of similar length in one graph (tokens without gradient cache). Both use gradient checkpointing, as with
+  a 2B model. Also printed: the same without checkpointing, ours with one forward per side, UME-R1 with one
+  per side *and* mode.
 """
 
 from __future__ import annotations
@@ -48,21 +51,22 @@ from benchmarks.miniature import (
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.losses.contrastive import info_nce
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Pair, Prompts, Rows
 
 TEMPERATURE = 0.02
 CHUNKS = 8
-MICRO_BATCH_TOKENS = 1024  # rows of like length in one graph
+MICRO_BATCH_TOKENS = 1024  # rows of similar length, in one graph
 Step = Callable[[], object]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory_of", choices=["ours", "plain", "ancestor"], help="used by itself")
-    parser.add_argument("--keep_activations", action="store_true", help="used by itself, with --memory_of")
+    parser.add_argument("--pairs", type=int, default=64, help="Pairs in a batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="Measured rounds (default: %(default)s)")
+    parser.add_argument("--memory_of", choices=["ours", "plain", "ume_r1"], help="internal: step to measure")
+    parser.add_argument("--keep_activations", action="store_true", help="internal: no gradient checkpointing")
     parser.add_argument("--base", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -75,22 +79,21 @@ def main() -> None:
         memory = {
             checkpointing: {
                 name: in_a_process(name, base, args.pairs, checkpointing)
-                for name in ("ours", "plain", "ancestor")
+                for name in ("ours", "plain", "ume_r1")
             }
             for checkpointing in (True, False)
         }
-        cached, ancestors = {}, {}
+        cached, ume_r1 = {}, {}
         for name, load_in_4bit in (("NF4", True), ("fp32", False)):
             backbone = make_backbone(pictured, load_in_4bit)
             cached[name] = measure(cached_steps, backbone, picture_pairs(args.pairs), args.rounds)
             for checkpointing in (True, False):
                 backbone = make_backbone(base, load_in_4bit, checkpointing)
-                ancestors[name, checkpointing] = measure(
-                    ancestor_steps, backbone, mixed_pairs(args.pairs), args.rounds
-                )
+                pairs = mixed_pairs(args.pairs)
+                ume_r1[name, checkpointing] = measure(ume_r1_steps, backbone, pairs, args.rounds)
     for name, seconds in cached.items():
         print(f"{name}: {in_words(seconds)}")
-    for (name, checkpointing), seconds in ancestors.items():
+    for (name, checkpointing), seconds in ume_r1.items():
         print(f"{name}, {how(checkpointing)}: {in_words(seconds)}")
     for checkpointing, peaks in memory.items():
         words = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peaks.items())
@@ -101,13 +104,15 @@ def main() -> None:
         if "sentence-transformers" in seconds:
             ratio = seconds["sentence-transformers"] / seconds["contrastive, vision kept"]
             print(f"{name}: sentence-transformers over ours with the vision features kept {ratio:.3f}")
-    for (name, checkpointing), seconds in ancestors.items():
-        ratio = seconds["ancestor, per mode"] / seconds["ours"]
-        print(f"{name}, {how(checkpointing)}: a forward per side and mode over ours {ratio:.3f}")
-    print("fp32: " + json.dumps(ratios(cached["fp32"], ancestors["fp32", True], memory[True])))
-    kept = ratios(cached["NF4"], ancestors["NF4", False], memory[False])
-    print(f"activations kept: ancestor {kept['ancestor_over_ours']}, memory {kept['memory_over_ancestor']}")
-    print(json.dumps(ratios(cached["NF4"], ancestors["NF4", True], memory[True])))
+    for (name, checkpointing), seconds in ume_r1.items():
+        ratio = seconds["ume_r1, per mode"] / seconds["ours"]
+        print(f"{name}, {how(checkpointing)}: UME-R1 with a forward per side and mode over ours {ratio:.3f}")
+    print("fp32: " + json.dumps(ratios(cached["fp32"], ume_r1["fp32", True], memory[True])))
+    kept = ratios(cached["NF4"], ume_r1["NF4", False], memory[False])
+    print(
+        f"activations kept: UME-R1 over ours {kept['ume_r1_over_ours']}, memory {kept['memory_over_ume_r1']}"
+    )
+    print(json.dumps(ratios(cached["NF4"], ume_r1["NF4", True], memory[True])))
 
 
 def how(checkpointing: bool) -> str:
@@ -119,14 +124,14 @@ def in_words(seconds: dict[str, float]) -> str:
 
 
 def ratios(
-    cached: dict[str, float], ancestors: dict[str, float], memory: dict[str, int]
+    cached: dict[str, float], ume_r1: dict[str, float], memory: dict[str, int]
 ) -> dict[str, float | None]:
     peer = cached.get("sentence-transformers")
     return {
         "cached_over_plain": round(cached["cached"] / cached["plain"], 3),
         "sentence_transformers_over_ours": round(peer / cached["contrastive"], 3) if peer else None,
-        "ancestor_over_ours": round(ancestors["ancestor"] / ancestors["ours"], 3),
-        "memory_over_ancestor": round(memory["ours"] / memory["ancestor"], 3),
+        "ume_r1_over_ours": round(ume_r1["ume_r1"] / ume_r1["ours"], 3),
+        "memory_over_ume_r1": round(memory["ours"] / memory["ume_r1"], 3),
     }
 
 
@@ -136,16 +141,16 @@ def measure(
     pairs: list[Pair],
     rounds: int,
 ) -> dict[str, float]:
-    """Median seconds of each step; rounds are interleaved, so that a busy machine hits all alike."""
+    """Return the median seconds of each step. Rounds are interleaved, so a busy machine slows all."""
     batch = backbone.processor.training_batch(pairs)
     steps = make(backbone, batch)
     seen: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(rounds + 1):
         for name, step in steps.items():
             backbone.zero_grad(set_to_none=True)
-            start = time.process_time()  # of one thread: what others do to this machine does not count
+            start = time.process_time()  # time of one thread, which other processes do not change
             step()
-            if round_number:  # the first warms up
+            if round_number:  # the first round only warms up
                 seen[name].append(time.process_time() - start)
     return {name: statistics.median(times) for name, times in seen.items()}
 
@@ -153,14 +158,14 @@ def measure(
 # -- ours -------------------------------------------------------------------------------------------------
 
 
-def sft_step(backbone: Backbone, batch: Batch, **settings: int | bool) -> Step:
-    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+def sft_step(backbone: Backbone, batch: Batch, micro: MicroBatchSettings = MicroBatchSettings()) -> Step:
+    module = silent(SFTModule(backbone.config, micro_batches=micro), backbone)
     return lambda: module.backward(module.training_step(batch, 0))
 
 
 def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> Step:
-    settings = {"micro_batch_size": len(batch) // CHUNKS, "reuse_vision": reuse_vision}
-    module = silent(SFTModule(backbone.config, **settings), backbone)  # type: ignore[arg-type]
+    micro = MicroBatchSettings(size=len(batch) // CHUNKS, reuse_vision=reuse_vision)
+    module = silent(SFTModule(backbone.config, micro_batches=micro), backbone)
     sides = [
         Rows(side.prompts, side.completions, torch.zeros_like(side.annotated))  # no labels
         for side in (batch.query, batch.target)
@@ -174,12 +179,12 @@ def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> St
 
 
 def cached_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
-    """The cache's overhead, and the same loss by a peer's cache."""
+    """Return the steps that show the cost of the gradient cache, ours and that of the peer."""
     rows = len(batch) // CHUNKS
     steps = {
         "plain": sft_step(backbone, batch),
-        "same micro-batches": sft_step(backbone, batch, micro_batch_size=rows, gradient_cache=False),
-        "cached": sft_step(backbone, batch, micro_batch_size=rows),
+        "same micro-batches": sft_step(backbone, batch, MicroBatchSettings(size=rows, gradient_cache=False)),
+        "cached": sft_step(backbone, batch, MicroBatchSettings(size=rows)),
         "contrastive": contrastive_step(backbone, batch, reuse_vision=False),
         "contrastive, vision kept": contrastive_step(backbone, batch, reuse_vision=True),
     }
@@ -207,7 +212,7 @@ class Encoder(nn.Module):
 
 
 def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
-    """The peer's cached loss in both directions, as ours."""
+    """Return the cached loss of the peer, in both directions like ours."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
@@ -220,7 +225,7 @@ def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
         directions=("query_to_doc", "doc_to_query"),
         partition_mode="per_direction",
     )
-    # longest first, as ours takes them: the peer sorts in its data loader
+    # longest first, like ours; the peer sorts in its data loader
     orders = [side.lengths().sum(1).argsort(descending=True) for side in sides]
     features = [
         {"input_ids": torch.stack([torch.full_like(order, number), order], dim=1)}
@@ -234,25 +239,26 @@ def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
     return step
 
 
-# -- the ancestor's recipe --------------------------------------------------------------------------------
+# -- UME-R1 -----------------------------------------------------------------------------------------------
 
 
-def ancestor_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
-    """The whole SFT step, ours and the ancestor's."""
-    ours = {"micro_batch_tokens": MICRO_BATCH_TOKENS, "gradient_cache": False}
+def ume_r1_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
+    """Return the whole SFT step, ours and that of UME-R1."""
+    ours = MicroBatchSettings(tokens=MICRO_BATCH_TOKENS, gradient_cache=False)
     return {
-        "ours": sft_step(backbone, batch, **ours),
+        "ours": sft_step(backbone, batch, ours),
         "plain": sft_step(backbone, batch),
-        "ancestor": lambda: ancestor_step(backbone, batch, per_mode=False),
-        "ancestor, per mode": lambda: ancestor_step(backbone, batch, per_mode=True),
+        "ume_r1": lambda: ume_r1_step(backbone, batch, per_mode=False),
+        "ume_r1, per mode": lambda: ume_r1_step(backbone, batch, per_mode=True),
     }
 
 
-def ancestor_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
-    """SFT as its ancestor takes it: each side padded to its longest sequence, logits at all positions.
+def ume_r1_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
+    """Run SFT like UME-R1: each side padded to its longest sequence, logits at all positions.
 
     Args:
-        per_mode: A forward of its own for the discriminative embedding, over the prompt alone.
+        backbone, batch: Weights and data, the same as for our step.
+        per_mode: Whether the discriminative embedding has its own forward, over the prompt only.
     """
     disc, gen, cross_entropy = [], [], []
     for side in (batch.query, batch.target):
@@ -271,7 +277,7 @@ def ancestor_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
 
 
 def padded(side: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prompt and completion of each row together, right-padded: ids, mask, labels, mask of the prompt."""
+    """Return ids, mask, labels and mask of the prompt, with prompt and completion of a row together."""
     ids = torch.zeros(len(side), int(side.lengths().sum(1).max()), dtype=torch.int64)
     mask, prompt_mask, labels = torch.zeros_like(ids), torch.zeros_like(ids), torch.full_like(ids, -100)
     for row in range(len(side)):
@@ -309,11 +315,11 @@ def in_a_process(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
 
 
 def peak_of(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
-    """Peak of one NF4 step above the imports, in bytes."""
+    """Return the peak memory of one NF4 step above the imports, in bytes."""
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     backbone = make_backbone(base, True, checkpointing)
     batch = backbone.processor.training_batch(mixed_pairs(pairs))
-    ancestor_steps(backbone, batch)[name]()
+    ume_r1_steps(backbone, batch)[name]()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) * 1024
 
 

@@ -1,10 +1,10 @@
-"""Does memory stay that of a micro-batch when the batch grows 128-fold, and is `rime plan` right?
+"""Memory of a step whose batch is 128 times larger, and the error of `rime plan`.
 
-`python -m benchmarks.memory` takes one SFT step with 32 and with 4,096 pairs, micro-batches of 32 rows,
-each in a process of its own, and prints the ratio of their peaks above the import baseline. What has to
-grow with the batch is listed and subtracted: the inputs, the embeddings and their gradients. Texts alone:
-pictures would add inputs, no more. Then come the predictions of `rime plan` beside measured peaks
-(plan_error.py). The last line is JSON.
+`python -m benchmarks.memory` runs one SFT step with 32 and one with 4,096 pairs, each in its own process,
+with micro-batches of 32 rows. It prints the ratio of their peaks above the imports, which should be
+near 1. What must grow with the batch is listed and subtracted: inputs, embeddings and their gradients. The
+items are only texts, because pictures would just add inputs. Then it compares `rime plan` with measured
+peaks (plan_error.py). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from benchmarks.miniature import make_backbone, make_base, silent
 from benchmarks.plan_error import errors as plan_errors
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.miniature.tiny import TinyConfig
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Batch, Completions, Prompts, Rows
 
 SIZES = (32, 4096)
 MICRO_BATCH = 32
 PROMPT_TOKENS, COMPLETION_TOKENS = 48, 24
-#: Narrow and thirsty: activations of a micro-batch are large beside embeddings of 64 numbers.
+#: Narrow, with a wide MLP, so that the activations of a micro-batch are much larger than its embeddings.
 SHAPE = TinyConfig(
     hidden_size=64,
     num_layers=2,
@@ -49,7 +50,7 @@ VOCABULARY = 1843
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, help="measure this many pairs in this process (used by itself)")
+    parser.add_argument("--size", type=int, help="internal: measure this many pairs in this process")
     parser.add_argument("--base", type=Path)
     args = parser.parse_args()
     if args.size:
@@ -61,8 +62,8 @@ def main() -> None:
     for size, one in zip(SIZES, seen, strict=True):
         parts = ", ".join(f"{name} {value / 2**20:.1f} MiB" for name, value in one["grows"].items())
         print(
-            f"{size} pairs: peak above the imports {one['peak'] / 2**20:.1f} MiB; must grow: {parts}; "
-            f"{one['seconds']:.1f} s"
+            f"{size} pairs: peak above the imports {one['peak'] / 2**20:.1f} MiB; grows with the batch: "
+            f"{parts}; {one['seconds']:.1f} s"
         )
     small, large = (one["peak"] - sum(one["grows"].values()) for one in seen)
     plan_error = plan_errors()["plan_error"]
@@ -70,7 +71,7 @@ def main() -> None:
 
 
 def in_a_process(size: int, base: Path) -> dict:
-    """Peak and seconds of one step, from a fresh process that hands freed memory back at once."""
+    """Return peak and seconds of one step, in a new process that returns freed memory at once."""
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -84,11 +85,11 @@ def in_a_process(size: int, base: Path) -> dict:
 
 
 def measure(size: int, base: Path) -> dict:
-    """One step of ``size`` pairs."""
+    """Return peak and seconds of one step of ``size`` pairs, in this process."""
     torch.set_num_threads(1)
     baseline = _peak()
     backbone = make_backbone(base, load_in_4bit=False)
-    module = silent(SFTModule(backbone.config, micro_batch_size=MICRO_BATCH), backbone)
+    module = silent(SFTModule(backbone.config, micro_batches=MicroBatchSettings(size=MICRO_BATCH)), backbone)
     batch = random_batch(backbone, size)
     start = time.perf_counter()
     module.backward(module.training_step(batch, 0))
@@ -100,7 +101,7 @@ def measure(size: int, base: Path) -> dict:
 
 
 def random_batch(backbone: Backbone, size: int) -> Batch:
-    """Random words, all of one length, every row annotated."""
+    """Return a batch of random words, all rows annotated and of the same length."""
     processor = backbone.processor
     generator = torch.Generator().manual_seed(0)
 
@@ -127,7 +128,7 @@ def input_bytes(batch: Batch) -> int:
 
 
 def _peak() -> int:
-    """Largest resident size of this process so far, in bytes (Linux)."""
+    """Return the largest resident size of this process so far, in bytes (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

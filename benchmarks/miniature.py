@@ -1,13 +1,14 @@
-"""The model and the batches that the benchmarks measure with: a Qwen3-VL in miniature, random weights.
+"""The small model with random weights and the batches that the benchmarks use.
 
-Proportions are those of Qwen2-VL-2B: vocabulary / (layers x MLP width) = 0.6, MLP width / hidden width =
-5.8, and a vision tower that costs as much per visual token as the decoder, or a little more.
+The proportions are those of Qwen2-VL-2B: vocabulary / (layers x MLP width) = 0.6, MLP width / hidden width =
+5.8, and a vision tower that takes as long per visual token as the decoder, or a little longer.
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Item, Pair
 
+Stage = TypeVar("Stage", bound=RimeModule)
 #: 0.6 = 1843 / (4 x 768); Qwen2-VL-2B: 151936 / (28 x 8960).
 PROPORTIONED = TinyConfig(
     hidden_size=128,
@@ -35,20 +37,20 @@ PROPORTIONED = TinyConfig(
 )
 VOCABULARY = 1843
 IMAGE_SIZE = 64  # 4 visual tokens
-#: 64 visual tokens beside some 30 of text and rewrite, as 256 beside 64 and 100 with a 2B model.
+#: 64 visual tokens with about 30 of text and rewrite, similar to 256 with 64 and 100 in a 2B model.
 PICTURE_SIZE = 192
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
 _RNG = random.Random(0)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
     "".join(_RNG.choice(_LETTERS) for _ in range(_RNG.randint(3, 7))) for _ in range(200)
-]  # a token each
+]  # one token each
 
 
 def make_base(
     folder: Path, config: TinyConfig, vocabulary: int, image_size: int = IMAGE_SIZE, seed: int = 0
 ) -> Path:
-    """An ordinary checkpoint folder with random weights and exactly ``vocabulary`` embedding rows."""
+    """Write a checkpoint folder with random weights and exactly ``vocabulary`` embedding rows."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 900)
     model = build_model(tokenizer, config, image_size)
@@ -59,7 +61,7 @@ def make_base(
 
 
 def make_backbone(base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False) -> Backbone:
-    """In float32 with LoRA of rank 16, dropout included."""
+    """Return the backbone in float32, with LoRA of rank 16 and dropout."""
     config = BackboneConfig(
         str(base),
         load_in_4bit=load_in_4bit,
@@ -72,15 +74,15 @@ def make_backbone(base: Path, load_in_4bit: bool, gradient_checkpointing: bool =
     return Backbone(config, RimeProcessor.from_pretrained(str(base), PROMPT))
 
 
-def silent(module: RimeModule, backbone: Backbone) -> RimeModule:
-    """A stage without a trainer."""
+def silent(module: Stage, backbone: Backbone) -> Stage:
+    """Return the stage ready to run without a trainer: it has a backbone and logs nothing."""
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
 
 
 def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
-    """Pictures and texts by turns on both sides; texts of 5 to 80 words, rewrites of 6 to 40, most short."""
+    """Return pairs of a picture and a text in turn, with texts of 5 to 80 words, rewrites of 6 to 40."""
     rng = random.Random(seed)
 
     def item(name: str, pictured: bool) -> Item:
@@ -93,7 +95,7 @@ def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
 
 
 def picture_pairs(count: int, seed: int = 0) -> list[Pair]:
-    """A text of 5 to 12 words finds a picture; rewrites of 6 to 40 words, most short."""
+    """Return pairs in which a text of 5 to 12 words finds a picture, with rewrites of 6 to 40 words."""
     rng = random.Random(seed)
     return [
         Pair(

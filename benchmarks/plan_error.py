@@ -30,13 +30,14 @@ from torch.utils.data import DataLoader
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.miniature.random_checkpoint import SHAPES, Shape, save_checkpoint, synthetic_pairs
-from rime_pl.preflight.gpu.stages import STAGES
-from rime_pl.preflight.plan.predict import stage_plan
-from rime_pl.preflight.plan.shapes import StepShape, side_shape
-from rime_pl.preflight.plan.skeleton import build_skeleton, read_architecture
+from rime_pl.modules.base import RimeModule
+from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
+from rime_pl.modules.sft import SFTModule
+from rime_pl.preflight.plan.predict import predict_stage
+from rime_pl.preflight.plan.weightless import read_architecture
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.scaling.micro_batches import MicroBatches
 from rime_pl.types import Batch
 
 MIB = 2**20
@@ -82,12 +83,15 @@ def settings(case: Case, folder: Path) -> tuple[BackboneConfig, RimeProcessor, B
 
 def predict(case: Case, folder: Path) -> int:
     """Bytes of weights, optimiser and step."""
-    config, processor, batch = settings(case, folder)
-    wrong = case.batch_size if case.stage == "cma" else 0
-    cached = MicroBatches(case.micro_batch_size, None) if case.micro_batch_size else None
-    shape = StepShape(case.stage, side_shape(batch.query), side_shape(batch.target), wrong, cached)
-    skeleton = build_skeleton(config, read_architecture(str(folder)), len(processor.tokenizer))
-    return stage_plan(skeleton, shape).peak
+    config, _, batch = settings(case, folder)
+    return predict_stage(module_of(case, config), read_architecture(str(folder)), batch).peak
+
+
+def module_of(case: Case, config: BackboneConfig) -> RimeModule:
+    """The stage with the settings of the case, without its backbone."""
+    stage = CMAModule if case.stage == "cma" else SFTModule
+    micro_batches = MicroBatchSettings(size=case.micro_batch_size)
+    return stage(config, optimizer=OptimizerSettings(warmup_steps=0), micro_batches=micro_batches)
 
 
 class Watch(L.Callback):
@@ -113,7 +117,7 @@ def measure(case: Case, folder: Path) -> tuple[int, int]:
 def train(case: Case, folder: Path) -> None:
     """``NUM_STEPS`` steps on one batch."""
     config, _, batch = settings(case, folder)
-    module = STAGES[case.stage](config, warmup_steps=0, micro_batch_size=case.micro_batch_size)
+    module = module_of(case, config)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,

@@ -1,12 +1,12 @@
-"""One step of reinforcement learning with pictures: TRL's GRPOTrainer against Refine-RL, in the same run.
+"""Time of one RL step with pictures: GRPOTrainer of TRL against Refine-RL, in the same run.
 
-`python benchmarks/rl_step.py --base models/tiny-scenes --data data/scenes` (made by `make base DATA=scenes`).
+`python benchmarks/rl_step.py --base models/tiny-scenes --data data/scenes`, after `make base DATA=scenes`.
 
-Both get the same base in float32 without 4 bits, LoRA of the same rank on the same layers, the same queries
-with their pictures, G = 8 rewrites of exactly 32 new tokens, a KL penalty against the frozen start, AdamW.
-A step is everything from raw items to the optimiser's step: tokenising, drawing, the reference's pass,
-rewards, the policy's pass and the update. TRL's reward is a constant function; ours does more: it embeds,
-compares with anchors, and trains the two token rows beside LoRA. TRL's trainer keeps its defaults otherwise.
+Both have the same base model in float32, LoRA of the same rank on the same layers, the same queries with
+pictures, G = 8 rewrites of exactly 32 new tokens, a KL penalty against the frozen start, and AdamW. A step
+is all from raw items to the update: tokenising, sampling, the forward of the reference, rewards, and
+forward and backward of the policy. The reward of TRL is a constant function. Ours does more: it embeds,
+compares with anchors, and also trains the two token rows. All other settings of TRL are its defaults.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from rime_pl.backbone.config import LANGUAGE_LINEARS, BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.modules.settings import OptimizerSettings, RolloutSettings
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch, Pair
 
 NUM_GENERATIONS, NEW_TOKENS, RANK = 8, 32, 16
-#: Renders a conversation with our layout, so that both sides read the same tokens.
+#: Writes a conversation in our layout, so that both read the same tokens.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}"
@@ -47,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def read_pairs(data: Path, count: int) -> list[Pair]:
-    """Training pairs whose query holds one picture, as of one task."""
+    """Return training pairs whose query holds one picture, all marked as one task."""
     reader, pairs = ShardReader(read_split(data, "train")), []
     for number in range(len(reader)):
         pair = reader.read(number)
@@ -55,11 +56,11 @@ def read_pairs(data: Path, count: int) -> list[Pair]:
             pairs.append(replace(pair, dataset="one"))
         if len(pairs) == count:
             return pairs
-    raise SystemExit(f"{data}: fewer than {count} training queries with one picture.")
+    raise SystemExit(f"{data} must hold {count} training queries with one picture, but has {len(pairs)}.")
 
 
 class Items(L.LightningDataModule):
-    """Raw pairs; tokenised inside of the measured step, as TRL does it."""
+    """Raw pairs, tokenised inside the measured step as in TRL."""
 
     seed = 0
 
@@ -74,7 +75,7 @@ class Items(L.LightningDataModule):
         return []
 
     def train_dataloader(self) -> list[int]:
-        """Numbers of batches: the items themselves are looked up in the step."""
+        """Return the numbers of the batches; the step looks up their items."""
         return list(range(self.steps))
 
     def batch(self, position: int) -> Batch:
@@ -84,7 +85,7 @@ class Items(L.LightningDataModule):
 
 
 class Timed(RefineRLModule):
-    """Refine-RL that tokenises in its step and notes how long each took."""
+    """Refine-RL that tokenises in its step, and records the seconds of each step."""
 
     seconds: list[float]
 
@@ -94,7 +95,7 @@ class Timed(RefineRLModule):
         stops = torch.tensor([processor.gen_id, processor.turn_end_id])
 
         def never_stop(module: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
-            # exactly NEW_TOKENS: what TRL is told by min_new_tokens
+            # exactly NEW_TOKENS, like min_new_tokens in TRL
             return logits.index_fill(-1, stops, -1e4)
 
         self.model.language_model.lm_head.register_forward_hook(never_stop)
@@ -116,7 +117,10 @@ def ours(base: Path, pairs: list[Pair], items: int, steps: int) -> list[float]:
         save_adapter(folder, start.peft, adapter_state(start.peft), processor, config, start.base_hash)
         del start
         module = Timed(
-            config, folder, NUM_GENERATIONS, max_new_tokens=NEW_TOKENS - 1, sides="query", warmup_steps=0
+            config,
+            folder,
+            rollouts=RolloutSettings(NUM_GENERATIONS, max_new_tokens=NEW_TOKENS - 1, sides="query"),
+            optimizer=OptimizerSettings(3e-5, warmup_steps=0),
         )
         module.seconds = []
         trainer = L.Trainer(
@@ -127,12 +131,14 @@ def ours(base: Path, pairs: list[Pair], items: int, steps: int) -> list[float]:
             enable_progress_bar=False,
         )
         trainer.fit(module, datamodule=Items(processor, pairs, items, steps))
-        assert trainer.callback_metrics["train/rewrite_length"] == NEW_TOKENS - 1, "and <gen_emb>"
+        assert trainer.callback_metrics["train/rewrite_length"] == NEW_TOKENS - 1, (
+            "the last token is <gen_emb>"
+        )
     return module.seconds
 
 
 class StepSeconds(TrainerCallback):
-    """Wall seconds of each step of a Hugging Face trainer, the optimiser's included."""
+    """Records the wall seconds of each step of a Hugging Face trainer, with the update."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -202,11 +208,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base", type=Path, default=Path("models/tiny-scenes"))
-    parser.add_argument("--data", type=Path, default=Path("data/scenes"))
-    parser.add_argument("--items", type=int, default=4, help="queries of a step (%(default)s)")
-    parser.add_argument("--steps", type=int, default=6, help="measured steps (%(default)s)")
-    parser.add_argument("--warm_up", type=int, default=2, help="steps before (%(default)s)")
+    parser.add_argument(
+        "--base", type=Path, default=Path("models/tiny-scenes"), help="Base model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/scenes"), help="Corpus (default: %(default)s)"
+    )
+    parser.add_argument("--items", type=int, default=4, help="Queries in a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=6, help="Measured steps (default: %(default)s)")
+    parser.add_argument(
+        "--warm_up", type=int, default=2, help="Steps before the measured ones (default: %(default)s)"
+    )
     args = parser.parse_args()
     pairs = read_pairs(args.data, 32)
     steps = args.warm_up + args.steps
@@ -215,7 +227,7 @@ def main() -> None:
         for name, run in (("TRL GRPOTrainer", peer), ("Refine-RL", ours))
     }
     for name, value in seconds.items():
-        print(f"{name:<16} {value:.3f} s a step, median of {args.steps}")
+        print(f"{name:<16} {value:.3f} s per step, median of {args.steps}")
     trl, mine = seconds.values()
     facts = {"items": args.items, "generations": NUM_GENERATIONS, "new_tokens": NEW_TOKENS}
     facts |= {"threads": torch.get_num_threads()}

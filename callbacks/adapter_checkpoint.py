@@ -1,14 +1,13 @@
-"""Checkpoints that survive a kill at any moment, and the adapter folder that PEFT loads.
+"""Saves checkpoints that survive a kill at any moment, and the adapter folder that PEFT loads.
 
-Added to every stage by cli.py. ``checkpoints/last.ckpt`` holds what trains, the optimiser, the loops, the
-random state and the data position; ``adapter/`` holds what a user of the model needs.
+Added to every stage by ``cli``. ``RunFolder.last_checkpoint`` holds the trainable weights, the optimiser, the
+loops, the random state and the position in the data; ``adapter/`` holds what a user of the model needs.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,22 +18,22 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError
+from rime_pl.run_folder import RunFolder
 
-LAST = "checkpoints/last.ckpt"
-#: The one before, and the one that a diverged run left behind; of stages that watch for divergence.
-PREVIOUS, DIVERGED = "checkpoints/previous.ckpt", "checkpoints/diverged.ckpt"
+#: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
+PREVIOUS, DIVERGED = "previous.ckpt", "diverged.ckpt"
 
 
 class AdapterCheckpoint(Checkpoint):
-    """Save for resuming every few steps and after each epoch; write the adapter folder at the end.
+    """Saves a checkpoint every few steps and after each epoch, and the adapter folder at the end.
 
     Args:
-        run_dir: Folder of this stage's run.
-        every_n_steps: Training batches between two saves within an epoch.
+        run_dir: Folder of the run; taken from ``--run_dir``.
+        every_n_steps: Number of training batches between two checkpoints within an epoch.
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 50) -> None:
-        self.run_dir = Path(run_dir)
+        self.run = RunFolder(run_dir)
         self.every_n_steps = every_n_steps
         self._trained_since = 0  # batches since last.ckpt was written or read
 
@@ -42,7 +41,8 @@ class AdapterCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._trained_since += 1
-        # Not on an epoch's last batch: there Lightning restores wrong counters, and the epoch's end follows.
+        # Not on the last batch of an epoch: Lightning would restore wrong counters, and the end of the epoch
+        # saves anyway.
         last_of_epoch = batch_idx + 1 == trainer.num_training_batches
         if batches_trained(trainer) % self.every_n_steps == 0 and not last_of_epoch:
             self._save(trainer)
@@ -56,31 +56,32 @@ class AdapterCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Tell a diverged run where it was still good.
+        """Add the last good checkpoint to the message of a diverged run.
 
-        A batch shows what the steps before it made. So weights that no batch has passed since they were
-        saved may be what diverged: they are put aside, and the run goes on from those before.
+        Only a later batch shows that saved weights are good. If no batch was trained since the last save, the
+        saved weights may have diverged: they are put aside, and the previous checkpoint becomes the last.
         """
         if not isinstance(exception, DivergedError):
             return
-        last, previous = self.run_dir / LAST, self.run_dir / PREVIOUS
+        last = self.run.last_checkpoint
+        previous, diverged = last.with_name(PREVIOUS), last.with_name(DIVERGED)
         aside = ""
         if not self._trained_since and last.is_file() and trainer.is_global_zero:
-            last.replace(self.run_dir / DIVERGED)
-            aside = f" What was saved just before is put aside: {self.run_dir / DIVERGED}."
+            last.replace(diverged)
+            aside = f" The checkpoint saved just before is put aside: {diverged}."
             if previous.is_file():
                 previous.replace(last)
-        where = str(last) if last.is_file() else "none, nothing good was saved yet"
+        where = str(last) if last.is_file() else "none, because nothing good was saved yet"
         exception.args = (f"{exception} Last good checkpoint: {where}.{aside}",)
 
     def _save(self, trainer: L.Trainer) -> None:
-        path = self.run_dir / LAST
+        path = self.run.last_checkpoint
         path.parent.mkdir(parents=True, exist_ok=True)
         half_written = path.with_suffix(".half")
         module: Any = trainer.lightning_module
         if trainer.is_global_zero and module.may_diverge and path.is_file():
             shutil.copyfile(path, half_written)
-            half_written.replace(self.run_dir / PREVIOUS)
+            half_written.replace(path.with_name(PREVIOUS))
         trainer.save_checkpoint(half_written, weights_only=False)
         if trainer.is_global_zero:
             half_written.replace(path)  # atomic: a kill leaves the old file or the new one
@@ -88,13 +89,13 @@ class AdapterCheckpoint(Checkpoint):
         trainer.strategy.barrier()
 
     def write_adapter(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The adapter as a PEFT folder; gathered from all ranks when it is sharded."""
+        """Write the adapter as a PEFT folder; a sharded one is gathered from all processes."""
         backbone: Any = pl_module.model  # a Backbone; callbacks do not import the model
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         gathered: Any = get_model_state_dict(backbone.peft, options=options)
         if trainer.is_global_zero:
             state = adapter_state(backbone.peft, gathered)
-            folder = self.run_dir / "adapter"
+            folder = self.run.adapter
             save_adapter(
                 folder, backbone.peft, state, backbone.processor, backbone.config, backbone.base_hash
             )

@@ -1,7 +1,7 @@
-"""Recall of the four modes, the trace probe and the cost of a rewrite, per epoch and on the test split.
+"""Measures recall of the four mode pairs, the rewrite ablation and the cost of a rewrite.
 
-It reads the ``EvalOutput`` that ``validation_step`` and ``test_step`` return, and changes nothing. All
-processes rank the same gathered embeddings, so that all log the same keys with the same values.
+Added to every stage by ``cli``; it runs after each validation and on the test split. It reads only the
+``EvalOutput`` of a step. All processes rank the same gathered embeddings and log the same values.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.metrics.words import slot_scores
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.scaling.gather import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Side, content_hash
 
 
 @dataclass
 class Record:
-    """What is kept of one evaluated item beside its embeddings."""
+    """The facts about one evaluated item that are kept next to its embeddings."""
 
     key: str
     task: str
@@ -33,55 +33,54 @@ class Record:
     rewrite: str
     length: int  # generated tokens
     well_formed: bool
-    slots: tuple[float, float] | None  # recall and F1 against the reference rewrite, where there is one
+    slots: tuple[float, float] | None  # recall and F1 of words against the reference rewrite, if there is one
 
 
 @dataclass
 class Seen:
-    """What one process saw in one evaluation; with ``gather_objects`` what all of them saw."""
+    """The items that one process evaluated; after ``gather_objects``, those of all processes."""
 
-    records: dict[
-        Side, dict[int, Record]
-    ]  # side -> item id -> record; repeats of a padded sampler fall together
+    #: side -> item id -> record; an item that a process repeats is kept once
+    records: dict[Side, dict[int, Record]]
     seconds: dict[str, float]  # mode -> wall seconds
     rows: int = 0  # embedded items, repeats counted
 
 
 class RetrievalRecall(Callback):
-    """Ranks queries against galleries and logs ``val/...`` and ``test/...``.
+    """Ranks queries against galleries and logs the results as ``val/...`` and ``test/...``.
 
     Args:
-        ks: the k of recall@k.
-        headline_tasks: tasks over which the overall numbers are averaged; default all tasks of the split.
-        trace: whether the trace probe is reported. ``validation_step`` must then return its embeddings.
-        chunk_size: rows of queries and gallery that are scored at once; bounds memory, changes no number.
+        ks: Values of k for recall@k; null for 1, 5 and 10.
+        headline_tasks: Tasks that the overall results average over; null for all tasks of the split.
+        rewrite_ablation: Whether to report the rewrite ablation, logged as ``trace/...``.
+        chunk_size: Number of queries and of gallery items scored at once; limits memory, changes no result.
 
     Attributes:
-        results: the last evaluation: ``overall`` (the ``before`` or ``after`` of ``summary.json``),
+        results: Last evaluation: ``overall`` (the ``before`` or ``after`` of ``summary.json``),
             ``per_task``, ``all_gallery`` (with distractors, None if there are none), ``gallery``, ``chance``,
             ``queries``, ``missing`` (queries whose gallery lacks the right answer; they count as not found).
-        history: one entry per validation: epoch, step and every overall number by its metric name. Saved in
-            the checkpoint, so that a resumed run keeps it.
-        ranks: per query of the last test its key, task, generated rewrite and the rank in each pair.
+        history: One entry per validation: epoch, step and every overall result by its metric name. It is
+            saved in the checkpoint, so that a resumed run keeps it.
+        ranks: For each query of the last test: key, task, generated rewrite and rank in each mode pair.
     """
 
     def __init__(
         self,
         ks: list[int] | None = None,
         headline_tasks: list[str] | None = None,
-        trace: bool = True,
+        rewrite_ablation: bool = True,
         chunk_size: int = 4096,
     ) -> None:
         self.ks = [1, 5, 10] if ks is None else ks
         self.headline_tasks = headline_tasks
-        self.trace = trace
+        self.rewrite_ablation = rewrite_ablation
         self.results: Results = {}
         self.history: list[dict[str, float]] = []
         self.ranks: list[dict[str, Any]] = []
-        pairs = {name: views for name, views in RANKED.items() if trace or not name.startswith("trace/")}
+        pairs = {n: views for n, views in RANKED.items() if rewrite_ablation or not n.startswith("trace/")}
         self._metric = RecallMetric(pairs, self.ks, chunk_size)
         self._seen = Seen({"query": {}, "target": {}}, {})
-        self._crossed: RecallMetric | None = None  # "rewriter-embedder" views, where a stage returns them
+        self._crossed: RecallMetric | None = None  # "rewriter-embedder" views, if a stage returns them
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -114,7 +113,7 @@ class RetrievalRecall(Callback):
         self._log(pl_module, "val")
         step = batches_trained(trainer)
         entry = {"epoch": trainer.current_epoch, "step": step, **flat(self.results["overall"])}
-        # a resumed run that validates the same step again replaces what it had
+        # a resumed run may validate the same step again: the new entry replaces the old one
         self.history = [old for old in self.history if old["step"] < step] + [entry]
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -130,11 +129,12 @@ class RetrievalRecall(Callback):
     def _add(self, batch: EvalBatch, output: Any) -> None:
         if not isinstance(output, EvalOutput):
             raise RimeError(
-                f"RetrievalRecall: validation_step/test_step must return an EvalOutput, not {type(output)}"
+                "validation_step and test_step must return an EvalOutput, but one returned a "
+                f"{type(output).__name__}."
             )
         vectors = {"disc": output.embeddings.disc, "gen": output.embeddings.gen}
-        if batch.side == "query" and self.trace:
-            vectors.update(output.traces)
+        if batch.side == "query" and self.rewrite_ablation:
+            vectors.update(output.ablation)
         device = batch.item_ids.device
         tasks = torch.tensor([content_hash(name) for name in batch.datasets], device=device)
         galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)
@@ -170,7 +170,7 @@ class RetrievalRecall(Callback):
             self._seen.seconds[mode] = self._seen.seconds.get(mode, 0.0) + seconds
 
     def _finish(self, limited: bool, split: str) -> bool:
-        """Rank and fill ``results`` (and ``ranks`` on the test split); False if there was no query."""
+        """Fill ``results`` (and ``ranks`` on the test split); return False if there was no query."""
         seen = _together(gather_objects(self._seen))
         queries, targets = seen.records["query"], seen.records["target"]
         if not queries:
@@ -201,18 +201,19 @@ class RetrievalRecall(Callback):
         return True
 
     def _over(self, table: RankTable, tasks: list[str]) -> Results:
-        return mode_results([table.of_task(content_hash(name)) for name in tasks], self.ks, self.trace)
+        tables = [table.of_task(content_hash(name)) for name in tasks]
+        return mode_results(tables, self.ks, self.rewrite_ablation)
 
     def _headline(self, tasks: set[str], split: str, limited: bool) -> list[str]:
-        """The tasks of the overall numbers, all there or told to the user."""
+        """Return the tasks that the overall results average over."""
         wanted = sorted(tasks if self.headline_tasks is None else self.headline_tasks)
         missing = [name for name in wanted if name not in tasks]
         if missing and not limited:
             raise RimeError(
-                f"RetrievalRecall.headline_tasks names {missing}, which the {split} split does not hold; "
-                f"it holds {sorted(tasks)}. Correct the list, or leave it out to average over all tasks."
+                f"recall.headline_tasks must name tasks of the {split} split, but {missing} are not there. "
+                f"It has {sorted(tasks)}. Correct the list, or leave it out to average over all tasks."
             )
-        # with limit_val_batches some tasks are cut off: the overall numbers are then those of the rest
+        # limit_val_batches may cut off some tasks: the overall results then average over the others
         return [name for name in wanted if name in tasks] or sorted(tasks)
 
     def _log(self, pl_module: pl.LightningModule, prefix: str) -> None:
@@ -222,16 +223,17 @@ class RetrievalRecall(Callback):
             kept = {name: values[name] for name in ("recall@1", "trace") if name in values}
             names |= {f"{name}/{task}": value for name, value in flat(kept).items()}
         for name, value in names.items():
-            # equal on all processes already; sync_dist spares the user a warning per metric
+            # the values are already equal on all processes; sync_dist only avoids a warning per metric
             pl_module.log(f"{prefix}/{name}", value, sync_dist=True, batch_size=1)
 
 
 def _is_limited(limit: int | float | None) -> bool:
-    """Whether the trainer leaves out batches of the split: an int counts batches, a float is a share."""
+    """Return whether the trainer leaves out batches: an int is a number of batches, a float a share."""
     return isinstance(limit, int) or (limit is not None and limit < 1.0)
 
 
 def _together(parts: list[Seen]) -> Seen:
+    """Return the items of all processes as one."""
     whole = Seen({"query": {}, "target": {}}, {})
     for part in parts:
         for side, records in part.records.items():
@@ -243,7 +245,7 @@ def _together(parts: list[Seen]) -> Seen:
 
 
 def _costs(seen: Seen) -> Results:
-    """What the rewrites look like, over distinct items of both sides, and what an embedding costs."""
+    """Return length and form of the rewrites over distinct items, and milliseconds per embedding."""
     records = [*seen.records["query"].values(), *seen.records["target"].values()]
     slots = [record.slots for record in seen.records["query"].values() if record.slots]
     named = (
@@ -265,22 +267,22 @@ def _costs(seen: Seen) -> Results:
 
 
 def _check_found(table: RankTable, queries: dict[int, Record], split: str, limited: bool) -> int:
-    """Number of queries whose right answer is in no gallery; an error when a task has nothing else."""
+    """Return the number of queries without a right answer in the gallery; raise if a task has only those."""
     found = dict(zip(table.item_ids.tolist(), table.found().tolist(), strict=True))
     missing = [queries[item].key for item in found if not found[item]]
     if not missing:
         return 0
     message = (
-        f"{split} split: for {len(missing)} of {len(queries)} queries the gallery lacks the right answer "
+        f"{split} split: the right answer of {len(missing)} of {len(queries)} queries is not in the gallery "
         f"(first: {', '.join(missing[:3])}; fields target.content_id and gallery)."
     )
     lost = {record.task for record in queries.values()} - {queries[i].task for i in found if found[i]}
     if lost and not limited:
         raise DataError(
-            f"{message} Of the tasks {sorted(lost)} not one query can be answered. Rebuild the shards, so "
+            f"{message} No query of the tasks {sorted(lost)} can be answered. Build the corpus again, so "
             "that each target is in the gallery that its query names."
         )
-    # broken samples below data.max_broken_share and limited batches leave such queries behind
+    # skipped broken samples (data.max_broken_share) and limited batches leave such queries
     warnings.warn(f"{message} They count as not found.", stacklevel=2)
     return len(missing)
 
@@ -291,6 +293,7 @@ def _rank_rows(
     crossed: RankTable | None,
     queries: dict[int, Record],
 ) -> list[dict[str, Any]]:
+    """Return one row for each query of ``ranks.json``."""
     rows = []
     for place, item in enumerate(table.item_ids.tolist()):
         record = queries[item]

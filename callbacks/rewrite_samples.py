@@ -1,12 +1,15 @@
-"""What the model writes and finds, to look at: sample rewrites as text and retrieval sheets, in TensorBoard.
+"""Shows examples of what the model writes and finds, so that a person can follow them over the epochs.
 
-The same sample queries at every epoch, so that one can watch them change. Added to every stage by ``cli``.
+``RewriteSamples`` writes sample rewrites and retrieval sheets to TensorBoard. ``RewriteChanges`` writes the
+rewrites before and after Refine-RL to ``rewrites.md``. Both are added to every stage by ``cli``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,22 +21,24 @@ from torch import Tensor
 
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
-from rime_pl.scaling.objects import gather_objects
-from rime_pl.types import EvalBatch, EvalOutput, Item
+from rime_pl.scaling.gather import gather_objects
+from rime_pl.types import EvalBatch, EvalOutput, Item, RewriteChange
 
+#: The table of ``RewriteChanges`` in the run folder.
+FILE = "rewrites.md"
 #: View of an embedding in this file -> name of the sheet.
 _SHEETS = {"gen": "gen-gen", "disc": "disc-disc"}
 
 
 @dataclass
 class Shown:
-    """One evaluated item, small enough to keep."""
+    """One evaluated item with small pictures, so that many can be kept."""
 
     item_id: int
     key: str
     task: str
     gallery: str
-    relevant: int  # queries: content of the right answer; targets: their own content
+    relevant: int  # query: content of the right answer; target: its own content
     item: Item  # with small pictures
     rewrite: str
     vectors: dict[str, Tensor]  # "gen", "disc" -> (D,) on the CPU
@@ -50,11 +55,11 @@ class Found:
 
 
 class RewriteSamples(Callback):
-    """Shows sample queries after each validation and test, when the logger is TensorBoard.
+    """Shows the same sample queries after each validation and test, if the logger is TensorBoard.
 
     Args:
-        num_samples: queries shown, spread over the tasks.
-        top_k: gallery items shown for each.
+        num_samples: Number of sample queries, spread over the tasks.
+        top_k: Number of gallery items shown for each query.
     """
 
     def __init__(self, num_samples: int = 8, top_k: int = 5) -> None:
@@ -95,7 +100,7 @@ class RewriteSamples(Callback):
     def _add(self, batch: EvalBatch, output: EvalOutput) -> None:
         vectors = {"gen": output.embeddings.gen.float().cpu(), "disc": output.embeddings.disc.float().cpu()}
         ids, relevant = batch.item_ids.tolist(), batch.relevant_ids.tolist()
-        # distractors are left out: the sheets show what the headline recall counts
+        # without distractors, because the overall recall does not count them either
         for row in (~batch.distractor).nonzero()[:, 0].tolist():
             known = self._queries.setdefault(batch.datasets[row], {}) if batch.side == "query" else None
             if known is not None and len(known) >= self.num_samples and ids[row] > max(known):
@@ -113,7 +118,7 @@ class RewriteSamples(Callback):
             if known is None:
                 self._targets[ids[row]] = shown
             else:
-                # the lowest ids of each task: a choice that batches and processes do not change
+                # the lowest ids of each task: this choice does not depend on batches and processes
                 known[ids[row]] = shown
                 for item_id in sorted(known)[self.num_samples :]:
                     del known[item_id]
@@ -137,7 +142,7 @@ class RewriteSamples(Callback):
             )
 
     def _samples(self) -> list[Shown]:
-        """The sample queries, by turns from each task; the same on every process."""
+        """Return the sample queries, taken in turn from each task; they are equal on every process."""
         tasks: dict[str, dict[int, Shown]] = {}
         for part in gather_objects(self._queries):
             for task, shown in part.items():
@@ -147,7 +152,7 @@ class RewriteSamples(Callback):
         return sorted(turns[: self.num_samples], key=lambda shown: (shown.task, shown.item_id))
 
     def _find(self, samples: list[Shown], view: str) -> list[list[Found]]:
-        """For each sample the first ``top_k`` distinct contents of its gallery, over all processes."""
+        """Return the best ``top_k`` distinct contents for each sample, over all processes."""
         local = [self._find_here(sample, view) for sample in samples]
         parts = gather_objects(local)
         return [
@@ -164,7 +169,7 @@ class RewriteSamples(Callback):
 
 
 def _best(found: list[Found], top_k: int) -> list[Found]:
-    """The best-scoring item of each content, best first."""
+    """Return the best item of each content, best first."""
     best: dict[int, Found] = {}
     for one in sorted(found, key=lambda one: -one.score):
         best.setdefault(one.content, one)
@@ -172,6 +177,7 @@ def _best(found: list[Found], top_k: int) -> list[Found]:
 
 
 def _row(sample: Shown, hits: list[Found]) -> SheetRow:
+    """Return the row of a retrieval sheet for one sample query."""
     cards = [
         Card(
             hit.item,
@@ -180,15 +186,14 @@ def _row(sample: Shown, hits: list[Found]) -> SheetRow:
         )
         for place, hit in enumerate(hits, 1)
     ]
-    notes = [f"reference: {sample.item.rewrite or '(none)'}", f"own: {sample.rewrite or '(empty)'}"]
+    notes = [f"reference: {sample.item.rewrite or '(none)'}", f"generated: {sample.rewrite or '(empty)'}"]
     words = f"{sample.item.instruction} {sample.item.text}".strip()
     return SheetRow(Card(sample.item, words), cards, f"{sample.task}   {sample.key}", notes)
 
 
 def rewrite_table(samples: list[Shown], found: dict[str, list[list[Found]]]) -> str:
-    """Markdown: one line per sample query; right or wrong at the first place of each sheet."""
-    head = ["task", "query", "reference rewrite", "own rewrite", *_SHEETS.values()]
-    lines = [head, ["---"] * len(head)]
+    """Return a Markdown table: the rewrites of each sample query, and whether the first hits are right."""
+    rows = []
     for number, sample in enumerate(samples):
         words = f"{sample.item.instruction} {sample.item.text}".strip()
         pictures = f"[{len(sample.item.images)} picture(s)] " if sample.item.images else ""
@@ -197,10 +202,67 @@ def rewrite_table(samples: list[Shown], found: dict[str, list[list[Found]]]) -> 
             hits = found[view][number]
             right = bool(hits) and hits[0].content == sample.relevant
             firsts.append("right" if right else f"wrong: {hits[0].rewrite}" if hits else "nothing")
-        lines.append(
-            [sample.task, pictures + words, sample.item.rewrite or "(none)", sample.rewrite or "(empty)"]
-        )
-        lines[-1] += firsts
+        reference, generated = sample.item.rewrite or "(none)", sample.rewrite or "(empty)"
+        rows.append([sample.task, pictures + words, reference, generated, *firsts])
+    return _table(["task", "query", "reference rewrite", "generated rewrite", *_SHEETS.values()], rows)
+
+
+class RewriteChanges(Callback):
+    """Writes a table of held-out queries with their rewrites and rewards before and after Refine-RL.
+
+    Other stages have nothing to compare with and write no table.
+
+    Args:
+        run_dir: Folder of the run; taken from ``--run_dir``.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = Path(run_dir)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        module: Any = pl_module  # a RimeModule; callbacks do not import the modules
+        changes: list[RewriteChange] = module.rewrite_changes()
+        if not changes or not trainer.is_global_zero:
+            return
+        table = change_table(changes)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        step = batches_trained(trainer)
+        title = f"# Rewrites before and after, step {step}"
+        (self.run_dir / FILE).write_text(f"{title}\n\n{table}\n")
+        if isinstance(trainer.logger, TensorBoardLogger):
+            writer = trainer.logger.experiment
+            writer.add_text("val/rewrites_before_and_after", table, step)
+            writer.add_scalar("val/reward", fmean(one.reward_after for one in changes), step)
+
+
+def change_table(changes: list[RewriteChange]) -> str:
+    """Return a Markdown table with one line for each query, and the mean rewards below it.
+
+    >>> change = RewriteChange("k", "t", "a|b", "ref", "old", "new", 0.5, 1.25)
+    >>> print(change_table([change]).splitlines()[2])
+    | t | a\\|b | ref | old | 0.50 | new | 1.25 |
+    """
+    head = ["task", "query", "reference", "before", "reward", "after", "reward"]
+    rows = [
+        [
+            *(one.task, one.query or "(picture)", one.reference or "(none)"),
+            *(one.before or "(empty)", f"{one.reward_before:.2f}"),
+            *(one.after or "(empty)", f"{one.reward_after:.2f}"),
+        ]
+        for one in changes
+    ]
+    before = fmean(one.reward_before for one in changes)
+    after = fmean(one.reward_after for one in changes)
+    changed = sum(one.before != one.after for one in changes)
+    means = f"Mean reward: {before:.3f} before, {after:.3f} after."
+    return f"{_table(head, rows)}\n\n{means} {changed} of {len(changes)} rewrites changed."
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table; line breaks and ``|`` inside a cell are made harmless."""
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
 
 

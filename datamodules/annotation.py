@@ -1,7 +1,7 @@
-"""Which pairs count as annotated, and what is written for them.
+"""Decides which training pairs count as annotated, and what the model learns to write for them.
 
-In practice few pairs have a rewrite; a demo with rewrites everywhere can hide most of them, so that the
-stages learn from few and reinforcement learning has something to win. Used by rime.py, loading.py, shards.py.
+In practice few pairs have a rewrite. A corpus that has them all can hide most of them, so that a demo shows
+that case too. Called by batch_plan.py (the share), loading.py and shards.py (the pairs).
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from typing import Literal
 from rime_pl.errors import DataError
 from rime_pl.types import Item, Pair, content_hash
 
-#: What the model learns to write before it embeds: the rewrite, the steps and then the rewrite, or as many
-#: full stops as the rewrite has words (a control: time to compute, and nothing said).
-Written = Literal["rewrite", "cot", "pause"]
+#: What the model learns to write before the generative embedding: the rewrite; the chain of thought (CoT) and
+#: then the rewrite; or filler tokens, one full stop for each word of the rewrite. The filler is a control: it
+#: gives the model the same time to compute, but says nothing.
+CompletionKind = Literal["rewrite", "cot", "filler"]
 
 
 def is_annotated(name: str, share: float) -> bool:
-    """Whether a pair keeps its rewrites: a function of its name alone, equal for every seed and process.
+    """Return whether a pair keeps its rewrites; the answer depends on its name only, not on seed or process.
 
-    A smaller share is part of a larger one.
+    Every pair that is annotated at a smaller share is also annotated at a larger one.
 
     Args:
         name: Unique name of the pair in its corpus.
-        share: Of all pairs, 0 to 1.
+        share: Share of all pairs that keep their rewrites, 0 to 1.
 
     Example:
         >>> sum(is_annotated(f"pair {n}", 0.1) for n in range(1000))
@@ -36,35 +37,38 @@ def is_annotated(name: str, share: float) -> bool:
 
 
 def without_rewrites(pair: Pair) -> Pair:
-    """The pair as it is before anybody annotated it."""
+    """Return the pair as it was before annotation: without rewrites and chains of thought."""
     query = None if pair.query is None else replace(pair.query, rewrite=None, cot=None)
     return replace(pair, query=query, target=replace(pair.target, rewrite=None, cot=None))
 
 
-def with_written(pair: Pair, written: Written) -> Pair:
-    """The pair with that in the place of its rewrites; a target without steps keeps its rewrite.
+def with_completion(pair: Pair, kind: CompletionKind) -> Pair:
+    """Return the pair with its rewrites replaced by ``kind``; a target without a CoT keeps its rewrite.
 
     Raises:
-        DataError: If a query has a rewrite but no ``cot``, and that is asked for.
+        DataError: If ``kind`` is ``cot`` and the query has a rewrite but no chain of thought.
 
     Example:
         >>> item = Item("?", (), "x", rewrite="A red ring.", cot="Near the star: a red ring. A red ring.")
-        >>> with_written(Pair("k", "task", "all", item, item), "pause").query.rewrite
+        >>> with_completion(Pair("k", "task", "all", item, item), "filler").query.rewrite
         '. . .'
-        >>> with_written(Pair("k", "task", "all", item, item), "cot").target.rewrite
+        >>> with_completion(Pair("k", "task", "all", item, item), "cot").target.rewrite
         'Near the star: a red ring. A red ring.'
     """
-    if written == "rewrite":
+    if kind == "rewrite":
         return pair
-    if written == "cot" and pair.query and pair.query.rewrite and not (pair.query.cot or "").strip():
-        raise DataError(f"{pair.key}: field 'query.cot' is missing or empty, but data.written is cot.")
-    query = None if pair.query is None else _with_written(pair.query, written)
-    return replace(pair, query=query, target=_with_written(pair.target, written))
+    if kind == "cot" and pair.query and pair.query.rewrite and not (pair.query.cot or "").strip():
+        raise DataError(
+            f"{pair.key}: field 'query.cot' is missing or empty, but data.completion is cot. "
+            "Add a chain of thought to the sample, or set data.completion to rewrite."
+        )
+    query = None if pair.query is None else _with_completion(pair.query, kind)
+    return replace(pair, query=query, target=_with_completion(pair.target, kind))
 
 
-def _with_written(item: Item, written: Written) -> Item:
+def _with_completion(item: Item, kind: CompletionKind) -> Item:
     if item.rewrite is None:
         return item
-    if written == "pause":
+    if kind == "filler":
         return replace(item, rewrite=" ".join("." * len(item.rewrite.split())))
     return replace(item, rewrite=item.cot) if (item.cot or "").strip() else item

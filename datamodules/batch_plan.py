@@ -1,7 +1,7 @@
-"""Which samples form which global batch: a pure function of (seed, position).
+"""Decides which samples form which global batch, from the seed and the position of the batch only.
 
-Called by the data module. The plan knows nothing of ranks, workers or epochs of the trainer, so that none of
-them can change the data; a resumed run only has to know its position.
+Called by the data module. The plan does not know processes, workers or epochs of the trainer, so none of them
+can change the data, and a resumed run only has to know its position.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rime_pl.datamodules.annotation import is_annotated
 from rime_pl.datamodules.shards import Entry
 from rime_pl.errors import RimeError
 
-#: Which training pairs a stage takes, by whether their rewrites are shown.
+#: The training pairs that a stage uses: all, those with rewrites, or those without.
 Rewrites = Literal["all", "annotated", "unannotated"]
 
-_LOOK_AHEAD = 8  # batches' worth of samples that are searched for distinct contents
+_LOOK_AHEAD = 8  # how many batches of samples are searched for distinct contents
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class PlannedBatch:
 
 
 class BatchPlan:
-    """An endless sequence of global batches, readable at any position.
+    """An endless sequence of global batches that can be read at any position.
 
-    One pass holds floor(samples / batch_size) batches of each task in a shuffled order; the next pass
-    shuffles anew. Inside a batch no target content occurs twice as long as the task has enough contents.
+    One pass holds floor(samples / batch_size) batches of each task, in shuffled order. Each pass is shuffled
+    anew. A batch holds no target content twice, as long as the task has enough contents.
 
     Args:
-        datasets: The task of each sample.
-        contents: The content id of each sample's target.
-        batch_size: Pairs of a global batch, over all ranks.
-        seed: The only source of chance.
-        annotated: Of each sample, whether it has rewrites; None where nobody asks.
-        num_annotated: Samples of each batch that are annotated; they come round as often as that takes.
-            None draws from all alike.
+        datasets: Task of each sample.
+        contents: Content id of each sample's target.
+        batch_size: Number of pairs in a global batch, over all processes.
+        seed: Seed of the order; nothing else is random.
+        annotated: Whether each sample has rewrites; None if it does not matter.
+        num_annotated: Number of annotated samples in each batch; they repeat as often as needed.
+            None samples from all pairs alike.
 
     Raises:
-        RimeError: If a task has fewer samples than a batch, or fewer annotated ones than its part of a batch.
+        RimeError: If a task has fewer samples than a batch, or too few annotated or unannotated samples.
 
     Example:
         >>> plan = BatchPlan(["a"] * 4 + ["b"] * 2, list("wxyzxy"), batch_size=2, seed=0)
@@ -74,33 +74,34 @@ class BatchPlan:
         self._contents = contents
         self._passes: dict[int, list[tuple[str, list[int]]]] = {}
         if batch_size < 1:
-            raise RimeError(f"data.batch_size: {batch_size} is no number of pairs. Give 1 or more.")
+            raise RimeError(f"data.batch_size must be at least 1, but is {batch_size}.")
         for dataset, indices in self.tasks.items():
             if len(indices) < batch_size:
                 raise RimeError(
-                    f"data.batch_size: {batch_size}, but task {dataset!r} has only {len(indices)} training "
-                    f"samples. Give {len(indices)} or less, or leave the task out with data.tasks."
+                    f"data.batch_size must be at most {len(indices)}, but is {batch_size}: a batch holds one "
+                    f"task, and task {dataset!r} has only {len(indices)} training samples. Use a smaller "
+                    "batch, or list the other tasks in data.tasks."
                 )
             if annotated is None or num_annotated is None:
                 continue
             known = sum(annotated[index] for index in indices)
             if known < num_annotated or len(indices) - known < batch_size - num_annotated:
                 raise RimeError(
-                    f"data.annotated_share: task {dataset!r} has {known} annotated training samples of "
-                    f"{len(indices)}, but each batch of {batch_size} takes {num_annotated} that are and "
-                    f"{batch_size - num_annotated} that are not. Change the share, or "
-                    "set data.annotated_batch_share to null to draw from all alike."
+                    f"Each batch of {batch_size} must hold {num_annotated} annotated pairs and "
+                    f"{batch_size - num_annotated} others, but task {dataset!r} has {known} annotated pairs "
+                    f"and {len(indices) - known} others. Change data.annotated_share, or set "
+                    "data.annotated_batch_share to null to sample from all pairs alike."
                 )
 
     def __len__(self) -> int:
-        """Batches of one pass over the data."""
+        """Return the number of batches in one pass over the data."""
         return sum(len(indices) // self.batch_size for indices in self.tasks.values())
 
     def batch(self, position: int) -> PlannedBatch:
-        """The global batch at a position, counted from the start of training."""
+        """Return the global batch at ``position``, counted from the start of training."""
         number, offset = divmod(position, len(self))
         if number not in self._passes:
-            # Two passes are enough: one worker may still be at the end of the last one.
+            # Two passes are kept, because another worker may still read the end of the previous one.
             self._passes = {k: v for k, v in self._passes.items() if k == number - 1}
             self._passes[number] = self._shuffled(number)
         dataset, indices = self._passes[number][offset]
@@ -114,7 +115,7 @@ class BatchPlan:
         return batches
 
     def _pools(self, number: int, dataset: str) -> list[tuple[deque[int], int]]:
-        """What the batches of one pass are drawn from: samples in order, and how many a batch takes."""
+        """Return the samples of one pass in order, and how many of them each batch takes."""
         if self.num_annotated is None or self.annotated is None:
             return [(self._order(f"{self.seed} {number} {dataset}", self.tasks[dataset]), self.batch_size)]
         pools = []
@@ -134,24 +135,24 @@ class BatchPlan:
         return deque(order)
 
     def _distinct(self, pools: list[tuple[deque[int], int]], dataset: str) -> Iterable[list[int]]:
-        """Cut into batches; a sample whose content is already in the batch waits for the next one."""
+        """Yield batches; a sample whose content is already in the batch waits for the next batch."""
         for _ in range(len(self.tasks[dataset]) // self.batch_size):
             contents: set[str] = set()
             yield [index for waiting, count in pools for index in self._take(waiting, count, contents)]
 
     def _take(self, waiting: deque[int], count: int, contents: set[str]) -> list[int]:
         taken: list[int] = []
-        twins: list[int] = []
-        while waiting and len(taken) < count and len(twins) < _LOOK_AHEAD * self.batch_size:
+        duplicates: list[int] = []
+        while waiting and len(taken) < count and len(duplicates) < _LOOK_AHEAD * self.batch_size:
             index = waiting.popleft()
             if self._contents[index] in contents:
-                twins.append(index)
+                duplicates.append(index)
             else:
                 contents.add(self._contents[index])
                 taken.append(index)
-        missing = count - len(taken)  # > 0: twins cannot be avoided, the loss masks them
-        waiting.extendleft(reversed(twins[missing:]))
-        return taken + twins[:missing]
+        missing = count - len(taken)  # > 0: duplicates cannot be avoided; the loss masks false negatives
+        waiting.extendleft(reversed(duplicates[missing:]))
+        return taken + duplicates[:missing]
 
 
 def plan_training(
@@ -162,14 +163,14 @@ def plan_training(
     annotated_batch_share: float | None = 0.5,
     rewrites: Rewrites = "all",
 ) -> tuple[list[Entry], BatchPlan]:
-    """The training pairs that the settings choose, and their batches.
+    """Return the training pairs that the settings choose, and the plan of their batches.
 
     Args:
-        entries: The training split.
+        entries: Index of the training split.
         batch_size, seed, annotated_share, annotated_batch_share, rewrites: As in ``RimeDataModule``.
 
     Raises:
-        RimeError: If no pair is left, and as ``BatchPlan``.
+        RimeError: If no pair is left, or if ``BatchPlan`` cannot fill a batch.
     """
     wanted = {"all": (True, False), "annotated": (True,), "unannotated": (False,)}[rewrites]
     shown = [any(entry.has_rewrite) and is_annotated(entry.name, annotated_share) for entry in entries]
@@ -177,8 +178,8 @@ def plan_training(
     flags = [annotated for annotated in shown if annotated in wanted]
     if not chosen:
         raise RimeError(
-            f"data.rewrites={rewrites} leaves no training pair with data.annotated_share={annotated_share}. "
-            "Change the share, or set data.rewrites to all."
+            f"data.rewrites={rewrites} and data.annotated_share={annotated_share} leave no training pair. "
+            "Change data.annotated_share, or set data.rewrites to all."
         )
     both_kinds = not all(flags) and (any(flags) or annotated_share < 1)
     share = annotated_batch_share if both_kinds and rewrites == "all" else None
@@ -187,8 +188,27 @@ def plan_training(
     return chosen, BatchPlan(datasets, contents, batch_size, seed, flags, num_annotated)
 
 
+def local_batch_size(batch_size: int, processes: int) -> int:
+    """Return the number of pairs of a global batch that each process works on.
+
+    Raises:
+        RimeError: If the batch cannot be divided by the number of processes.
+
+    Example:
+        >>> local_batch_size(64, processes=4)
+        16
+    """
+    if batch_size < 1 or batch_size % processes:
+        multiple = max(1, -(-batch_size // processes)) * processes
+        raise RimeError(
+            f"data.batch_size must be a multiple of the number of processes, but is {batch_size} with "
+            f"{processes} processes. Set data.batch_size to {multiple}, for example."
+        )
+    return batch_size // processes
+
+
 def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
-    """The contiguous part of a global batch that one rank works on.
+    """Return the contiguous part of a global batch that one process works on.
 
     Raises:
         RimeError: If the batch cannot be divided by the number of processes.
@@ -197,20 +217,16 @@ def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[i
         >>> rank_slice([5, 6, 7, 8], rank=1, world_size=2)
         [7, 8]
     """
-    if len(indices) % world_size:
-        raise RimeError(
-            f"data.batch_size: {len(indices)} pairs cannot be divided by {world_size} processes. "
-            f"Give a multiple of {world_size}."
-        )
-    size = len(indices) // world_size
+    size = local_batch_size(len(indices), world_size)
     return indices[rank * size : (rank + 1) * size]
 
 
 def rank_batches(indices: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
-    """Evaluation: every sample once over all ranks, and the same number of batches on each rank.
+    """Return the evaluation batches of one process; together the processes see every sample.
 
-    Ranks take turns. Where the number of samples does not divide, a rank repeats a sample; the metric drops
-    repeats by their item id. Ranks in step are needed because generation under sharding is collective.
+    All processes get the same number of batches, because generation under sharding needs all of them at
+    once. If the samples do not divide evenly, some processes repeat a sample. The metric drops repeats by
+    their item id.
 
     Example:
         >>> rank_batches([0, 1, 2, 3, 4], batch_size=2, rank=1, world_size=2)

@@ -1,7 +1,7 @@
-"""The data module of every stage: shards in, batches of tokens and patches out.
+"""The data module of every stage: it reads shards and gives batches of tokens and patches.
 
-Built by the command line. It owns the order of the data (plan.py) and its position; files are read in
-shards.py, batches made in loading.py and in the processor.
+The command line builds it. It owns the order of the data (batch_plan.py) and the position in it; shards.py
+reads the files, loading.py and the processor make the batches.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from rime_pl.datamodules.annotation import Written
-from rime_pl.datamodules.batch_plan import BatchPlan, Rewrites, plan_training, rank_batches, rank_slice
-from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, TrainBatches
+from rime_pl.datamodules.annotation import CompletionKind
+from rime_pl.datamodules.batch_plan import BatchPlan, Rewrites, local_batch_size, plan_training, rank_batches
+from rime_pl.datamodules.loading import (
+    BatchLoader,
+    BrokenSamples,
+    EvalBatches,
+    PairBatches,
+    Position,
+    TrainBatches,
+)
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
-from rime_pl.errors import DataError, RimeError
+from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Side
 
-#: What a resumed run must have in common with the run that it continues.
+#: Settings that a resumed run must share with the run that it continues.
 _SAME = (
     "data_hash",
     "seed",
@@ -31,36 +38,38 @@ _SAME = (
     "annotated_share",
     "annotated_batch_share",
     "rewrites",
-    "written",
+    "completion",
 )
 
 
 class RimeDataModule(L.LightningDataModule):
-    """Batches of a corpus folder (docs/reference/data-format.md).
+    """The training, validation and test data of a corpus folder (docs/reference/data-format.md).
 
     Args:
         path: Corpus folder, made by ``rime shards``.
-        name_or_path: Checkpoint whose processor makes tokens and patches; linked from the model.
-        prompt: Chat layout and rewrite budget; linked from the model.
-        batch_size: Pairs of a training batch over all processes together.
-        steps_per_epoch: Batches of an epoch; null for one pass over the data.
-        num_workers: Worker processes of a loader; 0 reads in the training process.
-        seed: Order of the training data and choice of the val queries.
-        tasks: Tasks to use; null for all of the corpus.
-        eval_batch_size: Items of an evaluation batch on each process.
-        limit_val_queries: Val queries, chosen evenly over the tasks; null for all. The gallery stays whole.
-        distractors: Whether the test gallery also holds the items that answer no query.
+        name_or_path: Checkpoint of the processor that makes tokens and patches; taken from the model.
+        prompt: Chat layout and token budget of a rewrite; taken from the model.
+        batch_size: Number of pairs in a training batch, over all processes together.
+        steps_per_epoch: Number of batches in an epoch; null for one pass over the data.
+        num_workers: Number of worker processes for each loader; 0 reads in the training process.
+        seed: Seed of the order of the training data and of the choice of validation queries.
+        tasks: Names of the tasks to use; null for all tasks of the corpus.
+        eval_batch_size: Number of items in an evaluation batch on each process.
+        limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all. The
+            gallery is always complete.
+        distractors: Whether the test gallery also holds items that answer no query.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
-        max_broken_share: Share of broken samples above which the run stops with their list.
-        annotated_share: Share of the training pairs whose rewrites are shown, chosen by their names; a pair
-            of the rest takes part in the discriminative contrast alone.
-        annotated_batch_share: Where not every pair has a rewrite, the share of each batch that has: those
-            pairs come round more often, so that rewrites are learned at a steady pace; null draws from all
-            alike.
-        rewrites: The training pairs to use: all, the annotated ones, or those without (for RL).
-        written: What is written before the generative embedding: the rewrite, the corpus' steps and then the
-            rewrite (cot), or full stops in place of its words (pause, a control). Raise
-            model.backbone.prompt.max_rewrite_tokens for cot.
+        max_broken_share: Largest share of broken samples that are skipped; with more, the run stops and
+            lists them.
+        annotated_share: Share of the training pairs that keep their rewrites, more than 0 and at most 1. The
+            other pairs train the discriminative embedding only.
+        annotated_batch_share: Share of annotated pairs in each batch, if not every pair is annotated. The
+            annotated pairs then repeat more often. Null samples from all pairs alike.
+        rewrites: Training pairs to use: all, annotated (with rewrites) or unannotated (without, for
+            Refine-RL).
+        completion: Text that the model learns to write before the generative embedding: rewrite, cot (the
+            chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
+            rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
     """
 
     def __init__(
@@ -81,15 +90,17 @@ class RimeDataModule(L.LightningDataModule):
         annotated_share: float = 1.0,
         annotated_batch_share: float | None = 0.5,
         rewrites: Rewrites = "all",
-        written: Written = "rewrite",
+        completion: CompletionKind = "rewrite",
     ) -> None:
         super().__init__()
         for name, share in (("share", annotated_share), ("batch_share", annotated_batch_share)):
             if share is not None and not 0 < share <= 1:
-                raise RimeError(f"data.annotated_{name}: {share} is no share. Give more than 0, at most 1.")
+                raise RimeError(
+                    f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
+                )
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise RimeError(
-                f"data.steps_per_epoch: {steps_per_epoch} must be 1 or more, or null for one pass."
+                f"data.steps_per_epoch must be at least 1, or null for one pass, but is {steps_per_epoch}."
             )
         self.path = path
         self.name_or_path = name_or_path
@@ -103,19 +114,19 @@ class RimeDataModule(L.LightningDataModule):
         self.limit_val_queries = limit_val_queries
         self.distractors = distractors
         self.require_rewrites = require_rewrites
-        self.max_broken_share = max_broken_share
         self.annotated_share = annotated_share
         self.annotated_batch_share = annotated_batch_share
         self.rewrites = rewrites
-        self.written = written
-        self.broken: dict[str, str] = {}  # sample -> what is wrong, met so far on this process
+        self.completion = completion
         self.processor: RimeProcessor | None = None
-        self._position = 0
+        self._broken = BrokenSamples(path, max_broken_share)
+        self._position = Position()
         self._plan: BatchPlan | None = None
 
     def setup(self, stage: str) -> None:
-        """Read indices and processor; every fault of the corpus that an index shows comes up here."""
-        read_corpus(self.path)  # a wrong path is told before anything is loaded
+        """Read indices and processor; raise on every fault of the corpus that an index shows."""
+        self._position.trainer = self.trainer
+        read_corpus(self.path)  # raises on a wrong path before anything is loaded
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
@@ -127,81 +138,70 @@ class RimeDataModule(L.LightningDataModule):
                 self.annotated_batch_share,
                 self.rewrites,
             )
-            rank, world_size = self._rank()
-            rank_slice(
-                range(self.batch_size), rank, world_size
-            )  # not divisible: say so before the model loads
+            local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
 
     def _train_entries(self) -> list[Entry]:
-        return self._of_tasks(read_split(self.path, "train"))
+        return read_split(self.path, "train", self.tasks)
 
     # -- training -------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchLoader:
         assert self._plan is not None and self.processor is not None, "setup('fit') comes first"
-        reader = ShardReader(self._train, self.require_rewrites, self.written)
-        length = self.steps_per_epoch or len(self._plan)
+        reader = ShardReader(self._train, self.require_rewrites, self.completion)
         return BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank()),
-            length,
-            lambda: self._positions(length),
+            self.steps_per_epoch or len(self._plan),
+            self._broken,
             self.num_workers,
-            lambda broken: self._on_broken(broken, len(self._train)),
-            lambda: self.position,
+            self._position,
         )
 
     @property
     def position(self) -> int:
-        """Global batches trained on since the start, prefetched ones not counted."""
-        trainer = self.trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._position = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-        return self._position
+        """The number of global batches trained on since the start; prefetched ones do not count."""
+        return self._position.trained
 
-    def _positions(self, length: int) -> range:
-        """The batches of the current epoch that are still to come."""
-        done = self.position % length
-        trainer = self.trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return range(self.position, self.position + length - done)
+    @property
+    def broken(self) -> dict[str, str]:
+        """The broken samples found so far on this process: name of the sample -> what is wrong."""
+        return self._broken.found
 
     @property
     def data_hash(self) -> str:
-        """SHA-256 over the corpus' shards."""
+        """The SHA-256 hash of all shards of the corpus."""
         return str(read_corpus(self.path)["data_hash"])
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._identity(), "position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the position of a checkpoint.
+        """Restore the position of a checkpoint.
 
         Raises:
-            RimeError: If data, seed, batch size or tasks are not those of the checkpoint.
+            RimeError: If the data or a setting of the data differs from the checkpoint's.
         """
         trainer = self.trainer
         if trainer is not None and trainer.state.fn != TrainerFn.FITTING:
             return  # a checkpoint may be evaluated on other data
         for name, value in self._identity().items():
-            if state_dict[name] != value:
-                setting = f"data.path={self.path}: {name}" if name == "data_hash" else f"data.{name}"
+            if (trained_with := state_dict.get(name)) != value:
+                setting = f"data_hash of data.path={self.path}" if name == "data_hash" else f"data.{name}"
                 raise RimeError(
-                    f"{setting} is {value!r}, but the checkpoint was trained with {state_dict[name]!r}. "
-                    "Resume with the same data and settings, or start a new run folder."
+                    f"{setting} must be {trained_with!r}, as in the checkpoint, but is {value!r}. "
+                    "Resume with the same data and settings, or set --run_dir to a new folder."
                 )
-        self._position = state_dict["position"]
+        self._position.restore(state_dict["position"])
 
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
         return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks}
 
-    # -- for the reward of reinforcement learning ------------------------------------------------------
+    # -- for Refine-RL ---------------------------------------------------------------------------------
 
     def anchor_batches(self, num_anchors: int) -> BatchLoader:
-        """Up to ``num_anchors`` training pairs of each task with distinct targets, whatever is annotated.
+        """Return up to ``num_anchors`` training pairs of each task, annotated or not, with distinct targets.
 
-        Equal on all processes; a batch holds one task.
+        The batches are equal on all processes. A batch holds one task.
         """
         entries = self._train_entries()
         chosen: dict[str, dict[str, int]] = {}
@@ -212,8 +212,11 @@ class RimeDataModule(L.LightningDataModule):
         return self._pair_loader(entries, [list(chosen[task].values()) for task in sorted(chosen)])
 
     def sample_batches(self, num_samples: int) -> BatchLoader:
-        """``num_samples`` pairs of the val split, evenly over the tasks, to watch; a batch holds one task."""
-        entries = self._of_tasks(read_split(self.path, "val"))
+        """Return ``num_samples`` pairs of the val split, chosen evenly from the tasks, to report on.
+
+        A batch holds one task.
+        """
+        entries = read_split(self.path, "val", self.tasks)
         tasks: dict[str, list[int]] = {}
         for index in _sample_per_task(entries, num_samples, self.seed):
             tasks.setdefault(entries[index].dataset, []).append(index)
@@ -224,25 +227,22 @@ class RimeDataModule(L.LightningDataModule):
         size = self.eval_batch_size
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
         return BatchLoader(
-            PairBatches(ShardReader(entries, written=self.written), self.processor, batches),
+            PairBatches(ShardReader(entries, completion=self.completion), self.processor, batches),
             len(batches),
-            lambda: range(len(batches)),
-            0,
-            lambda broken: self._on_broken(broken, len(entries)),
-            lambda: self.position,
+            self._broken,
         )
 
     # -- evaluation -----------------------------------------------------------------------------------
 
     def val_dataloader(self) -> list[BatchLoader]:
-        """Two loaders: the queries of the val split and its gallery."""
-        entries = self._of_tasks(read_split(self.path, "val"))
+        """Return two loaders: the queries of the val split and its gallery."""
+        entries = read_split(self.path, "val", self.tasks)
         queries = _sample_per_task(entries, self.limit_val_queries, self.seed)
         return self._eval_loaders(entries, queries, _gallery(entries))
 
     def test_dataloader(self) -> list[BatchLoader]:
-        """Two loaders: the queries of the test split and its gallery, with or without distractors."""
-        entries = self._of_tasks(read_split(self.path, "test"))
+        """Return two loaders: the queries of the test split and its gallery, with or without distractors."""
+        entries = read_split(self.path, "test", self.tasks)
         queries = list(range(len(entries)))
         if self.distractors and "distractors" in read_corpus(self.path)["splits"]:
             galleries = {entry.gallery for entry in entries}
@@ -258,7 +258,7 @@ class RimeDataModule(L.LightningDataModule):
     def _eval_loader(self, entries: list[Entry], side: Side, indices: list[int]) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
         rank, world_size = self._rank()
-        kinds: dict[str, list[int]] = {}  # one task, or one gallery, per batch: pictures and texts apart
+        kinds: dict[str, list[int]] = {}  # a batch holds one task or one gallery: only pictures or only texts
         for index in indices:
             kinds.setdefault(
                 entries[index].dataset if side == "query" else entries[index].gallery, []
@@ -269,43 +269,22 @@ class RimeDataModule(L.LightningDataModule):
             for batch in rank_batches(kinds[kind], self.eval_batch_size, rank, world_size)
         ]
         return BatchLoader(
-            EvalBatches(ShardReader(entries, written=self.written), self.processor, side, batches),
+            EvalBatches(ShardReader(entries, completion=self.completion), self.processor, side, batches),
             len(batches),
-            lambda: range(len(batches)),
+            self._broken,
             self.num_workers,
-            lambda broken: self._on_broken(broken, len(entries)),
-            lambda: self.position,
         )
 
     # -- both -----------------------------------------------------------------------------------------
 
-    def _of_tasks(self, entries: list[Entry]) -> list[Entry]:
-        """The samples of the chosen tasks."""
-        if self.tasks is None:
-            return entries
-        known = {entry.dataset for entry in entries}
-        if unknown := sorted(set(self.tasks) - known):
-            raise RimeError(f"data.tasks: {unknown} not in {self.path}; there are {sorted(known)}.")
-        return [entry for entry in entries if entry.dataset in self.tasks]
-
     def _rank(self) -> tuple[int, int]:
-        """Rank and number of the processes that see different data."""
+        """Return the rank of this process and the number of processes that read different data."""
         place = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (place["rank"], place["num_replicas"]) if place else (0, 1)
 
-    def _on_broken(self, broken: dict[str, str], num_samples: int) -> None:
-        self.broken.update(broken)
-        if len(self.broken) > self.max_broken_share * num_samples:
-            listed = "\n".join(f"  {message}" for _, message in sorted(self.broken.items()))
-            raise DataError(
-                f"{len(self.broken)} broken of {num_samples} samples in {self.path}, more than "
-                f"data.max_broken_share={self.max_broken_share}:\n{listed}\n"
-                "Repair or build the corpus again, or raise data.max_broken_share to skip them."
-            )
-
 
 def _gallery(entries: Iterable[Entry]) -> list[int]:
-    """The first sample of each distinct target; queries' targets come before distractors."""
+    """Return the index of the first sample of each distinct target in each gallery."""
     distinct: dict[tuple[str, str], int] = {}
     for index, entry in enumerate(entries):
         distinct.setdefault((entry.gallery, entry.target_content), index)
@@ -313,7 +292,7 @@ def _gallery(entries: Iterable[Entry]) -> list[int]:
 
 
 def _sample_per_task(entries: list[Entry], limit: int | None, seed: int) -> list[int]:
-    """Indices of ``limit`` queries, as evenly over the tasks as their sizes allow."""
+    """Return the indices of ``limit`` queries, as evenly from the tasks as their sizes allow."""
     everything = range(len(entries))
     if limit is None or limit >= len(entries):
         return list(everything)

@@ -1,7 +1,7 @@
-"""Planned indices -> decoded pairs -> token batches, in this process or in workers.
+"""Turns planned indices into pairs and pairs into batches of tokens, in this process or in workers.
 
-Used by datamodules/datamodule.py only. Workers hand broken samples back together with the batch, so that
-the main process can count them and decide.
+Used by datamodule.py only. Workers return broken samples together with the batch, so that the main process
+can count them and decide whether to stop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from rime_pl.datamodules.annotation import without_rewrites
@@ -23,7 +25,7 @@ from rime_pl.types import Batch, EvalBatch, Pair, Side
 
 @dataclass
 class Fetched:
-    """A batch on its way from a worker; errors travel as values, to be told without a worker's traceback."""
+    """A batch from a worker. Errors are values here, so that the user sees no traceback of a worker."""
 
     batch: Batch | EvalBatch | None = None
     broken: dict[str, str] = field(default_factory=dict)  # sample -> what is wrong
@@ -31,12 +33,12 @@ class Fetched:
 
 
 class _Batches(Dataset[Fetched]):
-    """Reads pairs; a broken one is replaced by the next good one of the same task.
+    """Reads pairs and replaces a broken one by the next good one of the same task.
 
     Args:
-        reader: Of the split.
-        processor: Makes tokens and patches.
-        annotated: Of each sample, whether its rewrites are shown; None shows all there are.
+        reader: Reader of the split.
+        processor: Processor that makes tokens and patches.
+        annotated: Whether each sample keeps its rewrites; None keeps all rewrites.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class _Batches(Dataset[Fetched]):
         self.reader = reader
         self.processor = processor
         self.annotated = annotated
-        self.bare = ShardReader(reader.entries)  # nothing is asked of samples that nobody annotated
+        self.bare = ShardReader(reader.entries)  # requires no rewrites: for samples without annotation
 
     def _make(self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch]) -> Fetched:
         fetched = Fetched()
@@ -57,7 +59,7 @@ class _Batches(Dataset[Fetched]):
         return fetched
 
     def _read(self, index: int, broken: dict[str, str]) -> Pair:
-        """The sample, or the next good one of its task, which does not depend on ranks or workers."""
+        """Return the sample, or the next good one of its task, independent of ranks and workers."""
         entries = self.reader.entries
         for step in range(len(entries)):
             other = (index + step) % len(entries)
@@ -72,12 +74,13 @@ class _Batches(Dataset[Fetched]):
             except DataError as error:
                 broken[entries[other].name] = str(error)
         raise DataError(
-            f"Every sample of task {entries[index].dataset!r} is broken, e.g. {next(iter(broken.values()))}"
+            f"Every sample of task {entries[index].dataset!r} is broken, for example: "
+            f"{next(iter(broken.values()))} Build the corpus again, or leave the task out with data.tasks."
         )
 
 
 class TrainBatches(_Batches):
-    """Position in the plan -> this rank's part of the batch."""
+    """Maps a position in the plan to this process's part of the batch."""
 
     def __init__(
         self, reader: ShardReader, processor: RimeProcessor, plan: BatchPlan, rank: int, world_size: int
@@ -92,7 +95,7 @@ class TrainBatches(_Batches):
 
 
 class PairBatches(_Batches):
-    """Number of a batch of whole pairs, both sides beside each other -> the batch."""
+    """Maps the number of a batch to the batch of whole pairs, query and target together."""
 
     def __init__(
         self, reader: ShardReader, processor: RimeProcessor, batches: Sequence[Sequence[int]]
@@ -105,7 +108,7 @@ class PairBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Number of a batch of queries or of gallery items -> the batch."""
+    """Maps the number of a batch to the batch of queries or of gallery items."""
 
     def __init__(
         self, reader: ShardReader, processor: RimeProcessor, side: Side, batches: Sequence[Sequence[int]]
@@ -117,35 +120,94 @@ class EvalBatches(_Batches):
         return self._make(self.batches[number], lambda pairs: self.processor.eval_batch(self.side, pairs))
 
 
+class BrokenSamples:
+    """Collects the broken samples of this process and stops the run when there are too many.
+
+    Args:
+        path: Corpus folder, for the message.
+        max_share: Largest share of broken samples that the run accepts.
+    """
+
+    def __init__(self, path: str, max_share: float) -> None:
+        self.path, self.max_share = path, max_share
+        self.found: dict[str, str] = {}  # sample -> what is wrong
+
+    def add(self, broken: dict[str, str], num_samples: int) -> None:
+        """Add the broken samples of one batch, read from a split of ``num_samples``.
+
+        Raises:
+            DataError: If more than ``max_share`` of the samples are broken; it lists them.
+        """
+        self.found.update(broken)
+        if len(self.found) > self.max_share * num_samples:
+            listed = "\n".join(f"  {message}" for _, message in sorted(self.found.items()))
+            raise DataError(
+                f"At most {self.max_share} of the samples may be broken (data.max_broken_share), but "
+                f"{len(self.found)} of {num_samples} samples in {self.path} are broken:\n{listed}\n"
+                "Repair the corpus or build it again, or raise data.max_broken_share to skip broken samples."
+            )
+
+
+class Position:
+    """Counts the global batches that were trained on; batches that were only prefetched do not count.
+
+    The trainer keeps the count while it trains; a checkpoint restores it.
+    """
+
+    def __init__(self) -> None:
+        self.trainer: L.Trainer | None = None
+        self._trained = 0
+
+    @property
+    def trained(self) -> int:
+        """The number of global batches since the start of training."""
+        if (progress := self._progress()) is not None:
+            self._trained = progress.total.processed
+        return self._trained
+
+    def restore(self, trained: int) -> None:
+        """Set the position to the one of a checkpoint."""
+        self._trained = trained
+
+    def rest_of_epoch(self, length: int) -> range:
+        """Return the numbers of the batches that an epoch of ``length`` batches has not given yet."""
+        progress = self._progress()
+        done = self.trained % length if progress is None else progress.current.ready
+        return range(self.trained, self.trained + length - done)
+
+    def _progress(self) -> Any:
+        """The trainer's own count of batches; None if it is not training."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return None
+        return self.trainer.fit_loop.epoch_loop.batch_progress
+
+
 class BatchLoader:
     """An iterable with a length that starts where training stands.
 
-    It is no ``DataLoader`` itself, so that Lightning injects no sampler of its own.
+    It is not a ``DataLoader``, because Lightning would replace the sampler of a ``DataLoader``.
 
     Args:
-        batches: Where batches come from.
-        length: Batches of an epoch.
-        numbers: Asked when the first batch of an epoch is needed, because a resumed trainer knows only then
-            how far it had come: the numbers of the batches still to give.
-        num_workers: Worker processes; 0 reads in this one.
-        on_broken: Told of broken samples; raises when they are too many.
-        position: Batches trained on so far.
+        batches: Source of the batches, by number.
+        length: Number of batches in an epoch.
+        broken: Collection that broken samples are added to.
+        num_workers: Number of worker processes; 0 reads in this process.
+        position: Position of training, read when the first batch of an epoch is needed, because a resumed
+            trainer knows it only then. None starts every epoch at batch 0.
     """
 
     def __init__(
         self,
         batches: TrainBatches | PairBatches | EvalBatches,
         length: int,
-        numbers: Callable[[], range],
-        num_workers: int,
-        on_broken: Callable[[dict[str, str]], None],
-        position: Callable[[], int],
+        broken: BrokenSamples,
+        num_workers: int = 0,
+        position: Position | None = None,
     ) -> None:
         self.batches = batches
         self._length = length
-        self._numbers = numbers
+        self._broken = broken
         self._num_workers = num_workers
-        self._on_broken = on_broken
         self._position = position
 
     def __len__(self) -> int:
@@ -154,22 +216,23 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch | EvalBatch]:
         if self._num_workers:  # forked tokenizers would warn and switch this off themselves
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        whole = range(self._length)
         loader = DataLoader(
             self.batches,
             batch_size=None,
-            sampler=self._numbers(),
+            sampler=whole if self._position is None else self._position.rest_of_epoch(self._length),
             num_workers=self._num_workers,
         )
         for fetched in loader:
             if fetched.broken:
-                self._on_broken(fetched.broken)
+                self._broken.add(fetched.broken, len(self.batches.reader))
             if fetched.error is not None:
                 raise fetched.error
             yield fetched.batch
 
-    # Lightning asks for these two before it believes that a loader can resume in the middle of an epoch.
+    # Lightning resumes in the middle of an epoch only if a loader has these two methods.
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self._position()}
+        return {} if self._position is None else {"position": self._position.trained}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do: the position is asked from the trainer, which restores its own counters."""
+        """Do nothing: the trainer restores its own counters, and the position is read from them."""

@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 
 
 def load(run: str | Path, device: str = "cpu") -> Retriever:
-    """The model of a finished run: ``rime_pl.load("runs/mine/cma").encode(["a cat"], mode="generative")``.
+    """Load the model of a finished run: ``rime_pl.load("runs/mine/cma").encode(["a cat"], "generative")``.
 
     Args:
-        run: A stage's folder, or the folder above it.
-        device: Where the model goes.
+        run: Folder of a stage, or the folder above it.
+        device: Device of the model, e.g. "cuda".
     """
-    from rime_pl.inference.retriever import load as load_run  # here, so that `import rime_pl` stays fast
+    from rime_pl.inference.retriever import load as load_run  # here, because it is slow to import
 
     return load_run(run, device)

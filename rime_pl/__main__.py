@@ -5,83 +5,150 @@ Nothing heavy is imported before it is known what is wanted, so that `rime --hel
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib
+import inspect
 import os
-import re
 import sys
-import warnings
+from types import ModuleType
+from typing import Any
 
-#: Further commands: name -> what it does. Each is rime_pl/commands/<name>.py.
-COMMANDS = {
-    "shards": "build a corpus as WebDataset shards: openmoji, scenes, or your own folder",
-    "base": "make the tiny base model from a corpus' captions",
-    "search": "search the pictures of a finished run, or a folder of your own",
-    "compare": "run the controls beside a finished run and write their table and picture",
-    "claims": "write the page of the three claims from what compare wrote, over seeds and corpora",
-    "plan": "predict memory, time and disk of a run before it starts, and what to change if it will not fit",
-    "doctor": "check installation, settings and a run's adapter; each problem with its remedy",
-    "gpu_check": "seconds and memory of every stage on this GPU, with a random 2B-shaped model in 4 bits",
-}
-#: Warnings about what one library calls in another: nobody who runs a stage can act on them.
-NOT_OURS = (
-    "`is_gradient_checkpointing` is deprecated",  # peft, in transformers
-    "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning, in torch
-)
-#: Commands that take a stage's settings, such as --model.temperature 0.05, behind their own options.
-TAKE_SETTINGS = ("plan", "doctor")
+from rime_pl import __version__
+from rime_pl.errors import RimeError
+from rime_pl.quiet import quiet_other_libraries
+
 STAGES = {
     "sft": "stage 1: learn to rewrite and to embed, jointly",
     "cma": "stage 2: cross-mode alignment, any mode retrieves any mode",
-    "refine_rl": "stage 3: reinforcement learning of the rewrite, against discriminative anchors",
+    "refine_rl": "stage 3: improve the rewrite by reinforcement learning",
 }
+#: Further commands, by what they are for: name -> what it does. Each is rime_pl/commands/<name>.py.
+COMMANDS = {
+    "train with one command": {
+        "run": "train a stage, and before it whatever it needs and is missing",
+    },
+    "data and models": {
+        "shards": "build a corpus: openmoji, scenes, or your own folder",
+        "base": "make the tiny base model from the captions of a corpus",
+    },
+    "use": {
+        "search": "search the pictures of a finished run, or a folder of your own",
+    },
+    "before a run": {
+        "plan": "predict memory, time and disk of a run, and what to change if it does not fit",
+        "doctor": "check installation, settings and adapter; each problem with its remedy",
+    },
+    "study": {
+        "compare": "train the controls of a finished run and write their table and picture",
+        "claims": "write the page of the claims from what compare wrote, over seeds and corpora",
+    },
+}
+FIRST_STEPS = """\
+first steps, in a checkout of the repository:
+  make train-cma                 build the demo data and train stages 1 and 2, minutes on a laptop's CPU
+  rime search "a firefighter"    search the demo pictures in both modes"""
+ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the console script."""
-    from rime_pl.errors import RimeError
-
+    """Run one command and return its exit code: 0 well, 1 problems found, 2 an error of the user."""
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
-    for words in NOT_OURS:
-        warnings.filterwarnings("ignore", message=f".*{re.escape(words)}")
+    quiet_other_libraries()
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0
-    name, rest = argv[0].replace("-", "_"), argv[1:]
+    if argv[0] == "--version":
+        print(f"rime {__version__}")
+        return 0
+    name, words = argv[0].replace("-", "_"), argv[1:]
+    commands = [each for group in COMMANDS.values() for each in group]
     try:
         if name in STAGES:
-            from rime_pl.cli import run_stage
-
-            return run_stage(name, rest)
-        if name in COMMANDS:
-            command = importlib.import_module(f"rime_pl.commands.{name}")
-            parser = argparse.ArgumentParser(prog=f"rime {argv[0]}", description=COMMANDS[name])
-            command.add_arguments(parser)
-            if name in TAKE_SETTINGS:
-                parsed, settings = parser.parse_known_args(rest)
-                return command.run(argparse.Namespace(**vars(parsed), settings=settings))
-            return command.run(parser.parse_args(rest))
+            return stage(name, words)
+        if name in commands:
+            return command(importlib.import_module(f"rime_pl.commands.{name}"), f"rime {argv[0]}", words)
+        raise RimeError(no_such("command", argv[0], [*STAGES, *commands]))
     except RimeError as error:
         print(f"rime: error: {error}", file=sys.stderr)
         return 2
-    print(f"rime: error: no command {argv[0]!r}.\n\n{overview()}", file=sys.stderr)
-    return 2
 
 
 def overview() -> str:
-    """What `rime --help` prints."""
+    """Return what ``rime --help`` prints."""
+    groups = {"train (rime STAGE fit --config FILE --run_dir FOLDER)": STAGES, **COMMANDS}
     lines = [
         "usage: rime COMMAND ...",
         "",
-        "stages (rime STAGE fit --config FILE; --help lists every field):",
+        "Train and study multimodal embeddings that rewrite before they embed.",
     ]
-    lines += [f"  {name.replace('_', '-'):<10} {text}" for name, text in STAGES.items()]
-    lines += ["", "commands (rime COMMAND --help):"]
-    lines += [f"  {name.replace('_', '-'):<10} {text}" for name, text in COMMANDS.items()]
-    lines += ["", 'first steps:  make train-cma    then    rime search "a woman cook with dark skin"']
+    for title, names in groups.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {_shown(name):<10} {text}" for name, text in names.items()]
+    lines += ["", FIRST_STEPS, "", "`rime COMMAND --help` shows the options of a command."]
     return "\n".join(lines)
+
+
+def stage(name: str, words: list[str]) -> int:
+    """Run ``rime STAGE fit|test ...``; obvious mistakes are told before anything heavy is imported."""
+    from rime_pl.options.words import needs
+
+    shown, first = _shown(name), words[0] if words else ""
+    if first == "-h" or first.startswith("--help"):
+        words = ["fit", *words]
+    elif not first or first.startswith("-"):
+        told = " and ".join(f"`rime {shown} {action}` {what}" for action, what in ACTIONS.items())
+        raise RimeError(f"`rime {shown}` needs an action: {told}.")
+    elif first not in ACTIONS:
+        raise RimeError(no_such(f"action of `rime {shown}`", first, list(ACTIONS)))
+    if not words[1:]:
+        raise RimeError(needs(f"rime {shown} {words[0]}"))
+    from rime_pl.cli import run_stage
+
+    return run_stage(name, words[0], words[1:])
+
+
+def command(module: ModuleType, prog: str, words: list[str]) -> int:
+    """Run a command: ``run`` is called with what its signature takes from the command line.
+
+    A module with ``SUBCOMMANDS`` (name -> function) takes one of the names first; then ``run(name, options)``
+    is called. A module that also takes the settings of a stage brings a ``parse`` of its own.
+    """
+    names = vars(module)
+    if "SUBCOMMANDS" in names:
+        return _subcommand(module, prog, words)
+    parse = names.get("parse") or importlib.import_module("rime_pl.options.parser").parse
+    return int(module.run(**parse(module.run, prog, words)))
+
+
+def _subcommand(module: ModuleType, prog: str, words: list[str]) -> int:
+    from rime_pl.options.parser import parse
+
+    functions: dict[str, Any] = module.SUBCOMMANDS
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: {prog} {'|'.join(functions)} [--OPTION VALUE ...]\n\n{inspect.getdoc(module)}\n")
+        for name, function in functions.items():
+            print(f"  {name:<10} {(inspect.getdoc(function) or '').splitlines()[0]}")
+        print(f"\n`{prog} {next(iter(functions))} --help` shows the options.")
+        return 0
+    if words[0] not in functions:
+        raise RimeError(no_such(f"part of `{prog}`", words[0], list(functions)))
+    options = parse(functions[words[0]], f"{prog} {words[0]}", words[1:], positional=False)
+    return int(module.run(words[0], options))
+
+
+def no_such(what: str, word: str, known: list[str]) -> str:
+    """Return the message for a name that does not exist, with the nearest one that does."""
+    from rime_pl.options.words import nearest
+
+    near = nearest(word.replace("-", "_"), known)
+    names = ", ".join(_shown(name) for name in known)
+    hint = f"Did you mean {_shown(near)}?" if near else f"There are: {names}."
+    return f"{word} is no {what}. {hint}"
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def keep_freed_memory() -> None:

@@ -6,10 +6,10 @@ tests and writes the report. From here the loss is one file away: rime_pl/module
 
 from __future__ import annotations
 
-import inspect
-import json
+import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +17,136 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from rime_pl.callbacks.adapter_checkpoint import LAST, AdapterCheckpoint
+from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
+from rime_pl.callbacks.progress import EpochsFromOne
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
-from rime_pl.callbacks.rewrite_changes import RewriteChanges
-from rime_pl.callbacks.rewrite_samples import RewriteSamples
+from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
-from rime_pl.report.stage import DONE, write_report
+from rime_pl.options.parser import PlainParser
+from rime_pl.options.words import needs
+from rime_pl.report.stage import write_report
+from rime_pl.run_folder import RunFolder
 
 STAGES: dict[str, type[RimeModule]] = {
     "sft": SFTModule,
     "cma": CMAModule,
     "refine_rl": RefineRLModule,
 }
-USAGE = "{command} {action} --config FILE --data.path CORPUS --run_dir FOLDER [--SETTING VALUE ...] [--help]"
+
+
+class StageParser(PlainParser, LightningArgumentParser):
+    """The stages' parser: ``--help`` shows our own settings, ``--help_all`` the trainer's as well."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        words = ["--help" if word == "-h" else word for word in (sys.argv[1:] if args is None else args)]
+        self.everything = bool({"--help_all", "--help-all"} & set(words))
+        return super().parse_args(["--help"] if self.everything else words, *rest, **kwargs)
+
+    def refuse_names(self) -> None:
+        super().refuse_names()
+        if not {"run_dir", "help", "print_config"} & {one.name for one in self.given}:
+            raise RimeError(needs(self.prog))
+
+    def missing(self, names: list[str]) -> str:
+        if not any(one.name == "config" for one in self.given):
+            return needs(self.prog)
+        values = " and ".join(f"--{name} VALUE" for name in names)
+        return f"The settings in --config leave out {' and '.join(names)}. Add {values}."
+
+    def format_help(self, *formatter: Any) -> str:
+        """Return the help by groups of settings, the trainer's last or left out."""
+        groups = self.groups or {}
+        for action in self._actions:
+            if action.dest in groups:  # a whole group from a file of its own: --config does that
+                action.help = argparse.SUPPRESS
+        shown = {"run": self._action_groups[1]} | {name: groups[name] for name in groups if name != "trainer"}
+        shown |= {"trainer": groups["trainer"]} if self.everything else {}
+        for name, group in shown.items():
+            group.title = "run" if name == "run" else f"{name}: {group.title}".replace("``", "")
+        self._action_groups = [group for group in shown.values() if group._group_actions]
+        self.epilog = (
+            None if self.everything else "--help_all (or --help-all) shows the trainer's settings as well"
+        )
+        return super().format_help(*formatter)
 
 
 class StageCLI(LightningCLI):
-    """LightningCLI with one fixed class pair; the callbacks are always there, no overlay drops them."""
+    """LightningCLI with one fixed class pair; the callbacks are always there, no overlay drops them.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    Args:
+        stage: A key of ``STAGES``.
+        args: The words after ``rime STAGE fit``.
+        prog: What an error calls the command.
+    """
+
+    def __init__(self, stage: str, args: Sequence[str], prog: str) -> None:
+        # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
+        typed, sys.argv = sys.argv, [prog]
+        try:
+            super().__init__(
+                STAGES[stage],
+                RimeDataModule,
+                args=list(args),
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults={"enable_model_summary": False},  # of one row; ours says what trains
+                auto_configure_optimizers=False,
+                parser_class=StageParser,
+                parser_kwargs={
+                    "prog": prog,
+                    "usage": f"{prog} --config FILE --run_dir FOLDER [--SETTING VALUE ...]",
+                    "description": (sys.modules[STAGES[stage].__module__].__doc__ or "").split("\n\n")[0],
+                },
+            )
+        finally:
+            sys.argv = typed  # Lightning starts further processes with the words as typed
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        help_action, config, print_config = parser._actions
+        help_action.help = "This help"
+        config.metavar, config.help = (
+            "FILE",
+            "Settings in YAML; of several files, a later one overrides an earlier",
+        )
+        print_config.help = "Print all settings as YAML and end"
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run_dir", type=str, help="Folder of this run; an unfinished run in it is resumed."
+            "--run_dir",
+            type=str,
+            required=True,
+            help="Folder of this run; an unfinished run in it is resumed",
+        )
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | int,
+            default=self.seed_everything_default,
+            help="Seed of the order of the data and of everything random",
+        )
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            help="CPU threads of each process (default: torch's choice)",
         )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="fit: resume from this file instead of the run's last. test: test what is in it.",
+            help="Checkpoint: `fit` resumes from it, `test` tests it (default: the last one in run_dir)",
         )
-        parser.add_argument(
-            "--num_threads", type=int | None, help="CPU threads of each process; null: torch's choice."
-        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RetrievalRecall, "recall")
         parser.add_lightning_class_args(RewriteSamples, "samples")
         parser.add_lightning_class_args(AdapterCheckpoint, "checkpoint")
@@ -66,63 +160,43 @@ class StageCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
-        if not self.config.run_dir:
-            raise RimeError("--run_dir is missing: name the folder of this run, e.g. runs/mine/sft.")
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
 
     @property
-    def run_dir(self) -> Path:
-        return Path(self.config.run_dir)
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.config.run_dir)
 
     @property
     def resume_from(self) -> Path | None:
         """The checkpoint to continue from: the one named, else the last of this run folder."""
         if self.config.ckpt_path:
             return Path(self.config.ckpt_path)
-        last = self.run_dir / LAST
+        last = self.run_folder.last_checkpoint
         return last if last.is_file() else None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
         step = _logged_step(self.resume_from) if self.resume_from else None
-        logger = TensorBoardLogger(self.run_dir, name="tensorboard", version="", purge_step=step)
-        return super().instantiate_trainer(logger=logger, **kwargs)
+        logger = TensorBoardLogger(self.run_folder.path, name="tensorboard", version="", purge_step=step)
+        if self.config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"] = [EpochsFromOne()]
+        try:
+            return super().instantiate_trainer(logger=logger, **kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise RimeError(f"The trainer refuses these settings. {error}") from error
 
 
-def run_stage(stage: str, argv: list[str]) -> int:
-    """`rime STAGE fit ...` and `rime STAGE test ...`.
+def run_stage(stage: str, action: str, words: list[str]) -> int:
+    """Train or test a stage: ``rime STAGE fit ...`` and ``rime STAGE test ...``.
 
     Args:
         stage: A key of ``STAGES``.
-        argv: The words after the stage's name.
+        action: ``fit`` or ``test``.
+        words: What follows on the command line.
     """
-    command = f"rime {stage.replace('_', '-')}"
-    action, rest = (argv[0], argv[1:]) if argv and argv[0] in ("fit", "test") else ("", argv)
-    if not action and not {"-h", "--help"} & set(rest):
-        usage = USAGE.format(command=command, action="fit|test")
-        print(f"usage: {usage}\n{command}: say what to do, fit or test.", file=sys.stderr)
-        return 2
-    started = time.time()
-    # LightningCLI warns when sys.argv holds words beside ``args``: those are ours, already taken off
-    typed, sys.argv = sys.argv, [f"{command} {action}".strip()]
-    try:
-        cli = StageCLI(
-            STAGES[stage],
-            RimeDataModule,
-            args=rest,
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": f"{command} {action or 'fit'}",
-                "usage": USAGE.format(command=command, action=action or "fit|test"),
-                "description": inspect.getdoc(sys.modules[STAGES[stage].__module__]),
-            },
-        )
-    finally:
-        sys.argv = typed  # Lightning starts further processes with the words as typed
+    started, typed = time.time(), sys.argv
+    cli = StageCLI(stage, words, f"rime {stage.replace('_', '-')} {action}")
     if action == "test":
         test(cli, stage, started, typed)
         return 0
@@ -132,33 +206,34 @@ def run_stage(stage: str, argv: list[str]) -> int:
 
 def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Test a checkpoint, or else the adapter that the settings start from, into a folder of its own."""
-    if (cli.run_dir / DONE).is_file():
+    run = cli.run_folder
+    if run.finished:
         raise RimeError(
-            f"--run_dir {cli.run_dir}: a finished run, whose report would be overwritten. Give another "
-            f"folder, and --ckpt_path {cli.run_dir / LAST} to test what it trained."
+            f"--run_dir {run}: this run is finished, and its report would be overwritten. Give another "
+            f"folder, and --ckpt_path {run.last_checkpoint} to test its weights."
         )
     if stage == "refine_rl" and not cli.config.ckpt_path:
         raise RimeError(
-            "--ckpt_path is missing: model.init_adapter_from alone is the reference, compared with itself. "
-            f"Give RUN/{LAST}."
+            "Testing a Refine-RL run needs --ckpt_path. Without it, the reference adapter would be compared "
+            f"with itself. Use --ckpt_path {RunFolder('RUN').last_checkpoint}."
         )
     path = cli.config.ckpt_path
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=path, weights_only=False)
-    finish(cli, stage, {"test": time.time() - started}, typed, _global_step(Path(path)) if path else 0)
+    finish(cli, stage, {"test": time.time() - started}, typed, global_step(Path(path)) if path else 0)
 
 
 def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     """Train (or go on), test on the split that chose nothing, write the report and the marker."""
-    run_dir = cli.run_dir
-    if (run_dir / DONE).is_file():
-        print(f"{run_dir} is finished; see {run_dir / 'summary.txt'}. Another --run_dir starts a new run.")
+    run = cli.run_folder
+    if run.finished:
+        print(f"{run} is finished; see {run.summary_text}. Another --run_dir starts a new run.")
         return
     if cli.trainer.is_global_zero:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        cli.parser.save(cli.config, run_dir / "config.yaml", skip_unset=False, overwrite=True)
+        run.path.mkdir(parents=True, exist_ok=True)
+        cli.parser.save(cli.config, run.config, skip_unset=False, overwrite=True)
     resume = cli.resume_from
     if resume:
-        print(f"continuing from {resume} (step {_global_step(resume)})", flush=True)
+        print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
     if stage == "refine_rl" and (before := previous_summary(cli)):
         trace = before["after"]["trace"]
         print(
@@ -170,7 +245,7 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     steps = cli.trainer.global_step
-    timed = steps - (_global_step(resume) if resume else 0)
+    timed = steps - (global_step(resume) if resume else 0)
     finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed, steps, timed)
 
 
@@ -193,7 +268,7 @@ def finish(
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     recall = next(c for c in callbacks if isinstance(c, RetrievalRecall))
     write_report(
-        run_dir=cli.run_dir,
+        run_dir=cli.run_folder.path,
         stage=stage,
         results=recall.results,
         history=recall.history,
@@ -211,6 +286,7 @@ def finish(
             "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
             "broken_samples": cli.datamodule.broken,
+            **cli.run_folder.origin,
         },
     )
 
@@ -219,16 +295,14 @@ def previous_summary(cli: StageCLI) -> dict[str, Any] | None:
     """The report of the run that the adapter came from, when it was tested on the same data."""
     if not cli.model.init_adapter_from:
         return None
-    folder = Path(cli.model.init_adapter_from).parent
-    summary, manifest = folder / "summary.json", folder / "manifest.json"
-    if not summary.is_file() or not manifest.is_file():
-        return None
-    same = json.loads(manifest.read_text())["data_hash"] == cli.datamodule.data_hash
-    return json.loads(summary.read_text()) if same else None
+    run = RunFolder(Path(cli.model.init_adapter_from).parent)
+    same = run.reported and run.manifest["data_hash"] == cli.datamodule.data_hash
+    return run.summary if same else None
 
 
-def _global_step(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=False)["global_step"])
+def global_step(checkpoint: Path) -> int:
+    """Return the optimiser steps behind a checkpoint; its tensors stay on disk."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])
 
 
 def _logged_step(checkpoint: Path) -> int:

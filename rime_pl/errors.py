@@ -1,14 +1,14 @@
-"""What can go wrong by a user's hand; everybody may raise these, and the command line prints them plainly."""
+"""The errors that a user can cause. Any file may raise them; the command line prints the message only."""
 
 from __future__ import annotations
 
 
 class RimeError(Exception):
-    """Bad input, told to the user in one message that names the setting, or shard, key and field."""
+    """Bad input. The message names the setting, or shard, key and field, and says what to type."""
 
 
 class DivergedError(RimeError):
-    """Training left its bounds; the callback that saves checkpoints adds the last good one."""
+    """Training diverged. The callback that saves checkpoints adds the path of the last good one."""
 
 
 class DataError(RimeError):

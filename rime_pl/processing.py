@@ -1,7 +1,9 @@
-"""Pair -> Batch: prompts and rewrites become tokens, images become patches.
+"""Turn pairs into batches: prompts and rewrites become tokens, images become patches.
 
-Called by the datamodule for training and evaluation and by the retriever for search. It wraps the
-checkpoint's own Hugging Face processor; only the chat layout comes from prompts.py.
+Called by the data module for training and evaluation and by the retriever for search. It wraps the Hugging
+Face processor of the checkpoint; only the chat layout is ours, from prompts.py.
+
+Shape legend: R rows, P prompt tokens, C completion tokens.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.prompts import IMAGE_TOKEN, PromptConfig, chat_prompt, completion
 from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 
-#: Written beside every adapter: where the two embeddings are read and how an item is put to the model.
+#: Saved with every adapter: where the two embeddings are read, and the prompt layout of an item.
 CONTRACT_FILE = "rime.json"
 
 
 class RimeProcessor:
-    """A Hugging Face processor with the two mode tokens and this project's chat layout.
+    """A Hugging Face processor with the two mode tokens and the chat layout of this project.
 
     Args:
-        processor: ``Qwen3VLProcessor``, ``Qwen2VLProcessor`` or another of that interface.
-        prompt: Chat layout and token budget.
+        processor: ``Qwen3VLProcessor``, ``Qwen2VLProcessor`` or one with the same interface.
+        prompt: Chat layout and budget of a rewrite.
     """
 
     def __init__(self, processor: Any, prompt: PromptConfig) -> None:
@@ -39,7 +41,7 @@ class RimeProcessor:
         self.prompt = prompt
         self.tokenizer = processor.tokenizer
         modes = [prompt.disc_token, prompt.gen_token]
-        #: Mode tokens that the checkpoint does not know; a released checkpoint of this family knows both.
+        #: Mode tokens that the checkpoint lacks; an already trained checkpoint has both.
         self.new_tokens = [token for token in modes if token not in self.tokenizer.get_vocab()]
         self.tokenizer.add_special_tokens(
             {"additional_special_tokens": modes}, replace_extra_special_tokens=False
@@ -54,7 +56,7 @@ class RimeProcessor:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, prompt: PromptConfig) -> RimeProcessor:
-        """Load the processor of a checkpoint and add the mode tokens that ``prompt`` names.
+        """Load the processor of a checkpoint and add the mode tokens of ``prompt``.
 
         Raises:
             RimeError: If there is no processor at ``name_or_path``.
@@ -63,42 +65,44 @@ class RimeProcessor:
             processor = AutoProcessor.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
             raise RimeError(
-                f"model.backbone.name_or_path: no processor could be loaded from {name_or_path!r} ({error}). "
-                "Give a Hugging Face name or a folder; the tiny base is made by `rime base`."
+                "model.backbone.name_or_path must be a Hugging Face name or a folder, but no processor could "
+                f"be loaded from {name_or_path!r} ({error}). `rime base` makes the tiny base model."
             ) from error
         return cls(processor, prompt)
 
     @classmethod
     def from_adapter(cls, folder: str | Path) -> RimeProcessor:
-        """The processor saved beside an adapter, with the prompt layout it was trained with."""
+        """Load the processor saved with an adapter, with the prompt layout of its training."""
         contract = Path(folder) / CONTRACT_FILE
         if not contract.is_file():
             raise RimeError(
-                f"{contract}: missing, so {folder} is not an adapter folder of a run (<run>/<stage>/adapter)."
+                f"{folder} must be the adapter folder of a run (<run>/<stage>/adapter), but it has no "
+                f"{CONTRACT_FILE}."
             )
         return cls.from_pretrained(str(folder), PromptConfig(**json.loads(contract.read_text())["prompt"]))
 
     def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files of the processor into ``folder``."""
         self.processor.save_pretrained(folder)
 
     def contract(self) -> dict[str, Any]:
-        """What must be equal between training and use, as JSON."""
+        """Return what must be equal in training and in use, as JSON."""
         return {"prompt": asdict(self.prompt), "disc_token_id": self.disc_id, "gen_token_id": self.gen_id}
 
     # -- tokens ---------------------------------------------------------------------------------------
 
     def prompts(self, items: Sequence[Item], keys: Sequence[str] | None = None) -> Prompts:
-        """Items as left-padded prompts with the patches of all their images.
+        """Return the items as left-padded prompts with the patches of all their images.
 
         Args:
-            items: One a row.
-            keys: Names of the rows, for the error.
+            items: R items.
+            keys: Names of the rows for the error message.
 
         Returns:
-            Prompts of ``len(items)`` rows; ``pixel_values`` is None when no item has an image.
+            R prompts; ``pixel_values`` is None if no item has an image.
 
         Raises:
-            DataError: If a text or an instruction holds a special token.
+            DataError: If a text or an instruction contains a special token.
         """
         for field in ("text", "instruction"):
             self._refuse_special([getattr(item, field) for item in items], field, keys)
@@ -119,14 +123,14 @@ class RimeProcessor:
         return Prompts(ids, mask, pixel_values, grid, torch.tensor([len(item.images) for item in items]))
 
     def completions(self, rewrites: Sequence[str | None], keys: Sequence[str] | None = None) -> Completions:
-        """Rewrites as right-padded completions; None becomes the empty rewrite.
+        """Return the rewrites as right-padded completions; None becomes the empty rewrite.
 
         Args:
-            rewrites: One text a row.
-            keys: Names of the rows, for the error.
+            rewrites: R texts.
+            keys: Names of the rows for the error message.
 
         Raises:
-            DataError: If a rewrite is longer than ``prompt.max_rewrite_tokens`` or holds a special token.
+            DataError: If a rewrite is longer than ``prompt.max_rewrite_tokens`` or contains a special token.
         """
         self._refuse_special([rewrite or "" for rewrite in rewrites], "rewrite", keys)
         texts = [completion(self.prompt, rewrite or "") for rewrite in rewrites]
@@ -135,25 +139,24 @@ class RimeProcessor:
             if len(row) - 2 > self.prompt.max_rewrite_tokens:
                 name = keys[number] if keys else f"row {number}"
                 raise DataError(
-                    f"{name}: field 'rewrite' has {len(row) - 2} tokens, more than "
-                    f"prompt.max_rewrite_tokens={self.prompt.max_rewrite_tokens}. Shorten it or raise "
-                    "the budget."
+                    f"{name}: field 'rewrite' must have at most {self.prompt.max_rewrite_tokens} tokens, but "
+                    f"has {len(row) - 2}. Shorten it or raise model.backbone.prompt.max_rewrite_tokens."
                 )
         ids, mask = _pad(rows, self.pad_id, side="right")
         return Completions(ids, mask)
 
     def _refuse_special(self, texts: Sequence[str], field: str, keys: Sequence[str] | None) -> None:
-        """Inside a text it would be an image's place, the end of a turn or one more embedding."""
+        """Raise a DataError, because the model would read it as an image, a turn's end or a mode token."""
         for number, text in enumerate(texts):
             if found := self.special_pattern.search(text):
                 name = keys[number] if keys else f"row {number}"
                 raise DataError(
-                    f"{name}: field {field!r} holds {found.group()!r}, a special token of the model. "
-                    "Take it out of the text."
+                    f"{name}: field {field!r} must not contain {found.group()!r}, because it is a special "
+                    "token of the model. Remove it from the text."
                 )
 
     def decode(self, completions: Completions) -> list[str]:
-        """Texts of completions without special tokens."""
+        """Return the texts of the completions, without special tokens."""
         rows = [
             ids[mask.bool()].tolist() for ids, mask in zip(completions.ids, completions.mask, strict=True)
         ]
@@ -162,7 +165,7 @@ class RimeProcessor:
     # -- batches --------------------------------------------------------------------------------------
 
     def rows(self, items: Sequence[Item], keys: Sequence[str]) -> Rows:
-        """Items with their reference rewrites, as one forward takes them."""
+        """Return the items with their reference rewrites, as the input of one forward."""
         return Rows(
             prompts=self.prompts(items, keys),
             completions=self.completions([item.rewrite for item in items], keys),
@@ -170,7 +173,7 @@ class RimeProcessor:
         )
 
     def training_batch(self, pairs: Sequence[Pair], position: int = 0) -> Batch:
-        """B pairs of one task, tokenised side by side."""
+        """Return B pairs of one task as a training batch."""
         queries, targets = [_query(pair) for pair in pairs], [pair.target for pair in pairs]
         return Batch(
             query=self.rows(queries, [f"{pair.key} (query)" for pair in pairs]),
@@ -184,7 +187,7 @@ class RimeProcessor:
         )
 
     def eval_batch(self, side: Side, pairs: Sequence[Pair]) -> EvalBatch:
-        """One row per pair: its query, or its target as a gallery item."""
+        """Return one row per pair: its query, or its target as a gallery item."""
         items = [_query(pair) if side == "query" else pair.target for pair in pairs]
         names = [f"{pair.key} ({side})" for pair in pairs]
         return EvalBatch(
@@ -204,7 +207,7 @@ class RimeProcessor:
 
 def _query(pair: Pair) -> Item:
     if pair.query is None:
-        raise DataError(f"{pair.key}: field 'query' is null, but a query is needed here.")
+        raise DataError(f"{pair.key}: field 'query' must not be null here, because this pair needs a query.")
     return pair.query
 
 

@@ -1,7 +1,7 @@
-"""The words around an item: chat layout, rewrite instruction and the two mode tokens, in one place.
+"""The text around an item: chat layout, rewrite instruction and the two mode tokens, in one place.
 
 Called by processing.py for every stage, by generation and by the retriever, so that training, evaluation
-and search can never disagree about a prompt.
+and search always use the same prompt.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ TURN_END = "<|im_end|>"
 
 @dataclass
 class PromptConfig:
-    """How an item is put to the model. Saved with each adapter and checked when it is loaded.
+    """Prompt layout of an item. Saved with each adapter and checked when the adapter is loaded.
 
     Args:
         disc_token: Token at which the discriminative embedding is read.
-        gen_token: Token at which the generative embedding is read, written after the rewrite.
-        rewrite_instruction: What the model is asked for after the discriminative token.
-        system_prompt: System turn; empty for none (Qwen3-VL), "You are a helpful assistant." (Qwen2-VL).
-        max_rewrite_tokens: Budget of a rewrite, <gen_emb> and end of turn not counted.
+        gen_token: Token at which the generative embedding is read; the model writes it after the rewrite.
+        rewrite_instruction: Instruction after the discriminative token that asks for the rewrite.
+        system_prompt: Text of the system turn, "You are a helpful assistant." for Qwen2-VL (default: none).
+        max_rewrite_tokens: Maximum length of a rewrite in tokens, without <gen_emb> and end of turn.
     """
 
     disc_token: str = "<disc_emb>"
@@ -32,14 +32,18 @@ class PromptConfig:
     system_prompt: str = ""
     max_rewrite_tokens: int = 128
 
+    def budget(self, max_new_tokens: int | None = None) -> int:
+        """Return the maximum length of a rewrite: ``max_new_tokens``, or ``max_rewrite_tokens`` if None."""
+        return max_new_tokens or self.max_rewrite_tokens
+
 
 def chat_prompt(config: PromptConfig, text: str, instruction: str, image_tokens: list[int]) -> str:
-    """The prompt of one item, up to where the assistant starts to write.
+    """Return the prompt of one item, up to where the assistant starts to write.
 
     Args:
-        config: Tokens and instruction.
-        text: The item's text, may be empty.
-        instruction: The task's instruction, may be empty.
+        config: Mode tokens and instruction.
+        text: Text of the item, may be empty.
+        instruction: Instruction of the task, may be empty.
         image_tokens: Number of visual tokens of each image, in order.
 
     Example:
@@ -62,5 +66,5 @@ def chat_prompt(config: PromptConfig, text: str, instruction: str, image_tokens:
 
 
 def completion(config: PromptConfig, rewrite: str) -> str:
-    """What the assistant writes: the rewrite, the generative token, end of turn."""
+    """Return what the assistant writes: the rewrite, the generative token, end of turn."""
     return f"{rewrite}{config.gen_token}{TURN_END}"

@@ -1,6 +1,6 @@
 """What a run leaves behind, read in one place: manifest, summary, ranks, config, adapter, finished or not.
 
-Used by the command line, by inference, and by the study. A run folder belongs to one stage.
+Used by the command line, by inference, by callbacks, and by the study. A run folder belongs to one stage.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from rime_pl.errors import RimeError
 
 #: The folder of all runs, relative to the working folder.
 RUNS = Path("runs")
-#: The folder inside a run that holds the control runs beside it.
+#: The folder inside a run that holds its control runs.
 CONTROLS = "controls"
+#: The file that a run writes last, when all else is written.
+MARKER = "done.json"
+#: The file that `rime run` writes before a run begins.
+ORIGIN = "origin.json"
 
 
 class RunFolder:
@@ -32,6 +36,15 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunFolder) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
 
     @property
     def config(self) -> Path:
@@ -49,14 +62,24 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def summary_text(self) -> Path:
+        """The table of results, as text."""
+        return self.path / "summary.txt"
+
+    @property
     def marker(self) -> Path:
         """The file that a run writes last, when all else is written."""
-        return self.path / "done.json"
+        return self.path / MARKER
 
     @property
     def finished(self) -> bool:
-        """Return whether the run has trained, tested and written its report."""
+        """Whether the run has trained, tested and written its report."""
         return self.marker.is_file()
+
+    @property
+    def reported(self) -> bool:
+        """Whether manifest and summary are there, as they are after `fit` and after `test`."""
+        return (self.path / "manifest.json").is_file() and (self.path / "summary.json").is_file()
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -83,6 +106,12 @@ class RunFolder:
         values: dict[str, Any] = yaml.safe_load(self.config.read_text())
         return values
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What `rime run` wrote before the run began: recipe, differences, start; empty for other runs."""
+        file = self.path / ORIGIN
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+
     def before(self) -> RunFolder | None:
         """The run whose adapter this one started from; None if it started from the base model."""
         adapter = self.settings["model"]["init_adapter_from"]
@@ -94,12 +123,35 @@ class RunFolder:
         return str(self.manifest["stage"])
 
     @property
+    def threads(self) -> int | None:
+        """The number of CPU threads that the run used."""
+        threads: int | None = self.manifest.get("device", {}).get("threads")
+        return threads
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The mean seconds of a training step; None if the run was resumed after its last step."""
+        steps = self.manifest.get("steps_timed", self.manifest["steps"])  # fewer than all after a resume
+        return self.summary["seconds"]["fit"] / steps if steps else None
+
+    @property
     def corpus(self) -> Path | None:
         """The corpus folder that the run was trained on; None if it is gone."""
         if not (self.path / "manifest.json").is_file():
             return None
         named = self.manifest.get("data")
         return Path(named) if named and Path(named).is_dir() else None
+
+    def begin(self, settings: dict[str, Any], origin: dict[str, Any]) -> None:
+        """Claim the folder for a run that is about to start, so that no other settings take it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / ORIGIN, origin)
+        self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    def give_up(self) -> None:
+        """Free a folder that was claimed, where nothing was trained."""
+        self.config.unlink(missing_ok=True)
+        (self.path / ORIGIN).unlink(missing_ok=True)
 
     @classmethod
     def newest(cls, folder: str | Path) -> RunFolder:
@@ -108,13 +160,25 @@ class RunFolder:
         Raises:
             RimeError: If there is no finished run with an adapter.
         """
-        runs = [cls(marker.parent) for marker in Path(folder).rglob("done.json")]
-        found = [run for run in runs if run.adapter.is_dir() and CONTROLS not in run.path.parts]
+        runs = [cls(marker.parent) for marker in Path(folder).rglob(MARKER)]
+        below = {run: run.path.relative_to(folder).parts for run in runs}
+        found = [run for run in runs if run.adapter.is_dir() and CONTROLS not in below[run]]
         if not found:
             raise RimeError(
-                f"{folder}: no finished run here. Run `make train-cma` first, or give the folder of a run."
+                f"{folder}: no finished run here or below. Train one with `make train-cma`, or give the "
+                "folder of a run."
             )
         return max(found, key=lambda run: run.marker.stat().st_mtime)
+
+    @classmethod
+    def with_adapter(cls, folder: str | Path) -> RunFolder:
+        """Return the run in ``folder``, finished or not; without an adapter in it, the newest run below.
+
+        Raises:
+            RimeError: If there is neither.
+        """
+        run = cls(folder)
+        return run if run.adapter.is_dir() else cls.newest(folder)
 
     def _need(self, name: str) -> Path:
         file = self.path / name

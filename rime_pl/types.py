@@ -1,9 +1,9 @@
-"""The contracts between data, model and metrics: one dataclass per step of the way.
+"""The types that data, model and metrics hand to each other, in the order in which the data meets them.
 
 shard -> Pair -> Batch (training) or EvalBatch (evaluation) -> ModeEmbeddings / EvalOutput.
-Everybody imports this file; it imports nothing of ours.
+All other files may import this one; it imports nothing of this project.
 
-Shape legend: B pairs, R rows, P prompt tokens, C completion tokens, D embedding width, V vocabulary.
+Shape legend: B pairs, R rows, P prompt tokens, C completion tokens, D embedding width.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 Mode = Literal["discriminative", "generative"]
 Side = Literal["query", "target"]
 
-#: The four query-mode - target-mode combinations, in the order in which every table shows them.
+#: The four pairs of query mode and target mode, in the order in which every table shows them.
 MODE_PAIRS: tuple[str, ...] = ("disc-disc", "gen-gen", "gen-disc", "disc-gen")
-#: The rewrites which the trace probe puts on the query side.
-TRACES: tuple[str, ...] = ("own", "reference", "shuffled", "empty")
+#: The rewrites that the rewrite ablation gives to the queries; also keys of summary.json.
+REWRITE_ABLATION: tuple[str, ...] = ("own", "reference", "shuffled", "empty")
 
 
 def content_hash(content_id: str) -> int:
-    """A stable signed 64-bit id of a semantic content id, equal on every machine and process."""
+    """Return a signed 64-bit id of a content id, the same on every machine and in every process."""
     return int.from_bytes(hashlib.blake2b(content_id.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 class _Movable:
-    """Dataclasses of tensors that follow a device, as Lightning asks of a batch."""
+    """Base of dataclasses of tensors that Lightning can move to a device."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         moved = {}
@@ -46,31 +46,31 @@ class _Movable:
 
 @dataclass(frozen=True)
 class Item:
-    """One side of a pair, as a person would see it."""
+    """One side of a pair: text, pictures, or both."""
 
     text: str
     images: tuple[Image, ...]  # RGB, any size
-    content_id: str  # semantic: equal for twins (same content, other pixels or wording)
+    content_id: str  # equal for duplicates: the same content in other pixels or words
     instruction: str = ""  # the task's instruction, "" if none
-    rewrite: str | None = None  # None: pair without annotation
-    cot: str | None = None  # steps, followed by the same rewrite
+    rewrite: str | None = None  # the reference rewrite; None: not annotated
+    cot: str | None = None  # a chain of thought, followed by the same rewrite
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A query, its target and what is known about them. Distractors have no query."""
+    """A query and its target. A distractor is a pair without a query: its target is only in the gallery."""
 
     key: str  # "<shard file>/<sample key>", unique in the corpus
     dataset: str  # the task; a training batch holds one task
     gallery: str  # which gallery holds the target (e.g. "pictures" or "names")
-    query: Item | None  # None: a gallery item that answers no query
+    query: Item | None  # None: a distractor
     target: Item
     hard_negatives: tuple[Item, ...] = ()
 
 
 @dataclass
 class Prompts(_Movable):
-    """Tokenised items up to where the assistant starts to write. Left-padded."""
+    """Tokenised items, up to where the assistant starts to write. Left-padded."""
 
     input_ids: Tensor  # (R, P) int64; each row holds <disc_emb> once
     attention_mask: Tensor  # (R, P) int64, 0 at padding
@@ -82,10 +82,9 @@ class Prompts(_Movable):
         return self.input_ids.shape[0]
 
     def select(self, rows: Tensor) -> Prompts:
-        """The given rows (int64 indices, repeats allowed), with the patches of their images.
+        """Return the given rows (int64 indices, repeats allowed), with the patches of their images.
 
-        Qwen-VL flattens the patches of all images into one tensor, so that they are cut by
-        ``image_grid_thw`` and not by row.
+        Qwen-VL puts the patches of all images into one flat tensor, so ``image_grid_thw`` says where to cut.
         """
         pixels, grid = self.pixel_values, self.image_grid_thw
         if pixels is not None and grid is not None:
@@ -101,7 +100,7 @@ class Prompts(_Movable):
 
 @dataclass
 class Completions(_Movable):
-    """What the assistant wrote after a prompt: rewrite, <gen_emb>, end of turn. Right-padded."""
+    """What the assistant writes after a prompt: rewrite, <gen_emb>, end of turn. Right-padded."""
 
     ids: Tensor  # (R, C) int64
     mask: Tensor  # (R, C) int64, 0 at padding
@@ -115,23 +114,23 @@ class Completions(_Movable):
 
 @dataclass
 class Rows(_Movable):
-    """R items with a rewrite each: what one forward takes."""
+    """R items with one rewrite each: the input of one forward."""
 
     prompts: Prompts  # R rows
     completions: Completions  # R rows: reference rewrite, <gen_emb>, end of turn
-    annotated: Tensor  # (R,) bool: False where the item has no rewrite (no cross-entropy on it)
+    annotated: Tensor  # (R,) bool: False where the item has no reference rewrite, so no cross-entropy
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def lengths(self) -> Tensor:
-        """(R, 2) int64: tokens of each row's prompt and of its completion, padding not counted."""
+        """Return (R, 2) int64: tokens of each prompt and of each completion, without padding."""
         return torch.stack([self.prompts.attention_mask.sum(1), self.completions.mask.sum(1)], dim=1)
 
     def select(self, rows: Tensor) -> Rows:
-        """The given rows (int64 indices), without the padding columns that none of them needs."""
+        """Return the given rows (int64 indices), without padding columns that none of them needs."""
         prompts, completions = self.prompts.select(rows), self.completions.select(rows)
-        # at least one completion token stays: the model's outputs keep their meaning on empty ones
+        # at least one column stays: the model cannot look for <gen_emb> in none
         left = prompts.input_ids.shape[1] - int(prompts.attention_mask.sum(1).max())
         right = max(1, int(completions.mask.sum(1).max()))
         prompts = replace(
@@ -145,7 +144,7 @@ class Rows(_Movable):
 
 @dataclass
 class Batch(_Movable):
-    """B training pairs of one task on this rank; row i of ``target`` answers row i of ``query``."""
+    """B training pairs of one task on this rank; row i of ``target`` belongs to row i of ``query``."""
 
     query: Rows  # B rows
     target: Rows  # B rows
@@ -153,7 +152,7 @@ class Batch(_Movable):
     target_content: Tensor  # (B,) int64 content_hash
     dataset: str
     keys: list[str] = field(default_factory=list)  # B pair keys
-    query_texts: list[str] = field(default_factory=list)  # B instructions with the text, for people to read
+    query_texts: list[str] = field(default_factory=list)  # B instructions with texts, for tables of rewrites
     position: int = 0  # number of this global batch since the start of training
 
     def __len__(self) -> int:
@@ -162,12 +161,12 @@ class Batch(_Movable):
 
 @dataclass
 class Rollouts(_Movable):
-    """G sampled rewrites of each of R items, those of an item together: N = R * G rows."""
+    """Rewrites that the model wrote: N = R * G rows, the G of an item together. Greedy writing has G = 1."""
 
-    completions: Completions  # N rows: rewrite, <gen_emb>, end of turn; the two are put there where missing
-    labels: Tensor  # (N, C) int64: tokens as they were drawn, the first stop included; -100 elsewhere
-    lengths: Tensor  # (N,) int64 tokens of the rewrite itself
-    well_formed: Tensor  # (N,) bool: not empty, and the model itself wrote <gen_emb>
+    completions: Completions  # N rows: rewrite, <gen_emb>, end of turn; the last two are added if missing
+    labels: Tensor  # (N, C) int64: the tokens that the model chose, with the first stop token; -100 elsewhere
+    lengths: Tensor  # (N,) int64: tokens of the rewrite, without <gen_emb> and end of turn
+    well_formed: Tensor  # (N,) bool: the rewrite is not empty, and the model itself wrote <gen_emb>
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -180,19 +179,19 @@ class Rollouts(_Movable):
 
 @dataclass
 class EvalBatch(_Movable):
-    """R items of one side to embed in both modes: queries, or distinct gallery items."""
+    """R items of one side, queries or gallery items, to embed in both modes."""
 
     side: Side
     prompts: Prompts  # R rows
     completions: Completions  # R rows: the reference rewrite
-    item_ids: Tensor  # (R,) int64, unique per side; duplicates from sampler padding share it
+    item_ids: Tensor  # (R,) int64, unique per side; rows that the sampler repeats have the same id
     content_ids: Tensor  # (R,) int64: content of this item
-    relevant_ids: Tensor  # (R,) int64: queries: content of the right target; targets: their own content
-    distractor: Tensor  # (R,) bool: a gallery item that answers no query of this split
+    relevant_ids: Tensor  # (R,) int64: content of the right target; of a target: its own content
+    distractor: Tensor  # (R,) bool: a gallery item that is the target of no query of this split
     datasets: list[str]  # R tasks (targets: "")
     galleries: list[str]  # R gallery names
     keys: list[str]  # R pair keys
-    items: list[Item]  # R raw items, for pictures and sample texts
+    items: list[Item]  # R raw items, for pictures and texts in reports
 
     def __len__(self) -> int:
         return self.item_ids.shape[0]
@@ -200,7 +199,7 @@ class EvalBatch(_Movable):
 
 @dataclass
 class ModeEmbeddings(_Movable):
-    """Both embeddings of the same rows, float32, L2-normalised."""
+    """Both embeddings of the same R items, float32, L2-normalised."""
 
     disc: Tensor  # (R, D)
     gen: Tensor  # (R, D)
@@ -208,47 +207,47 @@ class ModeEmbeddings(_Movable):
 
 @dataclass
 class EncodedSide(_Movable):
-    """What a loss sees of R rows: one side of a training batch on this rank."""
+    """What a loss gets from one side of this rank's batch, R rows."""
 
     disc: Tensor  # (R, D) float32, normalised
     gen: Tensor  # (R, D) float32, normalised
-    cross_entropy: Tensor  # scalar: this rank's share; the mean over ranks is that of the global batch
+    cross_entropy: Tensor  # scalar: the part of this rank; the mean over ranks is that of the global batch
 
 
 @dataclass
 class EvalOutput(_Movable):
     """What ``validation_step`` and ``test_step`` return for one EvalBatch."""
 
-    embeddings: ModeEmbeddings  # gen: with the item's own, generated rewrite
+    embeddings: ModeEmbeddings  # gen: with the rewrite that the model wrote
     completions: Completions  # that rewrite
-    traces: dict[str, Tensor]  # queries: "reference", "shuffled", "empty" -> (R, D); targets: {}
+    ablation: dict[str, Tensor]  # queries: "reference", "shuffled", "empty" -> (R, D); targets: {}
     rewrites: list[str]  # R generated rewrites, without special tokens
-    rewrite_lengths: Tensor  # (R,) int64 generated tokens, <gen_emb> not counted
-    well_formed: Tensor  # (R,) bool: not empty and <gen_emb> written by the model, not forced at the budget
-    seconds: dict[str, float]  # wall seconds of this batch: "discriminative", "generative" (writing included)
-    #: Refine-RL's test: "rewriter-embedder", each old or new -> (R, D) generative embeddings, both sides
+    rewrite_lengths: Tensor  # (R,) int64: tokens of the rewrite, without <gen_emb> and end of turn
+    well_formed: Tensor  # (R,) bool: the rewrite is not empty, and the model itself wrote <gen_emb>
+    seconds: dict[str, float]  # wall time of this batch: "discriminative", "generative" (with writing)
+    #: test of Refine-RL: "rewriter-embedder", each old or new -> (R, D) generative embeddings
     crossed: dict[str, Tensor] = field(default_factory=dict)
 
 
 class RewardData(Protocol):
-    """What reinforcement learning asks of the data module beside its batches. A batch holds one task."""
+    """What Refine-RL needs from the data module in addition to training batches."""
 
-    seed: int  # of the run
+    seed: int  # seed of the run
 
     def anchor_batches(self, num_anchors: int) -> Iterable[Any]:
-        """``Batch``es of up to ``num_anchors`` training pairs of each task, equal on all processes."""
+        """Return batches of up to ``num_anchors`` training pairs of each task, the same on all processes."""
 
     def sample_batches(self, num_samples: int) -> Iterable[Any]:
-        """``Batch``es of held-out pairs to watch, equal on all processes."""
+        """Return batches of held-out pairs whose rewrites are reported, the same on all processes."""
 
 
 @dataclass
 class RewriteChange:
-    """One held-out query, before and after reinforcement learning."""
+    """The rewrite of one held-out query, before and after reinforcement learning."""
 
     key: str
     task: str
-    query: str  # instruction and text; "" for a picture alone
+    query: str  # instruction and text; "" if there is only a picture
     reference: str
     before: str
     after: str

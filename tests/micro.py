@@ -19,6 +19,13 @@ from rime_pl.datamodules.builders.scenes import builder as scenes
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.modules.settings import (
+    AdvantageSettings,
+    OptimizerSettings,
+    PolicySettings,
+    RewardSettings,
+    RolloutSettings,
+)
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Batch, Pair
@@ -127,17 +134,29 @@ class RewardPairs:
         return [key for batch, *_ in before for key in batch.keys]
 
 
-def refine_rl_module(backbone: Backbone, **settings: Any) -> RefineRLModule:
+def rl_settings(**groups: dict[str, Any]) -> dict[str, Any]:
+    """Return small settings of Refine-RL, changed by what is given for each group."""
+    rollouts = {"num_generations": 4, "max_new_tokens": 8, **groups.get("rollouts", {})}
+    optimizer = {"learning_rate": 1e-3, "warmup_steps": 5, **groups.get("optimizer", {})}
+    return {
+        "rollouts": RolloutSettings(**rollouts),
+        "reward": RewardSettings(**groups.get("reward", {})),
+        "advantages": AdvantageSettings(**groups.get("advantages", {})),
+        "policy": PolicySettings(**groups.get("policy", {})),
+        "optimizer": OptimizerSettings(**optimizer),
+    }
+
+
+def refine_rl_module(backbone: Backbone, **groups: dict[str, Any]) -> RefineRLModule:
     """Refine-RL without a trainer, on a model that ends a rewrite now and then; AdamW steps are real."""
     bias = torch.zeros(backbone.language_model.get_output_embeddings().weight.shape[0])
     bias[[backbone.processor.gen_id, backbone.processor.turn_end_id]] = torch.tensor([5.0, 3.0])
     backbone.language_model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
     randomise_adapter(backbone.peft, scale=0.05)
-    chosen = {"num_generations": 4, "max_new_tokens": 8, "learning_rate": 1e-3, **settings}
-    module: Any = RefineRLModule(backbone.config, **chosen)
+    module: Any = RefineRLModule(backbone.config, **rl_settings(**groups))
     module.backbone, module.reference = backbone, trained_values(backbone)
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=module.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=module.optimizer_settings.learning_rate, weight_decay=0.0)
     module.logged_values = {}
     module.log = lambda key, value, **_: module.logged_values.update({key: float(value)})
     module.manual_backward = lambda loss: loss.backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import pytest
 import yaml
 
 from rime_pl.cli import STAGES, StageCLI
-from rime_pl.datamodules.datamodule import RimeDataModule
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONFIGS = ROOT / "configs"
 RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("tiny/*.yaml")])
-ADDITIONS = sorted([*CONFIGS.glob("data/*.yaml"), *CONFIGS.glob("overlays/*.yaml")])
+ADDITIONS = [  # stage, and what is put on top of its recipe
+    *((path.stem, path) for path in sorted(CONFIGS.glob("data/*/*.yaml"))),
+    *((stage, path) for path in sorted(CONFIGS.glob("overlays/*.yaml")) for stage in sorted(STAGES)),
+]
 
 
 @pytest.mark.parametrize("package", ["rime_pl", "rime_pl.datamodules", "rime_pl.callbacks"])
@@ -59,23 +62,20 @@ def test_constraints_pin_what_the_project_needs() -> None:
     assert {name.replace("_", "-") for name in names} <= pinned
 
 
+def test_pre_commit_uses_the_pinned_ruff() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    version = next(hook["rev"] for hook in hooks if hook["repo"].endswith("ruff-pre-commit"))
+    assert f"ruff=={version.removeprefix('v')}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 def stage_of(recipe: Path) -> str:
     return recipe.stem
 
 
 def parsed(recipe: Path, *more: str) -> StageCLI:
     """Through the very class that `rime STAGE fit` uses: unknown fields and wrong types are errors."""
-    stage = stage_of(recipe)
     arguments = ["--config", str(recipe), *more, "--run_dir", "runs/none", "--trainer.accelerator", "cpu"]
-    return StageCLI(
-        STAGES[stage],
-        RimeDataModule,
-        args=arguments,
-        run=False,
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-    )
+    return StageCLI(stage_of(recipe), arguments, "rime test")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -88,14 +88,14 @@ def test_every_recipe_parses(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert cli.model.config.prompt == cli.datamodule.prompt
 
 
-@pytest.mark.parametrize("addition", ADDITIONS, ids=lambda path: str(path.relative_to(CONFIGS)))
-@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize(
+    ("stage", "addition"),
+    ADDITIONS,
+    ids=[f"{path.relative_to(CONFIGS)}-{stage}" for stage, path in ADDITIONS],
+)
 def test_every_addition_parses_on_top_of_a_recipe(
     stage: str, addition: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = {"-sft-cma": ("sft", "cma"), "-refine-rl": ("refine_rl",)}
-    if any(addition.stem.endswith(end) and stage not in meant for end, meant in stages.items()):
-        pytest.skip("for the stages in its name alone")
     monkeypatch.setattr("sys.argv", ["rime"])
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     cli = parsed(CONFIGS / "tiny" / f"{stage}.yaml", "--config", str(addition))
@@ -110,6 +110,24 @@ def test_every_addition_parses_on_top_of_a_recipe(
                 check(value, config[name])
 
     check(yaml.safe_load(addition.read_text()), cli.config)
+
+
+@pytest.mark.parametrize("corpus", sorted((CONFIGS / "data").iterdir()), ids=lambda path: path.name)
+def test_the_stages_of_a_corpus_agree_on_its_tasks(corpus: Path) -> None:
+    files = [yaml.safe_load((corpus / f"{stage}.yaml").read_text()) for stage in STAGES]
+    shared = [(file["data"], file["recall"], file["model"].get("backbone")) for file in files]
+    assert shared[0] == shared[1] == shared[2]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS))
+)
+def test_every_yaml_says_what_it_is_what_it_needs_and_the_command(path: Path) -> None:
+    head = list(takewhile(lambda line: line.startswith("# "), path.read_text().splitlines()))
+    assert any(line.startswith("# Needs: ") for line in head[1:])
+    command = next(line for line in head if line.startswith("# Command: rime run ")).split()[4:]
+    if "overlays" not in path.parts:
+        assert command[0] == path.stem.replace("_", "-")
 
 
 def test_recipes_differ_from_their_tiny_twins_in_values_only() -> None:

@@ -1,4 +1,4 @@
-"""The chat layout is Qwen's own: what `apply_chat_template` makes of the same turn, token by token."""
+"""The chat layout is that of Qwen: `apply_chat_template` gives the same tokens for the same turn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rime_pl.prompts import PromptConfig, chat_prompt, completion
 from rime_pl.types import Item, Pair
 from tests.micro import PROMPT
 
-# Qwen's ChatML with images. Qwen2-VL begins with a system turn of its own, Qwen3-VL with none.
+# Qwen's ChatML with images. Qwen2-VL begins with a system turn, Qwen3-VL does not.
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -57,7 +57,7 @@ def test_layout_is_that_of_the_checkpoint(
         assert prompts.image_grid_thw.equal(expected["image_grid_thw"])
 
 
-def test_no_empty_lines_for_what_is_missing() -> None:
+def test_a_missing_text_or_instruction_leaves_no_empty_line() -> None:
     config = PromptConfig(rewrite_instruction="Rewrite.")
     turn = "<|im_start|>user\n{}\n<disc_emb>\nRewrite.<|im_end|>\n<|im_start|>assistant\n"
     assert chat_prompt(config, "a cat", "", []) == turn.format("a cat")
@@ -70,6 +70,10 @@ def test_token_names_come_from_the_config(processor: RimeProcessor) -> None:
         config, "a", "", []
     )
     assert completion(config, "A cat.") == "A cat.<emb_g><|im_end|>"
+
+
+def test_the_budget_of_a_rewrite_is_that_of_the_prompt_unless_another_is_given() -> None:
+    assert (PROMPT.budget(), PROMPT.budget(None), PROMPT.budget(7)) == (PROMPT.max_rewrite_tokens,) * 2 + (7,)
 
 
 def test_prompts_pad_left_and_completions_right(processor: RimeProcessor) -> None:
@@ -89,8 +93,8 @@ def test_a_rewrite_longer_than_the_budget_names_key_field_and_setting(processor:
     assert length == budget, "the words of this test must be one token each"
     processor.completions([fitting])
     message = (
-        rf"train-000000.tar/x: field 'rewrite' has {budget + 1} tokens, "
-        rf"more than prompt.max_rewrite_tokens={budget}"
+        rf"train-000000.tar/x: field 'rewrite' must have at most {budget} tokens, but has {budget + 1}. "
+        r"Shorten it or raise model.backbone.prompt.max_rewrite_tokens"
     )
     with pytest.raises(DataError, match=message):
         processor.completions([" red", longer], ["train-000000.tar/w", "train-000000.tar/x"])
@@ -101,11 +105,11 @@ def test_a_rewrite_longer_than_the_budget_names_key_field_and_setting(processor:
 def test_a_special_token_inside_a_text_names_key_and_field(
     field: str, token: str, processor: RimeProcessor
 ) -> None:
-    """It would be one more image's place, or one more embedding to read."""
+    """It would be read as another image or as another mode token."""
     good = Pair("train-000000.tar/w", "task", "all", Item("a", (), "c", rewrite="b"), Item("d", (), "e"))
     bad = replace(good, key="train-000000.tar/x", target=replace(good.target, **{field: f"a {token} b"}))
     processor.training_batch([good, good])
-    message = rf"^train-000000.tar/x \(target\): field '{field}' holds '{re.escape(token)}'"
+    message = rf"^train-000000.tar/x \(target\): field '{field}' must not contain '{re.escape(token)}'"
     with pytest.raises(DataError, match=message):
         processor.training_batch([good, bad])
     with pytest.raises(DataError, match=message):

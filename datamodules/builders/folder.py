@@ -1,5 +1,6 @@
-"""Your own pairs: a CSV or JSONL table and a folder of pictures -> shards. Called by ``rime shards folder``.
+"""Builds a corpus from your own pairs: a CSV or JSONL table and a folder of pictures.
 
+An error names line and field, and leaves no finished corpus. Called by ``rime shards folder``.
 The columns are documented in docs/how-to/your-own-data.md.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Item, Pair
 
@@ -41,24 +42,27 @@ def build(
     val_share: float = 0.1,
     test_share: float = 0.1,
 ) -> None:
-    """Turn a table of pairs into shards.
+    """Turn your own table of pairs into shards.
 
     Args:
-        output: Corpus folder to make.
-        seed: Of the split by hash, for rows without a value in column 'split'.
-        table: CSV file with a header line, or JSONL file with an object per line.
-        media: Folder that the picture columns are relative to; the table's own folder if not given.
+        output: Corpus folder to write.
+        seed: Seed of the split, for rows without a value in column 'split'.
+        table: CSV file with a header line, or JSONL file with one object per line.
+        media: Folder of the files that the picture columns name; the folder of the table if not given.
         name: Name of the corpus.
         licence: Licence of your data, recorded in corpus.json.
-        val_share: Share of the contents that goes to val, for rows without a split.
-        test_share: Share of the contents that goes to test, for rows without a split.
+        val_share: Share of the contents in the validation split, for rows without a split.
+        test_share: Share of the contents in the test split, for rows without a split.
 
     Raises:
-        DataError: If the table is missing, empty or has a faulty line; names line and field.
-        RimeError: If a share is no share, or train, val or test gets no rows.
+        DataError: If the table is missing, empty or has a faulty line; it names line and field.
+        RimeError: If the shares do not fit, or if train, val or test gets no rows.
     """
     if min(val_share, test_share) < 0 or val_share + test_share >= 1:
-        raise RimeError(f"--val-share {val_share}, --test-share {test_share}: must add up to less than 1.")
+        raise RimeError(
+            f"val_share and test_share must be at least 0 and add up to less than 1, but are {val_share} and "
+            f"{test_share}."
+        )
     media = table.parent if media is None else media
     rows: dict[str, list[_Row]] = {split: [] for split in SPLITS}
     for line, values in _lines(table):
@@ -67,7 +71,7 @@ def build(
     for split in SPLITS[:3]:
         if not rows[split]:
             counts = {name: len(found) for name, found in rows.items()}
-            raise RimeError(f"{table}: no rows for split {split!r} ({counts}). Add rows or a column 'split'.")
+            raise RimeError(f"{table}: split {split!r} must have rows, but has none: {counts}. Add some.")
     write_corpus(
         output,
         name=name,
@@ -91,7 +95,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Row:
-    """One checked line; pictures are opened when it is written."""
+    """One checked line of the table; its pictures are opened only when it is written."""
 
     where: str  # "pairs.csv line 7"
     key: str
@@ -110,11 +114,11 @@ class _Row:
 
 
 def _lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and values of every row; empty values are left out."""
+    """Yield line number and values of every row, without empty values."""
     if not table.is_file():
-        raise DataError(f"--table {table}: no such file. Give a CSV or JSONL file.")
+        raise DataError(f"--table must be a CSV or JSONL file, but {table} does not exist.")
     if table.suffix not in (".csv", ".jsonl"):
-        raise DataError(f"--table {table}: ends in {table.suffix!r}; only .csv and .jsonl are read.")
+        raise DataError(f"--table must end in .csv or .jsonl, but {table} ends in {table.suffix!r}.")
     found = 0
     with table.open(newline="", encoding="utf-8-sig") as file:
         rows = _csv_rows(file) if table.suffix == ".csv" else _json_rows(file, table)
@@ -122,12 +126,12 @@ def _lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             unknown = sorted(str(column) for column in values if column not in COLUMNS)
             if unknown:
                 raise DataError(
-                    f"{table.name} line {line}: unknown columns {unknown}; known are {list(COLUMNS)}."
+                    f"{table.name} line {line}: columns {unknown} are unknown. Known are {list(COLUMNS)}."
                 )
             found += 1
             yield line, {column: value for column, value in values.items() if value not in (None, "", [])}
     if not found:
-        raise DataError(f"--table {table}: has no rows.")
+        raise DataError(f"--table must have rows, but {table} has none.")
 
 
 def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -145,7 +149,7 @@ def _json_rows(file: Any, table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise DataError(f"{table.name} line {line}: malformed JSON ({error}).") from error
         if not isinstance(values, dict):
-            raise DataError(f"{table.name} line {line}: holds {type(values).__name__}, an object is needed.")
+            raise DataError(f"{table.name} line {line}: must be a JSON object, but is {text.strip()!r:.90}.")
         yield line, values
 
 
@@ -153,16 +157,16 @@ def _row(where: str, line: int, values: dict[str, Any], media: Path) -> _Row:
     target = _side(where, "target", values, media, content_id=None)
     if target is None:
         raise DataError(
-            f"{where}: fields 'target_text' and 'target_image' are both empty or missing; give one."
+            f"{where}: field 'target_text' or 'target_image' must have a value, but both are empty. Add one."
         )
     split = values.get("split")
     query = _side(where, "query", values, media, content_id=target.content_id)
     if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: field 'split' is {split!r}; allowed are {list(SPLITS)}.")
+        raise DataError(f"{where}: field 'split' must be one of {list(SPLITS)}, but is {split!r}.")
     if query is None and split != "distractors":
         raise DataError(
-            f"{where}: fields 'query_text' and 'query_image' are both empty or missing; give one, "
-            "or 'distractors' as the split for a gallery item without a query."
+            f"{where}: field 'query_text' or 'query_image' must have a value, but both are empty. Add one, "
+            "or set 'split' to 'distractors' if this is a gallery item without a query."
         )
     if split == "distractors":
         query = None
@@ -171,19 +175,19 @@ def _row(where: str, line: int, values: dict[str, Any], media: Path) -> _Row:
 
 
 def _side(where: str, name: str, values: dict[str, Any], media: Path, content_id: str | None) -> _Side | None:
-    """One side of a row, or None if it has neither text nor picture."""
+    """Return one side of a row, or None if it has neither text nor picture."""
     given = {column: values.get(f"{name}_{column}") for column in _SIDE_COLUMNS}
     names = given.pop("image")
     for column, value in given.items():
         if value is not None and not isinstance(value, str):
-            raise DataError(f"{where}: field '{name}_{column}' is {value!r}, a string is needed.")
+            raise DataError(f"{where}: field '{name}_{column}' must be a string, but is {value!r:.90}.")
     if isinstance(names, str):
         names = [part.strip() for part in names.split(";")]
     paths = []
     for image in names or []:
         path = media / str(image)
         if not path.is_file():
-            raise DataError(f"{where}: field '{name}_image': {path} does not exist.")
+            raise DataError(f"{where}: field '{name}_image': file {path} does not exist. Check --media.")
         paths.append(path)
     text = given["text"] or ""
     if not text and not paths:
@@ -193,7 +197,7 @@ def _side(where: str, name: str, values: dict[str, Any], media: Path, content_id
 
 
 def _content(text: str, paths: list[Path]) -> str:
-    """Without a semantic id, the same text and the same files are the same content."""
+    """Return a content id by hash: equal for the same text and the same files."""
     digest = hashlib.sha256(text.encode())
     for path in paths:
         digest.update(b"\0" + path.read_bytes())
@@ -201,7 +205,7 @@ def _content(text: str, paths: list[Path]) -> str:
 
 
 def _split_of(row: _Row, seed: int, val_share: float, test_share: float) -> str:
-    """By hash of the target's content, so that a content never stands in two splits."""
+    """Return the split of a row by hash of its target's content, so that no content is in two splits."""
     digest = hashlib.sha256(f"{seed} {row.target.content_id}".encode()).digest()
     place = int.from_bytes(digest[:4], "big") / 2**32
     if place < test_share:
@@ -210,7 +214,7 @@ def _split_of(row: _Row, seed: int, val_share: float, test_share: float) -> str:
 
 
 def _open(path: Path, where: str) -> Image.Image:
-    """The picture, checked. PNG and JPEG files are copied as they are, so they stay undecoded."""
+    """Return the checked picture. PNG and JPEG files stay undecoded, because they are copied as they are."""
     try:
         with Image.open(path) as probe:
             probe.verify()
@@ -220,4 +224,4 @@ def _open(path: Path, where: str) -> Image.Image:
             return image
         return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: {path} is no readable picture ({error}).") from error
+        raise DataError(f"{where}: file {path} must be a picture, but cannot be read ({error}).") from error

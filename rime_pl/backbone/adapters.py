@@ -1,6 +1,6 @@
-"""The trained part of a backbone: LoRA matrices and two token rows, as a folder that PEFT loads.
+"""The adapter, the trained part of a backbone: LoRA matrices and two token rows, in a folder that PEFT loads.
 
-Called by mllm.py to attach adapters and by the AdapterCheckpoint callback to write and read them.
+Called by mllm.py to attach and load it, and by the AdapterCheckpoint callback to write it.
 """
 
 from __future__ import annotations
@@ -33,48 +33,49 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
 
     Args:
         model: The loaded checkpoint, quantised or not.
-        config: Rank, scale, dropout and target pattern.
+        config: Rank, scale, dropout and target pattern of LoRA.
         token_ids: Ids of ``<disc_emb>`` and ``<gen_emb>``.
 
     Raises:
-        RimeError: If ``lora_targets`` matches no module, or one outside the language model.
+        RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     matched = [name for name in linears if re.fullmatch(config.lora_targets, name)]
     if not matched:
         raise RimeError(
-            f"model.backbone.lora_targets={config.lora_targets!r} matches no linear layer of "
-            f"{config.name_or_path}. Layers look like {linears[-2]!r}; the pattern must match whole names."
+            "model.backbone.lora_targets must match the whole name of a linear layer of "
+            f"{config.name_or_path}, e.g. {linears[-2]!r}, but {config.lora_targets!r} matches none."
         )
     outside = [name for name in matched if "language_model." not in name]
     if outside:
         raise RimeError(
-            f"model.backbone.lora_targets={config.lora_targets!r} matches {outside[0]!r}, which is not in "
-            "the language model. Begin the pattern with '.*language_model' as the default does."
+            "model.backbone.lora_targets must match layers of the language model only, but "
+            f"{config.lora_targets!r} matches {outside[0]!r}, which is not in the language model. Begin the "
+            "pattern with '.*language_model', as the default does."
         )
     rows = {"embed_tokens": token_ids}
     if not model.config.tie_word_embeddings:
-        rows["lm_head"] = token_ids  # untied: <gen_emb> must be predicted by a row of its own
+        rows["lm_head"] = token_ids  # an untied output layer needs its own row to predict <gen_emb>
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=config.lora_targets,
         trainable_token_indices=rows,
-        # not "CAUSAL_LM": that class assumes a text-only forward
+        # not "CAUSAL_LM", because that class expects a forward with text only
         task_type=None,
     )
-    # What trains is float32 whatever the base is: at small learning rates (configs/refine_rl.yaml) a step is
-    # smaller than half the distance between two bfloat16 numbers, and most weights would stay.
+    # Trained weights are float32 even if the base model is bfloat16. At the learning rate of
+    # configs/refine_rl.yaml, most updates are too small to change a bfloat16 number.
     return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 
 def adapter_state(model: PeftModel, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The adapter's tensors on CPU under PEFT's own names.
+    """Return the tensors of the adapter on the CPU, with the names that PEFT uses.
 
     Args:
-        model: The adapted model.
-        state_dict: Its tensors, where they had to be gathered from several ranks first.
+        model: The model with the adapter.
+        state_dict: Its tensors, if they had to be gathered from several ranks first.
     """
     state = get_peft_model_state_dict(model, state_dict=state_dict, save_embedding_layers=False)
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -91,12 +92,12 @@ def save_adapter(
     """Write adapter weights, PEFT config, processor files and the pooling contract into ``folder``.
 
     Args:
-        folder: Made if missing.
+        folder: Created if it does not exist.
         model: Gives the PEFT config.
-        state: From :func:`adapter_state` (gathered first when sharded).
-        processor: Saved beside, so that the folder is enough to encode.
-        config: How the base was loaded.
-        base_hash: Fingerprint of the base, see :func:`base_fingerprint`.
+        state: From :func:`adapter_state`.
+        processor: Saved too, so that encoding needs only this folder and the base model.
+        config: How the base model was loaded.
+        base_hash: Fingerprint of the base model, see :func:`base_fingerprint`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,25 +113,25 @@ def save_adapter(
 def load_adapter_weights(
     model: PeftModel, folder: str | Path, processor: RimeProcessor, base_hash: str
 ) -> None:
-    """Put the weights of an adapter folder into an already adapted model, after checking that they fit.
+    """Load the weights of an adapter folder into a model that has an adapter, if they fit.
 
     Raises:
-        RimeError: If the folder is no adapter, is damaged, belongs to another base, pools elsewhere, or has
-            other tensors (rank, targets) than the model.
+        RimeError: If the folder holds no adapter or a damaged one, or if prompt, mode tokens, base model or
+            shapes of tensors (rank, targets) differ.
     """
     folder = Path(folder)
     contract = read_contract(folder)
     for name, value in processor.contract().items():
         if contract.get(name) != value:
             raise RimeError(
-                f"{folder / CONTRACT_FILE}: {name} differs. Saved: {contract.get(name)}; this run: {value}. "
-                "Use the same model.backbone.prompt and base as the run that made the adapter."
+                f"{folder / CONTRACT_FILE}: {name} must be that of this run, {value}, but is "
+                f"{contract.get(name)}. Use the model.backbone.prompt and the base model of the adapter."
             )
     if contract["base_hash"] != base_hash:
         raise RimeError(
-            f"{folder}: this adapter was trained on another base ({contract['base']}, fingerprint "
-            f"{contract['base_hash'][:12]}) than model.backbone.name_or_path gives "
-            f"(fingerprint {base_hash[:12]})."
+            f"{folder}: model.backbone.name_or_path must give the base model that this adapter was trained "
+            f"on, {contract['base']} with fingerprint {contract['base_hash'][:12]}, but gives one with "
+            f"fingerprint {base_hash[:12]}."
         )
     state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
     expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
@@ -138,41 +139,41 @@ def load_adapter_weights(
     if expected != found:
         name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
         raise RimeError(
-            f"{folder}: tensor {name} is {found.get(name)} in the adapter and {expected.get(name)} in "
-            "the model. Use the lora_r and lora_targets that the adapter was trained with."
+            f"{folder}: tensor {name} must have the same shape in adapter and model, but has "
+            f"{found.get(name)} and {expected.get(name)}. Use the lora_r and lora_targets of the adapter."
         )
     set_peft_model_state_dict(model, state)
 
 
 def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
-    damaged = f"{path}: the file is damaged; copy it again, or train the stage again"
+    remedy = "Copy it again, or train the stage again."
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise RimeError(f"{damaged} ({error}).") from error
+        raise RimeError(f"{path} is damaged ({error}). {remedy}") from error
     if state_hash(state) != expected_hash:
-        raise RimeError(f"{damaged} (its content does not match weights_hash in {CONTRACT_FILE}).")
+        raise RimeError(f"{path} is damaged: it does not match weights_hash in {CONTRACT_FILE}. {remedy}")
     return state
 
 
 def trained_values(model: Any) -> dict[str, Tensor]:
-    """A copy of everything that trains, e.g. as the frozen reference of reinforcement learning."""
+    """Return a copy of all trained values, e.g. as the frozen reference of reinforcement learning."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @contextmanager
 def adapter_values(model: Any, values: dict[str, Tensor]) -> Iterator[None]:
-    """The model with other adapter values in place: a second model over the same 4-bit base, for nothing.
+    """Give the model other adapter values for a while: a second model that shares the base model's memory.
 
     Args:
-        model: The one that ``values`` were copied from.
+        model: The model that ``values`` were copied from.
         values: From :func:`trained_values`.
 
     Raises:
-        RuntimeError: With gradients on: a graph would hold values that are gone when it is walked back.
+        RuntimeError: If gradients are on, because a backward pass would need values that are gone by then.
     """
     if torch.is_grad_enabled():
-        raise RuntimeError("adapter_values: use it under torch.no_grad().")
+        raise RuntimeError("adapter_values must be used under torch.no_grad().")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     own = {name: p.data for name, p in trained.items()}
     try:
@@ -185,15 +186,19 @@ def adapter_values(model: Any, values: dict[str, Tensor]) -> Iterator[None]:
 
 
 def read_contract(folder: str | Path) -> dict[str, Any]:
-    """The pooling contract of an adapter folder."""
+    """Return the pooling contract of an adapter folder: how and with which base model it was trained.
+
+    Raises:
+        RimeError: If the folder holds no adapter.
+    """
     path = Path(folder) / CONTRACT_FILE
     if not path.is_file() or not (Path(folder) / WEIGHTS_FILE).is_file():
-        raise RimeError(f"{folder}: no adapter here ({CONTRACT_FILE} and {WEIGHTS_FILE} are needed).")
+        raise RimeError(f"{folder} must hold an adapter, with the files {CONTRACT_FILE} and {WEIGHTS_FILE}.")
     return json.loads(path.read_text())
 
 
 def state_hash(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names and bytes of a state dict."""
+    """Return the SHA-256 of the names and bytes of a state dict."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -202,12 +207,12 @@ def state_hash(state: dict[str, Tensor]) -> str:
 
 
 def base_fingerprint(model: Any) -> str:
-    """A cheap fingerprint of a base checkpoint: architecture and a few rows of its embedding.
+    """Return a cheap fingerprint of a base model: its size and a few rows of its embedding table.
 
-    Taken before quantisation-dependent parts, so that an adapter trained in 4 bits fits the same base in 16.
+    It contains no quantised weight, so an adapter trained in 4 bits fits the same base model in 16 bits.
     """
     embedding = model.get_input_embeddings().weight
-    # device and dtype are said: Lightning builds the model under its own defaults (cuda, bfloat16)
+    # device and dtype are given, because Lightning sets other defaults while the model is built
     last = min(1000, embedding.shape[0]) - 1
     rows = torch.linspace(0, last, 64, dtype=torch.float32, device=embedding.device).long()
     digest = hashlib.sha256(str(model.config.text_config.hidden_size).encode())

@@ -1,6 +1,6 @@
-"""The settings of the backbone: which checkpoint, in how many bits, and what of it trains.
+"""The settings of the backbone: which checkpoint, in how many bits, and which parts of it train.
 
-One flat dataclass inside each stage's YAML; built into a model by mllm.py, never at import.
+One dataclass inside the YAML of each stage; mllm.py builds the model from it.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from typing import Literal
 
 from rime_pl.prompts import PromptConfig
 
-#: All linear layers of the decoder, and of nothing else: vision MLPs share the names gate/up/down_proj.
+#: All linear layers of the decoder and no others: the MLPs of a vision tower also have gate/up/down_proj.
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
 @dataclass
 class BackboneConfig:
-    """One multimodal language model with 4-bit base weights, LoRA and two trained token rows.
+    """Base model with 4-bit weights, LoRA and two trained token rows.
 
     Args:
         name_or_path: Hugging Face name or folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
-        load_in_4bit: Store the decoder's linear layers as NF4 with double quantisation (bitsandbytes).
-        dtype: Of everything frozen that is not 4-bit, and of its matrix products; what trains is float32.
+        load_in_4bit: Storage of the decoder's linear layers as NF4 with double quantisation (bitsandbytes).
+        dtype: Type of frozen weights that are not 4-bit and of matrix products; trained weights are float32.
         lora_r: Rank of the LoRA matrices.
-        lora_alpha: LoRA scale; the update is multiplied by lora_alpha / lora_r.
-        lora_dropout: Dropout before the LoRA matrices.
-        lora_targets: Regular expression over module names; must match whole names.
-        gradient_checkpointing: Recompute activations in the backward pass, for less memory.
-        attn_implementation: "sdpa", "eager" or an attention kernel that transformers knows.
-        shard_base: Under FSDP2, also split the decoder's frozen weights over the processes; false leaves a
-            whole copy on each, for more memory and less traffic.
-        prompt: Chat layout, mode tokens and rewrite budget.
+        lora_alpha: Scale of LoRA; its update is multiplied by lora_alpha / lora_r.
+        lora_dropout: Dropout rate before the LoRA matrices.
+        lora_targets: Regular expression that matches the whole names of the modules with LoRA.
+        gradient_checkpointing: Recomputation of activations in the backward pass: less memory, more time.
+        attn_implementation: Attention kernel: "sdpa", "eager" or another name that transformers knows.
+        shard_base: Under FSDP2, division of the decoder's frozen weights among the processes; false keeps a
+            whole copy on each, which takes more memory and less communication.
+        prompt: Chat layout, mode tokens and budget of a rewrite.
     """
 
     name_or_path: str

@@ -1,7 +1,7 @@
-"""The backbone that all stages share: items in, both embeddings and the logits of the rewrite out.
+"""The model of all stages: items in, both embeddings and the logits of the rewrite out.
 
-Built by ``RimeModule.configure_model`` and by the retriever. Attention is causal, so one forward over
-prompt + rewrite yields the discriminative embedding, the generative one and the language-model loss.
+Built by ``RimeModule.configure_model`` and by the retriever. Attention is causal, so one forward over prompt
+and rewrite gives the discriminative embedding, the generative one and the logits of the language-model loss.
 
 Shape legend: R rows, P prompt tokens, C completion tokens, N labelled tokens, D width, V vocabulary.
 """
@@ -29,22 +29,22 @@ from rime_pl.types import Completions, Prompts
 
 @dataclass
 class BackboneOutput:
-    """What one forward gives."""
+    """The results of one forward."""
 
     disc: Tensor  # (R, D) float32, normalised
     gen: Tensor | None  # (R, D) float32, normalised; None without completions
-    gen_found: Tensor | None  # (R,) bool: the completion holds <gen_emb>; else its row of gen is zero
-    logits: Tensor | None  # (N, V): at labelled positions only, N = rows' completion tokens
-    labels: Tensor | None  # (N,) int64
+    gen_found: Tensor | None  # (R,) bool: whether the completion holds <gen_emb>; else its row of gen is 0
+    logits: Tensor | None  # (N, V): only at the completion tokens of the rows in label_mask
+    labels: Tensor | None  # (N,) int64: those tokens
 
 
 class Backbone(nn.Module):
-    """A multimodal language model with adapters and two read-out tokens.
+    """A multimodal language model with an adapter and two mode tokens at which embeddings are read.
 
     Args:
-        config: Checkpoint, bits and adapters.
-        processor: Its tokenizer says where the mode tokens are.
-        device: Where the weights go; ``None`` is CPU.
+        config: Checkpoint, bits and adapter.
+        processor: Its tokenizer knows the ids of the mode tokens.
+        device: Device of the weights; None is the CPU.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         self.config = config
         self.processor = processor
         model = _load(config, device)
-        self.base_hash = base_fingerprint(model)  # of the checkpoint as it is, before any row is added
+        self.base_hash = base_fingerprint(model)  # of the checkpoint itself, before rows are added
         self.adapt(model)
 
     def adapt(self, model: Any) -> None:
@@ -65,8 +65,8 @@ class Backbone(nn.Module):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
-            # Big checkpoints have spare rows; the tiny one has none. mean_resizing: the covariance of a
-            # 150k x 1.5k table would take minutes, and the new rows are set below anyway.
+            # Large checkpoints have spare rows; the tiny one has none. mean_resizing would compute the
+            # covariance of a 150k x 1.5k table for minutes, and the new rows are set below anyway.
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
         if processor.new_tokens:
             _start_new_rows(model, processor)
@@ -74,12 +74,13 @@ class Backbone(nn.Module):
         keep_packed_weights(self)
         if config.gradient_checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            # with frozen embeddings, some kinds of checkpointing pass no gradient without this
             self.language_model.enable_input_require_grads()
-        self.train()  # from_pretrained returns eval mode, and Lightning leaves it so
+        self.train()  # from_pretrained returns eval mode, and Lightning does not change it
 
     @property
     def language_model(self) -> Any:
-        """The Hugging Face model, with LoRA inside."""
+        """Return the Hugging Face model, with LoRA inside."""
         return self.peft.get_base_model()
 
     def forward(
@@ -89,32 +90,32 @@ class Backbone(nn.Module):
         label_mask: Tensor | None = None,
         image_features: Any | None = None,
     ) -> BackboneOutput:
-        """One pass over R rows.
+        """Run one forward over R rows.
 
         Args:
             prompts: R rows.
-            completions: R rewrites with <gen_emb>; None reads only the discriminative embedding.
-            label_mask: (R,) bool, rows whose completion tokens give logits; None for no logits.
-            image_features: From :meth:`encode_images`, to share one pass of the vision tower.
+            completions: R rewrites with <gen_emb>; None gives only the discriminative embedding.
+            label_mask: (R,) bool, rows whose completion tokens get logits; None for no logits.
+            image_features: From :meth:`encode_images`, so that several forwards share one pass of the tower.
 
         Raises:
             RimeError: If a prompt has no discriminative token.
         """
-        hidden = self._hidden(prompts, completions, image_features)
+        hidden = self._hidden(prompts, completions, image_features)  # (R, P + C, D)
         prompt_length = prompts.input_ids.shape[1]
         at, found = first_position(prompts.input_ids, prompts.attention_mask, self.processor.disc_id)
         if not bool(found.all()):
             raise RimeError(
-                f"a prompt lacks {self.processor.prompt.disc_token}; was it cut by a length limit?"
+                f"Each prompt must hold {self.processor.prompt.disc_token}, but one lacks it. Is it cut off?"
             )
         out = BackboneOutput(pool_at(hidden, at, found), None, None, None, None)
         if completions is not None:
             at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
             out.gen, out.gen_found = pool_at(hidden, at + prompt_length, found), found
             if label_mask is not None:
-                labelled = completions.mask.bool() & label_mask.unsqueeze(1)
+                labelled = completions.mask.bool() & label_mask.unsqueeze(1)  # (R, C), N of them True
                 # the token at completion position c is predicted one position earlier
-                before = hidden[:, prompt_length - 1 : -1]
+                before = hidden[:, prompt_length - 1 : -1]  # (R, C, D)
                 out.logits = self.language_model.lm_head(before[labelled])
                 out.labels = completions.ids[labelled]
         return out
@@ -137,7 +138,7 @@ class Backbone(nn.Module):
         return output.last_hidden_state
 
     def image_inputs(self, prompts: Prompts, ids: Tensor, pixels: bool = True) -> dict[str, Tensor]:
-        """The image arguments of the Hugging Face model; empty for text alone."""
+        """Return the image arguments of the Hugging Face model; empty if there are no images."""
         if prompts.pixel_values is None or prompts.image_grid_thw is None:
             return {}
         inputs = {
@@ -147,10 +148,14 @@ class Backbone(nn.Module):
         return inputs | ({"pixel_values": prompts.pixel_values} if pixels else {})
 
     def encode_images(self, prompts: Prompts) -> Any | None:
-        """One pass of the frozen vision tower over all images of the rows, to be used by several forwards.
+        """Run the frozen vision tower once over all images of the rows, for several forwards.
 
-        None where nothing can be shared, and each forward looks at the pictures itself: without images, and
-        in transformers before 5.20, whose models ignore given features in silence.
+        There is no gradient: ``enable_input_require_grads`` also acts on the patch embedding of some towers,
+        and a backward pass through the frozen tower would cost time for nothing.
+
+        Returns:
+            The features, or None if each forward must run the tower itself. That is so without images, and in
+            transformers before 5.20, whose models ignore given features without an error.
         """
         takes_features = (
             "mm_encoder_outputs" in inspect.signature(self.language_model.model.forward).parameters
@@ -161,16 +166,16 @@ class Backbone(nn.Module):
             features = self.language_model.model.get_image_features(
                 prompts.pixel_values, prompts.image_grid_thw, return_dict=True
             )
-        # the tower's own last state is larger than what the decoder reads, and is not read
+        # the last hidden state of the tower is large, and the decoder does not read it
         read = {name: value for name, value in features.items() if name != "last_hidden_state"}
         return type(features)(**read)
 
 
 def load_backbone(adapter: str | Path, device: str | torch.device | None = None) -> Backbone:
-    """The trained backbone of an adapter folder, in eval mode.
+    """Load the trained backbone of an adapter folder, in eval mode.
 
     Raises:
-        RimeError: If the folder is no adapter, or does not fit its base.
+        RimeError: If the folder holds no adapter, or one that does not fit its base model.
     """
     contract = read_contract(adapter)
     config = BackboneConfig(**contract["backbone"])
@@ -192,18 +197,19 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
         )
     except OSError as error:
         raise RimeError(
-            f"model.backbone.name_or_path: no checkpoint could be loaded from {config.name_or_path!r} "
-            f"({error}). Give a Hugging Face name or a folder; the tiny base is made by `rime base`."
+            "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "
+            f"loaded from {config.name_or_path!r} ({error}). `rime base` makes the tiny base model."
         ) from error
     return model
 
 
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
-    """New mode tokens start as words that stand where a model sums up: the turn's "assistant", and its end.
+    """Start the rows of new mode tokens as copies of "assistant" and of end of turn.
 
-    From a random row the embeddings of all items begin nearly equal (cosine 0.9999 on the tiny base,
-    0.84-0.98 from here), and the contrastive losses stay at chance for hundreds of steps. The two start from
-    different words: from the same one the spaces would half meet before any alignment.
+    With random rows, the embeddings of all items start nearly equal (cosine 0.9999 with the tiny base model),
+    and the contrastive losses stay at chance for hundreds of steps. Language models sum up at these two
+    tokens, so these copies start at cosines of 0.84 to 0.98. The two rows differ, because with equal rows
+    the modes would be half aligned before any alignment.
     """
     tokenizer = processor.tokenizer
     prompt = processor.prompt

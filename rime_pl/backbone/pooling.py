@@ -1,7 +1,9 @@
-"""Reading an embedding: the hidden state at one token of each row, normalised.
+"""Read an embedding: the hidden state at one token of each row, normalised.
 
-Called by mllm.py. Nothing is pooled from anywhere else when the token is missing: such a row is a zero
-vector and is reported.
+Called by mllm.py and generation/shared_prompts.py. A row without the token gets the zero vector and is
+reported; no other position is used for it.
+
+Shape legend: R rows, L tokens of a row, D embedding width.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import Tensor
 
 
 def first_position(token_ids: Tensor, mask: Tensor, token_id: int) -> tuple[Tensor, Tensor]:
-    """Where a token first stands in each row, looking only inside the mask.
+    """Return the first position of a token in each row, within the mask.
 
     Args:
         token_ids: (R, L) int64.
@@ -20,7 +22,7 @@ def first_position(token_ids: Tensor, mask: Tensor, token_id: int) -> tuple[Tens
         token_id: The token to find.
 
     Returns:
-        Position (R,) int64, 0 where missing; found (R,) bool.
+        Position (R,) int64, 0 where the token is missing; found (R,) bool.
 
     Example:
         >>> first_position(torch.tensor([[5, 7, 7], [7, 5, 5]]), torch.tensor([[1, 1, 1], [0, 1, 1]]), 7)
@@ -31,17 +33,17 @@ def first_position(token_ids: Tensor, mask: Tensor, token_id: int) -> tuple[Tens
 
 
 def pool_at(hidden: Tensor, position: Tensor, found: Tensor) -> Tensor:
-    """The L2-normalised hidden state at one position of each row, in float32.
+    """Return the L2-normalised hidden state at one position of each row, in float32.
 
     Args:
         hidden: (R, L, D), any float type.
         position: (R,) int64.
-        found: (R,) bool; rows without the token become zero vectors, cosine 0 to everything.
+        found: (R,) bool; a row where it is False becomes the zero vector, with cosine 0 to everything.
 
     Returns:
         (R, D) float32.
 
-    Source: last-layer state at ``<disc_emb>`` / ``<gen_emb>``, arXiv 2511.00405 (the ancestor of RIME).
+    Source: last-layer state at ``<disc_emb>`` / ``<gen_emb>``, UME-R1, arXiv 2511.00405.
     """
     picked = hidden[torch.arange(len(hidden), device=hidden.device), position].float()
     return F.normalize(picked, dim=-1) * found.unsqueeze(-1)

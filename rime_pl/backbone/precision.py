@@ -1,6 +1,6 @@
-"""Lightning must cast nothing: the backbone chooses its own dtypes, and a cast destroys packed 4-bit bytes.
+"""Check `trainer.precision`: Lightning must not cast weights, because the backbone chooses its own types.
 
-Called by every stage before it builds the model, and by `rime doctor`.
+Called by every stage before it builds the model, and by `rime doctor`. A cast destroys packed 4-bit bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def check_precision(trainer_precision: str | int | None, sharded: bool, load_in_
         return None
     given = f"trainer.precision={trainer_precision}"
     if sharded and load_in_4bit:
-        raise RimeError(f"{given}: FSDP2 would cast the packed 4-bit bytes. {_REMEDY}")
+        raise RimeError(f"{given} is not allowed here: FSDP2 would cast the packed 4-bit bytes. {_REMEDY}")
     if str(trainer_precision).endswith("-true"):
-        raise RimeError(f"{given}: weights that the backbone keeps in float32 would be cast. {_REMEDY}")
-    return f"{given}: Lightning casts activations without the backbone knowing. {_REMEDY}"
+        raise RimeError(
+            f"{given} is not allowed: weights that the backbone keeps in float32 would be cast. {_REMEDY}"
+        )
+    return f"{given} lets Lightning cast activations, which the backbone does not expect. {_REMEDY}"

@@ -1,7 +1,7 @@
-"""4-bit loading, and the table that says what is 4-bit, what has LoRA and what trains.
+"""4-bit loading, and the table that shows what is 4-bit, what has LoRA and what trains.
 
-Called by mllm.py. Quantisation happens in transformers' own loader, on CPU and GPU alike, so that no
-Lightning precision plugin is needed (that one is CUDA-only and cannot be combined with FSDP).
+Called by mllm.py and by the stages. transformers quantises while it loads, on CPU and GPU. The precision
+plugin of Lightning is not used, because it needs CUDA and cannot be combined with FSDP.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from rime_pl.errors import RimeError
 
 
 def quantization_config(config: BackboneConfig) -> object | None:
-    """The transformers quantisation config, or None without 4 bits.
+    """Return the quantisation config of transformers, or None without 4 bits.
 
     Raises:
-        RimeError: If 4 bits are asked for and bitsandbytes is not installed.
+        RimeError: If 4 bits are set and bitsandbytes is not installed.
     """
     if not config.load_in_4bit:
         return None
@@ -39,15 +39,15 @@ def quantization_config(config: BackboneConfig) -> object | None:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        # FSDP gathers what is frozen in a layer as one type: packed bytes travel as the type of the others.
+        # FSDP gathers the frozen weights of a layer as one type, so packed bytes get the type of the others.
         bnb_4bit_quant_storage=dtype,
-        # A full path: the bare name "visual" left the tower in 4 bits (its modules are model.visual.*).
+        # The full path is needed: with the name "visual" only, the tower (model.visual.*) would become 4-bit.
         llm_int8_skip_modules=["model.visual", "lm_head"],
     )
 
 
 def linear_4bit_modules(model: nn.Module) -> dict[str, Any]:
-    """All 4-bit linear layers by name (LoRA's wrapped base layers included)."""
+    """Return all 4-bit linear layers by name, also those inside LoRA layers."""
     if importlib.util.find_spec("bitsandbytes") is None:
         return {}
     from bitsandbytes.nn import Linear4bit
@@ -58,31 +58,31 @@ def linear_4bit_modules(model: nn.Module) -> dict[str, Any]:
 def keep_packed_weights(model: nn.Module) -> None:
     """Stop bitsandbytes from repacking weights in place.
 
-    On CPUs with AVX512-BF16 an eval forward repacks Linear4bit weights, after which training crashes
-    (and is silently wrong under FSDP2).
+    On CPUs with AVX512-BF16, a forward in eval mode repacks the weights of Linear4bit. Training after it
+    crashes or, under FSDP2, is wrong without an error.
     """
     for module in linear_4bit_modules(model).values():
         module.support_avx512bf16_for_cpu = False
 
 
 def packed_digests(model: nn.Module) -> dict[str, str]:
-    """SHA-256 over the packed bytes of each 4-bit layer; sharded weights must be gathered first."""
+    """Return the SHA-256 of the packed bytes of each 4-bit layer; gather sharded weights first."""
     digests = {}
     for name, module in linear_4bit_modules(model).items():
-        # a copy: FSDP cannot free memory that numpy has looked at
+        # a copy, because FSDP cannot free memory that numpy refers to
         weight = module.weight.detach().to("cpu", copy=True).contiguous()
         digests[name] = hashlib.sha256(weight.view(torch.uint8).numpy().tobytes()).hexdigest()
     return digests
 
 
 def packed_weights_hash(model: nn.Module) -> str:
-    """SHA-256 over the packed bytes of all 4-bit weights, in name order: must never change."""
+    """Return one SHA-256 of the packed bytes of all 4-bit weights. Training must not change it."""
     digests = sorted(packed_digests(model).items())
     return hashlib.sha256(str(digests).encode()).hexdigest()
 
 
 def describe(model: nn.Module) -> str:
-    """A table of the model's parts: modules in 4 bits, LoRA modules, trained and all parameters."""
+    """Return a table with the 4-bit layers, LoRA layers and parameters of each part of the model."""
     four_bit = linear_4bit_modules(model)
     rows: dict[str, Counter[str]] = {}
     for name, _ in four_bit.items():

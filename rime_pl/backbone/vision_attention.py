@@ -1,7 +1,8 @@
-"""The vision tower's attention in one call for all pictures of a size.
+"""Attention of the vision tower in one call for all pictures of the same size.
 
-transformers calls scaled-dot-product attention once for each picture, unless a flash kernel is installed. For
-many small pictures these calls cost more than what they compute.
+Called by mllm.py and miniature/tiny.py when they build a model. Without a flash kernel, transformers calls
+scaled-dot-product attention once per picture; with many small pictures, the calls take more time than the
+computation.
 
 Shape legend: P patches of all pictures together, H heads, W width of a head.
 """
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-#: "flash" in a name is how transformers tells the kernels that take all pictures with their borders.
+#: transformers gives all pictures with their borders only to kernels with "flash" in their name.
 BY_SIZE = "flash_by_size"
 
 
@@ -29,18 +30,19 @@ def attend_by_size(
     cu_seq_lens_q: Tensor,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Every patch attends to the patches of its own picture.
+    """Let every patch attend to the patches of its own picture.
 
     Args:
+        module: Not used; transformers passes it to every kernel.
         query, key, value: (1, H, P, W).
-        attention_mask: None: the borders say everything.
+        attention_mask: None, because the borders replace it.
         scaling: Factor of the scores.
-        cu_seq_lens_q: (pictures + 1,) borders of the pictures, from 0 to P.
+        cu_seq_lens_q: (pictures + 1,) int, borders of the pictures, from 0 to P.
 
     Returns:
-        (1, P, H, W), and no weights.
+        (1, P, H, W), and None in place of attention weights.
 
-    Source: the call that transformers makes to its flash kernels; the numbers are those of SDPA.
+    Source: the signature is that of the flash kernels in transformers; the results are those of SDPA.
     """
     by_length: dict[int, list[Tensor]] = {}
     for rows in torch.arange(query.shape[2], device=query.device).split(cu_seq_lens_q.diff().tolist()):
@@ -48,14 +50,14 @@ def attend_by_size(
     found, places = [], []
     for length, pictures in by_length.items():
         place = torch.cat(pictures)
-        # (pictures, H, length, W); all patches in order when the pictures are of one size
+        # (pictures, H, length, W); no patch has to be moved if all pictures have the same size
         q, k, v = (
             (part[0] if len(by_length) == 1 else part[0, :, place])
             .unflatten(1, (len(pictures), length))
             .transpose(0, 1)
             for part in (query, key, value)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=scaling)  # (pictures, H, length, W)
         found.append(mixed.transpose(1, 2).flatten(0, 1))
         places.append(place)
     if len(found) == 1:
@@ -64,6 +66,6 @@ def attend_by_size(
 
 
 def attend_pictures_together(model: Any) -> None:
-    """Switch the vision tower of a Qwen2-VL or Qwen3-VL from SDPA to :func:`attend_by_size`."""
+    """Make the vision tower of a Qwen2-VL or Qwen3-VL use :func:`attend_by_size` in place of SDPA."""
     AttentionInterface.register(BY_SIZE, attend_by_size)
     model.model.visual.config._attn_implementation = BY_SIZE

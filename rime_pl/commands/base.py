@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from PIL import Image
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import RimeError
@@ -14,45 +23,33 @@ from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.types import Pair
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = TinyConfig()
-    parser.add_argument("--data", type=Path, required=True, help="corpus folder with a captions split")
-    parser.add_argument("--output", type=Path, required=True, help="Hugging Face folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tasks", nargs="+", help="tasks whose words the tokenizer learns (default: all of the corpus)"
-    )
-    parser.add_argument(
-        "--vision_steps",
-        type=int,
-        default=defaults.vision_steps,
-        help="steps of the vision tower alone, on the captions' words (%(default)s)",
-    )
-    parser.add_argument(
-        "--num_steps", type=int, default=defaults.num_steps, help="steps on captions (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=defaults.batch_size, help="captions a step (%(default)s)"
-    )
-    parser.add_argument("--num_threads", type=int, default=2, help="CPU threads (%(default)s)")
+def run(
+    *,
+    data: Path,
+    output: Path,
+    seed: int = 0,
+    tasks: list[str] | None = None,
+    vision_steps: int = TinyConfig.vision_steps,
+    num_steps: int = TinyConfig.num_steps,
+    batch_size: int = TinyConfig.batch_size,
+    num_threads: int = 2,
+) -> int:
+    """Make the tiny base model: a small Qwen3-VL that learns to caption the pictures of a corpus.
 
-
-def run(args: argparse.Namespace) -> int:
-    torch.set_num_threads(args.num_threads)
-    captions = ShardReader(read_split(args.data, "captions"))
-    pairs = [captions.read(n) for n in track(range(len(captions)), "reading captions")]
-    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
-    texts = [text for pair in pairs for text in _texts(pair)]
-    # The tokenizer sees the words of the tasks, as a downloaded one would know them; the model does not.
-    entries = read_split(args.data, "train")
-    unknown = set(args.tasks or ()) - {entry.dataset for entry in entries}
-    if unknown:
-        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {args.data}.")
-    train = ShardReader([entry for entry in entries if not args.tasks or entry.dataset in args.tasks])
-    step = max(1, len(train) // 4000)
-    for n in track(range(0, len(train), step), "reading words"):
-        texts += _texts(train.read(n))
-    config = TinyConfig(vision_steps=args.vision_steps, num_steps=args.num_steps, batch_size=args.batch_size)
+    Args:
+        data: Corpus folder with a captions split.
+        output: Hugging Face folder to write.
+        seed: Seed of the weights and of the order of the captions.
+        tasks: Tasks whose words the tokenizer learns (default: all of the corpus).
+        vision_steps: Training steps of the vision tower, on the words of the captions.
+        num_steps: Training steps of the whole model, on captions.
+        batch_size: Captions of a step.
+        num_threads: CPU threads.
+    """
+    torch.set_num_threads(num_threads)
+    config = TinyConfig(vision_steps=vision_steps, num_steps=num_steps, batch_size=batch_size)
+    samples, texts = read_captions(data)
+    texts += read_words(data, tasks)
     columns = (
         TextColumn("pre-training on captions"),
         BarColumn(),
@@ -62,16 +59,39 @@ def run(args: argparse.Namespace) -> int:
     )
     with Progress(*columns) as progress:
         task = progress.add_task("", total=config.vision_steps + config.num_steps, loss=float("nan"))
-        make_base(
-            args.output,
-            samples,
-            texts,
-            config,
-            args.seed,
-            lambda n, loss: progress.update(task, completed=n + 1, loss=loss),
-        )
-    print(f"base model: {args.output}")
+        on_step = partial(_advance, progress, task)
+        make_base(output, samples, texts, config, seed, on_step)
+    print(f"base model: {output}")
     return 0
+
+
+def read_captions(data: Path) -> tuple[list[tuple[Image.Image, list[str]]], list[str]]:
+    """Return the pictures of the captions split with their captions, and all its texts."""
+    reader = ShardReader(read_split(data, "captions"))
+    pairs = [reader.read(n) for n in track(range(len(reader)), "reading captions")]
+    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
+    return samples, [text for pair in pairs for text in _texts(pair)]
+
+
+def read_words(data: Path, tasks: list[str] | None) -> list[str]:
+    """Return texts of the training pairs, for the tokenizer only: a downloaded one would know their words.
+
+    Raises:
+        RimeError: If the corpus has no such task.
+    """
+    entries = read_split(data, "train")
+    unknown = set(tasks or ()) - {entry.dataset for entry in entries}
+    if unknown:
+        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
+    train = ShardReader([entry for entry in entries if not tasks or entry.dataset in tasks])
+    step = max(1, len(train) // 4000)
+    return [
+        text for n in track(range(0, len(train), step), "reading words") for text in _texts(train.read(n))
+    ]
+
+
+def _advance(progress: Progress, task: TaskID, step: int, loss: float) -> None:
+    progress.update(task, completed=step + 1, loss=loss)
 
 
 def _texts(pair: Pair) -> list[str]:

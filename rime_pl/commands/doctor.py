@@ -1,79 +1,71 @@
-"""`rime doctor`: is everything as a run needs it? A line for each check; exit code 1 on a problem.
+"""Check the installation, the settings and the adapter of a run; the exit code is 1 if there is a problem.
 
-rime doctor --config configs/cma.yaml --adapter runs/openmoji-tiny-seed0
+rime doctor --config configs/cma.yaml --adapter runs/openmoji-tiny-seed0/cma
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from rime_pl.commands.settings import RunSettings, add_config_arguments, read_settings
+from rime_pl.commands.settings import StageWords
+from rime_pl.commands.settings import parse_with_settings as parse
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import stage_folder
 from rime_pl.preflight.doctor.adapter import check_adapter
 from rime_pl.preflight.doctor.installation import check_installation
-from rime_pl.preflight.doctor.result import Check, problem
+from rime_pl.preflight.doctor.result import Check
 from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
+from rime_pl.preflight.settings import RunSettings
+
+__all__ = ["parse", "run"]
 
 STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, required=False)
-    parser.add_argument("--adapter", type=Path, help="a run folder: its adapter is checked against its base")
+def run(settings: StageWords, *, adapter: Path | None = None) -> int:
+    """Check the installation, the settings of a run and its adapter; print each problem with its remedy.
 
+    The exit code is 1 if there is a problem.
 
-def run(args: argparse.Namespace) -> int:
-    if args.settings and not args.config:
-        raise RimeError(f"{args.settings[0]}: settings need a recipe; add --config FILE.")
-    found: list[Check] = []
-    settings: RunSettings | None = None
-    if args.config:
+    Args:
+        settings: Settings of the run, read from --config.
+        adapter: Folder of a run; its adapter is checked against its base model.
+    """
+    refused: list[Check] = []
+    given: RunSettings | None = None
+    if settings.configs:
         try:
-            settings = read_settings(args.config, args.stage, args.settings)
+            given = settings.read()
         except RimeError as error:
-            found.append(problem("settings", str(error), "`rime STAGE fit --help` lists every field."))
-    wants_gpu = settings is not None and settings.values.trainer.accelerator in ("gpu", "cuda")
-    found = [*check_installation(wants_gpu), *found]
-    if settings is not None:
-        found += check_settings(settings)
-    if args.adapter:
-        found += check_run(args.adapter, settings)
+            refused = [Check("settings", "problem", str(error), "`rime STAGE fit --help` lists every field.")]
+    wants_gpu = given is not None and given.values.trainer.accelerator in ("gpu", "cuda")
+    found = [*check_installation(wants_gpu), *refused]
+    if given is not None:
+        found += check_settings(given)
+    if adapter:
+        found.append(check_adapter(adapter, given.backbone.name_or_path if given else None))
     print_checks(found)
     return int(any(check.level == "problem" for check in found))
 
 
 def check_settings(settings: RunSettings) -> list[Check]:
-    """What can be said about a recipe before its run."""
-    config, values = settings.backbone, settings.values
+    """Return every check of a recipe."""
+    config, values, sharded = settings.backbone, settings.values, settings.strategy == "fsdp"
     return [
-        *check_backbone(config, settings.strategy == "fsdp"),
-        precision(values.trainer.precision, settings.strategy == "fsdp", config.load_in_4bit),
+        *check_backbone(config, sharded),
+        precision(values.trainer.precision, sharded, config.load_in_4bit),
         batch(values.data.batch_size, settings.num_processes),
     ]
 
 
-def check_run(folder: Path, settings: RunSettings | None) -> list[Check]:
-    """The adapter of a run, of its last finished stage."""
-    try:
-        adapter = stage_folder(folder) / "adapter"
-    except RimeError as error:
-        return [problem("adapter", str(error), "Give --adapter the folder of a finished run.")]
-    return check_adapter(adapter, settings.backbone.name_or_path if settings else None)
-
-
-def print_checks(checks: list[Check], console: Console | None = None) -> None:
-    """Level, name and what was seen; the remedy below."""
-    console = console or Console()
+def print_checks(checks: list[Check]) -> None:
+    """Print level, name and finding of each check, and the remedy below."""
+    console = Console(highlight=False, soft_wrap=True)
     for check in checks:
-        style = STYLE[check.level]
-        line = f"[{style}]{check.level:<8}[/] {check.name}: {escape(check.seen)}"
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(f"[{STYLE[check.level]}]{check.level:<8}[/] {check.name}: {escape(check.seen)}")
         if check.remedy:
-            console.print(f"         -> {escape(check.remedy)}", soft_wrap=True, highlight=False)
+            console.print(f"         -> {escape(check.remedy)}")
     counts = {level: sum(check.level == level for check in checks) for level in STYLE}
-    console.print(", ".join(f"{count} {level}" for level, count in counts.items()), highlight=False)
+    console.print(", ".join(f"{count} {level}" for level, count in counts.items()))

@@ -1,41 +1,44 @@
-"""`rime plan`: what a run will need, before it starts and without weights; what to change if too much.
+"""`rime plan`: what a run will need, before it starts and without weights; what to change if it does not fit.
 
-rime plan --config configs/cma.yaml --config configs/data/openmoji.yaml --memory 24 --data.batch_size 64
+rime plan --config configs/cma.yaml --config configs/data/openmoji/cma.yaml --memory 24 --data.batch_size 64
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from json import dumps
 
-from rime_pl.commands.settings import add_config_arguments, read_settings
-from rime_pl.preflight.plan.planning import make_plan, to_json
-from rime_pl.preflight.plan.tables import print_plan
+from rich.console import Console
 
+from rime_pl.commands.settings import StageWords
+from rime_pl.commands.settings import parse_with_settings as parse
+from rime_pl.preflight.plan.planning import Assumed, make_plan
+from rime_pl.preflight.plan.tables import plan_tables
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser, required=True)
-    parser.add_argument("--memory", type=float, help="GiB of a GPU; what to change if the run does not fit")
-    parser.add_argument("--steps", type=int, help="optimiser steps of the run (default: from the data)")
-    parser.add_argument(
-        "--image_tokens",
-        type=int,
-        default=256,
-        help="visual tokens of an item, without a corpus (%(default)s)",
-    )
-    parser.add_argument(
-        "--rewrite_tokens",
-        type=int,
-        help="tokens of a rewrite, without a corpus (default: prompt.max_rewrite_tokens)",
-    )
-    parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+__all__ = ["parse", "run"]
 
 
-def run(args: argparse.Namespace) -> int:
-    settings = read_settings(args.config, args.stage, args.settings)
-    plan = to_json(make_plan(settings, args.memory, args.steps, args.image_tokens, args.rewrite_tokens))
-    if args.json:
-        print(json.dumps(plan, indent=1))
+def run(
+    settings: StageWords,
+    *,
+    memory: float | None = None,
+    steps: int | None = None,
+    image_tokens: int = 256,
+    rewrite_tokens: int | None = None,
+    json: bool = False,
+) -> int:
+    """Predict memory, time and disk of a run; no weights are read and nothing is trained.
+
+    Args:
+        settings: Settings of the run, read from --config.
+        memory: Memory of a GPU in GiB. The plan then says whether the run fits, and what to change if not.
+        steps: Optimizer steps of the run, for its hours (default: from settings and corpus).
+        image_tokens: Visual tokens of an item, where the corpus is not there.
+        rewrite_tokens: Tokens of a rewrite, where the corpus is not there (default: the budget).
+        json: Whether to print JSON instead of tables.
+    """
+    plan = make_plan(settings.read(), Assumed(image_tokens, rewrite_tokens), memory, steps)
+    if json:
+        print(dumps(plan, indent=1))
     else:
-        print_plan(plan)
+        Console().print(*(table.terminal() for table in plan_tables(plan)))
     return 0

@@ -1,15 +1,11 @@
-"""``rime search "a woman cook with dark skin"``: the top pictures of a run in either mode, as table and PNG.
-
-Searches the demo pictures of the run's corpus, or with ``--images`` a folder of one's own.
-"""
+"""``rime search "a firefighter"``: the best pictures in each mode, as a table and a PNG sheet."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -17,12 +13,12 @@ from rich.table import Table
 
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture, stage_folder
+from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture
 from rime_pl.report.sheets import Card, SheetRow, sheet
+from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item, Mode
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-RUNS = Path("runs")
 
 
 @dataclass
@@ -33,56 +29,63 @@ class Instructions:
     target: str = ""  # of a picture in the gallery
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``rime search``."""
-    parser.add_argument("query", help="what to look for, in words")
-    parser.add_argument("--run", type=Path, help="folder of a run; default: the newest finished one in runs/")
-    parser.add_argument(
-        "--mode", choices=[*MODES, "both"], default="both", help="default: both, side by side"
-    )
-    parser.add_argument(
-        "--images", type=Path, help="folder of pictures; default: the demo pictures of the run"
-    )
-    parser.add_argument("--top_k", "--top-k", type=int, default=8, help="pictures shown (default: 8)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("search.png"), help="PNG sheet (default: search.png)"
-    )
-    parser.add_argument("--instruction", help="task instruction of the query; default: the corpus' own")
-    parser.add_argument(
-        "--batch_size", "--batch-size", type=int, default=32, help="pictures encoded at a time"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+def run(
+    query: str,
+    *,
+    run: Path | None = None,
+    mode: Literal["discriminative", "generative", "both"] = "both",
+    images: Path | None = None,
+    top_k: int = 8,
+    output: Path = Path("search.png"),
+    instruction: str | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> int:
+    """Search the demo pictures of a run's corpus, or a folder of pictures, with a trained model.
 
+    The pictures are encoded once and kept in the run's folder, so that a second search is fast.
 
-def run(args: argparse.Namespace) -> int:
-    """Load, index (cached), search, show."""
-    if args.top_k < 1:
-        raise RimeError(f"--top_k {args.top_k}: at least 1 picture must be shown.")
-    console = Console()
-    modes: Sequence[Mode] = MODES if args.mode == "both" else (args.mode,)
-    stage = stage_folder(args.run or newest_run(RUNS))
-    corpus = corpus_of(stage)
-    instructions = instructions_of(corpus) if corpus else Instructions()
-    if args.images:
-        gallery = folder_pictures(args.images)
-    elif corpus:
-        gallery = demo_pictures(corpus)
+    Args:
+        query: What to look for, in words.
+        run: Folder of a run (default: the one in runs/ that finished last).
+        mode: Embeddings to compare; both shows them one after the other.
+        images: Folder of pictures (default: the demo pictures of the run's corpus).
+        top_k: Number of pictures shown.
+        output: PNG sheet of the pictures found.
+        instruction: Task instruction of the query (default: the one of the corpus).
+        batch_size: Pictures encoded at a time.
+        device: Device of the model, such as cpu or cuda (default: cuda if there is one).
+    """
+    if top_k < 1:
+        raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
+    modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
+    stage = RunFolder.with_adapter(run or RUNS)
+    instructions = instructions_of(stage.corpus) if stage.corpus else Instructions()
+    if images:
+        gallery = folder_pictures(images)
+    elif stage.corpus:
+        gallery = demo_pictures(stage.corpus)
     else:
         raise RimeError(
-            f"{stage}: its corpus is not there any more, so there are no demo pictures. Give --images."
+            f"{stage.path}: the corpus of this run is gone, with its demo pictures. Give --images FOLDER."
         )
-    retriever = load(stage, args.device)
-    retriever.index(gallery, modes, args.batch_size, instructions.target, progress=True)
-    query = Item(args.query, (), "", instructions.query if args.instruction is None else args.instruction)
-    found = search_modes(retriever, query, modes, args.top_k)
-    console.print(f"run {stage}   gallery: {len(gallery)} pictures   query: {args.query}", highlight=False)
+    retriever = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    retriever.index(gallery, modes, batch_size, instructions.target, progress=True)
+    item = Item(query, (), "", instructions.query if instruction is None else instruction)
+    found = search_modes(retriever, item, modes, top_k)
+    Console().print(f"run {stage.path}   gallery: {len(gallery)} pictures   query: {query}", highlight=False)
+    show(found, item, output, f"{query}   ({len(gallery)} pictures)")
+    return 0
+
+
+def show(found: dict[Mode, Found], query: Item, output: Path, title: str) -> None:
+    """Print a table for each mode and write the sheet of pictures."""
+    console = Console()
     for mode, result in found.items():
         console.print(result_table(mode, result))
-    rows = [sheet_row(query, mode, result) for mode, result in found.items()]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, f"{args.query}   ({len(gallery)} pictures)").save(args.output)
-    console.print(f"pictures: {args.output}", highlight=False)
-    return 0
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sheet([sheet_row(query, mode, result) for mode, result in found.items()], title).save(output)
+    console.print(f"pictures: {output}", highlight=False)
 
 
 def search_modes(retriever: Retriever, query: Item, modes: Sequence[Mode], top_k: int) -> dict[Mode, Found]:
@@ -90,27 +93,6 @@ def search_modes(retriever: Retriever, query: Item, modes: Sequence[Mode], top_k
     for mode in modes:
         retriever.search(query, mode, top_k)
     return {mode: retriever.search(query, mode, top_k) for mode in modes}
-
-
-def newest_run(runs: Path) -> Path:
-    """The stage that finished last below ``runs``.
-
-    Raises:
-        RimeError: If there is none.
-    """
-    finished = [done.parent for done in runs.glob("*/*/done.json") if (done.parent / "adapter").is_dir()]
-    if not finished:
-        raise RimeError(f"no finished run in {runs}/. Run `make train-cma` first, or name one with --run.")
-    return max(finished, key=lambda stage: (stage / "done.json").stat().st_mtime)
-
-
-def corpus_of(stage: Path) -> Path | None:
-    """The corpus folder that the run's manifest names; None if it is gone."""
-    manifest = stage / "manifest.json"
-    if not manifest.is_file():
-        return None
-    named = json.loads(manifest.read_text()).get("data")
-    return Path(named) if named and Path(named).is_dir() else None
 
 
 def demo_pictures(corpus: Path) -> list[Item]:

@@ -1,10 +1,10 @@
-"""Several completions of one prompt in one pass: the prompt, with its images, is computed once per item.
+"""Several completions of one prompt in one forward: prompt and images are computed once per item.
 
-Called by generation/rollouts.py. A row is the prompt followed by its G completions side by side; the mask
-lets each completion see the prompt and itself, and positions go on from the prompt's end for each. One pass,
-no cache: the prompt's gradient and gradient checkpointing work as in any forward.
+Called by generation/rollouts.py. A row is the prompt followed by its G completions. The attention mask lets
+each completion see the prompt and itself, and the positions of each continue at the end of the prompt. There
+is no cache, so the prompt gets a gradient and gradient checkpointing works as in any forward.
 
-Shape legend: R items, G completions each, P prompt tokens, C completion tokens, D width.
+Shape legend: R items, G completions each, P prompt tokens, C completion tokens, L = P + G * C, D width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rime_pl.types import Completions, Prompts
 
 @dataclass
 class GroupOutput:
-    """What one pass over R items with G completions each gives; rows of an item stand together."""
+    """What one forward over R items with G completions each gives; rows of an item stand together."""
 
     disc: Tensor  # (R, D) float32, normalised
     gen: Tensor  # (R * G, D) float32, normalised
@@ -34,80 +34,81 @@ class GroupOutput:
 def forward_groups(
     backbone: Backbone, prompts: Prompts, completions: Completions, image_features: Any | None = None
 ) -> GroupOutput:
-    """One pass over R prompts and the completions of each.
+    """Run one forward over R prompts with all their completions.
 
     Args:
-        backbone: Any mode; dropout must be off where its probabilities are compared.
+        backbone: In any mode; dropout must be off where probabilities are compared.
         prompts: R rows.
         completions: R * G rows, the G of an item together.
         image_features: From ``Backbone.encode_images``.
 
     Raises:
-        RimeError: If the attention kernel takes no mask of ours.
+        RimeError: If the attention kernel does not accept a custom mask.
     """
     if backbone.config.attn_implementation not in ("sdpa", "eager"):
         raise RimeError(
-            f"model.backbone.attn_implementation={backbone.config.attn_implementation!r}: rewrites that "
-            "share a prompt need a mask of their own; set it to 'sdpa' or 'eager'."
+            "model.backbone.attn_implementation must be 'sdpa' or 'eager' in Refine-RL, but is "
+            f"{backbone.config.attn_implementation!r}. Rewrites that share a prompt need a custom mask, and "
+            "other attention kernels do not accept one."
         )
     items, length = prompts.input_ids.shape
     groups, width = len(completions) // items, completions.ids.shape[1]
-    ids = torch.cat([prompts.input_ids, completions.ids.view(items, groups * width)], dim=1)
+    ids = torch.cat([prompts.input_ids, completions.ids.view(items, groups * width)], dim=1)  # (R, L)
     valid = torch.cat([prompts.attention_mask, completions.mask.view(items, groups * width)], dim=1)
-    positions = prompt_positions(backbone, prompts)
-    after = positions[:, :, -1:] + 1 + torch.arange(width, device=ids.device).repeat(groups)
+    positions = prompt_positions(backbone, prompts)  # (3, R, P)
+    after = positions[:, :, -1:] + 1 + torch.arange(width, device=ids.device).repeat(groups)  # (3, R, G * C)
     segment = torch.arange(groups, device=ids.device).repeat_interleave(width) + 1
-    segment = torch.cat([segment.new_zeros(length), segment])  # 0 is the prompt
+    segment = torch.cat([segment.new_zeros(length), segment])  # (L,); 0 is the prompt
     hidden = backbone.language_model.model(
         input_ids=ids,
         attention_mask=_additive(shared_prompt_mask(segment, valid), backbone),
         position_ids=torch.cat([positions, after], dim=2),
         **_images(backbone, prompts, ids, image_features),
         use_cache=False,
-    ).last_hidden_state
+    ).last_hidden_state  # (R, L, D)
     at, found = first_position(prompts.input_ids, prompts.attention_mask, backbone.processor.disc_id)
     disc = pool_at(hidden, at, found)
-    written = hidden[:, length:].reshape(items * groups, width, -1)
+    written = hidden[:, length:].reshape(items * groups, width, -1)  # (R * G, C, D)
     at, found = first_position(completions.ids, completions.mask, backbone.processor.gen_id)
-    start = hidden[:, length - 1 : length].repeat_interleave(groups, dim=0)
+    start = hidden[:, length - 1 : length].repeat_interleave(groups, dim=0)  # (R * G, 1, D)
     return GroupOutput(disc, pool_at(written, at, found), torch.cat([start, written[:, :-1]], dim=1))
 
 
 def shared_prompt_mask(segment: Tensor, valid: Tensor) -> Tensor:
-    """Who sees whom: earlier valid tokens of the prompt (segment 0) and of the own segment, and oneself.
+    """Return which token attends to which: to earlier tokens of the prompt and of its own completion.
 
     Args:
-        segment: (L,) int64, ascending.
+        segment: (L,) int64, ascending: 0 for the prompt, 1 to G for the completions.
         valid: (R, L), 0 at padding.
 
     Returns:
-        (R, 1, L, L) bool, query by key. Padding sees itself, so that no softmax is empty.
+        (R, 1, L, L) bool, query by key. Each token, also padding, attends to itself: no softmax is empty.
 
     Example:
         >>> shared_prompt_mask(torch.tensor([0, 0, 1, 2]), torch.tensor([[0, 1, 1, 1]])).int()[0, 0].tolist()
         [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
     """
     place = torch.arange(len(segment), device=segment.device)
-    related = (segment == 0) | (segment == segment.unsqueeze(1))
+    related = (segment == 0) | (segment == segment.unsqueeze(1))  # (L, L)
     earlier = related & (place <= place.unsqueeze(1))
-    seen = earlier & valid.bool().unsqueeze(1)
+    seen = earlier & valid.bool().unsqueeze(1)  # (R, L, L)
     return (seen | torch.eye(len(segment), dtype=torch.bool, device=segment.device)).unsqueeze(1)
 
 
 @dataclass
-class ReadPrompts:
-    """R prompts, read once, from which G completions each can go on."""
+class DecodingState:
+    """Where the generation of R * G rows stands: what they have read, and the state after it."""
 
     cache: Cache  # keys and values, R * G rows
-    mask: Tensor  # (R * G, P) int64
+    mask: Tensor  # (R * G, P) int64; grows by one column per decoded token
     next_position: Tensor  # (3, R * G, 1) int64
     last: Tensor  # (R * G, D): the hidden state that predicts the first token
 
 
-def read_prompts(
+def prefill(
     backbone: Backbone, prompts: Prompts, num_generations: int, image_features: Any | None = None
-) -> ReadPrompts:
-    """Read each prompt once and hand its keys and values to ``num_generations`` rows."""
+) -> DecodingState:
+    """Read each prompt once, and copy its keys and values to ``num_generations`` rows."""
     positions = prompt_positions(backbone, prompts)
     output = backbone.language_model.model(
         input_ids=prompts.input_ids,
@@ -117,7 +118,7 @@ def read_prompts(
         use_cache=True,
     )
     output.past_key_values.batch_repeat_interleave(num_generations)
-    return ReadPrompts(
+    return DecodingState(
         output.past_key_values,
         prompts.attention_mask.repeat_interleave(num_generations, dim=0),
         (positions[:, :, -1:] + 1).repeat_interleave(num_generations, dim=1),
@@ -125,32 +126,33 @@ def read_prompts(
     )
 
 
-def read_token(backbone: Backbone, read: ReadPrompts, tokens: Tensor) -> Tensor:
-    """Append one token to each row; what predicts the next one.
+def decode_step(backbone: Backbone, state: DecodingState, tokens: Tensor) -> Tensor:
+    """Append one token to each row and return the hidden state that predicts the next one.
 
     Args:
-        tokens: (R * G,) int64. The cache, mask and position of ``read`` move on.
+        state: Its cache, mask and position move on by one token.
+        tokens: (R * G,) int64.
 
     Returns:
         (R * G, D).
     """
-    read.mask = torch.cat([read.mask, torch.ones_like(read.mask[:, :1])], dim=1)
+    state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
     output = backbone.language_model.model(
         input_ids=tokens.unsqueeze(1),
-        attention_mask=_additive(read.mask[:, None, None].bool(), backbone),
-        position_ids=read.next_position,
-        past_key_values=read.cache,
+        attention_mask=_additive(state.mask[:, None, None].bool(), backbone),
+        position_ids=state.next_position,
+        past_key_values=state.cache,
         use_cache=True,
     )
-    read.next_position = read.next_position + 1
+    state.next_position = state.next_position + 1
     return output.last_hidden_state[:, -1]
 
 
 def prompt_positions(backbone: Backbone, prompts: Prompts) -> Tensor:
-    """Rotary positions (time, height, width) of left-padded prompts; a text goes on from the last one's.
+    """Return the rotary positions (time, height, width) of left-padded prompts.
 
     Returns:
-        (3, R, P) int64; all three equal where there is text.
+        (3, R, P) int64; the three are equal at text tokens.
     """
     if prompts.image_grid_thw is None:
         counted = (prompts.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -163,7 +165,7 @@ def prompt_positions(backbone: Backbone, prompts: Prompts) -> Tensor:
 
 
 def _additive(seen: Tensor, backbone: Backbone) -> Tensor:
-    """A bool mask as what every attention kernel adds to its scores."""
+    """Turn a bool mask into the float mask that attention kernels add to their scores."""
     dtype = backbone.language_model.get_input_embeddings().weight.dtype
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 

@@ -1,6 +1,6 @@
-"""The trained model in use: load a run, encode texts and pictures, search among them.
+"""Use a trained model: load a run, encode texts and pictures, search among them.
 
-``rime_pl.load(run)`` in a notebook and ``rime search`` in a terminal are both this file.
+Called by ``rime_pl.load(run)`` in a notebook and by ``rime search`` in a terminal.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.run_folder import RunFolder
 from rime_pl.types import Item, Mode
 
-#: A text, a picture (a path or opened), or both with an instruction.
+#: A text, a picture (path or opened), or an item that may hold both and an instruction.
 Source = str | Path | Image.Image | Item
 MODES: tuple[Mode, ...] = ("discriminative", "generative")
 CACHE = "search_cache"
-#: Qwen-VL's image processor refuses longer pictures.
+#: The image processor of Qwen-VL refuses pictures whose sides differ more.
 MAX_ASPECT = 200
 
 
 @dataclass
 class Encoded:
-    """What encoding N items gives."""
+    """The results of encoding N items."""
 
     embeddings: Tensor  # (N, D) float32 on the CPU, L2-normalised: dot products are cosines
-    rewrites: list[str] | None  # N texts that the model wrote; None in the discriminative mode
+    rewrites: list[str] | None  # N rewrites that the model wrote; None in the discriminative mode
     seconds: float
 
 
 @dataclass
 class Hit:
-    """One gallery item found."""
+    """One gallery item that a search found."""
 
-    place: int  # in the gallery, from 0
+    place: int  # index in the gallery, from 0
     item: Item
     score: float  # cosine
-    rewrite: str | None  # of the gallery item
+    rewrite: str | None  # rewrite of the gallery item
 
 
 @dataclass
 class Found:
-    """What one search gives."""
+    """The results of one search."""
 
     hits: list[Hit]  # best first
-    rewrite: str | None  # of the query
-    encode_ms: float  # of the query: one forward, or writing and one forward
-    search_ms: float  # comparing with the gallery
+    rewrite: str | None  # rewrite of the query
+    encode_ms: float  # time to encode the query, in ms: with its rewrite in the generative mode
+    search_ms: float  # time to compare it with the gallery, in ms
 
 
 class Retriever:
@@ -66,7 +67,7 @@ class Retriever:
 
     Args:
         backbone: In eval mode.
-        name: What identifies base and adapter in the cache of gallery embeddings.
+        name: Identifies base model and adapter in the cache of gallery embeddings.
         cache: Folder of that cache; None keeps nothing on disk.
     """
 
@@ -84,13 +85,13 @@ class Retriever:
         batch_size: int = 32,
         instruction: str = "",
     ) -> Tensor:
-        """Embeddings of texts, pictures or both.
+        """Return the embeddings of texts, pictures or both.
 
         Args:
-            items: A ``str`` is a text, a ``Path`` a picture; an ``Item`` may hold both and its instruction.
-            mode: ``discriminative`` is one forward; ``generative`` writes a rewrite first.
-            batch_size: Items at a time.
-            instruction: The task, for items that bring none, e.g. "Find the picture with this name."
+            items: A ``str`` is a text, a ``Path`` a picture; an ``Item`` may hold both and an instruction.
+            mode: ``discriminative`` needs one forward; ``generative`` writes a rewrite first.
+            batch_size: Number of items in a forward.
+            instruction: Task of items without one, e.g. "Find the picture with this name."
 
         Returns:
             (N, D) float32 on the CPU, L2-normalised.
@@ -101,7 +102,7 @@ class Retriever:
         return self.encode_full(items, mode, batch_size, instruction).embeddings
 
     def rewrite(self, items: Sequence[Source], batch_size: int = 32, instruction: str = "") -> list[str]:
-        """What the model writes about each item before it embeds it."""
+        """Return the rewrite that the model writes of each item before it embeds the item."""
         return self.encode_full(items, "generative", batch_size, instruction).rewrites or []
 
     def encode_full(
@@ -112,16 +113,16 @@ class Retriever:
         instruction: str = "",
         progress: str = "",
     ) -> Encoded:
-        """As ``encode``, with the rewrites and the time.
+        """Return the embeddings, the rewrites and the time.
 
         Args:
             items, mode, batch_size, instruction: See ``encode``.
-            progress: Title of a progress bar; none without.
+            progress: Title of a progress bar; empty for no bar.
         """
         _known(mode)
         rows = [to_item(item, instruction) for item in items]
         if not rows:
-            raise RimeError("encode: the list of items is empty; give at least one text or picture.")
+            raise RimeError("encode needs at least one text or picture, but the list of items is empty.")
         starts = range(0, len(rows), batch_size)
         vectors: list[Tensor] = []
         rewrites: list[str] = []
@@ -153,19 +154,19 @@ class Retriever:
     ) -> None:
         """Make these items the gallery of ``search``.
 
-        Embeddings are kept in the run folder: the same items are encoded once for each adapter and mode.
+        Embeddings are cached in the run folder, so the same items are encoded only once per adapter and mode.
 
         Args:
             items: See ``encode``.
-            modes: The modes in which the gallery can be searched.
+            modes: Modes in which the gallery can be searched.
             batch_size, instruction: See ``encode``.
-            progress: Whether a progress bar is shown.
+            progress: Whether to show a progress bar.
 
         Raises:
-            RimeError: If there is nothing to index.
+            RimeError: If there are no items.
         """
         if not items:
-            raise RimeError("index: the gallery is empty; give at least one text or picture.")
+            raise RimeError("index needs at least one text or picture, but the gallery is empty.")
         self.gallery = [to_item(item, instruction) for item in items]
         self._encoded = {}
         for mode in modes:
@@ -184,8 +185,8 @@ class Retriever:
             half_written = file.with_suffix(".half")
             torch.save(vars(encoded), half_written)
             half_written.replace(file)
-        except OSError as error:  # a run folder that is not ours to write
-            warnings.warn(f"gallery embeddings are not kept: {error}", stacklevel=2)
+        except OSError as error:  # e.g. a run folder without permission to write
+            warnings.warn(f"The embeddings of the gallery could not be cached: {error}", stacklevel=2)
         return encoded
 
     def search(
@@ -196,14 +197,14 @@ class Retriever:
         target_mode: Mode | None = None,
         instruction: str = "",
     ) -> Found:
-        """The gallery items closest to a query.
+        """Return the gallery items that are most similar to a query.
 
         Args:
             query: See ``encode``.
-            mode: How the query is encoded.
-            top_k: Most items returned.
-            target_mode: How the gallery was encoded; default as the query. After CMA any pair works.
-            instruction: The task, if the query brings none.
+            mode: Mode of the query.
+            top_k: Maximum number of items.
+            target_mode: Mode of the gallery (default: that of the query). After CMA, any pair of modes works.
+            instruction: Task, if the query has none.
 
         Raises:
             RimeError: If the gallery was not indexed in that mode.
@@ -211,8 +212,8 @@ class Retriever:
         target_mode = _known(target_mode or mode)
         if target_mode not in self._encoded:
             raise RimeError(
-                f"search: no gallery in mode {target_mode!r}; indexed: {sorted(self._encoded) or 'nothing'}. "
-                "Call index(items) first."
+                f"search needs a gallery in mode {target_mode!r}, but indexed is: "
+                f"{', '.join(sorted(self._encoded)) or 'nothing'}. Call index(items) first."
             )
         encoded = self.encode_full([query], mode, instruction=instruction)
         gallery = self._encoded[target_mode]
@@ -231,44 +232,26 @@ def load(run: str | Path, device: str = "cpu") -> Retriever:
     """The model of a run, ready to encode.
 
     Args:
-        run: A stage's folder (``runs/<name>/cma``), or the folder above it: then the last finished stage.
+        run: The folder of a run (``runs/<name>/cma``), or one above: then the run that finished last.
         device: Where the model goes.
 
     Raises:
         RimeError: If there is no adapter, or its base cannot be loaded.
     """
-    folder = stage_folder(run)
-    contract = read_contract(folder / "adapter")
+    folder = RunFolder.with_adapter(run)
+    contract = read_contract(folder.adapter)
     name = (
         f"{contract['base_hash']} {contract['weights_hash']} {json.dumps(contract['prompt'], sort_keys=True)}"
     )
     name += f" {contract['backbone']['load_in_4bit']} {contract['backbone']['dtype']}"
-    return Retriever(load_backbone(folder / "adapter", device), name, folder / CACHE)
-
-
-def stage_folder(run: str | Path) -> Path:
-    """The folder that holds ``adapter/``: the given one, or its last finished stage.
-
-    Raises:
-        RimeError: If there is none.
-    """
-    folder = Path(run)
-    if (folder / "adapter").is_dir():
-        return folder
-    finished = [done.parent for done in folder.glob("*/done.json") if (done.parent / "adapter").is_dir()]
-    if not finished:
-        raise RimeError(
-            f"--run {folder}: no adapter/ in it, and no finished stage below it. "
-            "Give the folder of a finished run, e.g. one that `make train-cma` printed."
-        )
-    return max(finished, key=lambda stage: (stage / "done.json").stat().st_mtime)
+    return Retriever(load_backbone(folder.adapter, device), name, folder.path / CACHE)
 
 
 def to_item(source: Source, instruction: str = "") -> Item:
-    """A text, a path to a picture or a picture as an Item; an Item keeps its own instruction.
+    """Return a text, a path to a picture or a picture as an Item; an Item keeps its own instruction.
 
     Raises:
-        RimeError: If the file is no readable picture; the message names it.
+        RimeError: If the file is not a readable picture.
     """
     if isinstance(source, Item):
         return source if source.instruction else replace(source, instruction=instruction)
@@ -280,28 +263,34 @@ def to_item(source: Source, instruction: str = "") -> Item:
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture file, decoded."""
+    """Open and decode a picture file.
+
+    Raises:
+        RimeError: If it cannot be read, or its sides differ too much.
+    """
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise RimeError(f"{path}: not a readable picture ({error}). Remove or replace the file.") from error
-    if max(picture.size) >= MAX_ASPECT * min(picture.size):
-        size = f"{picture.width} x {picture.height}"
         raise RimeError(
-            f"{path}: {size} pixels, but sides may differ {MAX_ASPECT} times at most. Crop the file."
+            f"{path} must be a readable picture, but is not ({error}). Remove or replace it."
+        ) from error
+    if max(picture.size) >= MAX_ASPECT * min(picture.size):
+        raise RimeError(
+            f"{path}: the longer side must be less than {MAX_ASPECT} times the shorter one, but the picture "
+            f"has {picture.width} x {picture.height} pixels. Crop it."
         )
     return picture
 
 
 def _known(mode: Mode) -> Mode:
     if mode not in MODES:
-        raise RimeError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}.")
+        raise RimeError(f"mode must be {' or '.join(map(repr, MODES))}, but is {mode!r}.")
     return mode
 
 
 def _fingerprint(name: str, mode: Mode, items: Sequence[Item]) -> str:
-    """What decides the embeddings: adapter, mode and what the model sees of each item, in order."""
+    """Return a hash of all that decides the embeddings: adapter, mode and the content of all items."""
     digest = hashlib.sha256(f"{name} {mode}".encode())
     for item in items:
         digest.update(

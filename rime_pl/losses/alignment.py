@@ -1,7 +1,9 @@
-"""Stage 2's two terms: the modes meet, and the rewrite stays decisive while they do.
+"""The two terms that stage 2 adds: align the two modes, and keep the rewrite necessary.
 
-Called by modules/cma.py. Alignment alone has a shortcut: <gen_emb> attends to <disc_emb>, so copying the
-discriminative embedding solves it and the rewrite becomes decoration. The decisive term closes it.
+Called by modules/cma.py. Alignment has a shortcut: <gen_emb> attends to <disc_emb>, so the model can copy the
+discriminative embedding and ignore the rewrite. ``decisive_rewrite`` closes the shortcut.
+
+Shape legend: B pairs, D embedding width.
 """
 
 from __future__ import annotations
@@ -19,19 +21,33 @@ def cross_mode_alignment(
     temperature: float,
     contents: Tensor | None = None,
 ) -> Tensor:
-    """Contrast across the modes, so that any mode retrieves any mode.
+    """Return the contrastive loss across the modes.
 
-    ``L_CMA = NCE(g_q, d_t) + NCE(d_q, g_t)``
+    In plain terms: a query in one mode must find its target in the other mode.
+
+    ``L_CMA = NCE(g_q, d_t) + NCE(d_q, g_t)``; g generative, d discriminative, q query, t target
 
     Args:
         queries, targets: Both embeddings of B pairs, (B, D) float32, normalised.
-        temperature: Divisor, > 0.
+        temperature: Divisor of the cosines, > 0.
         contents: (B, 2) int64 content ids of query and target, see :func:`info_nce`.
 
     Returns:
         Scalar, in nats.
 
-    Paper: its purpose is RIME's (arXiv 2604.22280); the formula is ours, the equations not being public.
+    Raises:
+        ValueError: If the temperature is not positive.
+
+    Source: the purpose is that of RIME, arXiv 2604.22280.
+    Paper: the formula is ours. We worked from the paper's abstract, model card and its predecessor UME-R1
+    (arXiv 2511.00405), without access to the equations in the paper's body.
+
+    Example:
+        >>> import torch
+        >>> e = torch.eye(2)
+        >>> both = ModeEmbeddings(e, e)
+        >>> round(cross_mode_alignment(both, both, temperature=0.5).item(), 4)  # 2 log(1 + exp(-1 / 0.5))
+        0.2539
     """
     return info_nce(queries.gen, targets.disc, temperature, contents) + info_nce(
         queries.disc, targets.gen, temperature, contents
@@ -39,18 +55,20 @@ def cross_mode_alignment(
 
 
 def decisive_rewrite(own: Tensor, wrong: Tensor, targets: ModeEmbeddings, temperature: float) -> Tensor:
-    """A query with a wrong or empty rewrite must find its target worse than with its own.
+    """Return the penalty on queries whose wrong rewrite does nearly as well as their own.
+
+    In plain terms: with a wrong or empty rewrite, a query must be farther from its target.
 
     ``L_dec = mean_i sum_{x in {g_t, d_t}} softplus((g(q_i, wrong).x_i - g(q_i, own).x_i) / tau + 1)``
 
     Args:
-        own: (B, D) generative embeddings of the queries with their own rewrites, normalised.
-        wrong: (B, D) the same queries with wrong rewrites, normalised.
+        own: (B, D) float32, generative embeddings of the queries with their own rewrites, normalised.
+        wrong: (B, D) float32, the same queries with wrong rewrites, normalised.
         targets: Both embeddings of the B targets.
-        temperature: Divisor, > 0.
+        temperature: Divisor tau, > 0.
 
     Returns:
-        Scalar.
+        Scalar without unit; 0 if there are no rows.
 
     Paper: not in RIME; ours, against the shortcut through <disc_emb>.
 
@@ -62,6 +80,6 @@ def decisive_rewrite(own: Tensor, wrong: Tensor, targets: ModeEmbeddings, temper
     """
     loss = own.new_zeros(())
     for target in (targets.gen, targets.disc):
-        gap = ((wrong - own) * target).sum(-1) / temperature
-        loss = loss + F.softplus(gap + 1).sum() / max(1, len(own))  # 0 without rows
+        gap = ((wrong - own) * target).sum(-1) / temperature  # (B,)
+        loss = loss + F.softplus(gap + 1).sum() / max(1, len(own))
     return loss

@@ -1,6 +1,9 @@
-"""The contrastive loss between two sets of embeddings, symmetric, with false negatives masked.
+"""The contrastive loss between two sets of embeddings, in both directions, without false negatives.
 
-Called by the modules with gathered tensors, for gen-gen, disc-disc and, in CMA, across the modes.
+Called by the modules with the gathered embeddings of the global batch: for gen-gen, for disc-disc and, in
+CMA, across the modes.
+
+Shape legend: B pairs, R rows of a block of scores, D embedding width.
 """
 
 from __future__ import annotations
@@ -12,18 +15,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 def same_content(query_content: Tensor, target_content: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Which off-diagonal pairs (query i, target j) are not negatives.
+    """Return which pairs (query i, target j) are false negatives, because target j also answers query i.
 
-    The target of j answers query i when the two targets, or the two queries, have the same content: bytes
-    do not tell twins apart.
+    That is so when the two queries, or the two targets, have the same content. Two pictures of the same
+    content differ in their bytes, so the content ids decide.
 
     Args:
         query_content: (B,) int64 content ids of the queries.
         target_content: (B,) int64 content ids of their targets.
-        rows: (R,) int64, the queries asked about; None for all of them.
+        rows: (R,) int64, the queries i; None for all B.
 
     Returns:
-        (R, B) bool; with all rows symmetric, False on the diagonal.
+        (R, B) bool, False where i = j.
 
     Example:
         >>> same_content(torch.tensor([1, 2, 3]), torch.tensor([7, 7, 8]))
@@ -33,9 +36,17 @@ def same_content(query_content: Tensor, target_content: Tensor, rows: Tensor | N
     """
     index = torch.arange(len(query_content), device=query_content.device)
     rows = index if rows is None else rows
-    same = query_content[rows].unsqueeze(1) == query_content
+    same = query_content[rows].unsqueeze(1) == query_content  # (R, B)
     same = same | (target_content[rows].unsqueeze(1) == target_content)
     return same & (rows.unsqueeze(1) != index)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise a ValueError if the temperature is not positive."""
+    if temperature <= 0:
+        raise ValueError(
+            f"temperature must be greater than 0 because it divides the cosines, but is {temperature}."
+        )
 
 
 def info_nce(
@@ -45,26 +56,27 @@ def info_nce(
     contents: Tensor | None = None,
     block_size: int = 1 << 20,
 ) -> Tensor:
-    """Symmetric InfoNCE; row i of ``targets`` is the positive of row i of ``queries``.
+    """Return the symmetric InfoNCE loss; row i of ``targets`` is the positive of row i of ``queries``.
+
+    In plain terms: a query must be nearer to its own target than to all others, and the other way round.
 
     ``NCE(A, B) = 1/2 mean_i [ -log softmax_j(a_i.b_j / tau)_i - log softmax_j(b_i.a_j / tau)_i ]``
 
-    A matrix of more than ``block_size`` scores is never kept: row blocks, made again in the backward pass.
+    More than ``block_size`` scores are never kept: they are made in blocks of rows, and again in backward.
 
     Args:
-        queries, targets: (B, D) normalised, float32.
-        temperature: The divisor tau, > 0.
-        contents: (B, 2) int64 content ids of each query and its target; pairs of :func:`same_content` are no
-            negatives and are left out of the sums.
-        block_size: Scores held at a time, >= 1 (at least one row of them is).
+        queries, targets: (B, D) float32, normalised.
+        temperature: Divisor tau of the cosines, > 0.
+        contents: (B, 2) int64 content ids of query and target; leaves out the pairs of :func:`same_content`.
+        block_size: Maximum number of scores in memory, but at least one row of them.
 
     Returns:
-        Scalar, in nats; 0 without rows.
+        Scalar, in nats; 0 if there are no rows.
 
     Raises:
         ValueError: If the temperature is not positive.
 
-    Source: arXiv 2511.00405 (ancestor of RIME), tau 0.02. Differences: twins are masked; row blocks.
+    Source: UME-R1, arXiv 2511.00405, with tau 0.02. Differences: no false negatives; blocks of rows.
 
     Example:
         >>> round(info_nce(torch.eye(4), torch.eye(4), temperature=1.0).item(), 4)
@@ -72,10 +84,9 @@ def info_nce(
         >>> round(info_nce(torch.eye(4), torch.eye(4), temperature=1.0, block_size=4).item(), 4)
         0.7437
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be > 0; it divides the cosines.")
+    check_temperature(temperature)
     if not len(queries):
-        return (queries.sum() + targets.sum()) * 0.0  # 0 that still hangs on its inputs, as DDP wants
+        return (queries.sum() + targets.sum()) * 0.0  # DDP needs a 0 that depends on the inputs
     rows = max(1, block_size // len(queries))
     total = queries.new_zeros(())
     for one, other in ((queries, targets), (targets, queries)):
@@ -93,10 +104,10 @@ def info_nce(
 def _one_direction(
     block: Tensor, others: Tensor, temperature: float, contents: Tensor | None, first: int
 ) -> Tensor:
-    """Summed cross-entropy of rows ``first``, ``first + 1``, ... against all rows of the other side."""
-    scores = block @ others.T / temperature
-    index = torch.arange(first, first + len(block), device=block.device)
+    """Return the summed cross-entropy of rows ``first``, ``first + 1``, ... against all ``others``."""
+    scores = block @ others.T / temperature  # (R, B)
+    index = torch.arange(first, first + len(block), device=block.device)  # (R,)
     if contents is not None:
-        twins = same_content(contents[:, 0], contents[:, 1], index)
-        scores = scores.masked_fill(twins, float("-inf"))
+        false_negatives = same_content(contents[:, 0], contents[:, 1], index)
+        scores = scores.masked_fill(false_negatives, float("-inf"))
     return F.cross_entropy(scores, index, reduction="sum")

@@ -1,9 +1,9 @@
-"""The policy loss of Refine-RL: clipped policy gradient with a KL penalty, over the tokens that were drawn.
+"""The policy loss of Refine-RL: a clipped policy gradient with a KL penalty, over the sampled tokens.
 
-Called by modules/refine_rl.py. Every divisor is one of the *global* batch, known before the first pass, so
-that chunks and ranks change nothing.
+Called by modules/refine_rl.py. Every divisor counts the *global* batch and is known before the first forward,
+so the loss does not depend on how the batch is divided into chunks and ranks.
 
-Shape legend: R rows (rewrites), C completion tokens.
+Shape legend: R rewrites, C completion tokens.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ LossType = Literal["grpo", "dr_grpo", "dapo"]
 
 @dataclass
 class PolicyLoss:
-    """The loss and what a person watches beside it."""
+    """The loss, and the sums that are logged with it."""
 
-    loss: Tensor  # scalar with gradient
-    kl_sum: Tensor  # scalar: sum of k3 over the counted tokens, no gradient
-    k2_sum: Tensor  # scalar: sum of k2 over them, no gradient
-    clipped_sum: Tensor  # scalar: counted tokens whose gradient the clip has cut off
+    loss: Tensor  # scalar, with gradient
+    kl_sum: Tensor  # scalar: sum of k3 over the sampled tokens, in nats, no gradient
+    k2_sum: Tensor  # scalar: sum of k2 over the sampled tokens, in nats, no gradient
+    clipped_sum: Tensor  # scalar: number of tokens that get no gradient because of the clip
 
 
 def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """An estimate of KL(policy || reference) from tokens of the policy: never negative, 0 where they agree.
+    """Return the k3 estimate of KL(policy || reference) per token: never negative, 0 where the two agree.
 
     ``k3 = exp(ref - policy) - (ref - policy) - 1``
 
     Args:
-        logprobs, ref_logprobs: Any equal shape, in nats.
+        logprobs, ref_logprobs: Of tokens that the policy sampled; any equal shape, in nats.
 
     Source: J. Schulman, "Approximating KL divergence" (2020), estimator k3.
 
@@ -46,10 +46,21 @@ def k3_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k2_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """The same, half the squared gap: what to watch, since one token that the reference finds likelier by g
-    nats weighs g^2 / 2 here and exp(g) in k3.
+    """Return the k2 estimate of KL(policy || reference) per token, which a single token cannot dominate.
+
+    A token that is more likely under the reference by g nats adds g^2 / 2 here, but exp(g) to k3.
+
+    ``k2 = (ref - policy)^2 / 2``
+
+    Args:
+        logprobs, ref_logprobs: See :func:`k3_divergence`.
 
     Source: J. Schulman, "Approximating KL divergence" (2020), estimator k2.
+
+    Example:
+        >>> import torch
+        >>> k2_divergence(torch.tensor([-3.0]), torch.tensor([-1.0])).item()
+        2.0
     """
     return (ref_logprobs - logprobs).square() / 2
 
@@ -58,9 +69,9 @@ def k2_divergence(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 class Divisors:
     """Counts of the *global* batch, over all chunks and ranks."""
 
-    num_rows: int
-    num_tokens: int  # drawn tokens
-    max_tokens: int  # most tokens that a row may draw
+    num_rows: int  # rewrites
+    num_tokens: int  # sampled tokens
+    max_tokens: int  # maximum number of tokens that are sampled for a rewrite
 
 
 def policy_loss(
@@ -75,22 +86,25 @@ def policy_loss(
     clip_high: float = 0.28,
     kl_coef: float = 0.04,
 ) -> PolicyLoss:
-    """Clipped policy gradient with asymmetric clip and k3 penalty; aggregation see :func:`aggregate`.
+    """Return the policy gradient loss with an asymmetric clip and a k3 penalty; see :func:`aggregate`.
+
+    In plain terms: tokens of better rewrites become more likely, but not far from the reference.
 
     ``rho = exp(logp - old)``; ``l = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + kl_coef k3``
 
     Args:
-        logprobs: (R, C) float32 of the drawn tokens under the policy, with gradient.
-        old_logprobs, ref_logprobs: (R, C) under the policy that drew them, and under the reference.
+        logprobs: (R, C) float32, of the sampled tokens under the policy, in nats, with gradient.
+        old_logprobs, ref_logprobs: (R, C) under the policy that sampled the tokens, and under the reference.
         advantages: (R,) float32.
-        mask: (R, C), non-zero at drawn tokens.
-        divisors: Of the global batch: summed over chunks and ranks the loss is that of the whole.
+        mask: (R, C), non-zero at sampled tokens.
+        divisors: Of the global batch, so that the sum over chunks and ranks is the loss of the whole.
+        loss_type, clip_low, clip_high, kl_coef: See the formula and :func:`aggregate`.
 
     Raises:
         ValueError: If ``loss_type`` is unknown.
 
     Source: GRPO arXiv 2402.03300, DAPO arXiv 2503.14476 (clip-higher, token sum), Dr. GRPO arXiv 2503.20783.
-    Paper: RIME says RL after alignment (arXiv 2604.22280); which loss is not public, the form is ours.
+    Paper: RIME (arXiv 2604.22280) has RL after alignment; the form of the loss is our choice.
 
     Example:
         >>> import torch
@@ -98,38 +112,52 @@ def policy_loss(
         >>> old, advantages = logp.detach(), torch.tensor([1.0, -1.0])
         >>> out = policy_loss(logp, old, advantages, torch.ones(2, 3), old, Divisors(2, 6, 3))
         >>> out.loss.backward()
-        >>> (logp.grad * 6).tolist()  # upwards for the good row, downwards for the bad one
+        >>> (logp.grad * 6).tolist()  # more likely in the good rewrite, less likely in the bad one
         [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]
     """
     mask = mask.to(logprobs.dtype)
-    weight = advantages.unsqueeze(1)
-    ratio = (logprobs - old_logprobs).exp()
-    surrogate = (ratio * weight).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * weight)
-    divergence = k3_divergence(logprobs, ref_logprobs)
+    weight = advantages.unsqueeze(1)  # (R, 1)
+    ratio = (logprobs - old_logprobs).exp()  # (R, C)
+    surrogate = (ratio * weight).minimum(ratio.clamp(1 - clip_low, 1 + clip_high) * weight)  # (R, C)
+    divergence = k3_divergence(logprobs, ref_logprobs)  # (R, C)
     loss = aggregate(kl_coef * divergence - surrogate, mask, divisors, loss_type)
-    clipped = ((ratio < 1 - clip_low) & (weight < 0)) | ((ratio > 1 + clip_high) & (weight > 0))
-    watched = (divergence, k2_divergence(logprobs, ref_logprobs), clipped)
-    return PolicyLoss(loss, *((values * mask).sum().detach() for values in watched))
+    clipped = ((ratio < 1 - clip_low) & (weight < 0)) | ((ratio > 1 + clip_high) & (weight > 0))  # (R, C)
+    logged = (divergence, k2_divergence(logprobs, ref_logprobs), clipped)
+    return PolicyLoss(loss, *((values * mask).sum().detach() for values in logged))
 
 
 def aggregate(per_token: Tensor, mask: Tensor, divisors: Divisors, loss_type: LossType) -> Tensor:
-    """One number from the terms of all tokens.
+    """Return one loss from the terms of all tokens.
 
     ==========  =========================================================================
-    grpo        mean over rows of the mean over each row's tokens
-    dapo        sum over all tokens / number of tokens: a row weighs by its length
-    dr_grpo     sum over all tokens / (rows * max_tokens): no divisor depends on a length
+    grpo        mean over rewrites of the mean over the tokens of each
+    dapo        sum over all tokens / number of tokens: a longer rewrite weighs more
+    dr_grpo     sum over all tokens / (rewrites * max_tokens): no divisor depends on a length
     ==========  =========================================================================
 
     Args:
         per_token: (R, C) terms.
-        mask: (R, C) float, 1 at drawn tokens.
+        mask: (R, C) float, 1 at sampled tokens.
+        divisors: Of the global batch.
+        loss_type: A row of the table.
+
+    Returns:
+        Scalar, with the gradient of ``per_token``.
+
+    Raises:
+        ValueError: If ``loss_type`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> terms, mask = torch.tensor([[1.0, 1.0], [4.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+        >>> [aggregate(terms, mask, Divisors(2, 3, 2), t).item() for t in ("grpo", "dapo", "dr_grpo")]
+        [2.5, 2.0, 1.5]
     """
-    summed = (per_token * mask).sum(dim=1)
+    summed = (per_token * mask).sum(dim=1)  # (R,)
     if loss_type == "grpo":
         return (summed / mask.sum(dim=1).clamp(min=1)).sum() / divisors.num_rows
     if loss_type == "dapo":
         return summed.sum() / max(1, divisors.num_tokens)
     if loss_type == "dr_grpo":
         return summed.sum() / (divisors.num_rows * divisors.max_tokens)
-    raise ValueError(f"loss_type={loss_type!r} is none of grpo, dr_grpo, dapo.")
+    raise ValueError(f"loss_type must be 'grpo', 'dr_grpo' or 'dapo', but is {loss_type!r}.")

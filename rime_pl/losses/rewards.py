@@ -1,9 +1,9 @@
-"""What a rewrite is worth: how well its embedding finds the item's positive among the anchors.
+"""Rewards: how well the embedding of a rewrite finds the positive of its item among the anchors.
 
-Called by modules/yardstick.py with embeddings that carry no gradient. Anchors are embeddings of the *other*
-side: discriminative ones of the frozen reference (they stand still), or generative ones of the rollouts.
+Called by modules/scoring.py with embeddings that carry no gradient. Anchors are embeddings of the *other*
+side: discriminative ones of the frozen reference, which do not move, or generative ones of the rollouts.
 
-Shape legend: N rewrites, A anchors, D width.
+Shape legend: N rewrites, A anchors, D embedding width.
 """
 
 from __future__ import annotations
@@ -12,36 +12,42 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rime_pl.losses.contrastive import check_temperature
+
 
 @dataclass
 class Anchors:
-    """What N rewrites are compared with. An anchor that is neither positive nor negative is left out:
-    a twin of the positive is no negative."""
+    """The embeddings that N rewrites are compared with.
+
+    An anchor may be neither positive nor negative, such as a duplicate of the positive; it is left out.
+    """
 
     embeddings: Tensor  # (A, D) float32, normalised
-    positives: Tensor  # (N, A) bool, at least one in each row
-    negatives: Tensor  # (N, A) bool, disjoint from the positives
+    positives: Tensor  # (N, A) bool, at least one True in each row
+    negatives: Tensor  # (N, A) bool, never True where positives is
 
 
 def anchored_reward(embeddings: Tensor, anchors: Anchors, temperature: float) -> Tensor:
-    """How much likelier than chance the positive is among all anchors; rises with its similarity.
+    """Return how much more likely than by chance the positive is picked among all anchors.
+
+    In plain terms: a rewrite is good if its embedding is nearer to the positive than to the other anchors.
 
     ``R = logsumexp_{a in P}(e.a / tau) - logsumexp_{a in P or N}(e.a / tau) + log(|P or N| / |P|)``
 
     Args:
         embeddings: (N, D) float32, normalised.
-        anchors: One positive each, or several (rollouts of the other side).
-        temperature: Divisor tau, > 0.
+        anchors: With one positive of each rewrite, or several (rollouts of the other side).
+        temperature: Divisor tau of the cosines, > 0.
 
     Returns:
-        (N,) float32 in nats; 0 where all anchors are equally near.
+        (N,) float32 in nats; 0 if all anchors are equally near.
 
     Raises:
         ValueError: If the temperature is not positive, or a rewrite has no positive.
 
-    Paper: discriminative embeddings as stable anchors are RIME's (arXiv 2604.22280); the form is ours. It
-    counts from chance, a constant for each item: a malformed rewrite, worth 0, beats a well-formed one only
-    where that one's positive is less likely than exp(-w_f / w_e) of chance.
+    Paper: discriminative embeddings as stable anchors are RIME's (arXiv 2604.22280); the formula is ours. The
+    last term, which is constant for an item, sets chance to 0. A malformed rewrite, worth 0, then beats a
+    well-formed one only if the latter picks its positive with less than exp(-w_f / w_e) times chance.
 
     Example:
         >>> import torch
@@ -50,63 +56,34 @@ def anchored_reward(embeddings: Tensor, anchors: Anchors, temperature: float) ->
         0.3799
     """
     _check(anchors, temperature)
-    scores = embeddings @ anchors.embeddings.T / temperature
-    hit = scores.masked_fill(~anchors.positives, float("-inf")).logsumexp(dim=1)
+    scores = embeddings @ anchors.embeddings.T / temperature  # (N, A)
+    hit = scores.masked_fill(~anchors.positives, float("-inf")).logsumexp(dim=1)  # (N,)
     everything = scores.masked_fill(~(anchors.positives | anchors.negatives), float("-inf"))
-    num_anchors = (anchors.positives | anchors.negatives).sum(dim=1).to(scores.dtype)
+    num_anchors = (anchors.positives | anchors.negatives).sum(dim=1).to(scores.dtype)  # (N,)
     chance = anchors.positives.sum(dim=1) / num_anchors
     return hit - everything.logsumexp(dim=1) - chance.log()
 
 
-def margin_reward(embeddings: Tensor, anchors: Anchors, temperature: float) -> Tensor:
-    """Similarity to the positive minus that to the negatives, the nearest weighing most.
-
-    ``R = mean_{p} e.p - sum_{n} softmax_n(e.n / tau) e.n``
-
-    Args:
-        embeddings: (N, D) float32, normalised.
-        anchors: See :class:`Anchors`; each rewrite needs a negative.
-        temperature: Divisor tau of the weights, > 0.
-
-    Returns:
-        (N,) float32, from -2 to 2.
-
-    Raises:
-        ValueError: If the temperature is not positive, or a rewrite has no positive or no negative.
-
-    Paper: ours, for comparison.
-
-    Example:
-        >>> import torch
-        >>> anchors = Anchors(torch.eye(2), torch.tensor([[True, False]]), torch.tensor([[False, True]]))
-        >>> margin_reward(torch.tensor([[0.6, 0.8]]), anchors, temperature=1.0)
-        tensor([-0.2000])
-    """
-    _check(anchors, temperature)
-    _need_negatives(anchors)
-    scores = embeddings @ anchors.embeddings.T
-    weights = (scores / temperature).masked_fill(~anchors.negatives, float("-inf")).softmax(dim=1)
-    return _mean(scores, anchors.positives) - (weights * scores).sum(dim=1)
-
-
 def rank_margin_reward(embeddings: Tensor, anchors: Anchors) -> Tensor:
-    """The ancestor's reward: share of positives among the nearest, times the gap of the mean similarities.
+    """Return the reward of UME-R1: share of positives among the nearest anchors, times the similarity gap.
+
+    In plain terms: a rewrite is good if it ranks its positives first, and clearly before the others.
 
     ``R = (positives among the |P| nearest / |P|) * (mean_{p} e.p - mean_{n} e.n)``
 
-    Not monotone: when the gap is negative, a better rank lowers it.
+    The reward is not monotone: if the gap is negative, a better rank lowers it.
 
     Args:
         embeddings: (N, D) float32, normalised.
-        anchors: In the ancestor, the rollouts of the other side: G positives, the other items' as negatives.
+        anchors: In UME-R1 the rollouts of the other side: G positives, those of the other items as negatives.
 
     Returns:
-        (N,) float32. An anchor that ties with a positive ranks before it.
+        (N,) float32, without unit. A negative that ties with a positive ranks before it.
 
     Raises:
-        ValueError: If a rewrite has no positive or no negative: the mean over none is no number.
+        ValueError: If a rewrite has no positive or no negative, because a mean over none is not a number.
 
-    Source: arXiv 2511.00405 (the ancestor), reward of its RL stage: ranking and similarity gap.
+    Source: UME-R1, arXiv 2511.00405, reward of its RL stage: ranking and similarity gap.
 
     Example:
         >>> import torch
@@ -115,14 +92,15 @@ def rank_margin_reward(embeddings: Tensor, anchors: Anchors) -> Tensor:
         tensor([0.2000])
     """
     _check(anchors, 1.0)
-    _need_negatives(anchors)
-    scores = embeddings @ anchors.embeddings.T
-    count = anchors.positives.sum(dim=1)
+    if not bool(anchors.negatives.any(dim=1).all()):
+        raise ValueError("Each rewrite must have a negative among the anchors: add items or an anchor table.")
+    scores = embeddings @ anchors.embeddings.T  # (N, A)
+    count = anchors.positives.sum(dim=1)  # (N,)
     negatives = scores.masked_fill(~anchors.negatives, float("-inf")).unsqueeze(1)
     ahead = (negatives >= scores.unsqueeze(2)).sum(dim=2)  # (N, A): negatives before each anchor
     others = scores.masked_fill(~anchors.positives, float("-inf"))
-    place = ahead + (others.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)
-    among = ((place < count.unsqueeze(1)) & anchors.positives).sum(dim=1).to(scores.dtype) / count
+    place = ahead + (others.unsqueeze(1) > scores.unsqueeze(2)).sum(dim=2)  # (N, A), from 0
+    among = ((place < count.unsqueeze(1)) & anchors.positives).sum(dim=1).to(scores.dtype) / count  # (N,)
     return among * (_mean(scores, anchors.positives) - _mean(scores, anchors.negatives))
 
 
@@ -136,16 +114,18 @@ def total_reward(
     weight_length: float = 0.0,
     free_length: int = 128,
 ) -> Tensor:
-    """All parts together.
+    """Return the sum of all parts of the reward.
+
+    In plain terms: a rewrite must end by itself to earn anything, and may pay for each token too many.
 
     ``R = w_f F + F w_e R_emb - w_l max(0, (len - L0) / L0)``
 
     Args:
-        embedding_reward: (N,) R_emb.
-        well_formed: (N,) bool F: not empty, and ended by <gen_emb> that the model itself wrote.
+        embedding_reward: (N,) float32, R_emb.
+        well_formed: (N,) bool, F: the rewrite is not empty, and the model itself wrote <gen_emb>.
         lengths: (N,) tokens of the rewrite.
         weight_format, weight_embedding, weight_length: w_f, w_e, w_l.
-        free_length: L0, tokens that cost nothing, > 0.
+        free_length: L0, number of tokens that cost nothing, > 0.
 
     Returns:
         (N,) float32.
@@ -167,14 +147,6 @@ def _mean(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _check(anchors: Anchors, temperature: float) -> None:
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be > 0; it divides the cosines.")
+    check_temperature(temperature)
     if not bool(anchors.positives.any(dim=1).all()):
-        raise ValueError("a rewrite has no positive among the anchors.")
-
-
-def _need_negatives(anchors: Anchors) -> None:
-    if not bool(anchors.negatives.any(dim=1).all()):
-        raise ValueError(
-            "a rewrite has no negative among the anchors: one group alone, and no table of anchors."
-        )
+        raise ValueError("Each rewrite must have a positive among the anchors.")

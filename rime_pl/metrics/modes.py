@@ -1,6 +1,7 @@
-"""From ranks to the numbers of the tables: four modes, oracle, trace probe, each with its exact name.
+"""From ranks to the results of the tables: four mode pairs, oracle, rewrite ablation, each with its name.
 
-Called by ``rime_pl.callbacks.retrieval_recall``; the dictionaries built here are those of ``summary.json``.
+Called by callbacks/retrieval_recall.py. The dictionaries made here are those of ``summary.json``; there, the
+rewrite ablation is called ``trace``.
 """
 
 from __future__ import annotations
@@ -12,31 +13,32 @@ from torch import Tensor
 
 from rime_pl.metrics.bootstrap import bootstrap_interval, macro_mean
 from rime_pl.metrics.retrieval import RankTable, recall_at, reciprocal_ranks
-from rime_pl.types import MODE_PAIRS, TRACES, content_hash
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, content_hash
 
-#: The mode pair whose query side the trace probe changes; with the own rewrite it is this pair itself.
-PROBED = "gen-gen"
-#: (query view, gallery view) of each mode pair, and of the trace probe: the target keeps its own rewrite.
+#: The mode pair in which the rewrite ablation replaces the rewrites of the queries.
+ABLATED = "gen-gen"
+#: (query view, gallery view) of each mode pair and of the rewrite ablation; targets keep their own rewrite.
 RANKED: dict[str, tuple[str, str]] = {
     **{pair: (pair.split("-")[0], pair.split("-")[1]) for pair in MODE_PAIRS},
-    **{f"trace/{name}": (name, "gen") for name in TRACES if name != "own"},
+    **{f"trace/{name}": (name, "gen") for name in REWRITE_ABLATION if name != "own"},
 }
 Results = dict[str, Any]
 
 
-def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], trace: bool = True) -> Results:
-    """Every retrieval number over some tasks; each is the mean over tasks of the mean over their queries.
+def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], ablation: bool = True) -> Results:
+    """Return all retrieval results; each is the mean over tasks of the mean over their queries.
 
     Args:
-        tasks: one table per task, with the pairs of ``RANKED``.
-        ks: the k of recall@k. ``recall@1`` is always there.
-        trace: whether the tables hold the trace probe.
+        tasks: One table per task, with the pairs of ``RANKED``.
+        ks: The k of recall@k; ``recall@1`` is always added.
+        ablation: Whether the tables hold the rewrite ablation.
 
     Returns:
-        ``recall@k`` and ``mrr``: mode pair -> value; ``oracle``: ``recall@k`` -> value, counting for each
-        query the better of disc-disc and gen-gen; ``ci``: mode pair -> 95 % bootstrap interval of recall@1;
-        ``trace``: rewrite on the query side -> recall@1 of gen-gen, and the differences that say what the
-        rewrite is worth: ``own-minus-empty``, ``own-minus-shuffled``, ``room`` (reference minus own).
+        - ``recall@k`` and ``mrr``: mode pair -> value.
+        - ``oracle``: ``recall@k`` -> value, with the better of disc-disc and gen-gen for each query.
+        - ``ci``: mode pair -> 95 % bootstrap interval of recall@1.
+        - ``trace``: query's rewrite -> recall@1 of gen-gen, and the differences ``own-minus-empty``,
+          ``own-minus-shuffled`` and ``room``, the headroom: reference minus own.
     """
     oracle = [table.with_best_of("oracle", ("disc-disc", "gen-gen")) for table in tasks]
     every_k = sorted({1, *ks})
@@ -46,35 +48,35 @@ def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], trace: bool = Tr
     results["mrr"] = {p: macro_mean([reciprocal_ranks(t.ranks[p]) for t in tasks]) for p in MODE_PAIRS}
     results["oracle"] = {f"recall@{k}": macro_mean(_hits(oracle, "oracle", k)) for k in every_k}
     results["ci"] = {pair: list(bootstrap_interval(_hits(tasks, pair, 1))) for pair in MODE_PAIRS}
-    if trace:
-        names = {name: PROBED if name == "own" else f"trace/{name}" for name in TRACES}
-        probe = {name: macro_mean(_hits(tasks, pair, 1)) for name, pair in names.items()}
-        probe["own-minus-empty"] = probe["own"] - probe["empty"]
-        probe["own-minus-shuffled"] = probe["own"] - probe["shuffled"]
-        probe["room"] = probe["reference"] - probe["own"]
-        results["trace"] = probe
+    if ablation:
+        names = {name: ABLATED if name == "own" else f"trace/{name}" for name in REWRITE_ABLATION}
+        recalls = {name: macro_mean(_hits(tasks, pair, 1)) for name, pair in names.items()}
+        recalls["own-minus-empty"] = recalls["own"] - recalls["empty"]
+        recalls["own-minus-shuffled"] = recalls["own"] - recalls["shuffled"]
+        recalls["room"] = recalls["reference"] - recalls["own"]
+        results["trace"] = recalls
     return results
 
 
 def crossed_results(table: RankTable, tasks: Sequence[str], overall: Results) -> dict[str, float]:
-    """gen-gen recall@1 by "rewriter-embedder", each old (before the stage) or new, mean over tasks.
+    """Return gen-gen recall@1 by "rewriter-embedder", each old (before the stage) or new, mean over tasks.
 
-    A better rewrite shows in new-old, a moved embedding in old-new; both sides are of the combination named.
+    Better rewrites raise new-old; changed embeddings change old-new. Queries and targets use the same pair.
 
     Args:
-        table: ranks of each combination but new-new.
-        tasks: names of the headline tasks.
-        overall: gives new-new, which is gen-gen.
+        table: Ranks of each combination except new-new.
+        tasks: Names of the headline tasks.
+        overall: From :func:`mode_results`; its gen-gen is new-new.
     """
     of_tasks = [table.of_task(content_hash(name)) for name in tasks]
     crossed = {name: macro_mean(_hits(of_tasks, name, 1)) for name in table.ranks}
-    return crossed | {"new-new": overall["recall@1"][PROBED]}
+    return crossed | {"new-new": overall["recall@1"][ABLATED]}
 
 
 def gallery_facts(tasks: Sequence[RankTable]) -> Results:
-    """Smallest gallery (distinct contents) among the tasks, queries in all, chance of recall@1.
+    """Return the smallest gallery of the tasks (distinct contents), the number of queries, and chance.
 
-    chance = mean over tasks of the mean over queries of 1 / gallery size
+    ``chance = mean over tasks of the mean over queries of 1 / gallery size``, the recall@1 of random ranks
     """
     return {
         "gallery": int(min(int(table.gallery_sizes.min()) for table in tasks)),
@@ -88,12 +90,11 @@ def _hits(tasks: Sequence[RankTable], pair: str, k: int) -> list[Tensor]:
 
 
 def flat(results: Results) -> dict[str, float]:
-    """Nested results as metric names: ``{"recall@1": {"gen-disc": x}}`` -> ``{"recall@1/gen-disc": x}``.
+    """Return nested results as a flat dictionary of metrics, for loggers; intervals are left out.
 
-    Intervals (lists) are left out: a logger wants numbers.
-
-    >>> flat({"trace": {"own": 0.9}, "chance": 0.1, "ci": {"gen-gen": [0.8, 1.0]}})
-    {'trace/own': 0.9, 'chance': 0.1}
+    Example:
+        >>> flat({"trace": {"own": 0.9}, "chance": 0.1, "ci": {"gen-gen": [0.8, 1.0]}})
+        {'trace/own': 0.9, 'chance': 0.1}
     """
     names: dict[str, float] = {}
     for name, value in results.items():

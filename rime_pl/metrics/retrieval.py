@@ -1,9 +1,11 @@
-"""At which rank each query finds its right answer, exactly, whatever the number of processes.
+"""Exact rank of the right target of each query, the same for any number of processes.
 
-The callback ``retrieval_recall`` feeds it what ``validation_step`` returned; every recall that this project
-reports comes from the ranks computed here. Ranks, not scores, are kept: recall@k and MRR follow for any k.
+Called by callbacks/retrieval_recall.py with what ``validation_step`` returns. Every recall that this project
+reports comes from these ranks, because recall@k for any k and MRR can be computed from them.
 
-torchmetrics' own RetrievalRecall takes scores <= 0 as "not retrieved", which is wrong for cosines.
+RetrievalRecall of torchmetrics is not used: it treats scores <= 0 as "not retrieved", wrong for cosines.
+
+Shape legend: Q queries, N gallery items, R rows, D embedding width.
 """
 
 from __future__ import annotations
@@ -18,23 +20,24 @@ from torchmetrics.utilities import dim_zero_cat
 
 from rime_pl.types import Side
 
-#: Scores closer than this are a tie: far below any difference that float32 embeddings can carry,
-#: far above the rounding of a float64 dot product, which depends on the chunk.
+#: Scores closer than this are a tie. It is far below any difference between float32 embeddings, and far
+#: above the rounding error of a float64 dot product, which depends on the chunk.
 TIE = 1e-9
 
 
 def first_rows(keys: Tensor, order: Tensor) -> Tensor:
-    """For each distinct key the row that comes first in ``order``; the rows come in that order.
+    """Return, for each distinct key, the row that comes first in ``order``.
 
     Args:
         keys: (R,) int64, e.g. content ids.
-        order: (R,) int64, a permutation of the rows, most wanted first.
+        order: (R,) int64, a permutation of the rows, preferred rows first.
 
     Returns:
-        (distinct keys,) int64 rows.
+        (distinct keys,) int64 rows, in the order of ``order``.
 
-    >>> first_rows(torch.tensor([7, 8, 7]), torch.tensor([2, 1, 0]))
-    tensor([2, 1])
+    Example:
+        >>> first_rows(torch.tensor([7, 8, 7]), torch.tensor([2, 1, 0]))
+        tensor([2, 1])
     """
     distinct, inverse = keys[order].unique(return_inverse=True)
     places = torch.arange(len(keys), device=keys.device)
@@ -45,34 +48,36 @@ def first_rows(keys: Tensor, order: Tensor) -> Tensor:
 def retrieval_ranks(
     queries: Tensor, gallery: Tensor, contents: Tensor, relevant: Tensor, chunk_size: int = 4096
 ) -> Tensor:
-    """Rank of each query's right answer among a gallery of distinct contents; ties never in favour.
+    """Return the rank of each query's right target in a gallery of distinct contents.
 
-    rank_q = 1 + #{ i != p : q . g_i >= q . g_p - TIE },  p = the row with ``contents[p] == relevant[q]``
+    In plain terms: 1 plus the number of other items that score at least as high; a tie counts against it.
 
-    A collapsed model (all embeddings equal) gets the worst rank, N, and so do embeddings that are
-    not a number.
+    ``rank_q = 1 + #{i != p : q.g_i >= q.g_p - TIE}``, p = the row with ``contents[p] == relevant[q]``
+
+    If all embeddings are equal (a collapsed model) or NaN, the rank is the worst one, N.
 
     Args:
-        queries: (Q, D) float, L2-normalised for cosines.
+        queries: (Q, D) float, normalised if the scores shall be cosines.
         gallery: (N, D) float.
         contents: (N,) int64, all distinct.
-        relevant: (Q,) int64, content of each query's right answer.
-        chunk_size: rows of queries and of gallery per block of scores. Changes memory, never the ranks.
+        relevant: (Q,) int64, content of the right target of each query.
+        chunk_size: Rows of queries and of gallery in a block of scores; changes the memory, never the ranks.
 
     Returns:
-        (Q,) int64 in 1..N, or N + 1 where the gallery does not hold the right answer.
+        (Q,) int64 from 1 to N; N + 1 where the gallery does not hold the right target.
 
     Raises:
-        ValueError: a content appears twice in the gallery (collapse twins first: ``first_rows``).
+        ValueError: If a content appears twice in the gallery.
 
-    >>> retrieval_ranks(torch.eye(2), torch.eye(2), torch.tensor([5, 6]), torch.tensor([5, 6]))
-    tensor([1, 1])
-    >>> retrieval_ranks(torch.ones(1, 2), torch.ones(3, 2), torch.tensor([5, 6, 7]), torch.tensor([5]))
-    tensor([3])
+    Example:
+        >>> retrieval_ranks(torch.eye(2), torch.eye(2), torch.tensor([5, 6]), torch.tensor([5, 6]))
+        tensor([1, 1])
+        >>> retrieval_ranks(torch.ones(1, 2), torch.ones(3, 2), torch.tensor([5, 6, 7]), torch.tensor([5]))
+        tensor([3])
     """
     by_content, rows = contents.sort()
     if bool((by_content[1:] == by_content[:-1]).any()):
-        raise ValueError("retrieval_ranks: the gallery holds a content twice; collapse twins with first_rows")
+        raise ValueError("The contents of a gallery must be distinct, but one occurs twice. Use first_rows.")
     if len(contents) == 0:
         return torch.ones_like(relevant)
     place = torch.searchsorted(by_content, relevant).clamp(max=len(contents) - 1)
@@ -86,84 +91,102 @@ def retrieval_ranks(
 
 
 def _ranks_of_chunk(queries: Tensor, gallery: Tensor, positive: Tensor, chunk_size: int) -> Tensor:
-    """(C, D) queries, (N, D) gallery, (C,) positive rows -> (C,) ranks; the positive counts as one."""
-    if queries.device.type == "mps":  # no float64 there
+    """Return the ranks (C,) of C queries; ``positive`` (C,) holds the gallery rows of their targets."""
+    if queries.device.type == "mps":  # mps has no float64
         queries, gallery, device = queries.cpu(), gallery.cpu(), queries.device
         return _ranks_of_chunk(queries, gallery, positive.cpu(), chunk_size).to(device)
     wide = queries.double()
-    needed = (wide * gallery[positive].double()).sum(-1, keepdim=True) - TIE
+    needed = (wide * gallery[positive].double()).sum(-1, keepdim=True) - TIE  # (C, 1)
     ahead = torch.zeros_like(positive)
     for block in gallery.split(chunk_size):
-        # "not below" instead of ">=": a score that is not a number counts as ahead
+        # "not below" and not ">=", so that NaN counts as ahead; the target itself counts as 1
         ahead += (~(wide @ block.double().T < needed)).sum(-1)
     return ahead
 
 
 def recall_at(ranks: Tensor, k: int) -> Tensor:
-    """(Q,) ranks -> (Q,) float: 1.0 where the right answer is among the first k. Its mean is recall@k.
+    """Return 1.0 for each query whose right target is among the first k, else 0.0; the mean is recall@k.
 
-    With one right content per query recall@k, hit rate@k and success@k are the same number.
+    ``recall@k = mean_q [rank_q <= k]``, also called hit rate@k or success@k if a query has one right target
 
-    >>> recall_at(torch.tensor([1, 2, 6]), 5)
-    tensor([1., 1., 0.])
+    Args:
+        ranks: (Q,) int64, from 1.
+        k: How many items of the gallery count.
+
+    Returns:
+        (Q,) float32.
+
+    Example:
+        >>> recall_at(torch.tensor([1, 2, 6]), 5)
+        tensor([1., 1., 0.])
     """
     return (ranks <= k).float()
 
 
 def reciprocal_ranks(ranks: Tensor) -> Tensor:
-    """(Q,) ranks -> (Q,) float 1 / rank. Its mean is MRR.
+    """Return 1 / rank of each query; the mean is MRR (mean reciprocal rank), greater than 0 and at most 1.
 
-    >>> reciprocal_ranks(torch.tensor([1, 2, 4]))
-    tensor([1.0000, 0.5000, 0.2500])
+    Args:
+        ranks: (Q,) int64, from 1.
+
+    Returns:
+        (Q,) float32.
+
+    Example:
+        >>> reciprocal_ranks(torch.tensor([1, 2, 4]))
+        tensor([1.0000, 0.5000, 0.2500])
     """
     return 1.0 / ranks.float()
 
 
 @dataclass
 class RankTable:
-    """Ranks of Q distinct queries, ordered by item id, on the CPU. The same on every process."""
+    """Ranks of Q distinct queries, ordered by item id, on the CPU, the same on every process."""
 
     item_ids: Tensor  # (Q,) int64
     task_ids: Tensor  # (Q,) int64
     gallery_ids: Tensor  # (Q,) int64
-    gallery_sizes: Tensor  # (Q,) int64, distinct contents the query was ranked against
-    ranks: dict[str, Tensor]  # pair -> (Q,) int64; gallery size + 1 where the gallery lacks the right answer
+    gallery_sizes: Tensor  # (Q,) int64, number of distinct contents in the gallery of the query
+    ranks: dict[str, Tensor]  # pair -> (Q,) int64; gallery size + 1 where the right target is missing
 
     def of_task(self, task_id: int) -> RankTable:
+        """Return the rows of one task."""
         rows = self.task_ids == task_id
         cut = {pair: ranks[rows] for pair, ranks in self.ranks.items()}
         sizes = self.gallery_sizes[rows]
         return RankTable(self.item_ids[rows], self.task_ids[rows], self.gallery_ids[rows], sizes, cut)
 
     def found(self) -> Tensor:
-        """(Q,) bool: False where the gallery did not hold the right answer."""
+        """Return (Q,) bool: False where the gallery does not hold the right target."""
         return next(iter(self.ranks.values())) <= self.gallery_sizes
 
     def with_best_of(self, name: str, pairs: Sequence[str]) -> RankTable:
-        """The table with one more pair: per query the best rank of the given ones (an oracle)."""
+        """Return the table with one more pair: for each query the best of its ranks in the given pairs."""
         best = torch.stack([self.ranks[pair] for pair in pairs]).amin(0)
         return replace(self, ranks={**self.ranks, name: best})
 
 
 class RecallMetric(Metric):
-    """Recall@k over embeddings that arrive in batches, on any number of processes.
+    """Recall@k of embeddings that arrive in batches, on any number of processes.
 
-    A query is ranked against the distinct contents of its own gallery. Rows with an item id seen before
-    (sampler padding) are dropped; of twins (equal content) the one with the lowest item id stays, a real
-    gallery item before a distractor. Rows are ordered by item id before ranking, so that the number of
-    batches and processes changes nothing.
+    A query is ranked against the distinct contents of its own gallery. A row whose item id has been seen
+    before (sampler padding) is dropped. Of duplicates (equal content), the one with the lowest item id is
+    kept, but a real gallery item before a distractor. Rows are sorted by item id before they are ranked, so
+    the number of batches and processes changes nothing.
 
     Args:
-        pairs: name -> (query view, gallery view), e.g. ``{"gen-disc": ("gen", "disc")}``.
-        ks: the k of ``compute``.
-        chunk_size: see ``retrieval_ranks``.
+        pairs: name -> (query view, gallery view), e.g. ``{"gen-disc": ("gen", "disc")}``. A view is one kind
+            of embedding of the same items.
+        ks: The k of ``compute``.
+        chunk_size: See :func:`retrieval_ranks`.
 
-    >>> metric = RecallMetric({"disc-disc": ("disc", "disc")}, ks=(1,))
-    >>> ids, zero = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64)
-    >>> metric.update("query", {"disc": torch.eye(2)}, ids, ids, zero, zero, zero.bool())
-    >>> metric.update("target", {"disc": torch.eye(2)}, ids, ids, zero, zero, zero.bool())
-    >>> metric.compute()
-    {'recall@1/disc-disc': tensor(1.)}
+    Example:
+        >>> metric = RecallMetric({"disc-disc": ("disc", "disc")}, ks=(1,))
+        >>> ids, zero = torch.tensor([0, 1]), torch.zeros(2, dtype=torch.int64)
+        >>> metric.update("query", {"disc": torch.eye(2)}, ids, ids, zero, zero, zero.bool())
+        >>> metric.update("target", {"disc": torch.eye(2)}, ids, ids, zero, zero, zero.bool())
+        >>> metric.compute()
+        {'recall@1/disc-disc': tensor(1.)}
     """
 
     full_state_update = False
@@ -177,7 +200,7 @@ class RecallMetric(Metric):
     def __init__(
         self, pairs: Mapping[str, tuple[str, str]], ks: Sequence[int] = (1, 5, 10), chunk_size: int = 4096
     ) -> None:
-        # compute() goes through ranks(), which gathers by itself
+        # compute() calls ranks(), which gathers by itself
         super().__init__(sync_on_compute=False)
         self.pairs = dict(pairs)
         self.ks = tuple(ks)
@@ -204,12 +227,12 @@ class RecallMetric(Metric):
 
         Args:
             side: ``query`` or ``target``.
-            vectors: view -> (R, D); all views that ``pairs`` names for this side.
+            vectors: view -> (R, D) float; all views that ``pairs`` names for this side.
             item_ids: (R,) int64, unique per side.
-            relevant_ids: (R,) int64: queries: content of the right answer; targets: their own content.
-            gallery_ids: (R,) int64: the gallery the row belongs to.
-            task_ids: (R,) int64 (targets: any).
-            distractor: (R,) bool: gallery items that count only with ``ranks(distractors=True)``.
+            relevant_ids: (R,) int64, content of the right target; of a target: its own content.
+            gallery_ids: (R,) int64, the gallery of the row.
+            task_ids: (R,) int64, the task of a query; any number for a target.
+            distractor: (R,) bool, gallery items that are used only by ``ranks(distractors=True)``.
         """
         ids = torch.stack([item_ids, relevant_ids, gallery_ids, task_ids, distractor.to(item_ids.dtype)], 1)
         stacked = torch.stack([vectors[view].detach().float() for view in self.views[side]], 1)
@@ -222,15 +245,15 @@ class RecallMetric(Metric):
         states[1].append(ids)
 
     def compute(self) -> dict[str, Tensor]:
-        """``recall@k/<pair>``: mean over all queries, distractors left out. () float each."""
+        """Return ``recall@k/<pair>`` -> scalar float32: the mean over all queries, without distractors."""
         ranks = self.ranks().ranks
         return {f"recall@{k}/{pair}": recall_at(ranks[pair], k).mean() for k in self.ks for pair in ranks}
 
     def ranks(self, distractors: bool = False) -> RankTable:
-        """The rank of each query in each pair. On several processes a collective: all call it, all get it.
+        """Return the rank of each query in each pair. A collective: all processes must call it.
 
         Args:
-            distractors: rank against the distractors of the gallery too. No rank gets better by it.
+            distractors: Whether the gallery includes its distractors, which never improve a rank.
         """
         self._give_empty_process_its_shape()
         with self.sync_context():
@@ -269,9 +292,9 @@ class RecallMetric(Metric):
         return RankTable(ids[:, 0], ids[:, 3], ids[:, 2], sizes.cpu(), cut)
 
     def _give_empty_process_its_shape(self) -> None:
-        """A process that saw no row of a side joins the gathering with (0, views, D).
+        """Let a process without rows of a side take part in the gathering, with shape (0, views, D).
 
-        torchmetrics would send a one-dimensional float tensor instead, and the collectives would not match.
+        torchmetrics would send a one-dimensional float tensor, and the collectives would not match.
         """
         seen = self.query_vectors or self.target_vectors
         width = torch.tensor([seen[0].shape[-1] if seen else 0], device=self.device)

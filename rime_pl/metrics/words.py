@@ -1,6 +1,6 @@
-"""What a rewrite names of what the annotated one names: overlap of content words.
+"""How many content words of the reference rewrite a generated rewrite contains.
 
-Called by ``rime_pl.callbacks.retrieval_recall`` for every evaluated item.
+Called by callbacks/retrieval_recall.py for every evaluated item.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ _FUNCTION_WORDS = (
 
 
 def content_words(text: str) -> set[str]:
-    """Distinct lower-case words and numbers without function words.
+    """Return the distinct lower-case words and numbers of a text, without function words.
 
-    >>> sorted(content_words("The red ring, left of a 2nd ring."))
-    ['2nd', 'left', 'red', 'ring']
+    Example:
+        >>> sorted(content_words("The red ring, left of a 2nd ring."))
+        ['2nd', 'left', 'red', 'ring']
     """
     return set(re.findall(r"\w+", text.lower())) - set(_FUNCTION_WORDS.split(" "))
 
 
 def slot_scores(rewrite: str, reference: str) -> tuple[float, float]:
-    """How much of the reference's content words a rewrite names, and how much it names beside them.
+    """Return recall and F1 of the reference's content words in a rewrite.
 
-    ``recall = |W and V| / |V|``, ``F1 = 2 |W and V| / (|W| + |V|)``; W of the rewrite, V of the reference
+    In plain terms: recall falls when a word is missing, F1 also when a word is too many.
+
+    ``recall = |W and V| / |V|``, ``F1 = 2 |W and V| / (|W| + |V|)``; W in the rewrite, V in the reference
 
     Args:
-        rewrite: Generated text; may be empty.
-        reference: Annotated text.
+        rewrite: The generated rewrite; may be empty.
+        reference: The reference rewrite.
 
     Returns:
-        recall and F1, from 0 to 1; 1 where the reference has no content words and the rewrite neither.
+        Recall and F1, each from 0 to 1. If the reference has no content words, both are 1 if the rewrite has
+        none either, else 0.
 
     Example:
         >>> slot_scores("a red ring", "the red square")

@@ -1,7 +1,7 @@
-"""The tiny base: a real Qwen3-VL of 2-4 million parameters that stands for a downloaded checkpoint.
+"""Make the tiny base model, a real Qwen3-VL of 2 to 4 million parameters, in place of a downloaded one.
 
-Called by `rime base`. Its tokenizer is trained on the spot and it learns to caption pictures, and nothing
-else: no mode tokens, no task of the stages, no rewrite. The result is an ordinary Hugging Face folder.
+Called by `rime base`. It trains a tokenizer, and then the model on captions of pictures only. The model sees
+no mode token, no task of the stages and no rewrite. The result is an ordinary Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
-#: Qwen's own cut of a text into words, numbers and punctuation.
+#: How Qwen splits a text into words, numbers and punctuation.
 WORDS = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"""
     r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
@@ -44,16 +44,16 @@ WORDS = (
 
 @dataclass
 class TinyConfig:
-    """Size of the tiny base and length of its pre-training.
+    """Size of the tiny base model and length of its pre-training.
 
     Args:
-        hidden_size, num_layers, num_heads, num_key_value_heads, head_dim, intermediate_size: The decoder.
-        vision_hidden_size, vision_layers, vision_heads, vision_intermediate_size: The vision tower.
-        patch_size: Pixels of a patch; 2 x 2 patches make one visual token.
-        vocab_size: Upper bound of the tokenizer's vocabulary.
-        vision_steps, vision_batch_size: The vision tower alone, on the captions' words.
-        num_steps, batch_size: The whole model, on captions.
-        learning_rate: Peak, of both.
+        hidden_size, num_layers, num_heads, num_key_value_heads, head_dim, intermediate_size: Decoder.
+        vision_hidden_size, vision_layers, vision_heads, vision_intermediate_size: Vision tower.
+        patch_size: Pixels of each side of a patch; 2 x 2 patches make one visual token.
+        vocab_size: Maximum size of the vocabulary.
+        vision_steps, vision_batch_size: Training of the vision tower, on the words of the captions.
+        num_steps, batch_size: Training of the whole model, on captions.
+        learning_rate: Peak learning rate of both.
     """
 
     hidden_size: int = 160
@@ -76,7 +76,7 @@ class TinyConfig:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like Qwen's, with Qwen's special tokens, trained on ``texts``."""
+    """Train a byte-level BPE tokenizer on ``texts``, with the special tokens of Qwen."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -91,7 +91,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # the chat layout's own words, often enough that each becomes one token as in Qwen's vocabulary
+    # the words of the chat layout, so often that each becomes one token as in the vocabulary of Qwen
     bpe.train_from_iterator(itertools.chain(texts, ["user\n assistant\n system\n"] * 1000), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -105,7 +105,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_processor(
     tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int
 ) -> Qwen3VLProcessor:
-    """The ordinary Qwen3-VL processor with a small patch."""
+    """Return the ordinary Qwen3-VL processor with a small patch."""
     pixels = {"shortest_edge": (2 * config.patch_size) ** 2, "longest_edge": image_size**2}
     settings: dict[str, Any] = {
         "patch_size": config.patch_size,
@@ -121,7 +121,7 @@ def build_processor(
 def build_model(
     tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int
 ) -> Qwen3VLForConditionalGeneration:
-    """Random weights of the real architecture."""
+    """Return a Qwen3-VL with random weights."""
     known = tokenizer.get_vocab()
     ids = {name: known[f"<|{name}|>"] for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
     side = image_size // config.patch_size
@@ -158,7 +158,7 @@ def build_model(
                 "out_hidden_size": config.hidden_size,
                 "num_position_embeddings": side**2,
                 "deepstack_visual_indexes": [0],
-                # 0.02 is made for widths of thousands; at this width nothing passes the first layers for long
+                # 0.02 suits widths of thousands; at this width the first layers would give too small outputs
                 "initializer_range": config.vision_hidden_size**-0.5,
             },
             image_token_id=ids["image_pad"],
@@ -178,19 +178,19 @@ def pretrain_vision(
     seed: int,
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Which words does the caption hold? Asked of the vision tower alone, as real towers come pre-trained.
+    """Train only the vision tower to tell which words the caption of a picture holds.
 
-    A word counts as seen when some visual token shows it: its logit is a log-sum-exp over the tokens of a
-    picture. The linear head is thrown away. Without this step captioning learns colours, but no shapes, in
-    the minutes that a laptop has.
+    Real towers come pre-trained, too. Without this step, a few minutes of captioning teach colours, but no
+    shapes. The logit of a word is a log-sum-exp over the visual tokens of the picture, so one token that
+    shows it is enough. The linear head is not kept.
 
     Source: caption words as classes, arXiv 2411.03313.
     """
     rng = random.Random(f"vision {seed}")
     held = [set(processor.tokenizer("\n".join(captions))["input_ids"]) for _, captions in samples]
     counts = Counter(word for words in held for word in words)
-    telling = [word for word, count in counts.items() if 0.002 <= count / len(samples) <= 0.9]
-    vocabulary = {word: place for place, word in enumerate(sorted(telling))}
+    classes = [word for word, count in counts.items() if 0.002 <= count / len(samples) <= 0.9]
+    vocabulary = {word: place for place, word in enumerate(sorted(classes))}
     head = torch.nn.Linear(config.hidden_size, len(vocabulary))
     parameters = [*model.model.visual.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
@@ -221,11 +221,14 @@ def pretrain(
     seed: int,
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Next-token prediction of captions: picture -> caption, and caption -> another caption of the picture.
+    """Train the whole model to predict captions, from the picture or from another caption of the picture.
 
     Args:
+        model, processor: The tiny base model.
         samples: Pictures with their captions.
-        on_step: Told the step's number and loss, for the progress bar.
+        config: Length of the training.
+        seed: Seed of the order.
+        on_step: Called with the number and the loss of each step, for the progress bar.
     """
     rng = random.Random(f"base {seed}")
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -252,13 +255,13 @@ def pretrain(
 def caption_batch(
     processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]], rng: random.Random
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Model inputs and labels (-100 where nothing is learned) of a batch of captioned pictures."""
+    """Return model inputs and labels (-100 where there is no loss) for pictures with captions."""
     tokenizer = processor.tokenizer
     asked: list[Image | str] = []
     answers = []
     for image, captions in samples:
         other, answer = rng.choice(captions), rng.choice(captions)
-        # another caption in place of the picture, at times: words have to be read, too
+        # sometimes another caption replaces the picture, so that the model also learns to read
         asked.append(image if rng.random() > 0.35 else other)
         answers.append(f"{answer}<|im_end|>")
     features: dict[str, Tensor] = {}
@@ -297,12 +300,15 @@ def make_base(
     seed: int,
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Tokenizer, model and pre-training; an ordinary Hugging Face folder comes out.
+    """Train tokenizer and model, and write an ordinary Hugging Face folder.
 
     Args:
         output: Folder to write.
-        samples: Captioned training pictures.
-        texts: What the tokenizer learns its vocabulary from.
+        samples: Training pictures with their captions.
+        texts: Texts for the vocabulary of the tokenizer.
+        config: Size of the model and length of its training.
+        seed: Seed of the weights and of the order.
+        on_step: Called with the number and the loss of each step, for the progress bar.
     """
     torch.manual_seed(seed)
     image_size = max(max(image.size) for image, _ in samples)

@@ -1,4 +1,14 @@
-"""Stage 2, Cross-Mode Alignment: the two spaces meet, and the rewrite stays in use while they do."""
+"""Stage 2, Cross-Mode Alignment (CMA): both spaces meet, and the rewrite stays in use while they do.
+
+We worked from the paper's abstract, model card and its predecessor UME-R1 (arXiv 2511.00405), without access
+to the equations in the paper's body. UME-R1 has no such stage. Deliberate differences:
+
+- Paper: the purpose is the paper's: any mode retrieves any mode. The formula of the alignment is ours.
+- Paper: the decisive term is ours. <gen_emb> attends to <disc_emb>, so plain alignment can be solved by
+  copying the discriminative embedding, and the rewrite becomes decoration. A query with a wrong rewrite must
+  therefore find the target worse than with its own.
+- Paper: SFT's terms stay in the loss, so that the model keeps writing.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +19,27 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import RimeError
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
-from rime_pl.modules.base import PairEmbeddings, RimeModule, derange, empty_completions
+from rime_pl.modules.contrastive import ContrastiveModule, PairEmbeddings
+from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
+from rime_pl.modules.wrong_rewrites import derange, empty_completions
 from rime_pl.scaling.gather import all_gather_completions, all_gather_rows, rank, world_size
 from rime_pl.types import Batch, Completions, ModeEmbeddings, Rows
 
 
-class CMAModule(RimeModule):
+class CMAModule(ContrastiveModule):
     """``L = L_SFT + lambda_cma (NCE(g_q, d_t) + NCE(d_q, g_t)) + lambda_dec L_dec``
 
     Args:
+        backbone: Checkpoint, quantization, adapters and prompt layout.
+        init_adapter_from: Adapter folder of stage 1 to start from (default: a new adapter).
+        temperature: Divisor of the cosines in the contrastive losses.
+        lambda_ce: Weight of the rewrite's cross-entropy.
         lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
         lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
-        wrong_share: Share of the queries encoded once more with a wrong rewrite. Below 1 each process
-            takes its own first rows, so only at 1 do several processes equal one.
+        wrong_share: Share of the queries that are encoded once more with a wrong rewrite. Below 1 each
+            process picks its own queries, so several processes match a single one only at 1.
+        optimizer: Learning rate, warm-up and weight decay.
+        micro_batches: Micro-batches and gradient cache.
     """
 
     def __init__(
@@ -33,21 +51,21 @@ class CMAModule(RimeModule):
         lambda_cma: float = 1.0,
         lambda_dec: float = 1.0,
         wrong_share: float = 1.0,
-        learning_rate: float = 1e-4,
-        warmup_steps: int = 20,
-        weight_decay: float = 0.0,
-        micro_batch_size: int | None = None,
-        micro_batch_tokens: int | None = None,
-        gradient_cache: bool = True,
-        reuse_vision: bool = True,
+        optimizer: OptimizerSettings = OptimizerSettings(),
+        micro_batches: MicroBatchSettings = MicroBatchSettings(),
     ) -> None:
         super().__init__(
-            *(backbone, init_adapter_from, temperature, lambda_ce, learning_rate, warmup_steps, weight_decay),
-            *(micro_batch_size, micro_batch_tokens, gradient_cache, reuse_vision),
+            backbone=backbone,
+            init_adapter_from=init_adapter_from,
+            temperature=temperature,
+            lambda_ce=lambda_ce,
+            optimizer=optimizer,
+            micro_batches=micro_batches,
         )
         if not 0 < wrong_share <= 1:
             raise RimeError(
-                f"model.wrong_share={wrong_share} must be in (0, 1]; lambda_dec=0 turns the term off."
+                f"model.wrong_share must be greater than 0 and at most 1, but is {wrong_share}. Set "
+                "model.lambda_dec to 0 to turn the decisive term off."
             )
         self.lambda_cma = lambda_cma
         self.lambda_dec = lambda_dec
@@ -71,7 +89,7 @@ class CMAModule(RimeModule):
         return loss
 
     def decisive_term(self, batch: Batch, pairs: PairEmbeddings) -> Tensor:
-        """A share of the queries once more, each with another query's rewrite or, every second one, none."""
+        """Return the decisive term: each query once more, with another query's rewrite or an empty one."""
         rows = max(1, round(self.wrong_share * len(batch)))
         first = rank() * len(batch)  # this rank's first row in the global batch
         chosen = torch.arange(rows, device=self.device)
@@ -87,7 +105,7 @@ class CMAModule(RimeModule):
         return decisive_rewrite(pairs.query.gen[index], wrong, targets, self.temperature)
 
     def wrong_rewrites(self, batch: Batch, rows: Tensor) -> Completions:
-        """For rows of the global batch: the next rewrite of a query of other content, or none, in turn."""
+        """Return for rows of the global batch the next query's rewrite of other content, or none, in turn."""
         content, annotated = (
             all_gather_rows(batch.target_content),
             all_gather_rows(batch.query.annotated.long()).bool(),

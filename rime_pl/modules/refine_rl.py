@@ -1,12 +1,22 @@
-"""Stage 3, Refine-RL: the rewrite is improved by what it retrieves, measured against standing anchors.
+"""Stage 3, Refine-RL: reinforcement learning of the rewrite, rewarded by what its embedding retrieves.
 
-Reading order: training_step here, then rl/rewards.py, rl/advantages.py and losses/policy_gradient.py; how
-rewrites are drawn is in generation/rollouts.py, what they are compared with in modules/yardstick.py.
+We worked from the paper's abstract, model card and its predecessor UME-R1 (arXiv 2511.00405), without access
+to the equations in the paper's body. Deliberate differences:
+
+- Paper: RL after alignment, with discriminative embeddings as stable anchors, is the paper's. The form of the
+  reward is ours: the log-probability of the right anchor among all anchors of the batch and of a table.
+  UME-R1 compares with the other side's rollouts and rewards rank times margin (``reward.form: rank_margin``).
+- Paper: the frozen reference embeds the rewrites, so that the reward cannot move with the policy.
+- Paper: advantages are divided by a fixed scale; the group's standard deviation is a setting.
+- Paper: the sampling mask and temperature apply to policy, old policy and reference alike.
+
+Reading order: ``training_step`` here, then modules/scoring.py, losses/rewards.py, losses/advantages.py and
+losses/policy_gradient.py. Sampling is in generation/rollouts.py.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -17,12 +27,18 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
-from rime_pl.losses.advantages import Scaling, group_advantages
-from rime_pl.losses.policy_gradient import Divisors, LossType, policy_loss
+from rime_pl.losses.advantages import Advantages, group_advantages
+from rime_pl.losses.policy_gradient import Divisors, policy_loss
 from rime_pl.modules.base import RimeModule
-from rime_pl.modules.scoring import AnchorKind, Part, RewardForm, RewardSettings, Yardstick, cut_parts
-from rime_pl.scaling.gather import all_reduce_sum, rank, world_size
-from rime_pl.scaling.objects import gather_objects
+from rime_pl.modules.scoring import Rewards, SampledPart, Scorer, cut_parts
+from rime_pl.modules.settings import (
+    AdvantageSettings,
+    OptimizerSettings,
+    PolicySettings,
+    RewardSettings,
+    RolloutSettings,
+)
+from rime_pl.scaling.gather import all_reduce_sum, gather_objects, rank, world_size
 from rime_pl.types import Batch, Completions, EvalBatch, EvalOutput, RewardData, RewriteChange, Side
 
 _SAMPLES = 12  # held-out queries in the table of rewrites
@@ -34,126 +50,59 @@ class RefineRLModule(RimeModule):
     The frozen reference is the adapter of ``init_adapter_from``, kept as a second set of values.
 
     Args:
-        num_generations: Rewrites drawn for each item (G).
-        max_new_tokens: Most tokens of a drawn rewrite; null takes prompt.max_rewrite_tokens.
-        sampling_temperature: Divisor of the logits in drawing and in every log-probability.
-        sides: Whether targets are rewritten and rewarded too, or queries alone.
-        reward: Form of the embedding's part: anchored, margin, or rank_margin (the ancestor's).
-        anchors: What a rewrite is compared with: discriminative embeddings of the reference for the other
-            side (batch and table), or the other side's rollouts (the ancestor's; needs sides=both).
-        embedder: Who embeds the rewrites: the reference (the yardstick stands still) or the policy.
-        num_anchors: Size of the table of anchors of each task; 0 for none.
-        reward_temperature: Divisor of the cosines in the reward.
-        weight_format: Weight of the reward's part for a rewrite that is not empty and ends by itself.
-        weight_embedding: Weight of the part for what its embedding is nearest to.
-        weight_length: Weight of the part against tokens beyond ``free_length``.
-        free_length: Tokens of a rewrite that cost nothing; below the budget, or there is nothing to pay.
-        scaling: Divisor of the advantages: fixed (``reward_scale``) or std of the group.
-        reward_scale: The fixed divisor, in units of the reward.
-        min_spread: Groups whose std is below this share of ``reward_scale`` give no signal.
-        shuffle_rewards: Control: rewards are shuffled within each group, so that they say nothing.
-        loss_type: How tokens are summed up: grpo, dr_grpo or dapo.
-        clip_low: The ratio is clipped to 1 - clip_low or more.
-        clip_high: The ratio is clipped to 1 + clip_high or less.
-        kl_coef: Weight of the divergence from the reference.
-        max_kl: Mean divergence per token, in nats, above which the run stops. Of k2 (``train/k2``), since k3,
-            the penalty, can be as high from a single token.
-        num_updates: Optimiser steps for each batch of rollouts; with 1 the ratio is 1 and nothing is clipped.
-        items_per_pass: Items of a pass, against memory; null takes the batch at once. Changes no result.
-        max_grad_norm: Gradients are scaled down to this norm.
+        backbone: Checkpoint, quantization, adapters and prompt layout. LoRA's dropout must be 0.
+        init_adapter_from: Adapter folder of stage 2: start and frozen reference.
+        rollouts: How rewrites are sampled.
+        reward: What a rewrite is rewarded for.
+        advantages: How rewards of a group become advantages.
+        policy: The clipped loss and its updates.
+        optimizer: Learning rate, warm-up and weight decay.
     """
 
     may_diverge = True
-    sides: tuple[Side, ...]
     reference: dict[str, Tensor]  # values of the frozen adapter
-    before: list[tuple[Batch, list[str], Tensor]]  # held-out queries, as the reference writes, and rewards
+    before: list[tuple[Batch, list[str], Tensor]]  # held-out queries, the reference's rewrites and rewards
     seed: int  # of the run
 
     def __init__(
         self,
         backbone: BackboneConfig,
         init_adapter_from: str | None = None,
-        num_generations: int = 8,
-        max_new_tokens: int | None = None,
-        sampling_temperature: float = 1.0,
-        sides: Literal["query", "both"] = "both",
-        reward: RewardForm = "anchored",
-        anchors: AnchorKind = "discriminative",
-        embedder: Literal["reference", "policy"] = "reference",
-        num_anchors: int = 256,
-        reward_temperature: float = 0.05,
-        weight_format: float = 1.0,
-        weight_embedding: float = 1.0,
-        weight_length: float = 0.0,
-        free_length: int = 128,
-        scaling: Scaling = "fixed",
-        reward_scale: float = 1.0,
-        min_spread: float = 0.05,
-        shuffle_rewards: bool = False,
-        loss_type: LossType = "dapo",
-        clip_low: float = 0.2,
-        clip_high: float = 0.28,
-        kl_coef: float = 0.04,
-        max_kl: float = 10.0,
-        num_updates: int = 1,
-        items_per_pass: int | None = None,
-        max_grad_norm: float = 1.0,
-        learning_rate: float = 3e-5,
-        warmup_steps: int = 5,
-        weight_decay: float = 0.0,
+        rollouts: RolloutSettings = RolloutSettings(),
+        reward: RewardSettings = RewardSettings(),
+        advantages: AdvantageSettings = AdvantageSettings(),
+        policy: PolicySettings = PolicySettings(),
+        optimizer: OptimizerSettings = OptimizerSettings(3e-5, 5),
     ) -> None:
-        rates = {"learning_rate": learning_rate, "warmup_steps": warmup_steps, "weight_decay": weight_decay}
-        super().__init__(backbone, init_adapter_from, **rates)  # type: ignore[arg-type]
-        self.automatic_optimization = False  # several updates per batch of rollouts
-        self.num_generations, self.max_new_tokens = num_generations, max_new_tokens
-        self.sampling_temperature = sampling_temperature
-        self.sides = ("query",) if sides == "query" else ("query", "target")
-        self.embedder, self.num_anchors, self.shuffle_rewards = embedder, num_anchors, shuffle_rewards
-        self.scaling, self.reward_scale, self.min_spread = scaling, reward_scale, min_spread
-        self.loss_type, self.clip_low, self.clip_high = loss_type, clip_low, clip_high
-        self.kl_coef, self.max_kl, self.max_grad_norm = kl_coef, max_kl, max_grad_norm
-        self.num_updates, self.items_per_pass = num_updates, items_per_pass
-        weights = (weight_format, weight_embedding, weight_length)
-        form = RewardSettings(reward, anchors, reward_temperature, *weights, free_length)
-        self.yardstick = Yardstick(form, num_generations)
+        super().__init__(backbone, init_adapter_from, optimizer)
+        self.automatic_optimization = False  # several updates for each batch of rollouts
+        self.rollouts, self.reward, self.advantages, self.policy = rollouts, reward, advantages, policy
+        self.sides: tuple[Side, ...] = ("query",) if rollouts.sides == "query" else ("query", "target")
+        self.scorer = Scorer(reward, rollouts.num_generations)
         self.reference, self.before, self.seed = {}, [], 0
         self._check_settings()
 
+    @property
+    def max_new_tokens(self) -> int:
+        """The token budget of a sampled rewrite; <gen_emb> is not counted."""
+        return self.config.prompt.budget(self.rollouts.max_new_tokens)
+
     def _check_settings(self) -> None:
-        positive = {
-            "sampling_temperature": self.sampling_temperature,
-            "reward_temperature": self.yardstick.settings.temperature,
-            "reward_scale": self.reward_scale,
-            "max_kl": self.max_kl,
-            "num_updates": self.num_updates,
-            "free_length": self.yardstick.settings.free_length,
-            "max_new_tokens": self.max_new_tokens,
-            "items_per_pass": self.items_per_pass,
-            "max_grad_norm": self.max_grad_norm,
-        }
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise RimeError(f"model.{name}={value} must be > 0.")
-        others = ("clip_low", "clip_high", "kl_coef", "min_spread", "num_anchors")
-        for name in others:
-            if getattr(self, name) < 0:
-                raise RimeError(f"model.{name}={getattr(self, name)} must be 0 or more.")
-        if self.num_generations < 2:
+        """Refuse what concerns two groups of settings; each group checks its own values."""
+        if self.reward.anchors == "rollouts" and "target" not in self.sides:
             raise RimeError(
-                f"model.num_generations={self.num_generations}: a group needs 2 rewrites or more."
+                "model.reward.anchors=rollouts needs rollouts of both sides. Set model.rollouts.sides: both."
             )
-        if self.yardstick.settings.anchors == "rollouts" and "target" not in self.sides:
-            raise RimeError("model.anchors=rollouts compares with the other side's; set model.sides=both.")
-        form, budget = self.yardstick.settings, self.max_new_tokens or self.config.prompt.max_rewrite_tokens
-        if form.weight_length and form.free_length >= budget:
+        if self.reward.weight_length and self.reward.free_length >= self.max_new_tokens:
             raise RimeError(
-                f"model.weight_length={form.weight_length}: no rewrite is longer than {budget} tokens, and "
-                f"model.free_length={form.free_length} of them cost nothing. Lower model.free_length."
+                f"model.reward.free_length must be below the budget of {self.max_new_tokens} tokens, but is "
+                f"{self.reward.free_length}: with model.reward.weight_length={self.reward.weight_length} no "
+                "rewrite would ever be penalised."
             )
         if self.config.lora_dropout:
             raise RimeError(
-                f"model.backbone.lora_dropout={self.config.lora_dropout} must be 0 in Refine-RL: ratio and "
-                "divergence compare the distribution that was drawn from."
+                f"model.backbone.lora_dropout must be 0 in Refine-RL, but is {self.config.lora_dropout}: the "
+                "ratio and the KL divergence need the distribution that was sampled from."
             )
 
     # -- building -------------------------------------------------------------------------------------
@@ -163,13 +112,13 @@ class RefineRLModule(RimeModule):
             return
         if not self.init_adapter_from:
             raise RimeError(
-                "model.init_adapter_from is missing: Refine-RL starts from, and is measured against, the "
-                "adapter of stage 2. Give its folder, e.g. RUN/adapter."
+                "model.init_adapter_from is missing: Refine-RL starts from the adapter of stage 2 and is "
+                "measured against it. Give its folder, for example RUN/adapter."
             )
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             raise RimeError(
-                "trainer.strategy: Refine-RL runs on one process or under DDP (configs/overlays/ddp.yaml); "
-                "sharded rollouts are not supported."
+                "trainer.strategy: Refine-RL runs on one process or with DDP (configs/overlays/ddp.yaml); "
+                "sharded sampling is not supported."
             )
         super().configure_model()
         self.reference = trained_values(self.model)
@@ -181,31 +130,34 @@ class RefineRLModule(RimeModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if "reference_hash" not in checkpoint:
-            raise RimeError("--ckpt_path: this checkpoint is of another stage; give one of a Refine-RL run.")
+            raise RimeError(
+                "--ckpt_path: this checkpoint belongs to another stage. Give one of a Refine-RL run."
+            )
         if checkpoint["reference_hash"] != state_hash(self.reference):
             raise RimeError(
-                f"model.init_adapter_from={self.init_adapter_from} is another adapter than the one this run "
-                "was started with. Give the old one, or start a new run folder."
+                f"model.init_adapter_from={self.init_adapter_from} is another adapter than the one that "
+                "this run was started with. Give the old one, or start a new run folder."
             )
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """The table of anchors and the held-out rewrites of the reference: both functions of the seed."""
+        """Make the table of anchors and the reference's sample rewrites: both depend on the seed only."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self.prepare(data)
 
     @torch.no_grad()
     def prepare(self, data: RewardData) -> None:
+        """Make them from any source of batches; tests and benchmarks have no trainer."""
         self.seed = data.seed
         with adapter_values(self.model, self.reference):
-            if self.num_anchors:
-                for batch in data.anchor_batches(self.num_anchors):
+            if self.reward.num_anchors:
+                for batch in data.anchor_batches(self.reward.num_anchors):
                     batch = batch.to(self.device)
                     disc: dict[Side, Tensor] = {
                         "query": self.model(batch.query.prompts).disc,
                         "target": self.model(batch.target.prompts).disc,
                     }
-                    self.yardstick.add(batch, disc)
+                    self.scorer.add_anchors(batch, disc)
             self.before = []
             for batch in data.sample_batches(_SAMPLES):
                 batch = batch.to(self.device)
@@ -215,64 +167,74 @@ class RefineRLModule(RimeModule):
     # -- training -------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        parts = [part for side in self.sides for part in self.roll_out(batch, side)]
-        self.yardstick.reward(parts, batch, self.other_discs(parts, batch))
-        for part in parts:
-            rewards = self.shuffled(part, batch) if self.shuffle_rewards else part.rewards
-            groups = rewards.view(-1, self.num_generations)
-            part.advantages = group_advantages(groups, self.scaling, self.reward_scale, self.min_spread)
+        parts = [part for side in self.sides for part in self.sample(batch, side)]
+        rewards = self.scorer.rewards(parts, batch, self.anchor_embeddings(parts, batch))
+        advantages = [self.advantages_of(*one, batch) for one in zip(parts, rewards, strict=True)]
         divisors = self.count(parts)
+        old_logprobs: list[Tensor] = []  # (R * G, C) of each part, before the first update
 
-        for update in range(self.num_updates):
+        for update in range(self.policy.num_updates):
             sums = torch.zeros(6, device=self.device)  # loss, k3, k2, clipped, entropy, reward
-            for part in parts:
+            for number, part in enumerate(parts):
                 scores = score_rollouts(
-                    self.model, part.prompts, part.rollouts, self.sampling_temperature, part.images
+                    self.model, part.prompts, part.rollouts, self.rollouts.temperature, part.images
                 )
                 if update == 0:
-                    part.old_logprobs = scores.logprobs.detach()
+                    old_logprobs.append(scores.logprobs.detach())
                 out = policy_loss(
                     scores.logprobs,
-                    part.old_logprobs,
-                    part.advantages.values.flatten(),
+                    old_logprobs[number],
+                    advantages[number].values.flatten(),
                     part.rollouts.labels != -100,
                     part.reference.logprobs,
                     divisors,
-                    self.loss_type,
-                    self.clip_low,
-                    self.clip_high,
-                    self.kl_coef,
+                    self.policy.loss_type,
+                    self.policy.clip_low,
+                    self.policy.clip_high,
+                    self.policy.kl_coef,
                 )
-                self.manual_backward(out.loss * world_size())  # DDP takes the mean of the ranks' gradients
-                watched = (out.loss.detach(), out.kl_sum, out.k2_sum, out.clipped_sum, scores.entropy.sum())
-                sums += torch.stack([*watched, part.rewards.sum()])
+                self.manual_backward(out.loss * world_size())  # DDP averages the gradients over the ranks
+                terms = (out.loss.detach(), out.kl_sum, out.k2_sum, out.clipped_sum, scores.entropy.sum())
+                sums += torch.stack([*terms, rewards[number].total.sum()])
             self.step(batch, divisors, all_reduce_sum(sums), update)
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
-        self.log_rollouts(parts, len(batch))
+        self.log_rollouts(len(batch), self.scorer.means(parts, rewards, advantages))
 
     @torch.no_grad()
-    def roll_out(self, batch: Batch, side: Side) -> list[Part]:
-        """Draw G rewrites of each item; one pass of the reference gives log-probabilities and embeddings."""
+    def sample(self, batch: Batch, side: Side) -> list[SampledPart]:
+        """Sample G rewrites of each item; one reference pass gives log-probabilities and embeddings."""
         prompts = (batch.query if side == "query" else batch.target).prompts
-        steps = (self.max_new_tokens or self.model.processor.prompt.max_rewrite_tokens) + 1
+        group, temperature = self.rollouts.num_generations, self.rollouts.temperature
         parts = []
-        for rows in cut_parts(len(batch), self.items_per_pass):
+        for rows in cut_parts(len(batch), self.rollouts.items_per_pass):
             part = prompts if len(rows) == len(batch) else prompts.select(rows.to(self.device))
             images = self.model.encode_images(part)
             names = [f"{side} {rank() * len(batch) + row}" for row in rows.tolist()]
-            numbers = random_numbers(self.seed, batch.position, names, self.num_generations, steps)
-            rollouts = sample_rollouts(self.model, part, numbers, self.sampling_temperature, images)
+            numbers = random_numbers(self.seed, batch.position, names, group, self.max_new_tokens + 1)
+            rollouts = sample_rollouts(self.model, part, numbers, temperature, images)
             with adapter_values(self.model, self.reference):
-                reference = score_rollouts(self.model, part, rollouts, self.sampling_temperature, images)
+                reference = score_rollouts(self.model, part, rollouts, temperature, images)
             embeddings = reference.gen
-            if self.embedder == "policy":
-                embeddings = score_rollouts(self.model, part, rollouts, self.sampling_temperature, images).gen
-            parts.append(Part(side, rows.to(self.device), part, images, rollouts, reference, embeddings))
+            if self.reward.embedder == "policy":
+                embeddings = score_rollouts(self.model, part, rollouts, temperature, images).gen
+            parts.append(
+                SampledPart(side, rows.to(self.device), part, images, rollouts, reference, embeddings)
+            )
         return parts
 
+    def advantages_of(self, part: SampledPart, rewards: Rewards, batch: Batch) -> Advantages:
+        """Return the advantages of one part: (R, G) rewards, centred in each group and divided."""
+        total = self.shuffled(part, rewards.total, batch) if self.reward.shuffle else rewards.total
+        groups = total.view(-1, self.rollouts.num_generations)  # (R, G)
+        settings = self.advantages
+        return group_advantages(groups, settings.scaling, settings.scale, settings.min_spread)
+
     @torch.no_grad()
-    def other_discs(self, parts: list[Part], batch: Batch) -> dict[Side, Tensor]:
-        """The reference's discriminative embeddings of both sides; free where a side was rolled out."""
+    def anchor_embeddings(self, parts: list[SampledPart], batch: Batch) -> dict[Side, Tensor]:
+        """Return the reference's discriminative embeddings (B, D) of both sides.
+
+        They come for free where a side was sampled: its reference pass has read them.
+        """
         discs: dict[Side, Tensor] = {
             side: torch.cat([part.reference.disc for part in parts if part.side == side])
             for side in self.sides
@@ -282,65 +244,69 @@ class RefineRLModule(RimeModule):
                 discs["target"] = self.model(batch.target.prompts).disc
         return discs
 
-    def shuffled(self, part: Part, batch: Batch) -> Tensor:
-        """The control: each group's rewards in another order."""
+    def shuffled(self, part: SampledPart, rewards: Tensor, batch: Batch) -> Tensor:
+        """Return the rewards of each group in another order: the control."""
         first = rank() * len(batch)
         names = [f"shuffle {part.side} {first + row}" for row in part.rows.tolist()]
-        order = random_numbers(self.seed, batch.position, names, 1, self.num_generations).argsort(dim=1)
-        return part.rewards.view(order.shape).gather(1, order.to(self.device)).flatten()
+        order = random_numbers(self.seed, batch.position, names, 1, self.rollouts.num_generations).argsort(
+            dim=1
+        )
+        return rewards.view(order.shape).gather(1, order.to(self.device)).flatten()
 
-    def count(self, parts: list[Part]) -> Divisors:
-        """Rewrites and drawn tokens of the global batch."""
+    def count(self, parts: list[SampledPart]) -> Divisors:
+        """Return the number of rewrites and of sampled tokens in the global batch."""
         rows = sum(len(part.rollouts) for part in parts)
         tokens = sum(int((part.rollouts.labels != -100).sum()) for part in parts)
         total = all_reduce_sum(torch.tensor([rows, tokens], device=self.device))
-        budget = self.max_new_tokens or self.model.processor.prompt.max_rewrite_tokens
-        return Divisors(int(total[0]), int(total[1]), budget + 1)
+        return Divisors(int(total[0]), int(total[1]), self.max_new_tokens + 1)
 
     def step(self, batch: Batch, divisors: Divisors, sums: Tensor, update: int) -> None:
-        """One step of the optimiser, unless something is out of bounds; equal on all ranks."""
+        """Take one optimizer step, or stop all ranks if something is out of bounds."""
         loss, *totals, reward = sums.tolist()
         kl, k2, clipped, entropy = (total / max(1, divisors.num_tokens) for total in totals)
         optimizer: Any = self.optimizers()
         parameters = [p for p in self.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.policy.max_grad_norm)
         finite = torch.isfinite(sums).all() and torch.isfinite(norm)
-        if not finite or k2 > self.max_kl:
+        if not finite or k2 > self.policy.max_kl:
             what = (
-                f"mean divergence from the reference {k2:.3g} nats per token > model.max_kl={self.max_kl}"
+                f"the mean KL divergence from the reference is {k2:.3g} nats per token, above "
+                f"model.policy.max_kl={self.policy.max_kl}"
                 if finite
-                else f"not finite: loss {loss}, divergence {kl}, reward {reward}, gradient norm {float(norm)}"
+                else f"not finite: loss {loss}, KL {kl}, reward {reward}, gradient norm {float(norm)}"
             )
             all_keys = [key for keys in gather_objects(batch.keys) for key in keys]
             raise DivergedError(
                 f"Refine-RL stopped at step {self.global_step} (batch {batch.position}, update {update}): "
-                f"{what}. Samples: {', '.join(all_keys)}. Lower model.learning_rate or raise model.kl_coef."
+                f"{what}. Samples: {', '.join(all_keys)}. Lower "
+                "model.optimizer.learning_rate or raise model.policy.kl_coef."
             )
         optimizer.step()
         optimizer.zero_grad()
         self.log_means(len(batch), {"loss": loss, "kl": kl, "k2": k2, "clip_fraction": clipped})
         self.log_means(len(batch), {"entropy": entropy, "grad_norm": float(norm)})
 
-    def log_rollouts(self, parts: list[Part], size: int) -> None:
-        """What a person watches; docs/reference/metrics.md says what each means."""
-        for name, value in self.yardstick.watched(parts).items():
+    def log_rollouts(self, size: int, values: dict[str, Tensor]) -> None:
+        """Log means over the ranks; docs/reference/metrics.md explains each."""
+        for name, value in values.items():
             self.log(f"train/{name}", value, sync_dist=world_size() > 1, batch_size=size)
 
     def log_means(self, size: int, values: dict[str, float]) -> None:
+        """Log values that are already equal on all ranks."""
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=size)
 
     # -- evaluation -----------------------------------------------------------------------------------
 
     def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
-        """As in the other stages, and old and new rewriter crossed with old and new embedder."""
+        """Evaluate as the other stages do, and cross old and new rewriter with old and new embedder."""
         output = self.evaluate(batch)
         output.crossed = self.crossed(batch, output.completions)
         return output
 
     @torch.no_grad()
     def crossed(self, batch: EvalBatch, new: Completions) -> dict[str, Tensor]:
-        """Generative embeddings by "rewriter-embedder"; old is the reference, new-new is left out."""
+        """Return (R, D) generative embeddings by "rewriter-embedder", old (reference) or new; not new-new."""
         images = self.model.encode_images(batch.prompts)
         with adapter_values(self.model, self.reference):
             old = write_rewrites(self.model, batch.prompts).completions
@@ -351,13 +317,14 @@ class RefineRLModule(RimeModule):
         return views | {"old-new": self.embed(batch, old, images)}
 
     def embed(self, batch: EvalBatch, rewrites: Completions, images: Any | None) -> Tensor:
+        """Return the (R, D) generative embeddings of items with given rewrites."""
         gen = self.model(batch.prompts, rewrites, image_features=images).gen
         assert gen is not None, "a forward with completions reads both modes"
         return gen
 
     @torch.no_grad()
     def write_and_measure(self, batch: Batch) -> tuple[list[str], Tensor]:
-        """Greedy rewrites of the queries by whoever's values are in place, and the reference's reward."""
+        """Return greedy rewrites of the queries by the current adapter, and their reward by the reference."""
         training = self.model.training
         self.model.eval()
         written = write_rewrites(self.model, batch.query.prompts)
@@ -366,11 +333,11 @@ class RefineRLModule(RimeModule):
             target = self.model(batch.target.prompts).disc
         self.model.train(training)
         assert out.gen is not None, "a forward with completions reads both modes"
-        reward = self.yardstick.of_pairs(batch, out.gen, target, written.well_formed, written.lengths)
+        reward = self.scorer.pair_rewards(batch, out.gen, target, written.well_formed, written.lengths)
         return self.model.processor.decode(written.completions), reward
 
     def rewrite_changes(self) -> list[RewriteChange]:
-        """The held-out queries with the reference's rewrite and the present one."""
+        """Return the held-out queries with the reference's rewrite and the present one."""
         changes = []
         for batch, before, reward_before in self.before:
             after, reward_after = self.write_and_measure(batch)

@@ -1,14 +1,14 @@
-"""What rollouts are measured with: anchors of the batch and of a table, the reward's parts, their means.
+"""Rewards of sampled rewrites: the anchors of the batch and of a table, the terms of the reward, their means.
 
-Used by modules/refine_rl.py only. Everything is without gradient.
+Used by modules/refine_rl.py only. Nothing here has a gradient.
 
 Shape legend: B items of this rank, n of all ranks, G rewrites each, A anchors, M rows of a table, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,30 +16,15 @@ from torch import Tensor
 from rime_pl.errors import RimeError
 from rime_pl.generation.rollouts import Scores
 from rime_pl.losses.advantages import Advantages
-from rime_pl.losses.rewards import Anchors, anchored_reward, margin_reward, rank_margin_reward, total_reward
+from rime_pl.losses.rewards import Anchors, anchored_reward, rank_margin_reward, total_reward
+from rime_pl.modules.settings import RewardSettings
 from rime_pl.scaling.gather import all_gather_rows, rank
 from rime_pl.types import Batch, Prompts, Rollouts, Side
 
-RewardForm = Literal["anchored", "margin", "rank_margin"]
-AnchorKind = Literal["discriminative", "rollouts"]
 
-
-@dataclass
-class RewardSettings:
-    """The reward's switches, as the module got them."""
-
-    form: RewardForm
-    anchors: AnchorKind
-    temperature: float
-    weight_format: float
-    weight_embedding: float
-    weight_length: float
-    free_length: int
-
-
-@dataclass
-class Part:
-    """Some items of one side with their rollouts: what one pass takes."""
+@dataclass(frozen=True)
+class SampledPart:
+    """Some items of one side with their rollouts: what goes through the model together."""
 
     side: Side
     rows: Tensor  # (R,) int64: which items of this rank's batch
@@ -48,11 +33,15 @@ class Part:
     rollouts: Rollouts  # R * G
     reference: Scores  # of the frozen reference
     embeddings: Tensor  # (R * G, D) generative, of the embedder
-    rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (R * G,)
-    embedding_rewards: Tensor = field(default_factory=lambda: torch.empty(0))  # (R * G,)
-    own: Tensor = field(default_factory=lambda: torch.empty(0))  # (R,): the item's own d, by the same reward
-    advantages: Advantages = field(default_factory=lambda: Advantages(torch.empty(0), torch.empty(0)))
-    old_logprobs: Tensor = field(default_factory=lambda: torch.empty(0))  # (R * G, C)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The rewards of one part."""
+
+    total: Tensor  # (R * G,)
+    embedding: Tensor  # (R * G,): the embedding's term only
+    own: Tensor  # (R,): the same term for the item's own discriminative embedding
 
 
 @dataclass
@@ -63,12 +52,12 @@ class AnchorTable:
     contents: Tensor  # (M, 2) int64: query, target
 
 
-class Yardstick:
-    """Rewards of rollouts.
+class Scorer:
+    """Rewards rollouts.
 
     Args:
-        settings: The switches.
-        num_generations: G.
+        settings: Form, anchors and weights of the reward.
+        num_generations: Number of rewrites of each item (G).
     """
 
     def __init__(self, settings: RewardSettings, num_generations: int) -> None:
@@ -76,50 +65,59 @@ class Yardstick:
         self.num_generations = num_generations
         self.tables: dict[str, AnchorTable] = {}
 
-    def add(self, batch: Batch, discs: dict[Side, Tensor]) -> None:
-        """More rows of the table of the batch's task."""
-        contents = torch.stack([batch.query_content, batch.target_content], dim=1)
+    def add_anchors(self, batch: Batch, discs: dict[Side, Tensor]) -> None:
+        """Add rows to the table of the batch's task.
+
+        Args:
+            batch: B pairs.
+            discs: (B, D) of both sides, by the reference.
+        """
+        contents = torch.stack([batch.query_content, batch.target_content], dim=1)  # (B, 2)
         old = self.tables.get(batch.dataset)
         if old is not None:
             discs = {side: torch.cat([old.discs[side], rows]) for side, rows in discs.items()}
             contents = torch.cat([old.contents, contents])
         self.tables[batch.dataset] = AnchorTable(discs, contents)
 
-    def reward(self, parts: list[Part], batch: Batch, discs: dict[Side, Tensor]) -> None:
-        """Fill in the rewards of all parts.
+    def rewards(self, parts: list[SampledPart], batch: Batch, discs: dict[Side, Tensor]) -> list[Rewards]:
+        """Return the rewards of each part.
 
         Args:
-            parts: All of this rank's batch.
+            parts: All of this rank's batch; the parts of a side stand together.
             batch: This rank's pairs.
             discs: (B, D) of both sides, by the reference.
         """
-        contents = torch.stack([batch.query_content, batch.target_content], dim=1)
-        known = all_gather_rows(contents)
+        contents = torch.stack([batch.query_content, batch.target_content], dim=1)  # (B, 2)
+        known = all_gather_rows(contents)  # (n, 2)
         mine = rank() * len(batch) + torch.arange(len(batch), device=known.device)
+        anchors: dict[Side, Anchors] = {}
         for side in dict.fromkeys(part.side for part in parts):  # not a set: all ranks gather in one order
             other: Side = "target" if side == "query" else "query"
             embeddings = self._anchors(parts, batch, other, discs[other], known)
-            everyone = exclude_twins(embeddings, known, self._copies)
+            everyone = exclude_duplicates(embeddings, known, self._copies)
             self._need_negatives(everyone, batch.dataset)  # of all ranks, so that they stop together
-            anchors = select(everyone, mine)
-            for part in (part for part in parts if part.side == side):
-                of_items = select(anchors, part.rows)
-                of_rewrites = select(anchors, part.rows.repeat_interleave(self.num_generations))
-                part.embedding_rewards = self._value(part.embeddings, of_rewrites)
-                part.own = self._value(discs[side][part.rows], of_items)
-                part.rewards = self._total(
-                    part.embedding_rewards, part.rollouts.well_formed, part.rollouts.lengths
-                )
+            anchors[side] = select(everyone, mine)
+        return [self._of_part(part, anchors[part.side], discs[part.side]) for part in parts]
+
+    def _of_part(self, part: SampledPart, anchors: Anchors, disc: Tensor) -> Rewards:
+        of_items = select(anchors, part.rows)
+        of_rewrites = select(anchors, part.rows.repeat_interleave(self.num_generations))
+        embedding = self._value(part.embeddings, of_rewrites)
+        return Rewards(
+            total=self._total(embedding, part.rollouts.well_formed, part.rollouts.lengths),
+            embedding=embedding,
+            own=self._value(disc[part.rows], of_items),
+        )
 
     @property
     def _copies(self) -> int:
-        """Anchors of each item of the batch."""
+        """Number of anchors of each item of the batch."""
         return 1 if self.settings.anchors == "discriminative" else self.num_generations
 
     def _anchors(
-        self, parts: list[Part], batch: Batch, other: Side, disc: Tensor, known: Tensor
+        self, parts: list[SampledPart], batch: Batch, other: Side, disc: Tensor, known: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (A, D) and contents (A, 2): the global batch first, in its order, then the table."""
+        """Return embeddings (A, D) and contents (A, 2): the global batch first, then the table."""
         if self.settings.anchors == "rollouts":
             gen = torch.cat([part.embeddings for part in parts if part.side == other])
             return all_gather_rows(gen), known.repeat_interleave(self.num_generations, dim=0)
@@ -132,16 +130,15 @@ class Yardstick:
     def _need_negatives(self, anchors: Anchors, dataset: str) -> None:
         if not bool(anchors.negatives.any(dim=1).all()):
             raise RimeError(
-                f"model.anchors={self.settings.anchors}: an item of task {dataset!r} has no negative among "
-                "them, so that no rewrite is better than another. Raise data.batch_size, or "
-                "model.num_anchors where the anchors are discriminative."
+                f"model.reward.anchors={self.settings.anchors}: an item of task {dataset!r} has no negative "
+                "among its anchors, so no rewrite is better than another. Raise data.batch_size or, with "
+                "discriminative anchors, model.reward.num_anchors."
             )
 
     def _value(self, embeddings: Tensor, anchors: Anchors) -> Tensor:
         if self.settings.form == "rank_margin":
             return rank_margin_reward(embeddings, anchors)
-        form = anchored_reward if self.settings.form == "anchored" else margin_reward
-        return form(embeddings, anchors, self.settings.temperature)
+        return anchored_reward(embeddings, anchors, self.settings.temperature)
 
     def _total(self, embedding_rewards: Tensor, well_formed: Tensor, lengths: Tensor) -> Tensor:
         s = self.settings
@@ -155,17 +152,17 @@ class Yardstick:
             free_length=s.free_length,
         )
 
-    def of_pairs(
+    def pair_rewards(
         self, batch: Batch, gen: Tensor, target_disc: Tensor, well_formed: Tensor, lengths: Tensor
     ) -> Tensor:
-        """The anchored reward of one rewrite of each query, whatever form trains: for the table to look at.
+        """Return the anchored reward of one rewrite of each query, whatever form trains: for people to read.
 
         Args:
             gen: (B, D) of the queries' rewrites, by the reference.
             target_disc: (B, D) by the reference.
 
         Returns:
-            (B,); without a table against the other targets of the batch.
+            (B,). Without a table a rewrite is compared with the other targets of the batch.
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)
         embeddings, known = target_disc, contents
@@ -173,38 +170,40 @@ class Yardstick:
             table = self.tables[batch.dataset]
             embeddings = torch.cat([embeddings, table.discs["target"]])
             known = torch.cat([known, table.contents])
-        anchors = exclude_twins((embeddings, known), contents, 1)
+        anchors = exclude_duplicates((embeddings, known), contents, 1)
         value = anchored_reward(gen, anchors, self.settings.temperature)
         return self._total(value, well_formed, lengths)
 
-    def watched(self, parts: list[Part]) -> dict[str, Tensor]:
-        """Means over this rank's rewrites, for the log; see docs/reference/metrics.md."""
-        rewards = torch.cat([part.rewards.view(-1, self.num_generations) for part in parts])
-        value = torch.cat([part.embedding_rewards for part in parts])
+    def means(
+        self, parts: list[SampledPart], rewards: list[Rewards], advantages: list[Advantages]
+    ) -> dict[str, Tensor]:
+        """Return means over this rank's rewrites, for the log; docs/reference/metrics.md explains them."""
+        totals = torch.cat([reward.total.view(-1, self.num_generations) for reward in rewards])
+        value = torch.cat([reward.embedding for reward in rewards])
         lengths = torch.cat([part.rollouts.lengths for part in parts]).float()
         excess = ((lengths - self.settings.free_length) / self.settings.free_length).clamp(min=0)
         return {
-            "reward": rewards.mean(),
-            "reward_spread": rewards.std(dim=1).mean(),
+            "reward": totals.mean(),
+            "reward_spread": totals.std(dim=1).mean(),
             "reward_format": torch.cat([part.rollouts.well_formed for part in parts]).float().mean(),
             "reward_embedding": value.mean(),
             "reward_excess_length": excess.mean(),
-            "gain": value.mean() - torch.cat([part.own for part in parts]).mean(),
-            "no_signal": (~torch.cat([part.advantages.has_signal for part in parts])).float().mean(),
+            "gain": value.mean() - torch.cat([reward.own for reward in rewards]).mean(),
+            "no_signal": (~torch.cat([one.has_signal for one in advantages])).float().mean(),
             "rewrite_length": lengths.mean(),
         }
 
 
-def exclude_twins(anchors: tuple[Tensor, Tensor], contents: Tensor, copies: int) -> Anchors:
-    """Which anchors are positive and negative for each item.
+def exclude_duplicates(anchors: tuple[Tensor, Tensor], contents: Tensor, copies: int) -> Anchors:
+    """Return which anchors are positive and negative for each item; duplicates are neither.
 
     Args:
         anchors: Embeddings (A, D) and contents (A, 2); those of the items first, ``copies`` of each.
         contents: (n, 2) of the items.
 
     Example:
-        >>> content = torch.tensor([[1, 7], [2, 8], [3, 7]])  # the third target is a twin of the first
-        >>> got = exclude_twins((torch.eye(3), content), content, copies=1)
+        >>> content = torch.tensor([[1, 7], [2, 8], [3, 7]])  # the third target is a duplicate of the first
+        >>> got = exclude_duplicates((torch.eye(3), content), content, copies=1)
         >>> got.positives[0].tolist(), got.negatives[0].tolist()
         ([True, False, False], [False, True, False])
     """
@@ -217,12 +216,12 @@ def exclude_twins(anchors: tuple[Tensor, Tensor], contents: Tensor, copies: int)
 
 
 def select(anchors: Anchors, rows: Tensor) -> Anchors:
-    """The anchors for some rows, repeats allowed."""
+    """Return the anchors of some rows; repeats are allowed."""
     return Anchors(anchors.embeddings, anchors.positives[rows], anchors.negatives[rows])
 
 
 def cut_parts(rows: int, size: int | None) -> list[Tensor]:
-    """Row numbers in parts of at most ``size``.
+    """Return row numbers in parts of at most ``size``.
 
     >>> [part.tolist() for part in cut_parts(5, 2)]
     [[0, 1], [2, 3], [4]]

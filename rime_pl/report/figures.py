@@ -1,7 +1,7 @@
-"""``summary.png``: the four modes before and after, the curves of the run, and the trace probe.
+"""``summary.png``: the four modes before and after, the curves of the run, and the rewrite ablation.
 
-Called by ``report.stage``; draws with matplotlib's Agg canvas alone, so that no display is needed and no
-global state of pyplot is touched.
+Called by ``report.stage``. It draws on matplotlib's Agg canvas, so it needs no display and leaves pyplot's
+global state alone.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from rime_pl.types import MODE_PAIRS, TRACES
+from rime_pl.report.tables import REWRITES
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 INK, SOFT, GRID, WARN = "#1f2933", "#6b7785", "#e4e8ee", "#c94f4f"
 BEFORE, AFTER = "#b8c2cf", "#2f6bde"
 #: Blue and green are readable together for the colour-blind; the cross modes are the warm pair.
 CURVES = {"disc-disc": "#2f6bde", "gen-gen": "#0f9d76", "gen-disc": "#e08a00", "disc-gen": "#c2417c"}
-PROBE = {"own": "#0f9d76", "reference": "#2f6bde", "shuffled": "#e08a00", "empty": WARN}
+ABLATION = {"own": "#0f9d76", "reference": "#2f6bde", "shuffled": "#e08a00", "empty": WARN}
 
 
 def summary_figure(summary: Mapping[str, Any], title: str = "") -> Figure:
-    """One figure with three panels; without a trace probe or a history its panel says so."""
+    """Draw the three panels; a panel without numbers says why it is empty."""
     figure = Figure(figsize=(16, 5.2), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    bars, curves, probe = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.25, 1.1, 0.95]})
+    bars, curves, ablation = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.25, 1.1, 0.95]})
     draw_modes(bars, summary)
     draw_curves(curves, summary["history"])
-    draw_trace(probe, summary)
+    draw_ablation(ablation, summary)
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.012, ha="left")
     figure.tight_layout(rect=(0, 0, 1, 1), w_pad=2.5)
@@ -38,7 +39,7 @@ def summary_figure(summary: Mapping[str, Any], title: str = "") -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG; equal numbers give equal bytes (no date inside)."""
+    """Write a PNG without a date in it, so equal numbers give equal bytes."""
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
@@ -85,7 +86,7 @@ def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
             steps,
             values,
             ":",
-            color=PROBE["empty"],
+            color=ABLATION["empty"],
             marker=".",
             linewidth=1.5,
             label="gen-gen, empty rewrite",
@@ -94,25 +95,25 @@ def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
     axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=8.5)
 
 
-def draw_trace(axes: Axes, summary: Mapping[str, Any]) -> None:
-    """recall@1 of gen-gen with each rewrite on the query side; before as a mark beside the bar."""
-    _share_axis(axes, "trace probe: gen-gen recall@1 by rewrite of the query")
+def draw_ablation(axes: Axes, summary: Mapping[str, Any]) -> None:
+    """recall@1 of gen-gen with each rewrite on the query side; a line across the bar is the run before."""
+    _share_axis(axes, "rewrite ablation: gen-gen recall@1 by the query's rewrite")
     axes.set_xlabel("rewrite on the query side", color=SOFT, fontsize=9)
     after, before = summary["after"].get("trace"), (summary["before"] or {}).get("trace")
     if after is None:
-        _nothing(axes, "trace probe off")
+        _nothing(axes, "rewrite ablation is switched off")
         return
-    for place, name in enumerate(TRACES):
-        axes.bar(place, after[name], 0.62, color=PROBE[name], zorder=2)
+    for place, name in enumerate(REWRITE_ABLATION):
+        axes.bar(place, after[name], 0.62, color=ABLATION[name], zorder=2)
         axes.text(place, after[name] + 0.015, f"{after[name]:.2f}", ha="center", fontsize=9, color=INK)
         if before:
             label = "before" if place == 0 else "_more"  # matplotlib leaves "_..." out of the legend
             axes.hlines(
                 before[name], place - 0.38, place + 0.38, color=INK, linewidth=2, zorder=3, label=label
             )
-    axes.set_xticks(range(len(TRACES)), TRACES)
-    worth = [("own - empty   ", "own-minus-empty"), ("own - shuffled", "own-minus-shuffled")]
-    note = "\n".join(f"{label} {after[name]:+.2f}" for label, name in worth)
+    axes.set_xticks(range(len(REWRITE_ABLATION)), [short_name(name) for name in REWRITE_ABLATION])
+    worth = ("own-minus-empty", "own-minus-shuffled")
+    note = "\n".join(f"{REWRITES[name]:<21} {after[name]:+.2f}" for name in worth)
     axes.text(
         0.98,
         0.97,
@@ -128,8 +129,13 @@ def draw_trace(axes: Axes, summary: Mapping[str, Any]) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(0.0, 1.01), frameon=False, fontsize=9)
 
 
+def short_name(rewrite: str) -> str:
+    """Return the printed name of a rewrite without that word, for an axis: ``another query's``."""
+    return REWRITES[rewrite].removesuffix(" rewrite")
+
+
 def _share_axis(axes: Axes, title: str) -> None:
-    """The look that the panels share: a share from 0 to 1, a quiet grid, no box."""
+    """Give a panel the look of all: values from 0 to 1, a quiet grid, no box."""
     axes.set_title(title, fontsize=10.5, color=INK, loc="left", pad=6)
     axes.set_ylim(0, 1.18)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])

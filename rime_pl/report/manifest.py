@@ -1,4 +1,4 @@
-"""What a run was made of, so that its numbers can be made again: code, versions, data, machine, command.
+"""The manifest of a run: code, versions, data, machine and command, so that its numbers can be made again.
 
 Called by ``report.stage`` at the end of a run.
 """
@@ -37,10 +37,11 @@ PACKAGES = (
 def build_manifest(
     facts: Mapping[str, Any], seconds: Mapping[str, float], argv: list[str] | None = None
 ) -> dict[str, Any]:
-    """Everything needed to tell two runs apart, as JSON.
+    """Return everything needed to tell two runs apart, as JSON.
 
     Args:
-        facts: What only the run knows: seed, data, data_hash, negatives_per_query, steps ...
+        facts: Values that only the run knows: seed, data, data_hash, negatives_per_query, steps, recipe,
+            differs_from_recipe.
         seconds: Wall seconds of each part.
         argv: The command as typed; default that of this process.
     """
@@ -57,10 +58,10 @@ def build_manifest(
 
 
 def git_state(folder: str | Path | None = None) -> dict[str, Any]:
-    """Commit of the source tree, and whether files differ from it; "unknown" outside of a repository.
+    """Return the commit of the source tree and whether files differ from it; "unknown" outside a repository.
 
     Args:
-        folder: Default: the folder that this package lies in.
+        folder: Any folder of the tree (default: the one that this package lies in).
     """
     where = Path(__file__).parent if folder is None else Path(folder)
     commit = _git(where, "rev-parse", "HEAD")
@@ -80,7 +81,7 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Python, this package and those of ``PACKAGES`` that are installed."""
+    """Return the versions of Python, this package and those of ``PACKAGES`` that are installed."""
     versions = {"python": platform.python_version()}
     for name in ("rime_pl", *PACKAGES):
         try:
@@ -91,7 +92,7 @@ def package_versions() -> dict[str, str]:
 
 
 def device_name() -> dict[str, Any]:
-    """What the numbers of milliseconds stand on."""
+    """Return the machine that the times were measured on."""
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else _cpu_name()
     return {
         "name": name,

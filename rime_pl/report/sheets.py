@@ -1,6 +1,6 @@
-"""Picture sheets: a query and the pictures found for it, right and wrong marked.
+"""Draws picture sheets: each query with the pictures found for it, marked right or wrong.
 
-Called by ``rime_pl.callbacks.rewrite_samples`` (TensorBoard) and by ``rime search`` (PNG). Drawn with PIL.
+Called by ``rime_pl.callbacks.rewrite_samples`` (TensorBoard) and by ``rime search`` (PNG). Uses PIL only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Card:
 
     item: Item
     caption: str = ""  # below the picture, e.g. score and name
-    right: bool | None = None  # None: not known, plain frame
+    right: bool | None = None  # None: unknown, drawn with a plain frame
 
 
 @dataclass
 class SheetRow:
-    """A query and what was found for it, best first."""
+    """A query and the items found for it, best first."""
 
     query: Card
     found: list[Card]
@@ -43,7 +43,7 @@ class SheetRow:
 
 
 def thumbnail(item: Item, side: int = SIDE) -> Item:
-    """The item with its pictures made small, to be kept while a gallery goes by."""
+    """Return the item with small pictures, so that a whole gallery can be kept."""
     small = []
     for image in item.images:
         copy = image.convert("RGB")
@@ -53,14 +53,11 @@ def thumbnail(item: Item, side: int = SIDE) -> Item:
 
 
 def sheet(rows: Sequence[SheetRow], title: str = "") -> Image.Image:
-    """Draw rows one below the other.
+    """Return an RGB picture of the rows, one below the other, as wide as the longest row.
 
     Args:
-        rows: At least one; rows may hold different numbers of cards.
-        title: One line on top.
-
-    Returns:
-        RGB picture; as wide as the longest row.
+        rows: At least one row; rows may hold different numbers of cards.
+        title: One line at the top.
     """
     columns = max(1 + len(row.found) for row in rows)
     width = GAP + columns * (SIDE + GAP) + 2 * GAP
@@ -122,7 +119,7 @@ def _draw_card(
 
 
 def _collage(images: Sequence[Image.Image], side: int) -> Image.Image:
-    """All pictures of an item side by side in a square's width; small pictures are enlarged."""
+    """Return all pictures of an item side by side, ``side`` pixels wide; small pictures are enlarged."""
     share = (side - 4 * (len(images) - 1)) // len(images)
     parts = []
     for image in images:
@@ -139,13 +136,13 @@ def _collage(images: Sequence[Image.Image], side: int) -> Image.Image:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib: the same on every machine."""
+    """Return the font that comes with matplotlib, because it is the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """One line of the text, shortened with an ellipsis where it is too long."""
+    """Return the text as one line, shortened with an ellipsis if it is too long."""
     line = " ".join(text.split())
     if font.getlength(line) <= width:
         return line
@@ -155,7 +152,7 @@ def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, num_lines: int) -> list[str]:
-    """The text in at most ``num_lines`` lines; line breaks in the text are kept, the rest is cut."""
+    """Return the text in at most ``num_lines`` lines; line breaks are kept, text that does not fit is cut."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""

@@ -1,11 +1,11 @@
 """The report of a finished stage: all files of its run folder that a person or a program reads.
 
-Called by ``cli.finish`` on the first process. ``done.json`` comes last: with it the run counts as finished.
+Called by ``cli.finish`` on the first process. The marker comes last: with it the run counts as finished.
+``run_folder.RunFolder`` reads these files.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from rime_pl.report.figures import save_figure, summary_figure
 from rime_pl.report.manifest import build_manifest
 from rime_pl.report.summary import Summary, build_summary
 from rime_pl.report.tables import print_summary, summary_text
-
-#: Marker of a finished run.
-DONE = "done.json"
+from rime_pl.run_folder import RunFolder, write_json
 
 
 def write_report(
@@ -36,30 +34,24 @@ def write_report(
 
     Args:
         run_dir: Folder of the stage.
-        stage: ``sft``, ``cma``.
-        results, history, ranks: Of ``RetrievalRecall`` after the test.
+        stage: ``sft``, ``cma`` or ``refine_rl``.
+        results, history, ranks: From ``RetrievalRecall`` after the test.
         before: Summary of the stage that this one started from, on the same data; None without one.
         seconds: Wall seconds of each part; with the key ``fit`` the run counts as finished.
-        facts: What the manifest holds beside versions and machine.
-        console: Where the table is printed.
+        facts: Further values for the manifest, next to versions and machine.
+        console: The terminal for the table (default: standard output).
     """
-    folder = Path(run_dir)
+    run = RunFolder(run_dir)
+    folder = run.path
     folder.mkdir(parents=True, exist_ok=True)
     summary = build_summary(results, history, seconds, before, stage)
     manifest = build_manifest({"stage": stage, **facts}, seconds)
-    _write_json(folder / "manifest.json", manifest)
-    _write_json(folder / "ranks.json", list(ranks))
-    _write_json(folder / "summary.json", summary)
-    (folder / "summary.txt").write_text(summary_text(summary))
+    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "ranks.json", list(ranks))
+    write_json(folder / "summary.json", summary)
+    run.summary_text.write_text(summary_text(summary))
     save_figure(summary_figure(summary, f"{stage}: {folder}"), folder / "summary.png")
     print_summary(summary, console)
     if "fit" in seconds:
-        _write_json(folder / DONE, {"stage": stage, "created": manifest["created"]})
+        write_json(run.marker, {"stage": stage, "created": manifest["created"]})
     return summary
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Whole or not at all: a kill while writing leaves no half file."""
-    half_written = path.with_suffix(".half")
-    half_written.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    half_written.replace(path)

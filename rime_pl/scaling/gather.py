@@ -1,11 +1,12 @@
-"""Collectives with gradient: the whole batch as negatives, whatever the number of processes.
+"""Exchange between processes, so that every process sees the whole batch as negatives.
 
-Called by the modules in every training step. Without a process group everything is the identity.
+Called by the modules in every training step and by the callbacks at the end of an evaluation. Without a
+process group each function returns its input.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,19 +15,21 @@ from torch import Tensor
 
 from rime_pl.types import Completions
 
+T = TypeVar("T")
+
 
 def world_size() -> int:
-    """Number of processes, 1 without a process group."""
+    """Return the number of processes, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """Return the number of this process, 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 class _AllGather(torch.autograd.Function):
-    """Concatenate the rows of all ranks; backward sums what each rank wants of this rank's rows."""
+    """Concatenate the rows of all ranks; in backward, sum the gradients that all ranks send to these rows."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]
@@ -37,7 +40,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        # all-reduce and slice: gloo has no reduce-scatter
+        # all-reduce and slice, because gloo has no reduce-scatter
         grad = grad.contiguous()
         dist.all_reduce(grad)
         start = dist.get_rank() * ctx.rows
@@ -45,14 +48,14 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather_rows(local: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, with gradient to the rows of each rank.
+    """Return the rows of all ranks in rank order, with a gradient to the rows of each rank.
 
-    Every rank must hold the same number of rows and compute the same loss on the result. The gradient is the
-    *sum* over ranks, so that the mean which DDP and FSDP take of parameter gradients equals one process on
-    the whole batch.
+    All ranks must hold the same number of rows and compute the same loss on the result. The gradient is the
+    *sum* over ranks. DDP and FSDP then average parameter gradients over ranks, so the result equals one
+    process on the whole batch.
 
     Args:
-        local: (R, ...) any dtype; gradient only for floats.
+        local: (R, ...), any dtype; only floats get a gradient.
 
     Returns:
         (world * R, ...).
@@ -63,7 +66,7 @@ def all_gather_rows(local: Tensor) -> Tensor:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum over ranks, without gradient."""
+    """Return the sum over ranks, without gradient."""
     value = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(value)
@@ -71,7 +74,7 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_max(number: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers."""
+    """Return the largest number of all ranks."""
     if world_size() == 1:
         return number
     largest = torch.tensor(number, device=device)
@@ -80,10 +83,23 @@ def all_reduce_max(number: int, device: torch.device) -> int:
 
 
 def all_gather_completions(local: Completions) -> Completions:
-    """Completions of all ranks in rank order, padded to the widest."""
+    """Return the completions of all ranks in rank order, padded to the widest."""
     if world_size() == 1:
         return local
     width = local.ids.shape[1]
     missing = all_reduce_max(width, local.ids.device) - width
     ids, mask = (all_gather_rows(F.pad(part, (0, missing))) for part in (local.ids, local.mask))
     return Completions(ids, mask)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the value of each process, in rank order. A collective: all processes must call it.
+
+    >>> gather_objects({"seen": 3})
+    [{'seen': 3}]
+    """
+    if world_size() == 1:
+        return [value]
+    gathered: list[T] = [value] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

@@ -1,12 +1,12 @@
-"""Gradient cache: a batch of thousands of pairs in the memory of a micro-batch, with exact gradients.
+"""Gradient cache: train on thousands of pairs with the memory of one micro-batch, with exact gradients.
 
-Used by ``RimeModule.encode`` and ``RimeModule.backward``. A contrastive loss needs all embeddings at once,
-but not all activations: a first pass without graph gives the embeddings, the stage's own loss gives the
-gradient with respect to each of them, and a second pass, one micro-batch at a time, carries these gradients
-into the weights.
+Called by the modules of the contrastive stages, in ``encode`` and ``backward``. A contrastive loss needs all
+embeddings at once, but not all activations. A first pass without a graph gives the embeddings. The loss of
+the stage gives the gradient of each embedding. A second pass, one micro-batch at a time, brings these
+gradients to the weights.
 
-Source: GradCache, arXiv 2101.06983. Differences: the cross-entropy rides along as a third output; frozen
-parts need not run twice; Lightning's automatic optimisation stays (docs/decisions/0006-gradient-cache.md).
+Source: GradCache, arXiv 2101.06983. Differences: the cross-entropy is a third output; frozen parts need not
+run twice; it works with the automatic optimisation of Lightning (docs/decisions/0006-gradient-cache.md).
 
 Shape legend: R rows, D embedding width.
 """
@@ -25,45 +25,45 @@ from torch.distributed.fsdp import FSDPModule
 from rime_pl.errors import RimeError
 from rime_pl.types import EncodedSide
 
-#: Micro-batch number -> its embeddings and share of the cross-entropy. Called twice for each number.
+#: Number of a micro-batch -> its embeddings and part of the cross-entropy. Called twice for each number.
 Run = Callable[[int], EncodedSide]
 
 
 @dataclass
 class _Pending:
-    """One side between its two passes."""
+    """One side of a batch between its two passes."""
 
     run: Run
     groups: list[Tensor]  # row numbers of each micro-batch
     random_states: list[_RandomState]
     autocast: torch.autocast
-    side: EncodedSide  # leaves: their .grad is what is cached
+    side: EncodedSide  # leaves of the graph; their .grad is the cache
 
 
 class GradientCache:
-    """The sides of one training step that wait for their second pass."""
+    """Holds the sides of one training step until their second pass."""
 
     def __init__(self) -> None:
         self._pending: list[_Pending] = []
 
     def encode(self, run: Run, groups: list[Tensor], device: torch.device) -> EncodedSide:
-        """First pass: all micro-batches of one side, nothing kept but what comes out.
+        """Run the first pass over all micro-batches of one side; only the results are kept.
 
         Args:
-            run: See :data:`Run`; must do the same again when called with the same number and random state.
+            run: See :data:`Run`; must give the same result for the same number and random state.
             groups: Row numbers of each micro-batch; together 0 to R - 1.
-            device: Of the model; its random state is kept for the second pass.
+            device: Device of the model, whose random state is kept for the second pass.
 
         Returns:
-            The side in row order, cut off from the model: a loss on it puts gradients on these leaves.
+            The side in row order, detached from the model. A loss on it gives gradients to these tensors.
 
         Raises:
-            RimeError: If an earlier step's second pass never ran, so that its gradients are missing.
+            RimeError: If the second pass of an earlier step is missing.
         """
         if any(pending.side.disc.grad is not None for pending in self._pending):
             raise RimeError(
-                "model.micro_batch_size or model.micro_batch_tokens is set, and a loss was sent back by "
-                "loss.backward(), which stops at the embeddings. Call module.backward(loss); Lightning does."
+                "With model.micro_batches, loss.backward() stops at the embeddings, so the last step has no "
+                "gradients. Call module.backward(loss) instead, as Lightning does."
             )
         random_states, parts = [], []
         with torch.no_grad():
@@ -78,11 +78,12 @@ class GradientCache:
         return side
 
     def replay(self, model: nn.Module) -> None:
-        """Second pass, after the loss has put its gradients on the leaves: on into the model's weights.
+        """Run the second pass, which brings the gradients of the embeddings to the weights.
+
+        Processes exchange gradients only once, in the last micro-batch.
 
         Args:
-            model: Whose parameters are trained; DDP's hooks or FSDP2's sharding may sit on them. Processes
-                exchange gradients once, in the last micro-batch.
+            model: The model that trains, also under DDP or FSDP2.
         """
         pending, self._pending = self._pending, []
         jobs = [(side, number) for side in pending for number in range(len(side.groups))]
@@ -93,7 +94,7 @@ class GradientCache:
 
 
 def in_row_order(parts: list[EncodedSide], groups: list[Tensor]) -> EncodedSide:
-    """One side from its micro-batches, whose row numbers ``groups`` holds."""
+    """Return one side in row order from its micro-batches, whose row numbers are in ``groups``."""
     place = torch.cat(groups).argsort()
     return EncodedSide(
         disc=torch.cat([part.disc for part in parts])[place],
@@ -103,7 +104,7 @@ def in_row_order(parts: list[EncodedSide], groups: list[Tensor]) -> EncodedSide:
 
 
 def _with_gradients(part: EncodedSide, side: EncodedSide, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """A micro-batch's outputs beside the gradients that the loss wants for them."""
+    """Return the outputs of a micro-batch, and the gradients of the loss for them."""
     gradients = [
         torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         for leaf in (side.disc, side.gen, side.cross_entropy)
@@ -112,13 +113,13 @@ def _with_gradients(part: EncodedSide, side: EncodedSide, rows: Tensor) -> tuple
 
 
 def _into_weights(outputs: list[Tensor], gradients: list[Tensor], model: nn.Module, last: bool) -> None:
-    """Backward of ``sum (output * gradient)``, added to what the parameters already hold."""
+    """Add the gradients of ``sum (output * gradient)`` to those of the parameters."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     if last or isinstance(model, FSDPModule):
         torch.autograd.backward(outputs, gradients)
         return
-    # Not .backward(): DDP's hooks take the first gradient that a parameter gets for the whole one.
+    # Not .backward(), because DDP would exchange the first gradient of a parameter as if it were complete.
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True)
     for parameter, gradient in zip(parameters, found, strict=True):
@@ -127,7 +128,7 @@ def _into_weights(outputs: list[Tensor], gradients: list[Tensor], model: nn.Modu
 
 
 class _RandomState:
-    """The state of the CPU's and the device's generators at the time of making: dropout draws from them."""
+    """The state of the random generators of CPU and device when it is created; dropout uses them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -136,7 +137,7 @@ class _RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Inside, the generators draw as they did then; afterwards as if nothing had been drawn."""
+        """Inside, the generators repeat their numbers; afterwards they continue from where they were."""
         now = _RandomState(self.device)
         self._set()
         try:
@@ -155,7 +156,7 @@ def _generator(device: torch.device) -> Any:
 
 
 def _autocast_now(device: torch.device) -> torch.autocast:
-    """The autocast that is on now (``trainer.precision=bf16-mixed``): backward runs outside of it."""
+    """Return the present autocast (of ``trainer.precision=bf16-mixed``), because backward runs outside it."""
     return torch.autocast(
         device.type,
         dtype=torch.get_autocast_dtype(device.type),

@@ -1,41 +1,26 @@
-"""Which rows go through the model together when a batch is too large for one forward.
+"""Divide the rows of a batch that is too large for one forward into micro-batches.
 
-Called by ``RimeModule.encode`` before the first pass of the gradient cache. Every process must take the same
-number of forwards: under FSDP each of them is a collective.
+Called by the modules of the contrastive stages before they encode a side. Every process must run the same
+number of forwards, because under FSDP each of them is a collective.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class MicroBatches:
-    """The settings ``model.micro_batch_size`` or ``model.micro_batch_tokens``, and ``model.reuse_vision``."""
-
-    size: int | None
-    tokens: int | None
-    reuse_vision: bool = True
-
-    def rows_of(self, row_tokens: int, rows: int) -> int:
-        """Rows of a micro-batch when each has ``row_tokens`` and there are ``rows``."""
-        return min(rows, self.size or max(1, (self.tokens or 0) // row_tokens))
-
-
 def micro_batches(lengths: Tensor, num_rows: int | None, num_tokens: int | None) -> list[Tensor]:
-    """Rows in groups, longest first, so that a group holds rows of like length and little padding.
+    """Return the rows in groups, longest first: a group has rows of similar length, so little padding.
 
     Args:
-        lengths: (R, 2) int64: prompt and completion tokens of each row. Visual tokens are prompt tokens.
-        num_rows: Rows of a group; None: by tokens alone.
-        num_tokens: Most tokens of a group, padding counted; None: by rows alone. A row that is longer is a
-            group by itself.
+        lengths: (R, 2) int64: prompt tokens (with visual tokens) and completion tokens of each row.
+        num_rows: Maximum number of rows in a group; None for no limit.
+        num_tokens: Maximum number of tokens in a group, with padding; None for no limit. A row that is longer
+            gets its own group.
 
     Returns:
-        Groups of int64 row numbers; each row stands in exactly one.
+        Groups of int64 row numbers; each row is in exactly one of them.
 
     Example:
         >>> lengths = torch.tensor([[2, 1], [9, 1], [3, 1], [2, 2]])
@@ -60,10 +45,10 @@ def micro_batches(lengths: Tensor, num_rows: int | None, num_tokens: int | None)
 
 
 def split_to(groups: list[Tensor], count: int) -> list[Tensor]:
-    """The same rows in exactly ``count`` groups: the largest ones are halved until there are enough.
+    """Return the same rows in exactly ``count`` groups, by halving the largest group until there are enough.
 
     Args:
-        groups: At most ``count``, with at least ``count`` rows together.
+        groups: At most ``count`` groups, with at least ``count`` rows together.
 
     Example:
         >>> [group.tolist() for group in split_to([torch.tensor([3, 1, 0]), torch.tensor([2])], 3)]

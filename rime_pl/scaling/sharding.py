@@ -1,7 +1,7 @@
-"""FSDP2 for the backbone: decoder layers sharded, the packed 4-bit bytes untouched.
+"""Shard the decoder layers of the backbone with FSDP2, without changing the packed 4-bit bytes.
 
-Called by ``RimeModule.configure_model`` under Lightning's ``ModelParallelStrategy``. No parameter cast: a
-cast of ``quant_storage`` would change the packed bits.
+Called by ``RimeModule.configure_model`` under ``ModelParallelStrategy`` of Lightning. FSDP2 must not cast
+parameters here, because a cast of ``quant_storage`` changes the packed bits.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from rime_pl.errors import RimeError
 
 
 def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
-    """Shard every decoder layer over the mesh; the rest of what trains is sharded at the root.
+    """Shard every decoder layer over the mesh, and the other trained weights at the root.
 
-    Frozen parts outside the decoder (vision tower, embedding table) stay whole on every rank: they are small
-    beside the layers, and PEFT's trained token rows index the whole table. So no rank waits for another in
-    the vision tower, whether it has pictures or not.
+    Frozen parts outside the decoder (vision tower, embedding table) stay whole on every rank. They are small
+    compared with the layers, and the trained token rows of PEFT index the whole table. So no rank waits for
+    another in the vision tower, even if only one of them has pictures.
 
     Raises:
-        RimeError: If packed 4-bit weights do not come back from an all-gather bit by bit.
+        RimeError: If an all-gather does not return the packed 4-bit weights bit by bit.
     """
     layers = backbone.language_model.model.language_model.layers
     before = [packed_digests(layer) for layer in layers]
@@ -35,14 +35,14 @@ def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
     for number, layer in enumerate(layers):
         if gathered_digests(layer) != before[number]:
             raise RimeError(
-                f"the packed 4-bit weights of decoder layer {number} changed on their way through FSDP's "
-                "all-gather. Set model.backbone.shard_base=false (a whole base on each process), or use the "
-                "versions in constraints.txt."
+                f"FSDP must return the packed 4-bit weights unchanged, but those of decoder layer {number} "
+                "changed. Set model.backbone.shard_base=false (a whole base model on each process), or use "
+                "the versions in constraints.txt."
             )
 
 
 def gathered_digests(layer: FSDPModule) -> dict[str, str]:
-    """Of a sharded layer, by the way that its forward takes: all-gather, read, free."""
+    """Return the digests of a sharded layer, gathered and freed as in its forward."""
     layer.unshard()
     digests = packed_digests(layer)  # type: ignore[arg-type]
     layer.reshard()

@@ -1,4 +1,4 @@
-"""LoRA and token rows: where they go, a round trip through the folder, folders that do not fit."""
+"""LoRA and token rows: which layers get them, a round trip through the folder, folders that do not fit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(folder: Path, backbone: Backbone) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(make_backbone: MakeBackbone) -> Backbone:
-    """A backbone whose adapter does something; to be read only."""
+    """A backbone with random adapter values; tests only read it."""
     backbone = make_backbone()
     randomise_adapter(backbone.peft)
     return backbone.eval()
@@ -53,7 +53,7 @@ def adapter(trained: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def copy(adapter: Path, tmp_path: Path) -> Path:
-    """To be damaged."""
+    """A copy of the adapter that a test may damage."""
     return shutil.copytree(adapter, tmp_path / "adapter")
 
 
@@ -74,7 +74,7 @@ def test_only_the_language_model_and_two_token_rows_train(trained: Backbone) -> 
 def test_small_steps_on_a_bfloat16_base_are_not_rounded_away(
     make_backbone: MakeBackbone, batch: Batch
 ) -> None:
-    """At the learning rate of configs/refine_rl.yaml, where nine of ten bfloat16 weights would stay."""
+    """At the learning rate of configs/refine_rl.yaml, 90 % of bfloat16 weights would not change."""
     backbone = make_backbone(dtype="bfloat16")
     randomise_adapter(backbone.peft)
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
@@ -90,9 +90,11 @@ def test_small_steps_on_a_bfloat16_base_are_not_rounded_away(
 
 @pytest.mark.parametrize("pattern", [r"transformer\.h\.\d+\.attn", r"q_proj", r".*language_model\.layers"])
 def test_a_pattern_that_matches_nothing_is_refused(pattern: str, make_backbone: MakeBackbone) -> None:
-    with pytest.raises(RimeError, match=r"model.backbone.lora_targets='.*' matches no linear layer") as error:
+    with pytest.raises(
+        RimeError, match=r"model.backbone.lora_targets must match .* but '.*' matches none"
+    ) as error:
         make_backbone(lora_targets=pattern)
-    assert "_proj" in str(error.value), "the message shows what a layer is called"
+    assert "_proj" in str(error.value), "the message shows the name of a layer"
 
 
 def test_a_pattern_that_reaches_the_vision_tower_is_refused(make_backbone: MakeBackbone) -> None:
@@ -115,7 +117,7 @@ def test_one_step_changes_every_lora_b_and_nothing_of_the_base(
         optimizer.zero_grad()
         stage.training_step(batch, step).backward()
         optimizer.step()
-        if step == 0:  # B starts at zero, so that A gets its first gradient in the second step
+        if step == 0:  # B starts at 0, so A gets its first gradient in the second step
             unchanged = [n for n, p in trained.items() if "lora_A" not in n and torch.equal(p, start[n])]
             assert not unchanged
     assert not [n for n, p in trained.items() if torch.equal(p, start[n])]
@@ -140,14 +142,14 @@ def test_round_trip_gives_the_same_embeddings(trained: Backbone, adapter: Path, 
 
 @torch.no_grad()
 def test_peft_loads_the_folder(trained: Backbone, adapter: Path, micro_base: Path, batch: Batch) -> None:
-    """Nothing of ours but the processor: the base, PEFT, and the hidden state at the two tokens."""
+    """Only PEFT, the base model and our processor are needed to compute the embeddings."""
     base = AutoModelForImageTextToText.from_pretrained(
         micro_base, dtype=torch.float32, quantization_config=quantization_config(trained.config)
     )
     processor = RimeProcessor.from_adapter(adapter)
     base.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
-    keep_packed_weights(model)  # else CPUs with AVX512-BF16 compute in bfloat16
+    keep_packed_weights(model)  # otherwise CPUs with AVX512-BF16 compute in bfloat16
     rows = batch.query
     expected = trained(rows.prompts, rows.completions)
     ids = torch.cat([rows.prompts.input_ids, rows.completions.ids], dim=1)
@@ -184,7 +186,7 @@ def test_four_bit_adapter_fits_the_unquantised_base(adapter: Path, micro_base: P
 def test_fingerprint_ignores_the_defaults_under_which_a_model_is_built(
     device: str, micro_base: Path, trained: Backbone
 ) -> None:
-    """Lightning builds under `with device:` and, for half precision, another default dtype."""
+    """Lightning builds under `with device:` and, for half precision, with another default dtype."""
     base = AutoModelForImageTextToText.from_pretrained(micro_base, dtype=torch.float32)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -208,7 +210,8 @@ def test_adapter_of_another_base_names_it(
 ) -> None:
     other = build_base(tmp_path / "other", scenes_corpus, seed=1)
     with pytest.raises(
-        RimeError, match=r"trained on another base \(.*\) than model.backbone.name_or_path"
+        RimeError,
+        match=r"model.backbone.name_or_path must give the base model that this adapter was trained on",
     ) as e:
         load_into_new(adapter, micro_config(other))
     assert str(micro_base) in str(e.value) and str(adapter) in str(e.value)
@@ -220,31 +223,31 @@ def test_damaged_weights_are_refused(copy: Path, backbone_config: BackboneConfig
     name = next(n for n in state if "lora_B" in n)
     state[name][0, 0] += 1e-3
     save_file(state, path)
-    with pytest.raises(RimeError, match=rf"{WEIGHTS_FILE}: the file is damaged"):
+    with pytest.raises(RimeError, match=rf"{WEIGHTS_FILE} is damaged"):
         load_into_new(copy, backbone_config)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RimeError, match=rf"{WEIGHTS_FILE}: the file is damaged"):
+    with pytest.raises(RimeError, match=rf"{WEIGHTS_FILE} is damaged"):
         load_into_new(copy, backbone_config)
 
 
 def test_another_prompt_contract_is_refused(adapter: Path, backbone_config: BackboneConfig) -> None:
     other = replace(backbone_config, prompt=replace(backbone_config.prompt, rewrite_instruction="Describe."))
-    with pytest.raises(RimeError, match=r"rime.json: prompt differs.*Rewrite\..*Describe\."):
+    with pytest.raises(RimeError, match=r"rime.json: prompt must be that of this run.*Describe\..*Rewrite\."):
         load_into_new(adapter, other)
 
 
 def test_another_rank_names_the_tensor(adapter: Path, backbone_config: BackboneConfig) -> None:
     with pytest.raises(
-        RimeError, match=r"tensor .*lora_A.* is \(4, 128\) in the adapter and \(8, 128\) in the model"
+        RimeError, match=r"tensor .*lora_A.* must have the same shape .* has \(4, 128\) and \(8, 128\)"
     ):
         load_into_new(adapter, replace(backbone_config, lora_r=8))
 
 
 def test_a_folder_that_is_no_adapter(copy: Path, backbone_config: BackboneConfig, tmp_path: Path) -> None:
-    with pytest.raises(RimeError, match=r"empty: no adapter here"):
+    with pytest.raises(RimeError, match=r"empty must hold an adapter"):
         load_into_new(tmp_path / "empty", backbone_config)
-    with pytest.raises(RimeError, match=r"rime.json: missing"):
+    with pytest.raises(RimeError, match=r"empty must be the adapter folder .* has no rime.json"):
         RimeProcessor.from_adapter(tmp_path / "empty")
     (copy / WEIGHTS_FILE).unlink()
-    with pytest.raises(RimeError, match=r"no adapter here"):
+    with pytest.raises(RimeError, match=r"must hold an adapter"):
         load_backbone(copy)

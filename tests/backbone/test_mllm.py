@@ -1,4 +1,4 @@
-"""One forward gives both embeddings and the logits; rows do not depend on their neighbours or on padding."""
+"""One forward gives both embeddings and the logits; a row does not depend on other rows or on padding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
-from rime_pl.modules.base import empty_completions
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
+from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
 from tests.conftest import MakeBackbone
@@ -22,7 +22,7 @@ TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 
 @contextmanager
 def count_forwards(backbone: Backbone) -> Iterator[list[int]]:
-    """Rows of each pass through the Hugging Face model (hooked below PEFT and below our wrapper)."""
+    """Collect the number of rows of each forward of the Hugging Face model, below PEFT and our wrapper."""
     seen: list[int] = []
     handle = backbone.language_model.model.register_forward_hook(
         lambda module, args, kwargs, output: seen.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -35,7 +35,10 @@ def count_forwards(backbone: Backbone) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(
     ("module", "expected"),
-    [(SFTModule, [6, 6]), (CMAModule, [6, 6, 6])],  # CMA: the queries once more, with wrong rewrites
+    [
+        (SFTModule, [6, 6]),
+        (CMAModule, [6, 6, 6]),
+    ],  # CMA: a second forward of the queries, with wrong rewrites
 )
 def test_one_forward_a_side_gives_disc_gen_and_logits(
     module: type[SFTModule] | type[CMAModule], expected: list[int], make_backbone: MakeBackbone, batch: Batch
@@ -73,11 +76,11 @@ def test_plain_alignment_costs_no_extra_forward(make_backbone: MakeBackbone, bat
 def test_disc_does_not_depend_on_the_rewrite(shared_backbone: Backbone, batch: Batch) -> None:
     rows, processor = batch.query, shared_backbone.processor
     empty = empty_completions(len(rows), 5, processor, torch.device("cpu"))
-    alone = shared_backbone(rows.prompts)
+    prompt_only = shared_backbone(rows.prompts)
     own, none = shared_backbone(rows.prompts, rows.completions), shared_backbone(rows.prompts, empty)
-    torch.testing.assert_close(alone.disc, own.disc, **TOLERANCE)
+    torch.testing.assert_close(prompt_only.disc, own.disc, **TOLERANCE)
     torch.testing.assert_close(own.disc, none.disc, **TOLERANCE)
-    assert alone.gen is None and alone.logits is None
+    assert prompt_only.gen is None and prompt_only.logits is None
     assert (own.gen - none.gen).norm(dim=-1).min() > 1e-3, "the generative embedding must read the rewrite"
 
 
@@ -85,7 +88,7 @@ def test_disc_does_not_depend_on_the_rewrite(shared_backbone: Backbone, batch: B
 def test_a_batch_equals_its_rows_one_by_one(
     shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
 ) -> None:
-    """Texts and pictures mixed, of several lengths: each row alone has no padding at all."""
+    """Texts and pictures are mixed and of several lengths; a single row has no padding."""
     pairs = train_pairs[:5]
     rows = processor.training_batch(pairs).query
     assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_images.tolist() == [
@@ -164,7 +167,7 @@ def test_missing_gen_token_is_reported_and_gives_the_zero_vector(
     ids[2][ids[2] == processor.gen_id] = processor.turn_end_id
     at = int((rows.completions.ids[3] == processor.gen_id).nonzero())
     mask = rows.completions.mask.clone()
-    mask[3, at:] = 0  # there, but outside the mask
+    mask[3, at:] = 0  # present, but outside the mask
     completions = type(rows.completions)(ids, mask)
     out = shared_backbone(rows.prompts, completions)
     assert out.gen_found.tolist() == [True, True, False, False, True, True]
@@ -174,7 +177,7 @@ def test_missing_gen_token_is_reported_and_gives_the_zero_vector(
 def test_a_prompt_without_disc_token_is_refused(shared_backbone: Backbone, batch: Batch) -> None:
     prompts = batch.query.prompts.select(torch.tensor([0, 1]))
     prompts.input_ids[prompts.input_ids == shared_backbone.processor.disc_id] = 0
-    with pytest.raises(RimeError, match="a prompt lacks <disc_emb>"):
+    with pytest.raises(RimeError, match="Each prompt must hold <disc_emb>"):
         shared_backbone(prompts)
 
 
@@ -194,7 +197,9 @@ def test_gradient_checkpointing_gives_equal_gradients(make_backbone: MakeBackbon
     gradients = []
     for checkpointing in (False, True):
         backbone = make_backbone(gradient_checkpointing=checkpointing)
-        assert backbone.training, "from_pretrained returns eval mode, in which nothing is recomputed"
+        assert backbone.training, (
+            "from_pretrained returns eval mode, where gradient checkpointing does nothing"
+        )
         if checkpointing:
             assert backbone.language_model.is_gradient_checkpointing
         out = backbone(batch.query.prompts, batch.query.completions, batch.query.annotated)
@@ -205,14 +210,18 @@ def test_gradient_checkpointing_gives_equal_gradients(make_backbone: MakeBackbon
     for name, gradient in plain.items():
         assert gradient is not None and recomputed[name] is not None, name
         assert (gradient - recomputed[name]).norm() <= 1e-5 * gradient.norm(), name
-        if "lora_B" in name or "delta" in name:  # lora_A's is zero while B is
+        if "lora_B" in name or "delta" in name:  # that of lora_A is 0 while B is 0
             assert gradient.norm() > 0, name
 
 
 def test_missing_base_is_named(processor: RimeProcessor, make_backbone: MakeBackbone) -> None:
     config = make_backbone().config
     config.name_or_path = "/nowhere/base"
-    with pytest.raises(RimeError, match=r"model.backbone.name_or_path: no checkpoint .*'/nowhere/base'"):
+    with pytest.raises(
+        RimeError, match=r"model.backbone.name_or_path must be .* no checkpoint .*'/nowhere/base'"
+    ):
         Backbone(config, processor)
-    with pytest.raises(RimeError, match=r"model.backbone.name_or_path: no processor .*'/nowhere/base'"):
+    with pytest.raises(
+        RimeError, match=r"model.backbone.name_or_path must be .* no processor .*'/nowhere/base'"
+    ):
         RimeProcessor.from_pretrained("/nowhere/base", processor.prompt)

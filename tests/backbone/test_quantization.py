@@ -1,4 +1,4 @@
-"""What is 4-bit and what is not, that the packed bytes never change, and the table that says so."""
+"""Which layers are 4-bit, that the packed bytes never change, and the table of what trains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_packed_bytes_are_stored_in_the_type_of_all_others(dtype: str, make_back
     for name, module in linear_4bit_modules(backbone).items():
         assert module.weight.dtype == getattr(torch, dtype), name
         assert module.weight.quant_state.quant_type == "nf4" and module.weight.quant_state.nested, name
-        assert module.support_avx512bf16_for_cpu is False, "else an eval forward repacks the weights"
+        assert module.support_avx512bf16_for_cpu is False, (
+            "otherwise a forward in eval mode repacks the weights"
+        )
 
 
 def test_packed_hash_survives_training_and_evaluation(make_backbone: MakeBackbone, batch: Batch) -> None:
@@ -52,7 +54,7 @@ def test_packed_hash_survives_training_and_evaluation(make_backbone: MakeBackbon
     with torch.no_grad():
         weight = next(iter(linear_4bit_modules(backbone).values())).weight
         weight.view(torch.uint8)[0] ^= 1
-    assert packed_weights_hash(backbone) != before, "one flipped bit must show"
+    assert packed_weights_hash(backbone) != before, "one flipped bit must change the hash"
 
 
 def table(backbone: Backbone) -> dict[str, list[int]]:
@@ -63,7 +65,7 @@ def table(backbone: Backbone) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("load_in_4bit", [True, False])
 def test_the_table_counts_right(load_in_4bit: bool, make_backbone: MakeBackbone) -> None:
-    """Against the sizes written out; packed weights count as the weights they stand for."""
+    """The numbers equal the sizes written out here; packed weights count as weights, not as bytes."""
     backbone = make_backbone(load_in_4bit=load_in_4bit)
     width, inner, heads, kv = 64, 128, 64, 32  # hidden, intermediate, 4 x 16, 2 x 16
     layers, rank = MICRO.num_layers, 4
@@ -93,7 +95,7 @@ def test_without_4bit_nothing_is_packed(make_backbone: MakeBackbone, batch: Batc
     assert backbone(batch.query.prompts).disc.isfinite().all()
 
 
-def test_4bit_without_bitsandbytes_is_told(
+def test_4bit_without_bitsandbytes_is_an_error(
     make_backbone: MakeBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_spec = importlib.util.find_spec

@@ -1,4 +1,4 @@
-"""All pictures of a size in one call: the same numbers as one call for each."""
+"""One attention call for all pictures of a size gives the same numbers as one call per picture."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.conftest import MakeBackbone
 
 
 def one_by_one(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
-    """As transformers does it without a flash kernel."""
+    """What transformers does without a flash kernel."""
     parts = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     return torch.cat(
         [F.scaled_dot_product_attention(*part, scale=0.3).transpose(1, 2) for part in parts], dim=1
     )
 
 
-def test_values_and_gradients_are_those_of_one_call_a_picture() -> None:
+def test_values_and_gradients_are_those_of_one_call_per_picture() -> None:
     for lengths in ([4, 4, 4], [4, 6, 4, 2, 6], [5]):
         torch.manual_seed(0)
         inputs = [torch.randn(1, 2, sum(lengths), 8, requires_grad=True) for _ in range(3)]
@@ -37,13 +37,11 @@ def test_values_and_gradients_are_those_of_one_call_a_picture() -> None:
             torch.testing.assert_close(got, wanted)
 
 
-def test_the_backbone_uses_it_unless_another_kernel_is_asked_for(
-    make_backbone: MakeBackbone, batch: Batch
-) -> None:
+def test_the_backbone_uses_it_unless_another_kernel_is_set(make_backbone: MakeBackbone, batch: Batch) -> None:
     together = make_backbone()
     assert together.language_model.model.visual.config._attn_implementation == BY_SIZE
-    alone = make_backbone(attn_implementation="eager")
-    assert alone.language_model.model.visual.config._attn_implementation == "eager"
+    eager = make_backbone(attn_implementation="eager")
+    assert eager.language_model.model.visual.config._attn_implementation == "eager"
     prompts = batch.target.prompts if batch.target.prompts.pixel_values is not None else batch.query.prompts
     with torch.no_grad():
-        torch.testing.assert_close(together(prompts).disc, alone(prompts).disc, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together(prompts).disc, eager(prompts).disc, rtol=1e-4, atol=1e-5)

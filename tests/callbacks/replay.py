@@ -62,7 +62,7 @@ class Replay(pl.LightningModule):
         return EvalOutput(
             embeddings=ModeEmbeddings(right, torch.where(hard, wrong, right)),
             completions=Completions(torch.zeros(len(numbers), 0), torch.zeros(len(numbers), 0)),
-            traces=traces,
+            ablation=traces,
             rewrites=[f"own {i}" for i in numbers],
             rewrite_lengths=torch.full((len(numbers),), 4 if batch.side == "query" else 8),
             well_formed=torch.tensor([i % 4 != 0 for i in numbers]),

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from rime_pl.callbacks.adapter_checkpoint import DIVERGED, LAST, PREVIOUS, AdapterCheckpoint
+from rime_pl.callbacks.adapter_checkpoint import DIVERGED, PREVIOUS, AdapterCheckpoint
 from rime_pl.errors import DivergedError
+from rime_pl.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("looked_at", [True, False], ids=["a batch has passed", "just saved"])
@@ -16,10 +17,12 @@ def test_only_weights_that_a_batch_has_passed_are_good(
     looked_at: bool, has_previous: bool, tmp_path: Path
 ) -> None:
     callback = AdapterCheckpoint(str(tmp_path), every_n_steps=10)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / LAST).write_text("new")
+    last = RunFolder(tmp_path).last_checkpoint
+    previous, diverged = last.with_name(PREVIOUS), last.with_name(DIVERGED)
+    last.parent.mkdir()
+    last.write_text("new")
     if has_previous:
-        (tmp_path / PREVIOUS).write_text("old")
+        previous.write_text("old")
     trainer: Any = SimpleNamespace(
         is_global_zero=True,
         num_training_batches=100,
@@ -33,11 +36,11 @@ def test_only_weights_that_a_batch_has_passed_are_good(
     error = DivergedError("stopped.")
     callback.on_exception(trainer, module, error)
     if looked_at:
-        assert (tmp_path / LAST).read_text() == "new" and not (tmp_path / DIVERGED).exists()
-        assert str(error) == f"stopped. Last good checkpoint: {tmp_path / LAST}."
+        assert last.read_text() == "new" and not diverged.exists()
+        assert str(error) == f"stopped. Last good checkpoint: {last}."
         return
-    assert (tmp_path / DIVERGED).read_text() == "new" and str(tmp_path / DIVERGED) in str(error)
+    assert diverged.read_text() == "new" and str(diverged) in str(error)
     if has_previous:
-        assert (tmp_path / LAST).read_text() == "old" and not (tmp_path / PREVIOUS).exists()
+        assert last.read_text() == "old" and not previous.exists()
     else:
-        assert not (tmp_path / LAST).exists() and "nothing good was saved yet" in str(error)
+        assert not last.exists() and "nothing good was saved yet" in str(error)

@@ -44,7 +44,7 @@ def test_headline_tasks_choose_what_the_overall_numbers_average(tmp_path: Path) 
     logged = trainer(tmp_path, callback).validate(Replay(), loaders(splits()), verbose=False)[0]
     assert logged["val/recall@1/gen-gen"] == 1.0
     assert logged["val/recall@1/gen-gen/hard"] == 0.0
-    with pytest.raises(RimeError, match=r"headline_tasks names \['name'\].*'hard', 'names', 'pictures'"):
+    with pytest.raises(RimeError, match=r"headline_tasks .* \['name'\] .*'hard', 'names', 'pictures'"):
         trainer(tmp_path, RetrievalRecall(headline_tasks=["name"])).validate(
             Replay(), loaders(splits()), verbose=False
         )
@@ -86,7 +86,7 @@ def test_validating_the_same_step_again_replaces_its_entry(tmp_path: Path) -> No
     assert len(callback.history) == 1
 
 
-def test_missing_right_answers_count_as_not_found_and_are_told(tmp_path: Path) -> None:
+def test_missing_right_answers_count_as_not_found_and_are_reported(tmp_path: Path) -> None:
     batches = splits()
     batches["target"] = batches["target"][:1]  # contents 0 to 4
     callback = RetrievalRecall()
@@ -99,7 +99,7 @@ def test_missing_right_answers_count_as_not_found_and_are_told(tmp_path: Path) -
 def test_task_without_any_right_answer_is_an_error_unless_batches_are_limited(tmp_path: Path) -> None:
     batches = splits()
     batches["target"] = [eval_batch("target", [0, 1, 3, 4, 6, 7])]
-    with pytest.raises(DataError, match=r"3 of 9 queries .*the tasks \['hard'\] not one query"):
+    with pytest.raises(DataError, match=r"3 of 9 queries .*No query of the tasks \['hard'\]"):
         trainer(tmp_path, RetrievalRecall()).validate(Replay(), loaders(batches), verbose=False)
     callback = RetrievalRecall()
     with pytest.warns(UserWarning, match="count as not found"):
@@ -107,12 +107,12 @@ def test_task_without_any_right_answer_is_an_error_unless_batches_are_limited(tm
     assert callback.results["per_task"]["hard"]["recall@1"]["disc-disc"] == 0.0
 
 
-def test_wrong_output_of_the_step_is_told(tmp_path: Path) -> None:
+def test_wrong_output_of_the_step_is_refused(tmp_path: Path) -> None:
     class Silent(Replay):
         def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
             return None
 
-    with pytest.raises(RimeError, match="must return an EvalOutput"):
+    with pytest.raises(RimeError, match="must return an EvalOutput, but one returned a NoneType"):
         trainer(tmp_path, RetrievalRecall()).validate(Silent(), loaders(splits()), verbose=False)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import DataError
 from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from rime_pl.datamodules.batch_plan import BatchPlan, rank_batches, rank_slice
+from rime_pl.datamodules.batch_plan import BatchPlan, local_batch_size, rank_batches, rank_slice
 from rime_pl.errors import RimeError
 
 DATASETS = ["a"] * 103 + ["b"] * 41 + ["c"] * 16
@@ -55,7 +55,7 @@ def test_no_content_twice_in_a_batch_as_long_as_there_are_enough() -> None:
         assert len(set(contents)) == 8, position
 
 
-def test_twins_fill_a_batch_when_they_cannot_be_avoided() -> None:
+def test_duplicates_fill_a_batch_when_they_cannot_be_avoided() -> None:
     few = BatchPlan(["a"] * 40, [f"content {n % 3}" for n in range(40)], 8, seed=0)
     for position in range(len(few)):
         indices = few.batch(position).indices
@@ -69,10 +69,18 @@ def test_many_samples_of_one_content_are_planned_fast() -> None:
 
 
 def test_task_smaller_than_a_batch_is_named() -> None:
-    with pytest.raises(RimeError, match=r"data.batch_size: 17, but task 'c' has only 16 training samples"):
+    with pytest.raises(RimeError, match=r"batch_size must be at most 16, but is 17: .* task 'c' has only 16"):
         plan(batch_size=17)
-    with pytest.raises(RimeError, match=r"data.batch_size: 0 is no number"):
+    with pytest.raises(RimeError, match=r"data.batch_size must be at least 1, but is 0"):
         plan(batch_size=0)
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "multiple"), [(7, 2, 8), (1, 4, 4), (0, 3, 3)])
+def test_a_batch_that_processes_cannot_share_is_refused(
+    batch_size: int, processes: int, multiple: int
+) -> None:
+    with pytest.raises(RimeError, match=rf"is {batch_size} with {processes} processes. .* to {multiple},"):
+        local_batch_size(batch_size, processes)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

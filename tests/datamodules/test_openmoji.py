@@ -160,7 +160,7 @@ def test_same_seed_same_bytes(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert hashes[0] == read_corpus(path)["data_hash"] != hashes[1]
 
 
-def test_twins_are_merged_under_the_clearer_name() -> None:
+def test_duplicates_are_merged_under_the_clearer_name() -> None:
     pictures = openmoji_pictures.load_pictures(24, limit=12)
     bases = {picture.concept.base for picture in pictures}
     assert "man_cook" in bases and "cook" not in bases  # OpenMoji draws both alike

@@ -68,11 +68,11 @@ def contents() -> dict[str, list[Scene]]:
 def test_question_has_the_answer_of_its_target(task: str, contents: dict[str, list[Scene]]) -> None:
     rng = random.Random(3)
     for scene in contents["test"][:300]:
-        text, cells, steps = scenes.TASKS[task](scene, rng)
+        text, cells, thoughts = scenes.TASKS[task](scene, rng)
         assert cells is not None
         assert SOLVERS[task](text, cells) == scene, (text, cells)
         assert str(scene.left) not in text or task == "table"
-        assert steps.endswith(".")
+        assert thoughts.endswith(".")
 
 
 @pytest.mark.parametrize("task", ["relative", "table", "composed", "twin"])

@@ -16,7 +16,7 @@ import pytest
 import webdataset
 from colour_corpus import make_pairs, make_splits, write
 
-from rime_pl.datamodules.annotation import Written
+from rime_pl.datamodules.annotation import CompletionKind
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import DataError
 from rime_pl.types import Item, Pair
@@ -97,7 +97,7 @@ def test_an_interrupted_build_is_no_corpus(tmp_path: Path) -> None:
 
 
 def write_streaming(folder: Path, pairs: Any) -> None:
-    from rime_pl.datamodules.shards import write_corpus
+    from rime_pl.datamodules.shard_writer import write_corpus
 
     write_corpus(folder, "x", "CC0", {"train": pairs}, {"train": 9}, seed=0)
 
@@ -106,7 +106,7 @@ def write_streaming(folder: Path, pairs: Any) -> None:
 def test_keys_that_a_tar_cannot_hold(tmp_path: Path, key: str) -> None:
     pairs = make_pairs("big", 3, 3)
     pairs[2] = replace(pairs[2], key=key)
-    with pytest.raises(DataError, match=rf"split 'train': sample key '{key}'"):
+    with pytest.raises(DataError, match=rf"split 'train': a sample key must be unique .* one is '{key}'"):
         write(tmp_path, {"train": pairs})
 
 
@@ -143,18 +143,18 @@ def copy(corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.path: folder '.*/nowhere' does not exist. Build"):
+    with pytest.raises(DataError, match=r"must be a corpus folder, but '.*/nowhere' does not exist. Build"):
         read_split(tmp_path / "nowhere", "train")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data.path: folder .* has no corpus.json"):
+    with pytest.raises(DataError, match=r"must be a finished corpus, but folder .* has no corpus.json"):
         read_split(tmp_path, "train")
 
 
 def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no split 'dev'; there are \['distractors', 'test', 'train', 'val'\]"
+        DataError, match=r"split 'dev' is missing; the corpus has \['distractors', 'test', 'train', 'val'\]"
     ):
         read_split(copy, "dev")
     write(tmp_path / "none", {"train": []})
@@ -164,7 +164,7 @@ def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> 
 
 def test_other_format_version(copy: Path) -> None:
     _edit_json(copy / "corpus.json", lambda corpus: corpus.update(format=99))
-    with pytest.raises(DataError, match=r"field 'format' is 99"):
+    with pytest.raises(DataError, match=r"field 'format' must be 1, but is 99"):
         read_split(copy, "train")
 
 
@@ -172,7 +172,7 @@ def test_other_format_version(copy: Path) -> None:
 def test_missing_tar_or_index(copy: Path, suffix: str) -> None:
     file = (copy / "train" / "train-000001.tar").with_suffix(suffix)
     file.unlink()
-    with pytest.raises(DataError, match=rf"{file.name}: missing, but corpus.json lists the shard"):
+    with pytest.raises(DataError, match=rf"{file.name}: this file is missing, but corpus.json lists it"):
         read_split(copy, "train")
 
 
@@ -191,7 +191,7 @@ def test_tar_truncated_behind_its_last_member(copy: Path) -> None:
     shard = read_split(copy, "train")[0].shard
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size - 10)
-    with pytest.raises(DataError, match=rf"{shard.name}: has \d+ bytes, its index says"):
+    with pytest.raises(DataError, match=rf"{shard.name}: the tar must have \d+ bytes, .* but has \d+"):
         read_split(copy, "train")
 
 
@@ -200,7 +200,7 @@ def test_tar_truncated_after_the_index_was_read(copy: Path) -> None:
     entry = reader.entries[2]
     with entry.shard.open("r+b") as file:
         file.truncate(entry.members["json"][0] + 5)
-    with pytest.raises(DataError, match=rf"{entry.name}: member 'json' ends beyond"):
+    with pytest.raises(DataError, match=rf"{entry.name}: member 'json' ends after the end"):
         reader.read(2)
 
 
@@ -211,7 +211,9 @@ def test_index_of_another_tar(copy: Path) -> None:
 
     entry = read_split(copy, "train")[0]
     _edit_json(entry.shard.with_suffix(".json"), shift)
-    with pytest.raises(DataError, match=rf"{entry.name}: the index points at 'big-0000.t0.png', not 'json'"):
+    with pytest.raises(
+        DataError, match=rf"{entry.name}: the index must .* 'json', but points at 'big-0000.t0.png'"
+    ):
         ShardReader(read_split(copy, "train")).read(0)
 
 
@@ -225,7 +227,7 @@ def test_malformed_index(copy: Path, damage: str) -> None:
             file,
             lambda index: index.pop("samples") if "no" in damage[:2] else index["samples"][0].pop("members"),
         )
-    with pytest.raises(DataError, match=r"train-000000.json: (malformed|field 'samples')"):
+    with pytest.raises(DataError, match=r"train-000000.json: (sample .* is )?(malformed|field 'samples')"):
         read_split(copy, "train")
 
 
@@ -251,13 +253,17 @@ def test_malformed_sample_json(copy: Path) -> None:
     [
         (b'"dataset"', b'"dazased"', "field 'dataset' is missing"),
         (b'"target"', b'"tarxxx"', "field 'target' is missing"),
-        (b'"text": "number 4"', b'"text":          4', "field 'query.text' is 4, not str"),
+        (b'"text": "number 4"', b'"text":          4', "field 'query.text' must be a string, but is 4"),
         (
             b'"images": ["t0.png"]',
             b'"images": ["t9.png"]',
             "field 'target.images': member 't9.png' is not in the tar",
         ),
-        (b'"images": ["t0.png"]', b'"images":         []', "field 'target' has neither text nor images"),
+        (
+            b'"images": ["t0.png"]',
+            b'"images":         []',
+            "field 'target' must have text or images, but has neither",
+        ),
     ],
 )
 def test_faulty_sample_fields(copy: Path, old: bytes, new: bytes, message: str) -> None:
@@ -284,24 +290,24 @@ def test_rewrite_missing_where_one_is_required(tmp_path: Path, side: str, rewrit
         ShardReader(entries, require_rewrites=True).read(0)
 
 
-def test_steps_or_pauses_in_the_place_of_the_rewrite(tmp_path: Path) -> None:
+def test_chain_of_thought_or_filler_tokens_in_place_of_the_rewrite(tmp_path: Path) -> None:
     bare = make_pairs("a", 1, 1)[0]
     assert bare.query is not None
     query = replace(bare.query, rewrite="A red ring.", cot="Near: a ring. A red ring.")
     pair = replace(bare, query=query, target=replace(bare.target, rewrite="Red, a ring.", cot=None))
-    entries = read_split(write(tmp_path / "steps", {"train": [pair]}), "train")
+    entries = read_split(write(tmp_path / "cot", {"train": [pair]}), "train")
 
-    def rewrites(written: Written) -> list[str | None]:
-        read = ShardReader(entries, written=written).read(0)
+    def rewrites(completion: CompletionKind) -> list[str | None]:
+        read = ShardReader(entries, completion=completion).read(0)
         return [read.query.rewrite if read.query else None, read.target.rewrite]
 
     assert rewrites("rewrite") == ["A red ring.", "Red, a ring."]
     assert rewrites("cot") == ["Near: a ring. A red ring.", "Red, a ring."]
-    assert rewrites("pause") == [". . .", ". . ."]
+    assert rewrites("filler") == [". . .", ". . ."]
     without = replace(pair, query=replace(query, cot=None))
     entries = read_split(write(tmp_path / "none", {"train": [without]}), "train")
-    with pytest.raises(DataError, match=r"a-0000: field 'query.cot' is missing or empty, but data.written"):
-        ShardReader(entries, written="cot").read(0)
+    with pytest.raises(DataError, match=r"a-0000: field 'query.cot' is missing or empty, but data.compl"):
+        ShardReader(entries, completion="cot").read(0)
 
 
 def _overwrite(file: Path, offset: int, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Writing rewrites: cutting and closing, left-padded batches, suppressed tokens, the forced end."""
+"""Greedy rewrites: cut and closed correctly, equal to a plain loop, without special tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def changed_logits(backbone: Backbone, change: Callable[[Tensor], Tensor]) -> It
 
 
 def naive_close(row: list[int], budget: int) -> tuple[list[int], int, bool]:
-    """One row, from the definition."""
+    """One row, written out from the definition: completion, length, well-formed."""
     kept: list[int] = []
     ended = False
     for token in row:
@@ -47,9 +47,9 @@ def naive_close(row: list[int], budget: int) -> tuple[list[int], int, bool]:
     ("row", "budget", "completion", "well_formed"),
     [
         ([5, 6, GEN, PAD], 3, [5, 6, GEN, END], True),
-        ([5, 6, 7, GEN], 3, [5, 6, 7, GEN, END], True),  # written exactly at the budget
-        ([5, 6, 7, 8], 3, [5, 6, 7, GEN, END], False),  # forced
-        ([5, 6, END, PAD], 3, [5, 6, GEN, END], False),  # turn ended without <gen_emb>
+        ([5, 6, 7, GEN], 3, [5, 6, 7, GEN, END], True),  # ends exactly at the budget
+        ([5, 6, 7, 8], 3, [5, 6, 7, GEN, END], False),  # cut at the budget
+        ([5, 6, END, PAD], 3, [5, 6, GEN, END], False),  # the turn ends without <gen_emb>
         ([5, END, GEN, 6], 3, [5, GEN, END], False),  # <gen_emb> after the end does not count
         ([GEN, 5, 6, 7], 3, [GEN, END], False),  # empty rewrite
         ([5, 6], 3, [5, 6, GEN, END], False),  # stopped early for another reason
@@ -87,7 +87,7 @@ def tokens(completions: Completions, row: int) -> list[int]:
 
 @torch.no_grad()
 def naive_greedy(backbone: Backbone, prompts: Prompts, budget: int) -> list[int]:
-    """One row, one full forward without cache per token."""
+    """One row, with one full forward without cache for each token."""
     processor = backbone.processor
     stop = [processor.gen_id, processor.turn_end_id]
     ids, written = prompts.input_ids, []
@@ -103,30 +103,30 @@ def naive_greedy(backbone: Backbone, prompts: Prompts, budget: int) -> list[int]
     return [*written, *stop]
 
 
-@pytest.mark.parametrize("malus", [0.0, 1e4], ids=["stops by itself", "never stops"])
+@pytest.mark.parametrize("penalty", [0.0, 1e4], ids=["stops by itself", "never stops"])
 def test_greedy_equals_a_loop_of_full_forwards_row_by_row(
-    malus: float, make_backbone: MakeBackbone, processor: RimeProcessor, train_pairs: list[Pair]
+    penalty: float, make_backbone: MakeBackbone, processor: RimeProcessor, train_pairs: list[Pair]
 ) -> None:
-    """The batch is padded on the left and mixes texts with pictures; each row alone has no padding."""
+    """The batch is padded on the left and mixes texts with pictures; a single row has no padding."""
     backbone = make_backbone().eval()
-    randomise_adapter(backbone.peft, scale=0.3)  # else it repeats one token, whatever it is asked
+    randomise_adapter(backbone.peft, scale=0.3)  # otherwise it repeats one token for every prompt
     bias = torch.zeros(len(processor.tokenizer))
-    bias[[processor.gen_id, processor.turn_end_id]] = -malus
+    bias[[processor.gen_id, processor.turn_end_id]] = -penalty
     items = [pair.query for pair in train_pairs[:6] if pair.query]
     prompts = processor.prompts(items)
     assert (prompts.attention_mask[:, 0] == 0).any()
     with changed_logits(backbone, lambda logits: logits + bias):
         together = write_rewrites(backbone, prompts, max_new_tokens=6)
         for row, item in enumerate(items):
-            alone = processor.prompts([item])
-            expected = naive_greedy(backbone, alone, budget=6)
+            single = processor.prompts([item])
+            expected = naive_greedy(backbone, single, budget=6)
             assert tokens(together.completions, row) == expected
-            assert tokens(write_rewrites(backbone, alone, max_new_tokens=6).completions, 0) == expected
+            assert tokens(write_rewrites(backbone, single, max_new_tokens=6).completions, 0) == expected
     assert len({tuple(tokens(together.completions, row)) for row in range(len(items))}) > 1
 
 
 def test_special_tokens_are_never_written(shared_backbone: Backbone, batch: Batch) -> None:
-    """Not even by a model that wants nothing else."""
+    """Not even by a model that prefers them to all other tokens."""
     processor = shared_backbone.processor
     stop = [processor.gen_id, processor.turn_end_id]
     unwanted = [i for i in processor.special_ids if i not in stop]
@@ -141,19 +141,21 @@ def test_special_tokens_are_never_written(shared_backbone: Backbone, batch: Batc
     shared_backbone(batch.query.prompts, out.completions)  # the next forward takes it
 
 
-def test_a_model_that_never_ends_is_cut_and_counted(shared_backbone: Backbone, batch: Batch) -> None:
+def test_a_rewrite_that_never_ends_is_cut_and_not_well_formed(
+    shared_backbone: Backbone, batch: Batch
+) -> None:
     processor = shared_backbone.processor
-    malus = torch.zeros(len(processor.tokenizer))
-    malus[[processor.gen_id, processor.turn_end_id]] = -1e4
-    with changed_logits(shared_backbone, lambda logits: logits + malus):
+    penalty = torch.zeros(len(processor.tokenizer))
+    penalty[[processor.gen_id, processor.turn_end_id]] = -1e4
+    with changed_logits(shared_backbone, lambda logits: logits + penalty):
         out = write_rewrites(shared_backbone, batch.query.prompts, max_new_tokens=4)
     assert out.lengths.tolist() == [4] * 6 and not out.well_formed.any()
     assert (out.completions.ids[:, -2:] == torch.tensor([processor.gen_id, processor.turn_end_id])).all()
     assert shared_backbone(batch.query.prompts, out.completions).gen_found.all()
 
 
-def test_a_model_that_ends_by_itself_is_well_formed(shared_backbone: Backbone, batch: Batch) -> None:
-    """<gen_emb> is wanted from the third token on by every second row, from the first by the others."""
+def test_a_rewrite_that_ends_by_itself_is_well_formed(shared_backbone: Backbone, batch: Batch) -> None:
+    """Every second row writes <gen_emb> as its third token, the others as their first."""
     processor, step = shared_backbone.processor, 0
 
     def want_gen(logits: Tensor) -> Tensor:

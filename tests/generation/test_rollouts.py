@@ -1,4 +1,4 @@
-"""Rewrites that share a prompt: the numbers and gradients of rows of their own; what is drawn is scored."""
+"""Rewrites that share a prompt get the same numbers and gradients as rows with a prompt each."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.rewriting import suppressed_tokens
 from rime_pl.generation.rollouts import (
     distribution,
-    draw,
     random_numbers,
     sample_rollouts,
+    sample_tokens,
     score_rollouts,
 )
 from rime_pl.types import Batch, Prompts, Rollouts
@@ -35,7 +35,7 @@ def policy(make_backbone: MakeBackbone) -> Backbone:
 
 
 def moved(backbone: Backbone) -> Backbone:
-    """An adapter that is not at its start, and a head that ends a rewrite now and then, either way."""
+    """Give the adapter random values, and the output layer a bias towards both stop tokens."""
     randomise_adapter(backbone.peft, scale=0.1)
     processor = backbone.processor
     bias = torch.zeros(backbone.language_model.get_output_embeddings().weight.shape[0])
@@ -54,7 +54,7 @@ def rollouts(policy: Backbone, batch: Batch) -> Rollouts:
 
 
 def plain_logprobs(policy: Backbone, prompts: Prompts, rollouts: Rollouts, temperature: float) -> Tensor:
-    """Each rewrite with a prompt of its own, through Backbone.forward and its labelled logits."""
+    """The log-probabilities from ``Backbone.forward``, where each rewrite has its own copy of the prompt."""
     repeated = prompts.select(torch.arange(len(prompts)).repeat_interleave(G))
     out = policy(repeated, rollouts.completions, torch.ones(len(rollouts), dtype=torch.bool))
     assert out.logits is not None
@@ -63,19 +63,19 @@ def plain_logprobs(policy: Backbone, prompts: Prompts, rollouts: Rollouts, tempe
     everything = torch.zeros(rollouts.labels.shape)
     everything = everything.masked_scatter(
         rollouts.completions.mask.bool(),
-        scores.log_softmax(1).gather(1, _drawn(rollouts)[:, None])[:, 0],
+        scores.log_softmax(1).gather(1, _sampled(rollouts)[:, None])[:, 0],
     )
     return torch.where(rollouts.labels != -100, everything, 0.0)
 
 
-def _drawn(rollouts: Rollouts) -> Tensor:
-    """The drawn token where there is one, else <any allowed token>, at each completion position."""
+def _sampled(rollouts: Rollouts) -> Tensor:
+    """The sampled token at each completion position; an arbitrary allowed token where none was sampled."""
     labels = rollouts.labels.masked_fill(rollouts.labels == -100, 5)
     return labels[rollouts.completions.mask.bool()]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 4], [1]])  # mixed; texts alone; one picture
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4, 5], [0, 2, 4], [1]])  # mixed; only texts; one picture
 def test_shared_prompts_equal_repeated_rows(
     policy: Backbone, batch: Batch, rollouts: Rollouts, rows: list[int]
 ) -> None:
@@ -97,7 +97,7 @@ def test_shared_prompts_equal_repeated_rows(
 def test_gradients_equal_those_of_repeated_rows(
     checkpointing: bool, make_backbone: MakeBackbone, batch: Batch, rollouts: Rollouts
 ) -> None:
-    """Through the prompt too; with gradient checkpointing, which would throw a cache away."""
+    """Also the gradient through the prompt, and with gradient checkpointing, which cannot use a cache."""
     found = []
     for shared in (True, False):
         backbone = moved(make_backbone(load_in_4bit=False, gradient_checkpointing=checkpointing and shared))
@@ -127,37 +127,37 @@ def tokens_read(backbone: Backbone) -> Iterator[list[tuple[int, ...]]]:
 
 
 def test_each_prompt_is_read_once(policy: Backbone, batch: Batch) -> None:
-    """In sampling, then one token a step; in scoring, the prompt and G completions in one row."""
+    """Sampling then reads one token per step; scoring reads the prompt and its G completions in one row."""
     prompts = batch.query.prompts
     items, length = prompts.input_ids.shape
     with tokens_read(policy) as seen:
-        drawn = sample_rollouts(policy, prompts, numbers(items))
+        sampled = sample_rollouts(policy, prompts, numbers(items))
     assert seen[0] == (items, length) and set(seen[1:]) <= {(items * G, 1)}
     pictures: list[int] = []
     handle = policy.language_model.model.visual.register_forward_hook(lambda *_: pictures.append(1))
     with tokens_read(policy) as seen, torch.no_grad():
-        score_rollouts(policy, prompts, drawn)
+        score_rollouts(policy, prompts, sampled)
     handle.remove()
-    assert seen == [(items, length + G * drawn.labels.shape[1])] and len(pictures) == 1
+    assert seen == [(items, length + G * sampled.labels.shape[1])] and len(pictures) == 1
 
 
 @torch.no_grad()
-def test_sampling_draws_from_the_scored_distribution(policy: Backbone, batch: Batch) -> None:
-    """Each drawn token, by hand: inverted from the probabilities of a plain forward, with the same number."""
+def test_tokens_are_sampled_from_the_scored_distribution(policy: Backbone, batch: Batch) -> None:
+    """Each sampled token is computed again from the probabilities of a plain forward and the same number."""
     prompts = batch.query.prompts.select(torch.tensor([0, 1]))
     given = numbers(2)
-    drawn = sample_rollouts(policy, prompts, given, temperature=0.7)
+    sampled = sample_rollouts(policy, prompts, given, temperature=0.7)
     repeated = prompts.select(torch.arange(2).repeat_interleave(G))
-    out = policy(repeated, drawn.completions, torch.ones(2 * G, dtype=torch.bool))
+    out = policy(repeated, sampled.completions, torch.ones(2 * G, dtype=torch.bool))
     suppressed = suppressed_tokens(policy.processor, out.logits.shape[1], torch.device("cpu"))
-    rows, columns = drawn.completions.mask.nonzero(as_tuple=True)
+    rows, columns = sampled.completions.mask.nonzero(as_tuple=True)
     for logits, row, column in zip(out.logits, rows.tolist(), columns.tolist(), strict=True):
-        if drawn.labels[row, column] == -100:
+        if sampled.labels[row, column] == -100:
             continue
         probabilities = (logits.double() / 0.7).masked_fill(suppressed, float("-inf")).softmax(0)
         sums = itertools.accumulate(probabilities.tolist())
         token = next(number for number, total in enumerate(sums) if total > given[row, column])
-        assert token == drawn.labels[row, column].item()
+        assert token == sampled.labels[row, column].item()
 
 
 def test_what_rollouts_hold(policy: Backbone, rollouts: Rollouts) -> None:
@@ -174,10 +174,10 @@ def test_what_rollouts_hold(policy: Backbone, rollouts: Rollouts) -> None:
         ended = labels[-1] == processor.gen_id
         assert rollouts.well_formed[row] == (ended and len(labels) > 1)
         early += labels[-1] in stops
-    assert early > 0, "the fixture draws no rewrite that ends"
+    assert early > 0, "the fixture holds no rewrite that ends by itself"
 
 
-def test_reproducible_and_independent_of_neighbours(
+def test_rewrites_are_reproducible_and_independent_of_other_rows(
     policy: Backbone, batch: Batch, rollouts: Rollouts
 ) -> None:
     again = sample_rollouts(policy, batch.query.prompts, numbers(6), temperature=0.8)
@@ -192,7 +192,7 @@ def test_reproducible_and_independent_of_neighbours(
 
 
 def test_sampling_stops_when_all_rows_are_done(policy: Backbone, batch: Batch) -> None:
-    """A model that can only end: one draw, one pass, whatever the budget."""
+    """A model that can only end its rewrite: one forward, whatever the budget."""
     prompts, head = batch.query.prompts, policy.language_model.lm_head
     handle = head.register_forward_hook(
         lambda module, args, out: (
@@ -200,20 +200,20 @@ def test_sampling_stops_when_all_rows_are_done(policy: Backbone, batch: Batch) -
         )
     )
     with tokens_read(policy) as seen:
-        drawn = sample_rollouts(policy, prompts, numbers(6))
+        sampled = sample_rollouts(policy, prompts, numbers(6))
     handle.remove()
-    assert len(seen) == 1 and drawn.lengths.eq(0).all() and not drawn.well_formed.any()
-    assert policy.training, "the mode is put back"
+    assert len(seen) == 1 and sampled.lengths.eq(0).all() and not sampled.well_formed.any()
+    assert policy.training, "the mode is restored"
 
 
 def test_frequencies_are_the_probabilities() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 5.0]])
     logprobs = distribution(logits, torch.tensor([False, False, False, True]), temperature=2.0)
     uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    counts = draw(logprobs.expand(20000, -1), uniform).bincount(minlength=4) / 20000
+    counts = sample_tokens(logprobs.expand(20000, -1), uniform).bincount(minlength=4) / 20000
     assert counts[3] == 0
     torch.testing.assert_close(counts, logprobs[0].exp(), atol=0.01, rtol=0)
-    edges = draw(logprobs.expand(2, -1), torch.tensor([0.0, 1 - 1e-16]))
+    edges = sample_tokens(logprobs.expand(2, -1), torch.tensor([0.0, 1 - 1e-16]))
     assert edges.tolist() == [0, 2]
 
 

@@ -1,8 +1,6 @@
-"""Loading a run, encoding and searching: with a real but untrained micro model, so no meaning is tested."""
+"""Load a run, encode and search, with a real but untrained micro model, so rankings have no meaning."""
 
-import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,8 @@ from rime_pl.backbone.mllm import Backbone
 from rime_pl.commands import search
 from rime_pl.errors import RimeError
 from rime_pl.inference import retriever as module
-from rime_pl.inference.retriever import Retriever, stage_folder
+from rime_pl.inference.retriever import Retriever
+from rime_pl.options.parser import parse
 from rime_pl.types import Item
 
 
@@ -25,7 +24,7 @@ from rime_pl.types import Item
 def run_folder(
     shared_backbone: Backbone, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run as `rime cma fit` leaves it: <run>/cma with adapter, manifest and marker."""
+    """The files that `rime cma fit` leaves: <run>/cma with adapter, manifest and done.json."""
     folder = tmp_path_factory.mktemp("runs") / "demo"
     stage, backbone = folder / "cma", shared_backbone
     state = adapter_state(backbone.peft)
@@ -72,9 +71,9 @@ def test_encode_equals_the_backbone_and_batches_change_nothing(
 
 
 def test_instruction_is_used_where_the_item_has_none(loaded: Retriever) -> None:
-    bare, told = Item("a ring", (), ""), Item("a ring", (), "", "Find it.")
+    bare, instructed = Item("a ring", (), ""), Item("a ring", (), "", "Find it.")
     plain, named = loaded.encode([bare]), loaded.encode([bare], instruction="Find it.")
-    own = loaded.encode([told], instruction="Other.")
+    own = loaded.encode([instructed], instruction="Other.")
     assert not torch.allclose(plain, named, atol=1e-4)
     assert torch.allclose(named, own, atol=1e-6)
 
@@ -99,7 +98,7 @@ def test_gallery_is_encoded_once_for_each_adapter_mode_and_content(
     loaded.index(pictures[:3])
     before = loaded.search("a ring").hits
     files = sorted(loaded.cache.iterdir())
-    monkeypatch.setattr(loaded, "encode_full", None)  # would fail if anything were encoded again
+    monkeypatch.setattr(loaded, "encode_full", None)  # encoding anything again would fail
     loaded.index(pictures[:3])
     assert sorted(loaded.cache.iterdir()) == files
     monkeypatch.undo()
@@ -109,35 +108,34 @@ def test_gallery_is_encoded_once_for_each_adapter_mode_and_content(
     assert len(keys) == 8
 
 
-def test_wrong_use_is_told(loaded: Retriever, tmp_path: Path) -> None:
-    with pytest.raises(RimeError, match="mode='gen' is unknown; choose one of discriminative, generative"):
+def test_wrong_use_is_an_error(loaded: Retriever, tmp_path: Path) -> None:
+    with pytest.raises(RimeError, match="mode must be 'discriminative' or 'generative', but is 'gen'"):
         loaded.encode(["a"], mode="gen")
     with pytest.raises(RimeError, match="list of items is empty"):
         loaded.encode([])
     with pytest.raises(RimeError, match="gallery is empty"):
         loaded.index([])
-    with pytest.raises(RimeError, match=r"no gallery in mode 'discriminative'; indexed: nothing"):
+    with pytest.raises(RimeError, match=r"needs a gallery in mode 'discriminative', but indexed is: nothing"):
         Retriever(loaded.backbone).search("a")
-    with pytest.raises(RimeError, match=r"missing\.png: not a readable picture"):
+    with pytest.raises(RimeError, match=r"missing\.png must be a readable picture"):
         loaded.encode([tmp_path / "missing.png"])
     Image.new("RGB", (1000, 3)).save(tmp_path / "line.png")
-    with pytest.raises(RimeError, match=r"line\.png: 1000 x 3 pixels"):
+    with pytest.raises(RimeError, match=r"line\.png: the longer side must be .* 1000 x 3 pixels"):
         loaded.encode([tmp_path / "line.png"])
-    with pytest.raises(RimeError, match="no adapter/ in it"):
+    with pytest.raises(RimeError, match="no finished run here"):
         rime_pl.load(tmp_path)
 
 
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    search.add_arguments(parser)
-    return parser.parse_args(["a red ring", "--device", "cpu", *words])
+def rime_search(*words: str) -> int:
+    """What `rime search` does, with its errors as exceptions."""
+    return search.run(**parse(search.run, "rime search", ["a red ring", "--device", "cpu", *words]))
 
 
 def test_search_command_shows_both_modes_over_the_demo_pictures(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "new" / "sheet.png"
-    assert search.run(arguments("--run", str(run_folder), "--output", str(output), "--top_k", "3")) == 0
+    assert rime_search("--run", str(run_folder), "--output", str(output), "--top_k", "3") == 0
     printed = capsys.readouterr().out
     for words in (
         "discriminative: query in",
@@ -159,7 +157,7 @@ def test_search_command_over_a_folder_of_ones_own(
     pictures[1].images[0].save(tmp_path / "below" / "b.JPG")
     (tmp_path / "notes.txt").write_text("no picture")
     words = ["--run", str(run_folder / "cma"), "--images", str(tmp_path), "--mode", "discriminative"]
-    search.run(arguments(*words, "--output", str(tmp_path / "out" / "sheet.png")))
+    rime_search(*words, "--output", str(tmp_path / "out" / "sheet.png"))
     printed = capsys.readouterr().out
     assert "gallery: 2 pictures" in printed and "a.png" in printed and "below/b.JPG" in printed
     assert "generative" not in printed
@@ -172,28 +170,17 @@ def test_search_command_names_what_is_wrong(
     empty.mkdir()
     run = ["--run", str(run_folder)]
     with pytest.raises(RimeError, match=r"--images .*empty: no pictures in it"):
-        search.run(arguments(*run, "--images", str(empty)))
+        rime_search(*run, "--images", str(empty))
     with pytest.raises(RimeError, match=r"--images .*gone: no such folder"):
-        search.run(arguments(*run, "--images", str(tmp_path / "gone")))
+        rime_search(*run, "--images", str(tmp_path / "gone"))
     (empty / "broken.png").write_bytes(b"\x89PNG no picture")
-    with pytest.raises(RimeError, match=r"broken\.png: not a readable picture"):
-        search.run(arguments(*run, "--images", str(empty)))
-    with pytest.raises(RimeError, match="--top_k 0"):
-        search.run(arguments(*run, "--top_k", "0"))
+    with pytest.raises(RimeError, match=r"broken\.png must be a readable picture"):
+        rime_search(*run, "--images", str(empty))
+    with pytest.raises(RimeError, match="--top_k must be 1 or more, but is 0"):
+        rime_search(*run, "--top_k", "0")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RimeError, match=r"no finished run in runs/\. Run `make train-cma`"):
-        search.run(arguments())
-
-
-def test_newest_finished_run_is_taken(tmp_path: Path) -> None:
-    for age, name in enumerate(("old/sft", "old/cma", "unfinished/sft")):
-        (tmp_path / name / "adapter").mkdir(parents=True)
-        if not name.startswith("unfinished"):
-            done = tmp_path / name / "done.json"
-            done.write_text("{}")
-            os.utime(done, (1000 + age, 1000 + age))
-    assert search.newest_run(tmp_path) == tmp_path / "old" / "cma" == stage_folder(tmp_path / "old")
-    assert stage_folder(tmp_path / "unfinished" / "sft") == tmp_path / "unfinished" / "sft"
+    with pytest.raises(RimeError, match=r"runs: no finished run here .* `make train-cma`"):
+        rime_search()
 
 
 def test_importing_the_package_stays_fast() -> None:

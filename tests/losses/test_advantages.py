@@ -1,4 +1,4 @@
-"""Advantages: closed form, TRL's own normalisation, and groups that say nothing."""
+"""Advantages: equal to the code of TRL and to a plain loop, and 0 for groups without signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rime_pl.losses.advantages import group_advantages
 
 
 def trl_advantages(rewards: torch.Tensor, scale_rewards: str) -> torch.Tensor:
-    """The lines of TRL's own source that turn rewards into advantages, run on our rewards."""
+    """Run the lines of TRL's source that turn rewards into advantages."""
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     start = source.index("mean_grouped_rewards = torch.nanmean(")
     end = source.index('elif self.multi_objective_aggregation == "normalize_then_sum"')
@@ -57,8 +57,8 @@ def test_equals_the_naive_loop() -> None:
 
 
 @pytest.mark.parametrize("scaling", ["fixed", "std"])
-def test_groups_without_signal_give_none(scaling: str) -> None:
-    """Equal rewards, and a spread below a share of the scale; std would blow both up."""
+def test_groups_without_signal_have_advantage_zero(scaling: str) -> None:
+    """Equal rewards, and a spread below ``min_spread``; a division by std would enlarge both."""
     rewards = torch.tensor([[0.1, 0.1, 0.1], [1.0, 1.01, 1.0], [0.0, 1.0, 2.0]])
     got = group_advantages(rewards, scaling, scale=1.0, min_spread=0.05)  # type: ignore[arg-type]
     assert got.has_signal.tolist() == [False, False, True]
@@ -66,9 +66,9 @@ def test_groups_without_signal_give_none(scaling: str) -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="scale=0"):
+    with pytest.raises(ValueError, match=r"scale must be greater than 0 .* but is 0"):
         group_advantages(torch.zeros(1, 2), scale=0)
-    with pytest.raises(ValueError, match="groups of 1"):
+    with pytest.raises(ValueError, match="2 or more rewrites to compare, but holds 1"):
         group_advantages(torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="scaling='max'"):
+    with pytest.raises(ValueError, match="scaling must be 'fixed' or 'std', but is 'max'"):
         group_advantages(torch.zeros(1, 2), "max")  # type: ignore[arg-type]

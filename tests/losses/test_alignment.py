@@ -1,4 +1,4 @@
-"""Cross-mode alignment and the decisive term: closed form, naive loop, gradient."""
+"""The two terms of CMA: closed form, naive loop, gradient, extreme temperatures."""
 
 import math
 
@@ -13,8 +13,8 @@ from rime_pl.types import ModeEmbeddings
 
 def unit(rows: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(draw, dim=-1).requires_grad_()
+    vectors = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=-1).requires_grad_()
 
 
 def naive_nce(queries: Tensor, targets: Tensor, temperature: float, skip: Tensor) -> float:
@@ -39,7 +39,7 @@ def test_alignment_crosses_the_modes() -> None:
 
 
 def test_alignment_in_closed_form() -> None:
-    """Modes that agree cost 2 log(1 + e^(-1/tau)) with two orthogonal pairs; swapped ones 2/tau more."""
+    """Two orthogonal pairs: equal modes cost 2 log(1 + e^(-1/tau)), swapped targets 2/tau more."""
     eye, swapped = torch.eye(2), torch.eye(2).flip(0)
     agree = cross_mode_alignment(ModeEmbeddings(eye, eye), ModeEmbeddings(eye, eye), 0.5)
     assert agree.item() == pytest.approx(2 * math.log(1 + math.exp(-2)), rel=1e-5)
@@ -59,7 +59,7 @@ def test_decisive_equals_the_naive_loop() -> None:
 
 
 def test_decisive_in_closed_form() -> None:
-    """Own rewrite finds the target, the wrong one is orthogonal: gap -1/tau in both modes."""
+    """The own rewrite equals the target and the wrong one is orthogonal, so both gaps are -1/tau."""
     own, wrong = torch.eye(4)[:2], torch.eye(4)[2:]
     loss = decisive_rewrite(own, wrong, ModeEmbeddings(own, own), temperature=0.5)
     assert loss.item() == pytest.approx(2 * math.log1p(math.exp(-1)), rel=1e-5)

@@ -1,4 +1,4 @@
-"""InfoNCE: closed form, naive loop with twins left out, gradient, extreme temperatures."""
+"""InfoNCE: closed form, naive loop without false negatives, gradient, extreme temperatures, blocks."""
 
 import math
 
@@ -15,7 +15,7 @@ def unit(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def naive_info_nce(queries: Tensor, targets: Tensor, temperature: float, skip: Tensor) -> float:
-    """Both directions as loops over pairs, from the definition."""
+    """Both directions as loops over pairs, written out from the definition."""
     rows, total = len(queries), 0.0
     for i in range(rows):
         for a, b, transposed in ((queries, targets, False), (targets, queries, True)):
@@ -42,12 +42,12 @@ def test_constant_embeddings_cost_log_of_the_batch() -> None:
 @pytest.mark.parametrize("temperature", [0.02, 0.3])
 def test_equals_the_naive_loop(temperature: float) -> None:
     queries, targets = unit(6, 5, seed=1, dtype=torch.float64), unit(6, 5, seed=2, dtype=torch.float64)
-    nobody = torch.zeros(6, 6, dtype=torch.bool)
-    expected = naive_info_nce(queries, targets, temperature, nobody)
+    no_pair = torch.zeros(6, 6, dtype=torch.bool)
+    expected = naive_info_nce(queries, targets, temperature, no_pair)
     assert info_nce(queries, targets, temperature).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_twins_are_left_out_of_both_directions() -> None:
+def test_false_negatives_are_left_out_of_both_directions() -> None:
     queries, targets = unit(6, 5, seed=1, dtype=torch.float64), unit(6, 5, seed=2, dtype=torch.float64)
     contents = torch.tensor([[1, 7], [2, 7], [3, 8], [4, 9], [5, 9], [2, 6]])
     expected = naive_info_nce(queries, targets, 0.1, same_content(*contents.T))
@@ -92,7 +92,7 @@ def test_extreme_temperatures_stay_finite(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -0.02])
 def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=rf"temperature={temperature} must be > 0"):
+    with pytest.raises(ValueError, match=rf"temperature must be greater than 0 .* but is {temperature}"):
         info_nce(torch.eye(2), torch.eye(2), temperature)
 
 
@@ -109,7 +109,7 @@ def test_blocks_of_rows_change_neither_loss_nor_gradients(block_size: int) -> No
 
 
 def test_the_matrix_of_scores_is_not_kept() -> None:
-    """What autograd saves grows with the rows, not with their square."""
+    """What autograd saves grows with the number of rows, not with its square."""
 
     def saved_numbers(pairs: int, block_size: int) -> int:
         sizes: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Token cross-entropy: naive loop, chunks with the global divisor, nothing to learn."""
+"""Token cross-entropy: naive loop, chunks with the global divisor, no labels, gradient."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_uniform_logits_cost_log_of_the_vocabulary() -> None:
 
 
 def test_unequal_chunks_sum_to_the_whole_with_the_global_divisor() -> None:
-    """A mean of the chunks' means would not: the last chunk has one label."""
+    """The mean of the chunk means would be wrong here, because the last chunk has only one label."""
     logits, labels = some_logits(13)
     logits.requires_grad_()
     whole = token_cross_entropy(logits, labels, 13)
@@ -59,7 +59,7 @@ def test_bfloat16_logits_are_summed_in_float32() -> None:
 
 
 def test_gradient_is_right() -> None:
-    """The loss computes in float32, so the float64 check has a float32 tolerance."""
+    """The loss computes in float32, so the check in float64 needs the tolerance of float32."""
     logits, labels = some_logits(4, torch.float64)
     logits.requires_grad_()
     assert torch.autograd.gradcheck(

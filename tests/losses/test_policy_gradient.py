@@ -1,4 +1,4 @@
-"""The policy loss: closed form, a naive loop, and TRL's own loss on the same tensors, value and gradient."""
+"""The policy loss: closed form, a naive loop, and the loss of TRL on the same tensors, value and gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TOKENS = 9
 
 
 def tensors(seed: int, spread: float = 0.5) -> dict[str, Tensor]:
-    """6 rows of 1 to 7 tokens in float64, ratios far enough from 1 that both clips cut."""
+    """6 rows of 1 to 7 tokens in float64, with ratios so far from 1 that both clips act."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -57,7 +57,7 @@ def ours(given: dict[str, Tensor], loss_type: str, kl_coef: float) -> tuple[floa
 
 
 def trl_loss(given: dict[str, Tensor], loss_type: str, kl_coef: float) -> tuple[float, Tensor]:
-    """``GRPOTrainer._compute_loss`` called unbound, on a stub that hands over our log-probabilities."""
+    """Call ``GRPOTrainer._compute_loss`` unbound, on a stub that returns our log-probabilities."""
     logprobs = given["logprobs"].clone().requires_grad_()
     accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
     metrics: dict[str, Any] = {"train": _Lists()}
@@ -139,7 +139,7 @@ def test_equals_the_naive_loop(loss_type: str) -> None:
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_chunks_add_up(loss_type: str) -> None:
-    """The divisors are those of the whole, so that rows can be given in parts."""
+    """The divisors are those of the whole batch, so the losses of its parts add up."""
     given = tensors(3)
     parts = [
         policy_loss(
@@ -156,7 +156,7 @@ def test_chunks_add_up(loss_type: str) -> None:
 
 
 def test_the_clip_is_asymmetric_and_counted() -> None:
-    """Good rows may grow to 1.28, bad ones shrink to 0.8; beyond that a token has no gradient."""
+    """Ratios of good rows may grow to 1.28, of bad ones shrink to 0.8; beyond, a token has no gradient."""
     ratios = torch.tensor([[1.27, 1.29, 0.5], [0.81, 0.79, 2.0]])
     logprobs = ratios.log().requires_grad_()
     out = policy_loss(
@@ -175,7 +175,7 @@ def test_the_clip_is_asymmetric_and_counted() -> None:
 
 
 def test_several_updates_move_the_ratio_until_the_clip_stops_them() -> None:
-    """One rollout batch, many updates: without a clip the log-probability would rise for ever."""
+    """With many updates on one batch and no clip, the log-probability would rise for ever."""
     logprobs = torch.full((1, 1), -1.0, requires_grad=True)
     old, optimizer = logprobs.detach().clone(), torch.optim.SGD([logprobs], lr=0.05)
     for _ in range(20):
@@ -198,7 +198,7 @@ def test_k3_in_closed_form() -> None:
     torch.testing.assert_close(k3_divergence(policy, reference), torch.tensor([0.0, math.e - 2]))
 
 
-def test_one_surprising_token_weighs_less_in_k2_and_both_are_the_divergence_near_the_reference() -> None:
+def test_k2_and_k3_agree_near_the_reference_and_k2_is_smaller_far_from_it() -> None:
     far, near, zero = torch.tensor(-8.0), torch.tensor(-1e-2), torch.tensor(0.0)
     assert k2_divergence(far, zero) == 32 and k3_divergence(far, zero) > 2900
     torch.testing.assert_close(k2_divergence(near, zero), k3_divergence(near, zero), rtol=1e-2, atol=0)
@@ -206,5 +206,5 @@ def test_one_surprising_token_weighs_less_in_k2_and_both_are_the_divergence_near
 
 def test_an_unknown_type_is_named() -> None:
     one = torch.ones(1, 1)
-    with pytest.raises(ValueError, match="loss_type='ppo'"):
+    with pytest.raises(ValueError, match="but is 'ppo'"):
         policy_loss(one, one, one[0], one, one, Divisors(1, 1, 1), "ppo")  # type: ignore[arg-type]

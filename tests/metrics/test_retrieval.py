@@ -1,4 +1,4 @@
-"""Ranks against a naive loop, pytrec_eval, and on one process against two."""
+"""Ranks: equal to a naive loop and to pytrec_eval, and the same on one and on two processes."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def unit(*shape: int, seed: int) -> Tensor:
 
 
 def naive_ranks(queries: Tensor, gallery: Tensor, contents: Tensor, relevant: Tensor) -> list[int]:
-    """One loop per query over the full matrix, from the definition."""
+    """One loop per query over the full matrix, written out from the definition."""
     ranks = []
     for query, wanted in zip(queries.double(), relevant.tolist(), strict=True):
         scores = {c: float(query @ g) for c, g in zip(contents.tolist(), gallery.double(), strict=True)}
@@ -49,7 +49,7 @@ def test_pytrec_eval_agrees_on_recall_and_mrr() -> None:
     relevant = torch.randint(60, (25,), generator=torch.Generator().manual_seed(6))
     ranks = retrieval_ranks(queries, gallery, contents, relevant)
     scores = queries.double() @ gallery.double().T
-    # half of all cosines are negative: torchmetrics' RetrievalRecall would call those "not retrieved"
+    # half of all cosines are negative: RetrievalRecall of torchmetrics would treat them as "not retrieved"
     assert (scores < 0).any()
     run = {str(q): {str(d): float(s) for d, s in enumerate(row)} for q, row in enumerate(scores)}
     truth = {str(q): {str(d): 1} for q, d in enumerate(relevant.tolist())}
@@ -62,7 +62,7 @@ def test_pytrec_eval_agrees_on_recall_and_mrr() -> None:
 
 @pytest.mark.parametrize("width", [3, 1536])
 def test_constant_embeddings_get_the_worst_rank(width: int) -> None:
-    # odd sizes: blocks of a matrix product at its edges round differently, which must not break the tie
+    # odd sizes: the blocks at the edges of a matrix product round differently, which must not break the tie
     vector = unit(1, width, seed=7)
     gallery, queries = vector.expand(77, -1), vector.expand(13, -1)
     relevant = torch.arange(13)
@@ -75,14 +75,14 @@ def test_embeddings_that_are_not_a_number_get_the_worst_rank() -> None:
     assert retrieval_ranks(queries, gallery, torch.arange(9), torch.tensor([0, 8])).tolist() == [9, 9]
 
 
-def test_missing_right_answer_is_behind_everything() -> None:
+def test_a_missing_target_ranks_behind_the_whole_gallery() -> None:
     gallery = unit(5, 4, seed=9)
     ranks = retrieval_ranks(gallery[:2], gallery, torch.arange(5), torch.tensor([99, 1]))
     assert ranks.tolist() == [6, 1]
 
 
-def test_twins_in_the_gallery_are_refused() -> None:
-    with pytest.raises(ValueError, match="twice"):
+def test_duplicates_in_the_gallery_are_refused() -> None:
+    with pytest.raises(ValueError, match="occurs twice"):
         retrieval_ranks(unit(1, 4, seed=0), unit(2, 4, seed=0), torch.tensor([3, 3]), torch.tensor([3]))
 
 
@@ -92,7 +92,7 @@ def test_first_rows_keeps_the_first_in_order() -> None:
 
 
 def rows(side: str, seed: int, count: int) -> dict:
-    """``count`` items of one side in two galleries; contents repeat in the gallery (twins)."""
+    """``count`` items of one side in two galleries; contents repeat in the gallery (duplicates)."""
     index = torch.arange(count)
     generator = torch.Generator().manual_seed(seed)
     relevant = index % 11 if side == "target" else torch.randint(11, (count,), generator=generator)
@@ -112,7 +112,7 @@ def part(batch: dict, index: Tensor) -> dict:
     return {k: (v[index] if isinstance(v, Tensor) else v) for k, v in {**batch, "vectors": vectors}.items()}
 
 
-def test_twins_collapse_to_the_lowest_item_id_and_real_items_come_before_distractors() -> None:
+def test_of_duplicates_the_lowest_item_id_is_kept_and_a_real_item_before_a_distractor() -> None:
     batch = rows("target", 0, 4)
     batch["relevant_ids"] = torch.tensor([5, 6, 5, 7])
     batch["gallery_ids"] = torch.zeros(4, dtype=torch.int64)
@@ -120,7 +120,7 @@ def test_twins_collapse_to_the_lowest_item_id_and_real_items_come_before_distrac
     query = part(rows("query", 1, 1), torch.tensor([0]))
     query["relevant_ids"], query["gallery_ids"] = torch.tensor([5]), torch.tensor([0])
     query["vectors"] = {view: -vector[:1] for view, vector in batch["vectors"].items()}
-    batch["vectors"]["disc"][2] = -batch["vectors"]["disc"][0]  # the real twin: a perfect match
+    batch["vectors"]["disc"][2] = -batch["vectors"]["disc"][0]  # the real duplicate: a perfect match
     metric = RecallMetric({"disc-disc": ("disc", "disc")})
     metric.update(**batch)
     metric.update(**query)
@@ -130,7 +130,7 @@ def test_twins_collapse_to_the_lowest_item_id_and_real_items_come_before_distrac
         assert table.ranks["disc-disc"].tolist() == [1]
 
 
-def test_distractors_never_make_a_rank_better_and_galleries_stay_apart() -> None:
+def test_distractors_never_improve_a_rank_and_galleries_stay_separate() -> None:
     metric = RecallMetric(PAIRS)
     queries, targets = rows("query", 0, 40), rows("target", 1, 60)
     targets["relevant_ids"][22:] += 1000  # distractors hold other contents
@@ -153,7 +153,7 @@ def test_distractors_never_make_a_rank_better_and_galleries_stay_apart() -> None
             assert few.ranks[pair][q].item() == expected[0]
 
 
-def test_batches_order_and_repeats_change_nothing() -> None:
+def test_batches_their_order_and_repeated_rows_change_nothing() -> None:
     whole, pieces = RecallMetric(PAIRS), RecallMetric(PAIRS)
     for batch in (rows("query", 0, 41), rows("target", 1, 57)):
         whole.update(**batch)
@@ -171,7 +171,7 @@ def test_batches_order_and_repeats_change_nothing() -> None:
 
 
 def work(rank: int, folder: str, queries_of_second: bool) -> None:
-    """One of two processes: every second row, padded so that both are equally long."""
+    """One of two processes: it takes every second row, padded so that both have the same number."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -197,7 +197,7 @@ def test_two_processes_equal_one(tmp_path: Path, queries_of_second: bool) -> Non
     metric = RecallMetric(PAIRS)
     metric.update(**rows("query", 0, 41))
     metric.update(**rows("target", 1, 57))
-    alone = metric.ranks(distractors=True)
+    single = metric.ranks(distractors=True)
     context = torch.multiprocessing.get_context("fork")  # spawn would import torch twice more
     processes = [context.Process(target=work, args=(r, str(tmp_path), queries_of_second)) for r in range(2)]
     for process in processes:
@@ -207,9 +207,9 @@ def test_two_processes_equal_one(tmp_path: Path, queries_of_second: bool) -> Non
         assert process.exitcode == 0
     for rank in range(2):
         item_ids, sizes, ranks, recalls = torch.load(tmp_path / f"rank{rank}.pt")
-        assert item_ids.tolist() == alone.item_ids.tolist()
-        assert sizes.tolist() == alone.gallery_sizes.tolist()
+        assert item_ids.tolist() == single.item_ids.tolist()
+        assert sizes.tolist() == single.gallery_sizes.tolist()
         assert {pair: found.tolist() for pair, found in ranks.items()} == {
-            pair: found.tolist() for pair, found in alone.ranks.items()
+            pair: found.tolist() for pair, found in single.ranks.items()
         }
         assert recalls == {name: float(value) for name, value in metric.compute().items()}

@@ -1,4 +1,4 @@
-"""The base that is made here: its tokenizer loses nothing, its captions are learned at the right places."""
+"""The tiny base model: its tokenizer loses nothing, and it learns captions only."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def test_vocabulary_is_learned_from_the_texts() -> None:
 
 
 def test_folder_is_an_ordinary_checkpoint_without_our_tokens(micro_base: Path) -> None:
-    """It stands for a downloaded model: nothing of the stages may be in it."""
+    """It replaces a downloaded model, so it may hold nothing of the stages."""
     assert AutoConfig.from_pretrained(micro_base).model_type == "qwen3_vl"
     assert type(AutoProcessor.from_pretrained(micro_base)).__name__ == "Qwen3VLProcessor"
     added = json.loads((micro_base / "tokenizer.json").read_text())["added_tokens"]
     assert not {"<disc_emb>", "<gen_emb>"} & {token["content"] for token in added}
 
 
-def test_captions_are_learned_and_what_is_given_is_not(processor: RimeProcessor) -> None:
-    """A picture, or another caption in its place, is given; a caption of the same picture is learned."""
+def test_there_is_a_loss_on_captions_and_none_on_prompts(processor: RimeProcessor) -> None:
+    """The prompt holds a picture or one of its captions; the answer is a caption of the same picture."""
     samples = [
         (Image.new("RGB", (48, 48), "red"), ["this shows a red square", "a square, red"]),
         (Image.new("RGB", (31, 77), "blue"), ["counted by colour: 1 blue", "this shows blue"]),  # odd sizes

@@ -9,11 +9,11 @@ import torch
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.modules.base import derange, empty_completions
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
+from rime_pl.modules.wrong_rewrites import derange, empty_completions
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import MODE_PAIRS, TRACES, Pair
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Pair
 
 
 def naive_derange(content: list[int]) -> list[int]:
@@ -65,14 +65,14 @@ def test_evaluation_of_queries(
         "shuffled": own.completions.select(others),
         "empty": processor.completions([None] * 4),
     }
-    assert set(rewrites) == set(TRACES) - {"own"} == set(out.traces)
+    assert set(rewrites) == set(REWRITE_ABLATION) - {"own"} == set(out.ablation)
     torch.testing.assert_close(out.embeddings.disc, shared_backbone(batch.prompts).disc, atol=1e-5, rtol=0)
     torch.testing.assert_close(
         out.embeddings.gen, shared_backbone(batch.prompts, own.completions).gen, atol=1e-5, rtol=0
     )
     for name, completions in rewrites.items():
         expected = shared_backbone(batch.prompts, completions).gen
-        torch.testing.assert_close(out.traces[name], expected, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(out.ablation[name], expected, atol=1e-5, rtol=0, msg=name)
     assert set(out.seconds) == {"discriminative", "generative"} and min(out.seconds.values()) > 0
 
 
@@ -85,7 +85,7 @@ def test_targets_have_no_trace(
     shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
 ) -> None:
     out = evaluated(shared_backbone).test_step(processor.eval_batch("target", train_pairs[:2]), 0)
-    assert out.traces == {} and out.embeddings.gen.shape == (2, 64)
+    assert out.ablation == {} and out.embeddings.gen.shape == (2, 64)
     assert len(MODE_PAIRS) == 4
 
 
@@ -100,10 +100,12 @@ def test_a_checkpoint_holds_what_trains(shared_backbone: Backbone) -> None:
 
 
 def test_settings_that_make_no_sense_are_named(shared_backbone: Backbone) -> None:
-    with pytest.raises(RimeError, match=r"model.temperature=0.0 must be > 0"):
+    with pytest.raises(RimeError, match=r"model.temperature must be greater than 0, but is 0.0"):
         SFTModule(shared_backbone.config, temperature=0.0)
     for share in (0.0, 1.5):
-        with pytest.raises(RimeError, match=rf"model.wrong_share={share} must be in \(0, 1\]"):
+        with pytest.raises(
+            RimeError, match=rf"model.wrong_share must be greater than 0 and at most 1, but is {share}"
+        ):
             CMAModule(shared_backbone.config, wrong_share=share)
-    with pytest.raises(RimeError, match="built in configure_model"):
+    with pytest.raises(RimeError, match=r"configure_model\(\) builds it"):
         _ = SFTModule(shared_backbone.config).model

@@ -16,18 +16,18 @@ from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
-from rime_pl.modules.scoring import RewardSettings
+from rime_pl.modules.settings import RewardSettings
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair, Side
 from tests.conftest import MakeBackbone
-from tests.micro import RewardPairs, randomise_adapter, refine_rl_module
+from tests.micro import RewardPairs, randomise_adapter, refine_rl_module, rl_settings
 
 MakeModule = Callable[..., RefineRLModule]
 
 
 @pytest.fixture(scope="module")
 def pairs(train_pairs: list[Pair]) -> list[Pair]:
-    """8 pairs of one task; the last target is a twin of the first."""
+    """8 pairs of one task; the last target is a duplicate of the first."""
     chosen = [replace(pair, dataset="one") for pair in train_pairs[:8]]
     chosen[7] = replace(chosen[7], target=replace(chosen[7].target, content_id=chosen[0].target.content_id))
     return chosen
@@ -40,8 +40,8 @@ def rl_batch(processor: RimeProcessor, pairs: list[Pair]) -> Batch:
 
 @pytest.fixture(scope="module")
 def make_module(make_backbone: MakeBackbone, pairs: list[Pair]) -> MakeModule:
-    def make(**settings: Any) -> RefineRLModule:
-        module = refine_rl_module(make_backbone(), **settings)
+    def make(**groups: dict[str, Any]) -> RefineRLModule:
+        module = refine_rl_module(make_backbone(), **groups)
         module.prepare(RewardPairs(module.model.processor, pairs))
         return module
 
@@ -58,49 +58,60 @@ def logged(module: RefineRLModule) -> dict[str, float]:
 def test_the_reward_of_each_rewrite_by_hand(
     side: Side, other: Side, embedder: str, make_module: MakeModule, rl_batch: Batch
 ) -> None:
-    """Through plain forwards: one side with its rewrite, against all d of the other but the twin's."""
-    module = make_module(embedder=embedder)
+    """Through plain forwards: one side with its rewrite, against all d of the other but the duplicate's."""
+    module = make_module(reward={"embedder": embedder})
     randomise_adapter(module.model.peft, seed=5, scale=0.02)
-    parts = [part for of in module.sides for part in module.roll_out(rl_batch, of)]
-    module.yardstick.reward(parts, rl_batch, module.other_discs(parts, rl_batch))
-    part, model = parts[("query", "target").index(side)], module.model
-    rows = torch.arange(4).repeat_interleave(module.num_generations)
+    parts = [part for of in module.sides for part in module.sample(rl_batch, of)]
+    rewards = module.scorer.rewards(parts, rl_batch, module.anchor_embeddings(parts, rl_batch))
+    number, group = ("query", "target").index(side), module.rollouts.num_generations
+    part, reward, model = parts[number], rewards[number], module.model
+    rows = torch.arange(4).repeat_interleave(group)
     prompts = {"query": rl_batch.query.prompts, "target": rl_batch.target.prompts}
     with torch.no_grad():
         gens = {"policy": model(prompts[side].select(rows), part.rollouts.completions).gen}
         with adapter_values(model, module.reference):
             gens["reference"] = model(prompts[side].select(rows), part.rollouts.completions).gen
             own = model(prompts[other]).disc
-        table = module.yardstick.tables["one"]
+        table = module.scorer.tables["one"]
     gen = gens[embedder]
     assert (gens["policy"] - gens["reference"]).abs().max() > 0.01
     known = table.contents.tolist()
     for row in range(len(part.rollouts)):
-        item = row // module.num_generations
+        item = row // group
         negatives = [own[j] for j in range(4) if j != item]
         negatives += [
             table.discs[other][j]
             for j, (query, target) in enumerate(known)
             if query != rl_batch.query_content[item] and target != rl_batch.target_content[item]
         ]
-        assert len(negatives) == 3 + (6 if item == 0 else 7)  # itself, and the twin
+        assert len(negatives) == 3 + (6 if item == 0 else 7)  # itself, and the duplicate
         scores = torch.stack([own[item], *negatives]) @ gen[row] / 0.05
         expected = (scores.log_softmax(0)[0] + torch.tensor(len(scores)).log()).item()
-        assert part.embedding_rewards[row].item() == pytest.approx(expected, abs=1e-3)
+        assert reward.embedding[row].item() == pytest.approx(expected, abs=1e-3)
         formed = part.rollouts.well_formed[row].item()
-        assert part.rewards[row].item() == pytest.approx(1 + expected if formed else 0.0, abs=1e-3)
+        assert reward.total[row].item() == pytest.approx(1 + expected if formed else 0.0, abs=1e-3)
     assert 0 < part.rollouts.well_formed.sum() < len(part.rollouts)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"sides": "query"},
-        {"reward": "margin", "scaling": "std"},
-        {"reward": "rank_margin", "anchors": "rollouts", "embedder": "policy", "num_anchors": 0},
-        {"loss_type": "grpo", "num_updates": 3},
-        {"loss_type": "dr_grpo", "num_anchors": 0, "weight_length": 0.5, "free_length": 3},
-        {"shuffle_rewards": True},
+        {"rollouts": {"sides": "query"}},
+        {"advantages": {"scaling": "std"}},
+        {
+            "reward": {
+                "form": "rank_margin",
+                "anchors": "rollouts",
+                "embedder": "policy",
+                "num_anchors": 0,
+            }
+        },
+        {"policy": {"loss_type": "grpo", "num_updates": 3}},
+        {
+            "policy": {"loss_type": "dr_grpo"},
+            "reward": {"num_anchors": 0, "weight_length": 0.5, "free_length": 3},
+        },
+        {"reward": {"shuffle": True}},
     ],
 )
 def test_every_switch_trains(settings: dict[str, Any], make_module: MakeModule, rl_batch: Batch) -> None:
@@ -134,9 +145,11 @@ def test_every_setting_reaches_what_it_sets(
     rewards: dict[str, Any] = {"weight_format": 0.7, "weight_embedding": 1.3, "weight_length": 0.2}
     of_loss = {"loss_type": "grpo", "clip_low": 0.11, "clip_high": 0.33, "kl_coef": 0.07}
     scaling = {"scaling": "std", "min_spread": 0.01}
-    kept = {"num_updates": 2, "max_grad_norm": 1e-3, "free_length": 5, "num_anchors": 5}
+    rewards |= {"free_length": 5, "num_anchors": 5, "form": "rank_margin", "temperature": 0.2}
     module = make_module(
-        **rewards, **of_loss, **scaling, **kept, reward_scale=2.0, reward="margin", reward_temperature=0.2
+        reward=rewards,
+        policy={**of_loss, "num_updates": 2, "max_grad_norm": 1e-3},
+        advantages={**scaling, "scale": 2.0},
     )
     norms: list[float] = []
 
@@ -150,17 +163,15 @@ def test_every_setting_reaches_what_it_sets(
     assert all({name: call[name] for name in of_loss} == of_loss for call in losses)
     assert all({name: call[name] for name in scaling} == scaling for call in advantages)
     assert all(call["scale"] == 2.0 for call in advantages)
-    assert module.yardstick.settings == RewardSettings(
-        "margin", "discriminative", 0.2, **rewards, free_length=5
-    )
+    assert module.scorer.settings == RewardSettings(**rewards)
     assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2) and logged(module)["train/grad_norm"] > 1e-2
     assert all(p.grad is None for p in module.parameters()), "no gradient is left for the next batch"
 
 
 def test_another_position_draws_other_rewrites(make_module: MakeModule, rl_batch: Batch) -> None:
-    module = make_module(sides="query")
+    module = make_module(rollouts={"sides": "query"})
     drawn = [
-        module.roll_out(replace(rl_batch, position=position), "query")[0].rollouts.labels
+        module.sample(replace(rl_batch, position=position), "query")[0].rollouts.labels
         for position in (3, 3, 4)
     ]
     assert drawn[0].equal(drawn[1])
@@ -170,7 +181,11 @@ def test_another_position_draws_other_rewrites(make_module: MakeModule, rl_batch
 def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
     gradients = []
     for size in (None, 1, 3):
-        module = make_module(items_per_pass=size, learning_rate=0.0, max_grad_norm=1e9)
+        module = make_module(
+            rollouts={"items_per_pass": size},
+            optimizer={"learning_rate": 0.0},
+            policy={"max_grad_norm": 1e9},
+        )
         module.optimizers().zero_grad = lambda: None  # type: ignore[union-attr,method-assign]
         module.training_step(rl_batch, 0)
         gradients.append({n: p.grad for n, p in module.named_parameters() if p.requires_grad})
@@ -182,13 +197,13 @@ def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
 
 
 def test_one_temperature_draws_and_scores(make_module: MakeModule, rl_batch: Batch) -> None:
-    module = make_module(sampling_temperature=0.7, sides="query")
+    module = make_module(rollouts={"temperature": 0.7, "sides": "query"})
     module.training_step(rl_batch, 0)  # were one pass at another temperature, policy and reference differed
     assert logged(module)["train/kl"] == pytest.approx(0, abs=1e-6)
-    module = make_module(sampling_temperature=0.7, sides="query")
-    (part,) = module.roll_out(rl_batch, "query")
+    module = make_module(rollouts={"temperature": 0.7, "sides": "query"})
+    (part,) = module.sample(rl_batch, "query")
     names = [f"query {row}" for row in range(4)]
-    numbers = random_numbers(module.seed, rl_batch.position, names, module.num_generations, 9)
+    numbers = random_numbers(module.seed, rl_batch.position, names, module.rollouts.num_generations, 9)
     drawn = {t: sample_rollouts(module.model, part.prompts, numbers, t).labels for t in (0.7, 1.0)}
     assert part.rollouts.labels.equal(drawn[0.7])
     assert drawn[1.0].shape != drawn[0.7].shape or not drawn[1.0].equal(drawn[0.7])
@@ -197,7 +212,7 @@ def test_one_temperature_draws_and_scores(make_module: MakeModule, rl_batch: Bat
 def test_the_first_update_has_no_divergence_and_later_ones_clip(
     make_module: MakeModule, rl_batch: Batch
 ) -> None:
-    module = make_module(learning_rate=3e-2, num_updates=4, kl_coef=0.0)
+    module = make_module(optimizer={"learning_rate": 3e-2}, policy={"num_updates": 4, "kl_coef": 0.0})
     seen: list[dict[str, float]] = []
     module.log_means = lambda size, values: seen.append(values)  # type: ignore[method-assign]
     module.training_step(rl_batch, 0)
@@ -210,7 +225,12 @@ def test_the_reward_rises(make_module: MakeModule, rl_batch: Batch) -> None:
     """4 pairs again and again, other rollouts each time; with shuffled rewards it does not."""
     rises = {}
     for shuffle in (False, True):
-        module = make_module(learning_rate=1e-2, shuffle_rewards=shuffle, sides="query", kl_coef=0.0)
+        module = make_module(
+            optimizer={"learning_rate": 1e-2},
+            reward={"shuffle": shuffle},
+            rollouts={"sides": "query"},
+            policy={"kl_coef": 0.0},
+        )
         rewards = []
         for position in range(14):
             module.training_step(replace(rl_batch, position=position), 0)
@@ -238,7 +258,7 @@ def test_a_step_is_a_function_of_seed_and_position(make_module: MakeModule, rl_b
 
 
 def test_exploding_divergence_stops_before_the_step(make_module: MakeModule, rl_batch: Batch) -> None:
-    module = make_module(max_kl=1e-6)
+    module = make_module(policy={"max_kl": 1e-6})
     randomise_adapter(module.model.peft, seed=5)
     before = trained_values(module.model)
     with pytest.raises(DivergedError, match=r"step 0 \(batch 3, update 0\).*max_kl=1e-06") as caught:
@@ -251,7 +271,7 @@ def test_exploding_divergence_stops_before_the_step(make_module: MakeModule, rl_
 def test_one_token_that_the_reference_finds_likelier_does_not_stop_the_run(
     make_module: MakeModule, rl_batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = make_module(max_kl=10.0)
+    module = make_module(policy={"max_kl": 10.0})
     inner = refine_rl.policy_loss
 
     def surprised(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, *rest: Any) -> Any:
@@ -273,13 +293,14 @@ def test_what_is_no_number_stops_the_run(where: str, make_module: MakeModule, rl
         with torch.no_grad():
             parameter[0, 0] = float("nan")
     else:
-        inner = module.yardstick.reward
+        inner = module.scorer.rewards
 
-        def broken(parts: Any, *rest: Any) -> None:
-            inner(parts, *rest)
-            parts[0].rewards[0] = float("nan")
+        def broken(*given: Any) -> Any:
+            rewards = inner(*given)
+            rewards[0].total[0] = float("nan")
+            return rewards
 
-        module.yardstick.reward = broken  # type: ignore[method-assign]
+        module.scorer.rewards = broken  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match="not finite"):
         module.training_step(rl_batch, 0)
 
@@ -296,28 +317,30 @@ def test_the_table_of_rewrites(make_module: MakeModule, pairs: list[Pair]) -> No
 
 
 def test_an_item_that_nothing_is_compared_with_is_told(make_module: MakeModule, rl_batch: Batch) -> None:
-    module = make_module(num_anchors=0)
-    module.yardstick.tables.clear()
+    module = make_module(reward={"num_anchors": 0})
+    module.scorer.tables.clear()
     lonely = replace(rl_batch, target_content=torch.full_like(rl_batch.target_content, 7))
-    with pytest.raises(RimeError, match=r"model.anchors=discriminative: .* 'one' has no negative"):
+    with pytest.raises(RimeError, match=r"model.reward.anchors=discriminative: .* 'one' has no negative"):
         module.training_step(lonely, 0)
 
 
 def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_backbone: Any) -> None:
     config = shared_backbone.config
-    for settings, message in [
-        ({"num_generations": 1}, "model.num_generations=1"),
-        ({"anchors": "rollouts", "sides": "query"}, "model.anchors=rollouts"),
-        ({"reward_temperature": 0.0}, "model.reward_temperature=0.0 must be > 0"),
-        ({"items_per_pass": 0}, "model.items_per_pass=0 must be > 0"),
-        ({"max_new_tokens": 0}, "model.max_new_tokens=0 must be > 0"),
-        ({"clip_low": -0.1}, "model.clip_low=-0.1 must be 0 or more"),
-        ({"num_updates": 0}, "model.num_updates=0"),
-        ({"weight_length": 0.1}, "no rewrite is longer than 32 tokens, and model.free_length=128"),
+    both: dict[str, Any] = {"reward": {"anchors": "rollouts"}, "rollouts": {"sides": "query"}}
+    more_than_the_budget = {"weight_length": 0.1, "free_length": 32}
+    for groups, message in [
+        ({"rollouts": {"num_generations": 1}}, "model.rollouts.num_generations must be 2 or more, but is 1"),
+        (both, "model.reward.anchors=rollouts needs rollouts of both sides"),
+        ({"reward": {"temperature": 0.0}}, "model.reward.temperature must be greater than 0, but is 0.0"),
+        ({"rollouts": {"items_per_pass": 0}}, "model.rollouts.items_per_pass must be greater than 0"),
+        ({"rollouts": {"max_new_tokens": 0}}, "model.rollouts.max_new_tokens must be greater than 0"),
+        ({"policy": {"clip_low": -0.1}}, "model.policy.clip_low must be 0 or more, but is -0.1"),
+        ({"policy": {"num_updates": 0}}, "model.policy.num_updates must be greater than 0, but is 0"),
+        ({"reward": more_than_the_budget}, "below the budget of 8 tokens, but is 32"),
     ]:
         with pytest.raises(RimeError, match=message):
-            RefineRLModule(config, **settings)
-    with pytest.raises(RimeError, match=r"lora_dropout=0.1 must be 0"):
+            RefineRLModule(config, **rl_settings(**groups))
+    with pytest.raises(RimeError, match=r"lora_dropout must be 0 in Refine-RL, but is 0.1"):
         RefineRLModule(replace(config, lora_dropout=0.1))
     with pytest.raises(RimeError, match="init_adapter_from is missing"):
         RefineRLModule(config).configure_model()

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rime_pl.losses.advantages import group_advantages
-from rime_pl.modules.scoring import AnchorKind, AnchorTable, Part, RewardForm, RewardSettings, Yardstick
+from rime_pl.modules.scoring import AnchorTable, Rewards, SampledPart, Scorer
+from rime_pl.modules.settings import AnchorKind, RewardForm, RewardSettings
 from rime_pl.types import Side
 
 GROUP, WIDTH, TAU = 2, 5, 0.3
-#: Query and target content of three items, and of the table: 0 and 2 ask the same; each item has twins there.
+#: Query and target content of three items, and of the table: 0 and 2 ask the same; all have duplicates there.
 ITEMS = [(1, 11), (2, 12), (1, 13)]
 TABLE = [(1, 21), (22, 12), (23, 13), (24, 24), (2, 12)]
 SETTINGS: dict[str, Any] = {
@@ -30,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 
 class Pairs:
-    """What the yardstick asks of a batch."""
+    """What the scorer asks of a batch."""
 
     dataset = "one"
     query_content, target_content = torch.tensor(ITEMS).T
@@ -44,9 +45,9 @@ class Scene:
 
     def __init__(self, form: RewardForm, anchors: AnchorKind) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.yardstick = Yardstick(RewardSettings(form, anchors, **SETTINGS), GROUP)
+        self.scorer = Scorer(RewardSettings(form=form, anchors=anchors, **SETTINGS), GROUP)
         self.table: dict[Side, Tensor] = {side: self.unit(len(TABLE)) for side in ("query", "target")}
-        self.yardstick.tables["one"] = AnchorTable(self.table, torch.tensor(TABLE))
+        self.scorer.tables["one"] = AnchorTable(self.table, torch.tensor(TABLE))
         self.disc: dict[Side, Tensor] = {side: self.unit(len(ITEMS)) for side in ("query", "target")}
         self.parts = [self.part("query", [0]), self.part("query", [1, 2]), self.part("target", [0, 1, 2])]
         self.batch: Any = Pairs()
@@ -54,12 +55,12 @@ class Scene:
     def unit(self, rows: int) -> Tensor:
         return F.normalize(torch.randn(rows, WIDTH, generator=self.generator), dim=1)
 
-    def part(self, side: Side, rows: list[int]) -> Part:
+    def part(self, side: Side, rows: list[int]) -> SampledPart:
         number = len(rows) * GROUP
         lengths = torch.randint(1, 9, (number,), generator=self.generator)
         rollouts: Any = SimpleNamespace(well_formed=torch.arange(number) % 3 != 1, lengths=lengths)
         nothing: Any = None
-        return Part(side, torch.tensor(rows), nothing, None, rollouts, nothing, self.unit(number))
+        return SampledPart(side, torch.tensor(rows), nothing, None, rollouts, nothing, self.unit(number))
 
     def rewrites(self, side: Side) -> list[tuple[int, Tensor]]:
         """Item and embedding of each rewrite."""
@@ -91,48 +92,45 @@ class Scene:
             hit = sum(math.exp(s / TAU) for s in good)
             share = hit / (hit + sum(math.exp(s / TAU) for s in bad))
             return math.log(share) - math.log(len(good) / (len(good) + len(bad)))
-        if form == "margin":
-            weights = [math.exp(s / TAU) for s in bad]
-            return mean(good) - sum(w * s for w, s in zip(weights, bad, strict=True)) / sum(weights)
         first = sorted([*good, *bad], reverse=True)[: len(good)]
         return sum(s in first for s in good) / len(good) * (mean(good) - mean(bad))
 
 
 @pytest.mark.parametrize("anchors", ["discriminative", "rollouts"])
-@pytest.mark.parametrize("form", ["anchored", "margin", "rank_margin"])
+@pytest.mark.parametrize("form", ["anchored", "rank_margin"])
 def test_every_reward_equals_the_loops(form: str, anchors: str) -> None:
     scene = Scene(cast(RewardForm, form), cast(AnchorKind, anchors))
-    scene.yardstick.reward(scene.parts, scene.batch, scene.disc)
+    rewards: list[Rewards] = scene.scorer.rewards(scene.parts, scene.batch, scene.disc)
     gains = []
-    for part in scene.parts:
+    for part, reward in zip(scene.parts, rewards, strict=True):
         for place, item in enumerate(part.rows.tolist()):
             own = scene.value(scene.disc[part.side][item], item, part.side, form, anchors)
-            assert part.own[place].item() == pytest.approx(own, abs=1e-5)
+            assert reward.own[place].item() == pytest.approx(own, abs=1e-5)
             for row in range(place * GROUP, (place + 1) * GROUP):
                 value = scene.value(part.embeddings[row], item, part.side, form, anchors)
-                assert part.embedding_rewards[row].item() == pytest.approx(value, abs=1e-5)
+                assert reward.embedding[row].item() == pytest.approx(value, abs=1e-5)
                 formed, length = bool(part.rollouts.well_formed[row]), int(part.rollouts.lengths[row])
                 total = (0.7 + 1.3 * value if formed else 0.0) - 0.2 * max(0.0, (length - 4) / 4)
-                assert part.rewards[row].item() == pytest.approx(total, abs=1e-5)
+                assert reward.total[row].item() == pytest.approx(total, abs=1e-5)
                 gains.append(value - own)
-        part.advantages = group_advantages(part.rewards.view(-1, GROUP))
-    watched = scene.yardstick.watched(scene.parts)
-    assert watched["gain"].item() == pytest.approx(mean(gains), abs=1e-5)
-    assert watched["reward"].item() == pytest.approx(
-        mean(r for part in scene.parts for r in part.rewards.tolist()), abs=1e-5
+    advantages = [group_advantages(reward.total.view(-1, GROUP)) for reward in rewards]
+    means = scene.scorer.means(scene.parts, rewards, advantages)
+    assert means["gain"].item() == pytest.approx(mean(gains), abs=1e-5)
+    assert means["reward"].item() == pytest.approx(
+        mean(r for reward in rewards for r in reward.total.tolist()), abs=1e-5
     )
     excess = [max(0, n - 4) / 4 for part in scene.parts for n in part.rollouts.lengths.tolist()]
-    assert watched["reward_excess_length"].item() == pytest.approx(mean(excess), abs=1e-5)
+    assert means["reward_excess_length"].item() == pytest.approx(mean(excess), abs=1e-5)
 
 
 @pytest.mark.parametrize("with_table", [True, False])
 def test_the_table_to_look_at_is_in_the_anchored_reward_whatever_trains(with_table: bool) -> None:
     scene = Scene("rank_margin", "rollouts")
     if not with_table:
-        scene.yardstick.tables.clear()
+        scene.scorer.tables.clear()
         scene.table = {"query": torch.empty(0, WIDTH), "target": torch.empty(0, WIDTH)}
     gen, formed = scene.unit(len(ITEMS)), torch.tensor([True, False, True])
-    found = scene.yardstick.of_pairs(
+    found = scene.scorer.pair_rewards(
         scene.batch, gen, scene.disc["target"], formed, torch.full((len(ITEMS),), 4)
     )
     for item in range(len(ITEMS)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Item, Pair
@@ -45,9 +46,14 @@ def pairs_of(content: Content, pairs: Sequence[Pair], count: int) -> list[Pair]:
     return [replace(chosen[0], target=twin), *chosen[1:]]
 
 
-def stage_module(stage: str, backbone: Backbone, **settings: int | float | bool | None) -> RimeModule:
+def stage_module(
+    stage: str,
+    backbone: Backbone,
+    micro_batches: MicroBatchSettings = MicroBatchSettings(),
+    **settings: float,
+) -> RimeModule:
     """A stage that logs nowhere."""
-    module = STAGES[stage](backbone.config, **settings)  # type: ignore[arg-type]
+    module = STAGES[stage](backbone.config, micro_batches=micro_batches, **settings)  # type: ignore[arg-type]
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from rime_pl.preflight.plan.arithmetic import GIB, GPUS, UTILISATION, hour_class, predict_hours, shard
+from rime_pl.preflight.plan.arithmetic import GIB, GPUS, UTILISATION, hour_class, hours, shard
 
 
 def test_hours_follow_from_the_stated_utilisation() -> None:
-    rows = {row.gpu: row for row in predict_hours(1e15, 30 * GIB, num_steps=3600)}
+    rows = {row["gpu"]: row for row in hours(1e15, 30 * GIB, num_steps=3600)}
     assert rows.keys() == GPUS.keys()
-    assert rows["A100 40GB"].seconds_per_step == pytest.approx(1e15 / (312e12 * UTILISATION))
-    assert rows["A100 40GB"].hours == pytest.approx(rows["A100 40GB"].seconds_per_step)
-    assert rows["A100 40GB"].fits and not rows["RTX 4090"].fits
-    assert predict_hours(1e15, 0, None)[0].label == "-"
+    assert rows["A100 40GB"]["seconds_per_step"] == pytest.approx(1e15 / (312e12 * UTILISATION))
+    assert rows["A100 40GB"]["class"] == hour_class(rows["A100 40GB"]["seconds_per_step"])
+    assert rows["A100 40GB"]["fits"] and not rows["RTX 4090"]["fits"]
+    assert hours(1e15, 0, None)[0]["class"] == "-"
 
 
 def test_classes_have_no_gaps() -> None:
@@ -23,10 +23,10 @@ def test_classes_have_no_gaps() -> None:
 
 
 def test_sharding_splits_what_it_names() -> None:
-    parts = {"4-bit weights": 1000, "embedding table": 300}
+    parts = {"4-bit weights": 1000, "other frozen weights": 300}
     assert shard(parts, ["4-bit weights"], 4, num_layers=10) == {
         "4-bit weights": 250,
-        "embedding table": 300,
+        "other frozen weights": 300,
         "gathered layers": 200,
     }
     assert shard(parts, ["4-bit weights"], 1, num_layers=10) == parts

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 
 from rime_pl.report.figures import summary_figure
 from rime_pl.report.manifest import build_manifest, git_state
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
 from rime_pl.report.stage import write_report
 from rime_pl.report.summary import build_summary
+from rime_pl.report.table import Table
 from rime_pl.report.tables import summary_text
-from rime_pl.types import MODE_PAIRS, TRACES, Item
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Item
 
 
 def overall(*recalls: float, empty: float = 0.1) -> dict[str, Any]:
     first = dict(zip(MODE_PAIRS, recalls, strict=True))
-    trace = dict(zip(TRACES, (recalls[1], 0.97, 0.05, empty), strict=True))
+    trace = dict(zip(REWRITE_ABLATION, (recalls[1], 0.97, 0.05, empty), strict=True))
     trace |= {
         "own-minus-empty": recalls[1] - empty,
         "own-minus-shuffled": recalls[1] - 0.05,
@@ -86,15 +88,46 @@ def test_table_shows_every_number_under_its_name(width: int) -> None:
     assert " ".join(row.split()) == "gen-disc 0.302 -> 0.916 0.89 - 0.94 0.981 -> 0.981 0.992 -> 0.992"
     for words in ("recall@1", "recall@10", "chance of recall@1: 0.0047", "gallery: 214", "0.803", "3953"):
         assert words in text
-    for words in ("own-minus-empty", "0.825", "14.2", "0.998", "33.4", "name to picture", "room"):
+    for words in ("own - empty", "0.825", "14.2", "0.998", "33.4", "headroom", "another query's rewrite"):
         assert words in text
+    assert any(line.startswith(" name to") for line in text.splitlines())
 
 
 def test_table_without_before_trace_or_distractors() -> None:
     bare = {**RESULTS, "all_gallery": None, "per_task": {}, "overall": {**RESULTS["overall"]}}
     del bare["overall"]["trace"]
     text = summary_text(build_summary(bare, [], {}))
-    assert "->" not in text and "Trace" not in text and "0.916" in text
+    assert "->" not in text and "ablation" not in text and "0.916" in text
+
+
+def test_table_shows_who_writes_and_who_embeds_after_refine_rl() -> None:
+    crossed = {"old-old": 0.5, "new-old": 0.6, "old-new": 0.51, "new-new": 0.62}
+    results = {**RESULTS, "overall": {**RESULTS["overall"], "crossed": crossed}}
+    text = summary_text(build_summary(results, [], {}, BEFORE))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "new rewrites 0.600 0.620" in rows and "old rewrites 0.500 0.510" in rows
+
+
+def test_a_table_is_rendered_for_the_terminal_and_as_markdown() -> None:
+    table = Table(
+        "Recall",
+        ["mode", "disc-\ndisc", "own -\nempty", "note"],
+        [["a|b", "+0.5", "-", "no"], ["3", "12", "", "[x]"]],
+        conclusion="It rises.",
+        note="Two modes.",
+    )
+    assert table.markdown() == (
+        "**Recall**\n\nIt rises.\n\n"
+        "| mode | disc-disc | own - empty | note |\n| --- | ---: | ---: | --- |\n"
+        "| a\\|b | +0.5 | - | no |\n| 3 | 12 |  | [x] |\n\nTwo modes."
+    )
+    console = Console(width=60, color_system=None)
+    with console.capture() as page:
+        console.print(table.terminal())
+    lines = [line.rstrip() for line in page.get().splitlines()]
+    assert lines[:2] == ["Recall", "It rises."] and "Two modes." in lines
+    assert any(line.endswith("[x]") for line in lines)  # brackets are no markup
+    assert Table("", ["mode"], []).markdown() == "| mode |\n| --- |"
 
 
 def colours(figure: Figure) -> np.ndarray:
@@ -104,13 +137,15 @@ def colours(figure: Figure) -> np.ndarray:
 
 def test_figure_draws_the_numbers() -> None:
     figure = summary_figure(build_summary(RESULTS, HISTORY, {}, BEFORE, "cma"), "title")
-    bars, curves, probe = figure.axes
+    bars, curves, ablation = figure.axes
     assert [round(bar.get_height(), 3) for bar in bars.patches] == [
         *BEFORE["after"]["recall@1"].values(),
         *RESULTS["overall"]["recall@1"].values(),
     ]
     assert [list(line.get_ydata()) for line in curves.lines] == [[0.4, 0.5, 0.6000000000000001]] * 4
-    assert [bar.get_height() for bar in probe.patches] == [0.925, 0.97, 0.05, 0.1]
+    assert [bar.get_height() for bar in ablation.patches] == [0.925, 0.97, 0.05, 0.1]
+    names = [label.get_text() for label in ablation.get_xticklabels()]
+    assert names == ["own", "reference", "another query's", "empty"]
     assert (colours(figure) != 255).any()
 
 

@@ -1,7 +1,8 @@
-"""The same training step on a whole batch, or on a rank's part of it. Run by one process and by two.
+"""The same training step on a whole batch, or on the part of one rank. Run by one process and by two.
 
-`python -m tests.scaling.steps RANK FOLDER BASE CORPUS CASES` is one of two processes of the tests beside
-it; it writes what it saw to FOLDER/<rank>.pt. CASES is `fast`, `long` or both by a comma.
+`python -m tests.scaling.steps RANK FOLDER BASE CORPUS CASES` is one of the two processes that
+test_two_processes.py starts. It writes its results to FOLDER/<rank>.pt. CASES is `fast` or `long`, or both
+with a comma.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.scaling import sharding
 from rime_pl.scaling.gather import (
     all_gather_completions,
     all_gather_rows,
     all_reduce_sum,
+    gather_objects,
     rank,
     world_size,
 )
 from rime_pl.scaling.micro_batches import micro_batches
-from rime_pl.scaling.objects import gather_objects
 from rime_pl.scaling.sharding import shard_backbone
 from rime_pl.types import Batch, Completions, Pair
 from tests.micro import (
@@ -53,7 +55,7 @@ STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
 
 
 def global_batch(corpus: Path) -> list[Pair]:
-    """8 pairs: texts and pictures, twins across the ranks' border, rewrites missing on one rank only."""
+    """8 pairs: texts and pictures, duplicates on different ranks, rewrites missing on one rank only."""
     pairs = mixed(read_pairs(corpus, "train"), 8)
     pairs[6] = replace(pairs[6], target=replace(pairs[6].target, content_id=pairs[1].target.content_id))
     for row in (4, 5, 7):
@@ -62,30 +64,31 @@ def global_batch(corpus: Path) -> list[Pair]:
 
 
 def apart(pairs: list[Pair]) -> list[Pair]:
-    """The same pairs, so that one rank's queries are texts alone and the other's have pictures."""
+    """The same pairs, ordered so that one rank has queries with only text and the other with pictures."""
     return [*pairs[::2], *pairs[1::2]]
 
 
 def micro_module(
     stage: str, base: Path, micro_batch_tokens: int | None = None, **backbone_settings: Any
 ) -> RimeModule:
-    """A stage whose adapter is not at its start, where half of the gradients are zero."""
+    """A stage with random adapter values, because at the start half of the gradients are 0."""
     backbone = build_backbone(micro_config(base, **backbone_settings))
     randomise_adapter(backbone.peft, scale=0.05)
-    module = STAGES[stage](backbone.config, micro_batch_tokens=micro_batch_tokens)
+    micro_batches = MicroBatchSettings(tokens=micro_batch_tokens)
+    module = STAGES[stage](backbone.config, micro_batches=micro_batches)  # type: ignore[call-arg]
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
 
 
 def local_batch(module: RimeModule, pairs: list[Pair]) -> Batch:
-    """This rank's part, cut and tokenised as the data module does it."""
+    """The part of this rank, selected and tokenised like in the data module."""
     mine = rank_slice(range(len(pairs)), rank(), world_size())
     return module.model.processor.training_batch([pairs[n] for n in mine])
 
 
 def step(stage: str, base: Path, corpus: Path) -> dict[str, Any]:
-    """Loss and parameter gradients of one step; over several ranks their means, as DDP takes them."""
+    """Loss and parameter gradients of one step; on several ranks their means, as DDP computes them."""
     module = micro_module(stage, base)
     loss = module.training_step(local_batch(module, global_batch(corpus)), 0)
     loss.backward()
@@ -95,23 +98,26 @@ def step(stage: str, base: Path, corpus: Path) -> dict[str, Any]:
 
 
 def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
-    """One Refine-RL step of both sides; what it logged as means over ranks, and the mean gradients."""
+    """One Refine-RL step of both sides: logged values and gradients, each as the mean over ranks."""
     pairs = [replace(pair, dataset="one") for pair in global_batch(corpus)]
     backbone = build_backbone(micro_config(base))
     module: Any = refine_rl_module(backbone)
-    randomise_adapter(backbone.peft, seed=3, scale=0.02)  # away from the reference, so that there is a KL
+    randomise_adapter(
+        backbone.peft, seed=3, scale=0.02
+    )  # other values than the reference, so that there is a KL divergence
     module.prepare(RewardPairs(backbone.processor, pairs))
     gradients: dict[str, Tensor] = {}
 
     def keep(optimizer: Any) -> None:
         gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
 
-    module.max_grad_norm = 1e9  # what is clipped here is the mean over ranks in a real run
+    # no clipping: a real run clips the mean over ranks
+    module.policy = replace(module.policy, max_grad_norm=1e9)
     optimizer = module.optimizers()
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
     rolled = []
-    roll_out = module.roll_out
-    module.roll_out = lambda batch, side: rolled.extend(roll_out(batch, side)) or [rolled[-1]]
+    sample = module.sample
+    module.sample = lambda batch, side: rolled.extend(sample(batch, side)) or [rolled[-1]]
     module.training_step(local_batch(module, pairs), 0)
     values = {
         name: all_reduce_sum(torch.tensor(value)) / world_size()
@@ -153,7 +159,7 @@ def sharded_step(base: Path, corpus: Path, dtype: str = "float32") -> dict[str, 
 
 @dataclass(frozen=True)
 class Case:
-    """A CMA step through the gradient cache, on several processes in one of Lightning's ways."""
+    """A CMA step with the gradient cache on several processes, under DDP or FSDP2."""
 
     strategy: Literal["ddp", "fsdp"]
     load_in_4bit: bool = True
@@ -179,12 +185,12 @@ CASES: dict[str, dict[str, Case]] = {
         "fsdp fp32 whole base": Case("fsdp", load_in_4bit=False, shard_base=False),
     },
 }
-#: Tokens of a micro-batch on rank 0 and on rank 1, where each row is one by itself: their own counts differ.
+#: Tokens of a micro-batch on rank 0 and on rank 1, so that their numbers of micro-batches differ.
 BUDGETS = (100, 1)
 
 
 class Forwarded(nn.Module):
-    """The step behind ``forward``, as Lightning puts it there for DDP."""
+    """The training step as ``forward``, which DDP needs; Lightning does the same."""
 
     def __init__(self, module: RimeModule) -> None:
         super().__init__()
@@ -195,7 +201,7 @@ class Forwarded(nn.Module):
 
 
 def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
-    """Loss, gradients and number of forwards of two steps whose gradients add up."""
+    """Loss, gradients and number of forwards of two steps; their gradients are added and halved."""
     budget = BUDGETS[rank()]
     module = micro_module("cma", base, budget, **case.settings())
     whole = _frozen_in_layers(module)
@@ -224,7 +230,7 @@ def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
 
 
 def _frozen_in_layers(module: RimeModule) -> int:
-    """Numbers of the decoder layers' base that this process holds."""
+    """How many frozen numbers of the decoder layers this process holds."""
     layers = module.model.language_model.model.language_model.layers
     return sum(_local(p).numel() for p in layers.parameters() if not p.requires_grad)
 
@@ -240,7 +246,7 @@ def nan_patterns(dtype: str, base: Path) -> dict[str, list[dict[str, str]]]:
         values[:4] = torch.tensor([0x7FC00001, 0x7F800001, -1, 0x7FC17FC1], dtype=torch.int32)
         assert module.weight.data.isnan().any()
     before = [packed_digests(backbone)]
-    shard_backbone(backbone, init_device_mesh("cpu", (world_size(),)))  # checks for itself, too
+    shard_backbone(backbone, init_device_mesh("cpu", (world_size(),)))  # also checks the bytes itself
     layers = backbone.language_model.model.language_model.layers
     for layer in layers:
         layer.unshard()
@@ -251,7 +257,7 @@ def nan_patterns(dtype: str, base: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def damaged(base: Path) -> str:
-    """What is said when the all-gather does not bring the bytes back."""
+    """The error message if the all-gather does not return the same bytes."""
     backbone = build_backbone(micro_config(base))
     seen = iter([packed_digests(layer) for layer in backbone.language_model.model.language_model.layers])
     sharding.packed_digests = lambda layer: next(seen, {})  # type: ignore[assignment]
@@ -273,7 +279,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _packed(backbone: Backbone) -> dict[str, Tensor]:
-    """The packed bytes of each 4-bit layer, all-gathered where they are sharded."""
+    """The packed bytes of each 4-bit layer, gathered if they are sharded."""
     modules = linear_4bit_modules(backbone).items()
     return {name: _full(module.weight.detach()).view(torch.uint8).clone() for name, module in modules}
 

@@ -1,4 +1,4 @@
-"""Gradients of the cached step equal those of the same micro-batches in one graph, and of the whole batch."""
+"""Gradients of the cached step equal those of one graph, with the same micro-batches or the whole batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
+from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
@@ -32,7 +33,7 @@ MakeTrained = Callable[[bool, bool], Backbone]
 
 @pytest.fixture(scope="module")
 def trained(micro_base: Path) -> MakeTrained:
-    """A backbone of each kind with dropout, whose adapter is not at its start; made once."""
+    """Make each kind of backbone once, with dropout and random adapter values."""
 
     @cache
     def make(load_in_4bit: bool, gradient_checkpointing: bool) -> Backbone:
@@ -63,8 +64,10 @@ def test_cached_gradients_are_exact(
     batches: dict[Content, Batch],
 ) -> None:
     backbone, batch = trained(four_bit, checkpointing), batches[content]
-    cached = stage_module(stage, backbone, micro_batch_size=3)
-    retained = stage_module(stage, backbone, micro_batch_size=3, gradient_cache=False)  # plain autograd
+    cached = stage_module(stage, backbone, MicroBatchSettings(size=3))
+    retained = stage_module(
+        stage, backbone, MicroBatchSettings(size=3, gradient_cache=False)
+    )  # plain autograd
 
     set_dropout(backbone, 0.1)
     loss, gradients = loss_and_gradients(cached, batch)
@@ -73,7 +76,9 @@ def test_cached_gradients_are_exact(
     assert worst_error(gradients, expected) < TOLERANCE
     if content == "mixed":
         other_masks = loss_and_gradients(cached, batch, seed=1)[1]
-        assert worst_error(other_masks, expected) > 1e-3, "dropout is on, or this test could not fail"
+        assert worst_error(other_masks, expected) > 1e-3, (
+            "dropout must be on, otherwise this test could not fail"
+        )
 
     set_dropout(backbone, 0.0)
     loss, gradients = loss_and_gradients(cached, batch)
@@ -82,23 +87,25 @@ def test_cached_gradients_are_exact(
     assert worst_error(gradients, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "settings", [{"micro_batch_tokens": 150}, {"micro_batch_size": 1}, {"micro_batch_size": 99}]
-)
+@pytest.mark.parametrize("settings", [{"tokens": 150}, {"size": 1}, {"size": 99}])
 def test_micro_batches_of_any_kind(
     settings: dict[str, int], trained: MakeTrained, batches: dict[Content, Batch]
 ) -> None:
     backbone = trained(True, False)
     set_dropout(backbone, 0.0)
-    gradients = loss_and_gradients(stage_module("cma", backbone, **settings), batches["mixed"])[1]
+    gradients = loss_and_gradients(
+        stage_module("cma", backbone, MicroBatchSettings(**settings)), batches["mixed"]
+    )[1]
     expected = loss_and_gradients(stage_module("cma", backbone), batches["mixed"])[1]
     assert worst_error(gradients, expected) < TOLERANCE
 
 
-def test_a_share_of_wrong_rewrites(trained: MakeTrained, batches: dict[Content, Batch]) -> None:
+def test_micro_batches_with_a_share_of_wrong_rewrites(
+    trained: MakeTrained, batches: dict[Content, Batch]
+) -> None:
     backbone = trained(True, False)
     set_dropout(backbone, 0.0)
-    cached = stage_module("cma", backbone, micro_batch_size=3, wrong_share=0.5)
+    cached = stage_module("cma", backbone, MicroBatchSettings(size=3), wrong_share=0.5)
     whole = stage_module("cma", backbone, wrong_share=0.5)
     pair = [loss_and_gradients(module, batches["mixed"])[1] for module in (cached, whole)]
     assert worst_error(*pair) < TOLERANCE
@@ -106,7 +113,7 @@ def test_a_share_of_wrong_rewrites(trained: MakeTrained, batches: dict[Content, 
 
 def test_without_the_cache_there_is_one_graph(trained: MakeTrained, batches: dict[Content, Batch]) -> None:
     backbone = trained(False, False)
-    module = stage_module("sft", backbone, micro_batch_size=3, gradient_cache=False)
+    module = stage_module("sft", backbone, MicroBatchSettings(size=3, gradient_cache=False))
     module.training_step(batches["mixed"], 0).backward()  # type: ignore[operator]
     gradients = [p.grad for p in module.parameters() if p.requires_grad]
     module.zero_grad(set_to_none=True)
@@ -122,7 +129,7 @@ def test_the_vision_tower_runs_once_when_its_features_are_kept(
     tower = backbone.language_model.model.visual
     handle = tower.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     set_dropout(backbone, 0.0)
-    module = stage_module("sft", backbone, micro_batch_size=4, reuse_vision=reuse)
+    module = stage_module("sft", backbone, MicroBatchSettings(size=4, reuse_vision=reuse))
     gradients = loss_and_gradients(module, batches["image"])[1]
     handle.remove()
     assert len(calls) == (4 if reuse else 8)  # 2 sides of 2 micro-batches
@@ -130,19 +137,19 @@ def test_the_vision_tower_runs_once_when_its_features_are_kept(
     assert worst_error(gradients, expected) < TOLERANCE
 
 
-def test_the_random_state_goes_on_as_if_there_was_one_pass(
+def test_the_random_state_continues_as_if_there_was_one_pass(
     trained: MakeTrained, batches: dict[Content, Batch]
 ) -> None:
     backbone = trained(True, False)
     set_dropout(backbone, 0.1)
-    drawn = []
+    following = []
     for module in (
-        stage_module("sft", backbone, micro_batch_size=3),
-        stage_module("sft", backbone, micro_batch_size=3, gradient_cache=False),
+        stage_module("sft", backbone, MicroBatchSettings(size=3)),
+        stage_module("sft", backbone, MicroBatchSettings(size=3, gradient_cache=False)),
     ):
         loss_and_gradients(module, batches["mixed"])
-        drawn.append(torch.rand(3))
-    assert drawn[0].equal(drawn[1])
+        following.append(torch.rand(3))
+    assert following[0].equal(following[1])
 
 
 def test_autocast_holds_in_the_second_pass(trained: MakeTrained, batches: dict[Content, Batch]) -> None:
@@ -151,8 +158,8 @@ def test_autocast_holds_in_the_second_pass(trained: MakeTrained, batches: dict[C
     set_dropout(backbone, 0.0)
     seen = []
     for module in (
-        stage_module("sft", backbone, micro_batch_size=3),
-        stage_module("sft", backbone, micro_batch_size=3, gradient_cache=False),
+        stage_module("sft", backbone, MicroBatchSettings(size=3)),
+        stage_module("sft", backbone, MicroBatchSettings(size=3, gradient_cache=False)),
     ):
         module.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -164,23 +171,23 @@ def test_autocast_holds_in_the_second_pass(trained: MakeTrained, batches: dict[C
     assert worst_error(seen[0], seen[1]) < 1e-2 < worst_error(in_full, seen[1])
 
 
-def test_a_loss_sent_back_past_the_module_is_noticed(
+def test_a_loss_that_does_not_go_back_through_the_module_is_an_error(
     trained: MakeTrained, batches: dict[Content, Batch]
 ) -> None:
-    module = stage_module("sft", trained(True, False), micro_batch_size=4)
+    module = stage_module("sft", trained(True, False), MicroBatchSettings(size=4))
     module.training_step(batches["text"], 0).backward()
     with pytest.raises(RimeError, match=r"Call module.backward\(loss\)"):
         module.training_step(batches["text"], 1)
 
 
-def test_settings_of_micro_batches_that_make_no_sense_are_named(shared_backbone: Backbone) -> None:
-    config = shared_backbone.config
-    with pytest.raises(RimeError, match=r"micro_batch_size=2 and model.micro_batch_tokens=9: give one"):
-        SFTModule(config, micro_batch_size=2, micro_batch_tokens=9)
-    with pytest.raises(RimeError, match=r"model.micro_batch_size=0 must be 1 or more"):
-        SFTModule(config, micro_batch_size=0)
-    with pytest.raises(RimeError, match=r"model.micro_batch_tokens=-1 must be 1 or more"):
-        SFTModule(config, micro_batch_tokens=-1)
+def test_settings_of_micro_batches_that_make_no_sense_are_named() -> None:
+    for settings, message in [
+        ({"size": 2, "tokens": 9}, r"size=2 and model.micro_batches.tokens=9 cannot both be set"),
+        ({"size": 0}, r"model.micro_batches.size must be 1 or more, but is 0"),
+        ({"tokens": -1}, r"model.micro_batches.tokens must be 1 or more, but is -1"),
+    ]:
+        with pytest.raises(RimeError, match=message):
+            MicroBatchSettings(**settings)
 
 
 def test_clipping_accumulation_and_schedule_go_on_working(
@@ -192,7 +199,11 @@ def test_clipping_accumulation_and_schedule_go_on_working(
     for size in (None, 3):
         backbone = build_backbone(micro_config(micro_base))
         randomise_adapter(backbone.peft, scale=0.05)
-        module = SFTModule(backbone.config, micro_batch_size=size, warmup_steps=0, learning_rate=1e-2)
+        module = SFTModule(
+            backbone.config,
+            optimizer=OptimizerSettings(learning_rate=1e-2, warmup_steps=0),
+            micro_batches=MicroBatchSettings(size=size),
+        )
         module.backbone = backbone
         norms.append(ClippedNorms())
         trainer = L.Trainer(
@@ -212,7 +223,7 @@ def test_clipping_accumulation_and_schedule_go_on_working(
 
 
 class ClippedNorms(L.Callback):
-    """Norm of all gradients as the optimiser gets them."""
+    """Collects the norm of all gradients that the optimiser gets."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -220,7 +231,7 @@ class ClippedNorms(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        # this hook runs before clipping: clip here, too, which changes nothing afterwards
+        # this hook runs before Lightning clips, so clip here too; clipping twice changes nothing
         torch.nn.utils.clip_grad_norm_(pl_module.parameters(), 0.5)
         gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
         self.seen.append(float(torch.cat(gradients).norm()))

@@ -1,4 +1,4 @@
-"""Groups of rows: each row once, budgets kept, like lengths together; and rows cut out of a batch."""
+"""Micro-batches: each row once, limits kept, similar lengths together; and rows selected from a batch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tokens(rows: Rows, row: int) -> list[int]:
 @torch.no_grad()
 def test_selected_rows_are_encoded_as_in_the_batch(shared_backbone: Backbone, batch: Batch) -> None:
     whole = shared_backbone(batch.query.prompts, batch.query.completions)
-    for rows in (torch.tensor([0, 2]), torch.tensor([5, 0, 3])):  # texts alone; pictures beside a text
+    for rows in (torch.tensor([0, 2]), torch.tensor([5, 0, 3])):  # only texts; pictures and a text
         part = batch.query.select(rows)
         out = shared_backbone(part.prompts, part.completions)
         torch.testing.assert_close(out.disc, whole.disc[rows], atol=1e-5, rtol=0)

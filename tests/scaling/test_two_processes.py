@@ -1,6 +1,6 @@
-"""Two processes with half a batch each equal one process with the whole: loss and every gradient.
+"""Two processes with half a batch each give the loss and gradients of one process with the whole batch.
 
-One pair of processes runs all steps (an import of the stack costs seconds); the tests read what it wrote.
+One pair of processes runs all steps, because importing the stack takes seconds; the tests read the results.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.scaling.steps import (
 )
 
 ROOT = Path(__file__).parents[2]
-TOLERANCE = 1e-5  # relative, of the norm of each tensor: single elements near zero say nothing
+TOLERANCE = 1e-5  # relative to the norm of each tensor, because single elements near 0 say nothing
 
 
 @pytest.fixture(scope="module")
 def ranks(
     micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """What rank 0 and rank 1 saw."""
+    """The results of rank 0 and rank 1."""
     return run_pair(tmp_path_factory.mktemp("pair"), micro_base, scenes_corpus, "fast")
 
 
@@ -47,7 +47,7 @@ def ranks_of_long_cases(
 
 
 def run_pair(folder: Path, base: Path, corpus: Path, cases: str) -> list[dict[str, Any]]:
-    """Two processes of steps.py; what each wrote."""
+    """Run two processes of steps.py, and return the results of each."""
     command = [sys.executable, "-m", "tests.scaling.steps"]
     arguments = [str(folder), str(base), str(corpus), cases]
     pair = [
@@ -85,8 +85,8 @@ def test_rows_arrive_in_rank_order(ranks: list[dict[str, Any]]) -> None:
         assert seen["gather"]["numbers"].tolist() == [0, 1]
 
 
-def test_gradient_of_gathered_rows_is_the_sum_of_what_all_ranks_want(ranks: list[dict[str, Any]]) -> None:
-    """Rank r weights row elements 0..11 with their number times r+1: together three times their number."""
+def test_the_gradient_of_gathered_rows_is_the_sum_over_ranks(ranks: list[dict[str, Any]]) -> None:
+    """Rank r weights element n by n * (r + 1), so the sum of both ranks is 3 * n."""
     wanted = 3 * torch.arange(12, dtype=torch.float32).view(4, 3)
     for number, seen in enumerate(ranks):
         assert seen["gather"]["grad"].equal(wanted[2 * number : 2 * number + 2])
@@ -109,7 +109,7 @@ def test_a_step_of_two_processes_equals_one(
 
 
 def test_the_batch_of_these_tests_can_show_a_mistake(micro_base: Path, scenes_corpus: Path) -> None:
-    """Half of the batch alone gives another loss and other gradients: local negatives would be noticed."""
+    """Half of the batch gives another loss, so the tests would notice if only local negatives were used."""
     pairs = global_batch(scenes_corpus)
     module = micro_module("cma", micro_base)
     whole = module.training_step(module.model.processor.training_batch(pairs), 0)
@@ -132,7 +132,7 @@ def test_sharded_step_equals_one_process(
 def test_a_sharded_bfloat16_base_trains_in_float32(
     ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
 ) -> None:
-    """Frozen bfloat16 and trained float32 in one layer; the sums round otherwise than in one process."""
+    """A layer has frozen bfloat16 and trained float32 weights; sums round differently than in one process."""
     module = micro_module("cma", micro_base, dtype="bfloat16")
     loss = module.training_step(local_batch(module, global_batch(scenes_corpus)), 0)
     loss.backward()
@@ -147,12 +147,12 @@ def test_a_sharded_bfloat16_base_trains_in_float32(
                 assert cosine > 0.9, f"{name}: {float(cosine):.3f}"
 
 
-def test_sharding_leaves_the_packed_bytes_alone(ranks: list[dict[str, Any]]) -> None:
+def test_sharding_does_not_change_the_packed_bytes(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
         before, after = seen["sharded"]["before"], seen["sharded"]["after"]
         assert before and before.keys() == after.keys()
         assert [name for name in before if not before[name].equal(after[name])] == []
-        assert seen["sharded"]["share"] < 1, "each rank stores less than the whole"
+        assert seen["sharded"]["share"] < 1, "each rank must store less than the whole"
 
 
 def test_sharded_ranks_write_what_one_process_writes(
@@ -177,7 +177,7 @@ def assert_cached_case_equals_one_process(
         assert rank_saw["loss"] == pytest.approx(float(loss), rel=TOLERANCE)
         assert_equal_gradients(rank_saw["gradients"], gradients)
     one, other = seen
-    assert one["micro_batches"] != other["micro_batches"], "else equal counts prove nothing"
+    assert one["micro_batches"] != other["micro_batches"], "otherwise equal numbers of forwards prove nothing"
     assert one["forwards"] == other["forwards"]
     assert one["share"] == (0.5 if case.strategy == "fsdp" and case.shard_base else 1)
 
@@ -186,7 +186,7 @@ def assert_cached_case_equals_one_process(
 def test_cached_steps_of_two_processes_equal_one(
     name: str, ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
 ) -> None:
-    """One rank's queries are texts, the other's have pictures."""
+    """The queries of one rank are texts, those of the other have pictures."""
     seen = [rank_saw[name] for rank_saw in ranks]
     assert_cached_case_equals_one_process(CASES["fast"][name], seen, micro_base, scenes_corpus)
 
@@ -211,7 +211,7 @@ def test_packed_bytes_that_are_nan_as_numbers_survive_sharding(
 
 def test_a_start_with_damaged_bytes_is_refused(ranks: list[dict[str, Any]]) -> None:
     for seen in ranks:
-        assert "decoder layer 0 changed" in seen["damaged"]
+        assert "those of decoder layer 0 changed" in seen["damaged"]
         assert "model.backbone.shard_base=false" in seen["damaged"]
 
 
@@ -221,17 +221,17 @@ def test_one_process_needs_no_group() -> None:
     assert all_reduce_sum(rows).equal(rows) and not all_reduce_sum(rows).requires_grad
 
 
-def test_refine_rl_draws_and_learns_the_same(
+def test_refine_rl_samples_and_learns_the_same(
     ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
 ) -> None:
-    """The same rewrites, rewards and anchors whatever process holds an item; the same mean gradients."""
+    """Rewrites, rewards, anchors and mean gradients do not depend on which process holds an item."""
     whole = refine_rl_step(micro_base, scenes_corpus)
     for seen in ranks:
         for side in (0, 1):
             halves = [texts[side] for texts in seen["refine_rl"]["texts"]]
             assert halves[0] + halves[1] == whole["texts"][0][side]
         for name, value in whole["logged"].items():
-            if name != "train/grad_norm":  # of a rank's own gradient here
+            if name != "train/grad_norm":  # here it is the norm of one rank only
                 assert seen["refine_rl"]["logged"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
         for name, gradient in whole["gradients"].items():
             assert gradient.norm() > 0, name

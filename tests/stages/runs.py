@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECALL = ["--recall.headline_tasks", "[relative, describe]"]
 #: SFT whose model has learned in six steps to end a rewrite now and then: what never ends is worth nothing,
 #: and reinforcement learning would have nothing to learn from.
-ENDING = ("--model.learning_rate", "3e-2", "--model.warmup_steps", "1")
+ENDING = ("--model.optimizer.learning_rate", "3e-2", "--model.optimizer.warmup_steps", "1")
 
 
 def stage_arguments(stage: str, corpus: Path, base: Path, run_dir: Path, *more: str) -> list[str]:
@@ -42,8 +42,10 @@ def refine_rl_arguments(corpus: Path, base: Path, run_dir: Path, adapter: Path, 
         "refine_rl",
         *(corpus, base, run_dir),
         *("--model.init_adapter_from", str(adapter)),
-        *("--model.num_generations", "4", "--model.max_new_tokens", "8", "--model.num_anchors", "6"),
-        *("--model.learning_rate", "1e-3", "--model.num_updates", "2", "--data.annotated_share", "0.5"),
+        *("--model.rollouts.num_generations", "4", "--model.rollouts.max_new_tokens", "8"),
+        *("--model.reward.num_anchors", "6"),
+        *("--model.optimizer.learning_rate", "1e-3", "--model.policy.num_updates", "2"),
+        *("--data.annotated_share", "0.5"),
         *("--data.batch_size", "2", *more),
     )
 

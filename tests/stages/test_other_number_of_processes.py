@@ -10,7 +10,7 @@ from rime_pl.__main__ import main
 from tests.stages.runs import ROOT, read_json, run_killed, run_process, scalars, stage_arguments
 
 pytestmark = pytest.mark.long
-CACHED = ("--model.micro_batch_size", "1")
+CACHED = ("--model.micro_batches.size", "1")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The page of the claims: verdicts follow from the numbers, and what was not run is said."""
+"""The page of the claims: verdicts follow from the results, and what was not run is said."""
 
 import json
 from pathlib import Path
@@ -7,44 +7,56 @@ from typing import Any
 import pytest
 
 from rime_pl.__main__ import main
-from rime_pl.commands.claims import pooled, read_records
 from rime_pl.errors import RimeError
-from rime_pl.study.claims import claims_figure, claims_page, make_record, verdicts
-from rime_pl.study.comparison import COMPARISONS
-from tests.study.test_comparison import folder, result
+from rime_pl.study.claims import claims_figure, claims_page, pool, read_records
+from rime_pl.study.comparison import differences_table
+from rime_pl.study.design import COMPARISONS
+from tests.study.runs import change, record, run_folder
 
-NEEDED = [d for d in COMPARISONS["refine_rl"].differences if d.at_least is not None]
+SHOWN = COMPARISONS["refine_rl"].differences
+NEEDED = [d for d in SHOWN if d.at_least is not None]
+GAIN, SAME_TIME, SHUFFLED = (SHOWN[place].key for place in (0, 3, 4))
+TEMPLATE = "Overview\n\n$overview\n\n$sft\n\n$cma\n\n$refine_rl\n"
 
 
-def refined(**bounds: tuple[float, float]) -> dict[str, Any]:
-    """Two seeds of Refine-RL on a corpus, with the interval of some differences; the others hold."""
-    found = result((0.5, 2.0), (0.6, 2.0), stage="refine_rl")
-    for name, difference in found["differences"].items():
-        difference["lower"], difference["upper"] = bounds.get(name, (0.01, 0.02))
-    return make_record(found, "2026-01-01")
+def refined(corpus: str = "scenes", **bounds: tuple[float, float]) -> dict[str, Any]:
+    """A record of Refine-RL with the interval of some differences, by their place; the others hold."""
+    found = record("refine_rl", 0.5, 0.6, corpus=corpus)
+    for place, d in enumerate(SHOWN):
+        found["differences"][d.key]["lower"], found["differences"][d.key]["upper"] = bounds.get(
+            f"d{place}", (0.01, 0.02)
+        )
+    return found
+
+
+def records(*found: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        stage: {one["corpus"]: one for one in found if one["stage"] == stage}
+        for stage in ("sft", "cma", "refine_rl")
+    }
 
 
 def test_the_page_says_what_does_not_hold_and_what_was_not_run() -> None:
-    openmoji = refined(gen_minus_before=(-0.03, -0.01), gen_minus_seconds=(-0.01, 0.01))
-    del openmoji["differences"]["gen_minus_shuffled"], openmoji["differences"]["gen_minus_ancestor"]
-    page = claims_page({"refine_rl": {"openmoji": openmoji, "scenes": refined()}})
-    assert f"| 3. Reinforcement learning of the rewrite | openmoji | 2 | {len(NEEDED) - 3} | 1 | 1 |" in page
-    assert f"| 3. Reinforcement learning of the rewrite | scenes | 2 | {len(NEEDED)} | 0 | 0 |" in page
-    assert "Does not hold: gen-gen after Refine-RL minus before." in page
-    assert "Not run: gen-gen after Refine-RL minus with shuffled rewards; " in page
-    assert "minus with the ancestor's reward." in page  # no part of the claim, and yet not hidden
+    openmoji = refined("openmoji", d0=(-0.03, -0.01), d3=(-0.01, 0.01))
+    del openmoji["differences"][SHUFFLED], openmoji["differences"][SHOWN[7].key]
+    page = claims_page(TEMPLATE, records(openmoji, refined()))
+    assert f"| 3. Refine-RL | openmoji | 2 | {len(NEEDED) - 3} | 1 | 1 |" in page
+    assert f"| 3. Refine-RL | scenes | 2 | {len(NEEDED)} | 0 | 0 |" in page
+    assert "Does not hold: gen-gen: Refine-RL - CMA (before)." in page
+    assert "Not run: gen-gen: Refine-RL - RL with shuffled rewards; " in page
+    assert "Refine-RL - RL with the reward of UME-R1." in page  # no part of the claim, and yet not hidden
     assert f"{len(NEEDED) - 3} of {len(NEEDED)} parts of the claim hold." in page
-    assert page.count("The claim holds on this corpus") == 1  # scenes
+    assert page.count("All parts of the claim hold.") == 1  # scenes
     assert page.count("Not run.") == 2  # the two other claims
-    assert "| 1. Rewrite, or steps of reasoning? | scenes | not run |" in page
-    assert "All numbers, measured 2026-01-01" in page and "| Refine-RL |" in page
+    assert "| 1. SFT | scenes | not run |" in page
+    assert "All results, measured 2026-01-01" in page and "| Refine-RL | 7 |" in page
 
 
 def test_a_bar_other_than_zero_decides() -> None:
-    close = refined(disc_minus_before=(-0.019, 0.0))
-    lost = refined(disc_minus_before=(-0.021, 0.0))
-    label = "disc-disc after Refine-RL minus before"
-    assert verdicts(close)[label] == "holds" and verdicts(lost)[label] == "not shown"
+    label = "disc-disc: Refine-RL - CMA (before)"
+    close = differences_table(refined(d8=(-0.019, 0.0))).rows[-1]
+    lost = differences_table(refined(d8=(-0.021, 0.0))).rows[-1]
+    assert (close[0], close[-1]) == (label, "holds") and (lost[0], lost[-1]) == (label, "not shown")
 
 
 def test_the_figure_has_an_interval_for_each_corpus_and_a_dot_for_each_seed() -> None:
@@ -58,58 +70,79 @@ def test_the_figure_has_an_interval_for_each_corpus_and_a_dot_for_each_seed() ->
 
 def compared(path: Path, seed: int, *controls: str) -> Path:
     """What `rime compare` leaves of one seed."""
-    variants = {name: folder(path / name, [1, 2], seed=seed) for name in ("before", "decisive", *controls)}
-    found = {"stage": "cma", "folders": [{name: str(run) for name, run in variants.items()}]}
+    runs = {name: run_folder(path / name, [1, 2], seed=seed) for name in ("before", "cma", *controls)}
+    found = {"stage": "cma", "folders": [{name: str(run.path) for name, run in runs.items()}]}
     (path / "compare.json").write_text(json.dumps(found))
     return path
 
 
 def test_seeds_are_pooled_over_the_controls_that_all_have(tmp_path: Path) -> None:
-    folders = [compared(tmp_path / "1", 1, "control"), compared(tmp_path / "0", 0, "control", "plain")]
-    found = pooled(folders)["cma"]["mine"]
-    assert [run["decisive"]["seed"] for run in found["runs"]] == [0, 1]
-    assert set(found["runs"][0]) == {"before", "decisive", "control"}
-    assert found["differences"]["disc_minus_control"] == {"mean": 0, "lower": 0, "upper": 0, "seeds": [0, 0]}
+    folders = [
+        compared(tmp_path / "1", 1, "further_sft"),
+        compared(tmp_path / "0", 0, "further_sft", "without_decisive"),
+    ]
+    [found] = pool(folders)
+    assert (found["stage"], found["corpus"], found["seeds"]) == ("cma", "mine", [0, 1])
+    assert set(found["variants"]) == {"before", "cma", "further_sft"}
+    same = found["differences"]["cma disc-disc - further_sft disc-disc"]
+    assert same == {"mean": 0, "lower": 0, "upper": 0, "seeds": [0, 0]}
 
 
 def test_a_seed_given_twice_or_nothing_to_read_is_named(tmp_path: Path) -> None:
     folders = [compared(tmp_path / "one", 0), compared(tmp_path / "other", 0)]
-    with pytest.raises(RimeError, match=r"other: seed 0 of cma on data/mine was given already"):
-        pooled(folders)
-    with pytest.raises(RimeError, match=r"--compared .*empty: no compare.json"):
-        pooled([tmp_path / "empty"])
+    with pytest.raises(RimeError, match=r"each seed once, but .*other holds seed 0 of cma on mine"):
+        pool(folders)
+    assert len(pool([folders[0], folders[0]])) == 1  # the same run twice is no contradiction
+    with pytest.raises(RimeError, match=r"--compared must name folders .* but .*empty has none"):
+        pool([tmp_path / "empty"])
 
 
 def test_runs_that_cannot_be_pooled_are_named(tmp_path: Path) -> None:
     first, second = compared(tmp_path / "0", 0), compared(tmp_path / "1", 1)
-    manifest = tmp_path / "1" / "decisive" / "manifest.json"
-    kept = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(kept | {"steps": 10}))
-    with pytest.raises(RimeError, match=r"unlike numbers of steps .*0/decisive: 9, .*1/decisive: 10"):
-        pooled([first, second])
-    manifest.unlink()
-    with pytest.raises(RimeError, match=r"1/decisive: no manifest.json here"):
-        pooled([first, second])
+    run = run_folder(tmp_path / "other", [1])
+    (second / "cma" / "manifest.json").write_text(json.dumps(run.manifest | {"seed": 1}))
+    change(type(run)(second / "cma"), "manifest.json", steps=10)
+    with pytest.raises(RimeError, match=r"different numbers of training steps .*0/cma: 9, .*1/cma: 10"):
+        pool([first, second])
+    (second / "cma" / "manifest.json").unlink()
+    with pytest.raises(RimeError, match=r"1/cma: manifest.json is missing"):
+        pool([first, second])
     (second / "compare.json").write_text(json.dumps({"stage": "cma"}))
-    with pytest.raises(RimeError, match=r"1: an older version wrote it; run `rime compare` again"):
-        pooled([second])
+    with pytest.raises(RimeError, match=r"with a compare.json of this version, but .*1 has none"):
+        pool([second])
 
 
 def test_what_is_not_given_again_stays_on_the_page(tmp_path: Path) -> None:
     page, kept = tmp_path / "claims.md", tmp_path / "claims" / "refine_rl-scenes.json"
     kept.parent.mkdir()
-    kept.write_text(json.dumps(refined(gen_minus_before=(-0.03, -0.01))))
-    folders = [compared(tmp_path / str(seed), seed, "control") for seed in (0, 1)]
+    kept.write_text(json.dumps(refined(d0=(-0.03, -0.01))))
+    folders = [compared(tmp_path / str(seed), seed, "further_sft") for seed in (0, 1)]
     command = ["claims", "--output", str(tmp_path), "--compared"]
+    assert main([*command, str(folders[0])]) == 2  # no template
+    (tmp_path / "claims.template.md").write_text(TEMPLATE)
     assert main([*command, str(folders[0])]) == 0
-    assert "| 2. Alignment and the decisive term | mine | 1 |" in page.read_text()
-    assert "Does not hold: gen-gen after Refine-RL minus before." in page.read_text()
+    assert "| 2. CMA | mine | 1 |" in page.read_text()
+    assert "Does not hold: gen-gen: Refine-RL - CMA (before)." in page.read_text()
     assert main([*command, *map(str, folders)]) == 0
-    assert "| 2. Alignment and the decisive term | mine | 2 |" in page.read_text()
-    assert (tmp_path / "claims-cma.png").is_file() and not (tmp_path / "claims-refine-rl.png").exists()
-    assert list(read_records(tmp_path / "claims")) == ["cma", "refine_rl"]
+    assert "| 2. CMA | mine | 2 |" in page.read_text()
+    assert (tmp_path / "claims-cma-mine.png").is_file() and (tmp_path / "claims-refine-rl.png").is_file()
+    assert not (tmp_path / "claims-sft.png").exists()
+    assert [stage for stage, found in read_records(tmp_path / "claims").items() if found] == [
+        "cma",
+        "refine_rl",
+    ]
 
 
 def test_the_page_in_the_docs_is_what_its_records_say() -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs" / "explanation"
-    assert (docs / "claims.md").read_text() == claims_page(read_records(docs / "claims"))
+    docs = Path(__file__).resolve().parents[2] / "docs" / "results"
+    template = (docs / "claims.template.md").read_text()
+    assert (docs / "claims.md").read_text() == claims_page(template, read_records(docs / "claims"))
+
+
+def test_the_records_in_the_docs_are_complete() -> None:
+    """Each holds every variant and every difference of its stage, under the names of today."""
+    found = read_records(Path(__file__).resolve().parents[2] / "docs" / "results" / "claims")
+    for stage, shown in COMPARISONS.items():
+        for one in found[stage].values():
+            assert list(one["variants"]) == list(shown.variants)
+            assert list(one["differences"]) == [d.key for d in shown.differences]

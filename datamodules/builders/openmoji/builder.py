@@ -1,7 +1,7 @@
-"""OpenMoji pictures with their names in many languages -> shards. Called by ``rime shards openmoji``.
+"""Builds the openmoji corpus from OpenMoji pictures and their names in many languages.
 
-Held out for val and test are pairs of a base (a woman cook) and a skin tone: the base is seen in training
-with other tones and the tone on other bases, their combination is not.
+Val and test hold out combinations of a base emoji ("woman cook") and a skin tone. Training shows the base
+with other tones, and the tone on other bases, but not both together. Called by ``rime shards openmoji``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rime_pl.datamodules.builders.openmoji import words
 from rime_pl.datamodules.builders.openmoji.pictures import Picture, load_pictures
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.types import Item, Pair
 
 _FIND_PICTURE = "Find the picture."
@@ -34,18 +34,18 @@ def build(
     untoned_share: float = 0.15,
     limit: int | None = None,
 ) -> None:
-    """Render the pictures, deal them out and write the shards.
+    """Render the OpenMoji pictures, divide them into splits and write the shards.
 
     Args:
-        output: Corpus folder to make.
-        seed: Of the split and of all wordings.
+        output: Corpus folder to write.
+        seed: Seed of the split and of all wordings.
         size: Width and height of a picture in pixels.
-        test_pictures: (base, tone) pairs that only the test split shows.
-        val_pictures: (base, tone) pairs that only the val split shows.
-        wordings: Training pairs of each picture and task, each worded (or changed) in its own way.
-        untoned_share: Share of the training pairs between name and picture whose picture has no single skin
-            tone: food, flags, signs, couples of two tones.
-        limit: Only this many bases and as many other pictures; for tests.
+        test_pictures: Number of pictures held out for the test split.
+        val_pictures: Number of pictures held out for the validation split.
+        wordings: Number of training pairs for each picture and task, each with its own wording or change.
+        untoned_share: Share of the name and picture pairs in training whose picture has no single skin tone
+            (food, flags, signs, couples with two tones).
+        limit: Number of base emojis and of other pictures to use, for tests; all if not given.
     """
     deal = _deal(load_pictures(size, limit), seed, test_pictures, val_pictures)
     pairs = _Pairs(deal, seed, wordings, untoned_share)
@@ -76,7 +76,7 @@ def build(
 
 @dataclass
 class _Deal:
-    """Which picture belongs where; no picture is in two of the first three."""
+    """The pictures of each split. No picture is in two of the first three lists."""
 
     train: list[Picture]  # one tone or yellow, not held out
     val: list[Picture]
@@ -94,8 +94,8 @@ def _deal(pictures: list[Picture], seed: int, num_test: int, num_val: int) -> _D
             others.append(picture)
     bases = sorted(base for base, tones in by_base.items() if set(words.TONES) <= set(tones))
     random.Random(f"deal {seed}").shuffle(bases)
-    # Test takes bases from the front, val from the back, at most one tone of a base each, so that at least
-    # three tones of it stay in training. The five tones take turns.
+    # Test takes bases from the front and val from the back. Each takes at most one tone of a base, so that
+    # three tones of each base or more stay in training. The five tones take turns.
     test = [by_base[base].pop(words.TONES[n % 5]) for n, base in enumerate(bases[:num_test])]
     first_val = max(0, len(bases) - num_val)
     val = [by_base[base].pop(words.TONES[(n + 2) % 5]) for n, base in enumerate(bases) if n >= first_val]
@@ -104,7 +104,7 @@ def _deal(pictures: list[Picture], seed: int, num_test: int, num_val: int) -> _D
 
 
 class _Pairs:
-    """The samples of every split of a deal."""
+    """Makes the samples of every split."""
 
     def __init__(self, deal: _Deal, seed: int, wordings: int, untoned_share: float) -> None:
         self.deal = deal
@@ -137,14 +137,14 @@ class _Pairs:
         return _numbered(pairs)
 
     def distractors(self) -> Iterator[Pair]:
-        """Every picture that is no target of the test split."""
+        """Yield every picture that is not a target of the test split."""
         rng = random.Random(f"distractors {self.seed}")
         pictures = [*self.deal.train, *self.deal.val, *self.deal.others]
         for number, picture in enumerate(pictures):
             yield Pair(f"distractors-{number:06d}", "distractors", "pictures", None, _picture(picture, rng))
 
     def captions(self) -> Iterator[Pair]:
-        """Training pictures only, with what a downloaded base might know of them."""
+        """Yield training pictures with captions: facts that a downloaded base model might know."""
         for number, picture in enumerate([*self.deal.train, *self.others_in_training]):
             query = Item("", (picture.image,), picture.content_id)
             target = Item("\n".join(words.captions(picture.concept)), (), picture.content_id)
@@ -159,7 +159,7 @@ class _Pairs:
 
 @dataclass
 class _Sources:
-    """Training pictures, to start a change from."""
+    """The training pictures that a change can start from."""
 
     pictures: list[Picture]
     by_base: dict[str, list[Picture]] = field(init=False)
@@ -177,7 +177,7 @@ class _Sources:
                 self.by_gender[concept.gender, concept.tone].append(picture)
 
     def changes(self, target: Picture, rng: random.Random) -> Iterator[tuple[str, Picture]]:
-        """One request of each kind that leads to the target, with a picture to start from."""
+        """Yield one request of each kind that leads to the target, with a picture to start from."""
         concept = target.concept
         if tones := _without(self.by_base[concept.base], target):
             yield words.tone_change(concept.tone, rng), rng.choice(tones)
@@ -201,7 +201,7 @@ def _picture(picture: Picture, rng: random.Random) -> Item:
 
 
 def _named(picture: Picture, rng: random.Random) -> Iterator[Pair]:
-    """Name to picture, picture to name and, where a translation exists, another language to picture."""
+    """Yield name to picture, picture to name and, if there is a translation, another language to picture."""
     concept, content = picture.concept, picture.content_id
     asked = Item(rng.choice(words.names(concept)), (), content, _FIND_PICTURE, _asked(picture, rng))
     yield Pair("", "name_to_picture", "pictures", asked, _picture(picture, rng))

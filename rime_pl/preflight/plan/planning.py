@@ -1,162 +1,270 @@
-"""What a run will need, and what to change if that is too much: the plan that `rime plan` prints.
+"""From a run's settings to its plan: the batch of a step, each stage's peak, hours, and what to change.
 
-Called by rime_pl/commands/plan.py.
+Called by `rime plan`. The stages themselves are simulated (predict.py); nothing here repeats what they do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig
 
+from rime_pl.datamodules.batch_plan import local_batch_size, plan_training
+from rime_pl.datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.errors import RimeError
-from rime_pl.preflight.plan.arithmetic import (
-    GIB,
-    Change,
-    Plan,
-    StagePlan,
-    checkpoint_bytes,
-    predict_hours,
-    shard,
-)
-from rime_pl.preflight.plan.batches import count_steps, num_tokens, planned_batch, take
+from rime_pl.modules.base import RimeModule
+from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.sft import SFTModule
+from rime_pl.preflight.plan.arithmetic import GIB, StagePlan, checkpoint_bytes, hours, shard
 from rime_pl.preflight.plan.predict import predict_stage
-from rime_pl.preflight.plan.weightless import read_architecture
+from rime_pl.preflight.plan.weightless import read_architecture, read_processor
 from rime_pl.preflight.settings import RunSettings
-from rime_pl.types import Batch, Completions, Rows
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import Batch, Completions, Prompts, Rows
 
 #: Planned together, from the settings of either.
-CONTRASTIVE = ("sft", "cma")
+CONTRASTIVE: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
+#: Pairs of each task that are read to learn the lengths.
+SAMPLE = 32
+#: Word tokens of an item, chat layout included, where no corpus is at hand.
+PROMPT_TOKENS = 64
 #: Parts that FSDP2 splits among processes; the scales of 4-bit weights are no parameters and stay whole.
 SHARDED = ("4-bit weights", "trained weights", "optimiser states")
 
 
+@dataclass(frozen=True)
+class Assumed:
+    """What is assumed of an item where no corpus is at hand."""
+
+    image_tokens: int  # visual tokens of an item
+    rewrite_tokens: int | None  # None: prompt.max_rewrite_tokens
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A step with one setting changed."""
+
+    setting: str  # as it is typed
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the module
+    backbone: dict[str, Any] = field(default_factory=dict)
+    batch: Batch | None = None
+
+
 def make_plan(
-    settings: RunSettings,
-    memory: float | None = None,
-    steps: int | None = None,
-    image_tokens: int = 256,
-    rewrite_tokens: int | None = None,
-) -> Plan:
-    """Predict memory, time and disk of a run.
+    settings: RunSettings, assumed: Assumed, memory: float | None, steps: int | None
+) -> dict[str, Any]:
+    """Return the plan of a run as plain data, as `rime plan --json` prints it.
 
     Args:
         settings: Of the run.
-        memory: GiB of the GPU; None: nothing is to be changed.
-        steps: Optimiser steps; None: those of settings and corpus.
-        image_tokens, rewrite_tokens: See :func:`planned_batch`.
+        assumed: Lengths, where no corpus is at hand.
+        memory: GiB of a GPU; settings to change are looked for if the run does not fit. None: never.
+        steps: Optimizer steps of the run; None takes them from settings and corpus.
     """
     if settings.stage == "refine_rl" and settings.strategy == "fsdp":
-        raise RimeError("trainer.strategy: Refine-RL runs on one process or under DDP, not under FSDP2.")
+        raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
-    batch, source = planned_batch(settings, architecture, image_tokens, rewrite_tokens)
-    contrastive = settings.stage in CONTRASTIVE
-    stages = [
-        plan_stage(settings, stage, architecture, batch)
-        for stage in (CONTRASTIVE if contrastive else (settings.stage,))
-    ]
-    own = next(stage for stage in stages if stage.stage == settings.stage)
-    num_steps = steps or count_steps(settings)
-    size = settings.values.data.batch_size
-    facts = {
+    batch, lengths = read_batch(settings, architecture, assumed)
+    kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
+    layers = architecture.text_config.num_hidden_layers
+    stages = {}
+    for stage, kind in kinds.items():
+        module = settings.module(kind, {}, settings.backbone)
+        stages[stage] = distributed(predict_stage(module, architecture, batch), settings, layers)
+    own = stages[settings.stage]
+    tokens = [side.prompts.input_ids.shape[1] + side.completions.ids.shape[1] for side in sides(batch)]
+    batch_size, num_steps = settings.values.data.batch_size, steps or count_steps(settings)
+    fits = memory is None or own.peak <= memory * GIB
+    return {
         "stage": settings.stage,
         "checkpoint": settings.backbone.name_or_path,
         "parameters": own.parameters,
         "trained_parameters": own.trained,
         "processes": settings.num_processes,
         "strategy": settings.strategy,
-        "batch_size": size,
-        "negatives_per_query": size - 1 if contrastive else None,
-        "tokens_per_step": num_tokens(batch) * settings.num_processes,
-        "lengths": source,
+        "batch_size": batch_size,
+        "negatives_per_query": batch_size - 1 if settings.stage in CONTRASTIVE else None,
+        "tokens_per_batch": sum(tokens) * len(batch) * settings.num_processes,
+        "longest_row": max(tokens),
+        "lengths": lengths,
         "steps": num_steps,
         "flops_per_step": own.flops,
         "disk_bytes": checkpoint_bytes(own.trained, settings.stage),
         "memory_gib": memory,
+        "stages": [asdict(stage) | {"peak": stage.peak} for stage in stages.values()],
+        "hours": hours(own.flops, own.peak, num_steps),
+        "changes": [] if fits else what_to_change(settings, architecture, batch),
     }
-    changes = []
-    if memory is not None and own.peak > memory * GIB:
-        changes = [
-            Change(label, plan_stage(changed, changed.stage, architecture, other).peak)
-            for label, changed, other in what_to_change(settings, batch)
-        ]
-    return Plan(facts, stages, predict_hours(own.flops, own.peak, num_steps), changes)
 
 
-def plan_stage(settings: RunSettings, stage: str, architecture: PretrainedConfig, batch: Batch) -> StagePlan:
-    """One process of several: FSDP2 splits the decoder, DDP adds a bucket for the gradients."""
-    plan = predict_stage(settings.module(stage), architecture, batch)
+def sides(batch: Batch) -> tuple[Rows, Rows]:
+    """Return both sides of a batch."""
+    return batch.query, batch.target
+
+
+# -- the batch ------------------------------------------------------------------------------------------
+
+
+def read_batch(settings: RunSettings, architecture: PretrainedConfig, assumed: Assumed) -> tuple[Batch, str]:
+    """Return one process's batch, and where its lengths are known from."""
+    rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
+    processor = read_processor(settings.backbone, architecture)
+    if _corpus_is_there(settings) and isinstance(processor, RimeProcessor):
+        source = f"read from {settings.values.data.path}, {SAMPLE} pairs of each task, the longest task"
+        return measured_batch(settings, processor, rows), source
+    words = settings.backbone.prompt.budget(assumed.rewrite_tokens)
+    side = assumed_rows(processor, architecture, rows, assumed.image_tokens, words)
+    contents = torch.arange(rows)
+    sizes = f"{PROMPT_TOKENS} words, {assumed.image_tokens} visual tokens, {words} of rewrite"
+    return Batch(side, side, contents, contents, "assumed"), f"assumed on each side: {sizes}"
+
+
+def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -> Batch:
+    """Return a batch of the task with the longest pairs; pairs stand in it several times if need be."""
+    data = settings.values.data
+    entries = read_split(data.path, "train", data.tasks)
+    reader = ShardReader(entries, data.require_rewrites, completion=data.completion)
+    batches: list[Batch] = []
+    for task in sorted({entry.dataset for entry in entries}):
+        places = [n for n, entry in enumerate(entries) if entry.dataset == task]
+        chosen = places[:: max(1, len(places) // SAMPLE)][:SAMPLE]
+        batches.append(processor.training_batch([reader.read(place) for place in chosen]))
+    longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in sides(one)))
+    again = torch.arange(rows) % len(longest)
+    query, target = (without_values(side).select(again) for side in sides(longest))
+    contents = torch.arange(rows)
+    return Batch(query, target, contents, contents, longest.dataset)
+
+
+def without_values(rows: Rows) -> Rows:
+    """Return rows whose pixel values have only a shape, so that thousands of pictures take no memory."""
+    pixels = rows.prompts.pixel_values
+    if pixels is None:
+        return rows
+    return replace(rows, prompts=replace(rows.prompts, pixel_values=pixels.to("meta")))
+
+
+def assumed_rows(
+    processor: RimeProcessor, architecture: PretrainedConfig, rows: int, image_tokens: int, words: int
+) -> Rows:
+    """Return rows with a picture, some words and a rewrite of full length each."""
+    vision, word = architecture.vision_config, processor.pad_id + 1
+    ids = torch.full((rows, PROMPT_TOKENS + image_tokens), word)
+    ids[:, :image_tokens] = processor.image_id
+    ids[:, -2] = processor.disc_id
+    pixels: Tensor | None = None
+    grid: Tensor | None = None
+    if image_tokens:
+        merge = vision.spatial_merge_size
+        grid = torch.tensor([[1, merge, merge * image_tokens]]).repeat(rows, 1)
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.empty(rows * image_tokens * merge**2, width, device="meta")
+    images = torch.full((rows,), int(image_tokens > 0))
+    prompts = Prompts(ids, torch.ones_like(ids), pixels, grid, images)
+    written = torch.full((rows, words + 2), word)
+    written[:, -2], written[:, -1] = processor.gen_id, processor.turn_end_id
+    completions = Completions(written, torch.ones_like(written))
+    return Rows(prompts, completions, torch.ones(rows, dtype=torch.bool))
+
+
+def count_steps(settings: RunSettings) -> int | None:
+    """Return the optimizer steps of the run, where settings or corpus say it."""
+    trainer, data = settings.values.trainer, settings.values.data
+    if trainer.max_steps and trainer.max_steps > 0:
+        return int(trainer.max_steps)
+    if not trainer.max_epochs or trainer.max_epochs < 0:
+        return None
+    length = data.steps_per_epoch
+    if length is None:
+        if not _corpus_is_there(settings):
+            return None
+        entries = read_split(data.path, "train", data.tasks)
+        shares = (data.annotated_share, data.annotated_batch_share, data.rewrites)
+        length = len(plan_training(entries, data.batch_size, 0, *shares)[1])
+    return int(length * trainer.max_epochs)
+
+
+def _corpus_is_there(settings: RunSettings) -> bool:
+    return (Path(settings.values.data.path) / CORPUS_FILE).is_file()
+
+
+# -- several processes, and what to change ---------------------------------------------------------------
+
+
+def distributed(plan: StagePlan, settings: RunSettings, num_layers: int) -> StagePlan:
+    """Return the plan of one of several processes: FSDP2 splits the decoder, DDP adds gradient buckets."""
     if settings.strategy == "fsdp":
-        layers = architecture.text_config.num_hidden_layers
-        return replace(plan, parts=shard(plan.parts, SHARDED, settings.num_processes, layers))
+        return replace(plan, parts=shard(plan.parts, SHARDED, settings.num_processes, num_layers))
     if settings.strategy == "ddp":
         return replace(plan, parts=plan.parts | {"gradient buckets of DDP": plan.parts["trained weights"]})
     return plan
 
 
-def what_to_change(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, RunSettings, Batch]]:
-    """Yield settings that bring the peak down, those that cost no quality first."""
-    yield from _smaller_passes(settings, batch)
+def what_to_change(
+    settings: RunSettings, architecture: PretrainedConfig, batch: Batch
+) -> list[dict[str, Any]]:
+    """Return settings that bring the peak down, each with its peak; the first ones cost no quality."""
+    kind, layers = settings.module_class, architecture.text_config.num_hidden_layers
+    changes = []
+    for variant in variants(settings, batch):
+        module = settings.module(kind, variant.groups, replace(settings.backbone, **variant.backbone))
+        changed = predict_stage(module, architecture, variant.batch or batch)
+        changes.append({"setting": variant.setting, "peak": distributed(changed, settings, layers).peak})
+    return changes
+
+
+def variants(settings: RunSettings, batch: Batch) -> Iterator[Variant]:
+    """Yield what can be changed against memory, each by itself."""
+    model, rows, short = settings.values.model, len(batch), settings.backbone.prompt.max_rewrite_tokens // 2
+    if settings.stage in CONTRASTIVE:
+        micro = model.micro_batches
+        for size in _fewer(rows, rows // 4) if micro.size is None and micro.tokens is None else ():
+            setting = f"--model.micro_batches.size {size} (gradient cache: same negatives, slower)"
+            yield Variant(setting, {"micro_batches": {"size": size, "gradient_cache": True}})
+    else:
+        items = model.rollouts.items_per_pass or rows
+        for size in _fewer(items, items // 2):
+            setting = f"--model.rollouts.items_per_pass {size} (same result)"
+            yield Variant(setting, {"rollouts": {"items_per_pass": size}})
     for name in ("load_in_4bit", "gradient_checkpointing"):
-        if not settings.values.model.backbone[name]:
-            setting = f"model.backbone.{name}"
-            yield f"--{setting} true", settings.change({setting: True}), batch
-    yield from _shorter_rewrites(settings, batch)
-    for fewer in (len(batch) // 2, len(batch) // 4):
+        if not getattr(settings.backbone, name):
+            yield Variant(f"--model.backbone.{name} true", backbone={name: True})
+    if settings.stage in CONTRASTIVE:
+        yield Variant(f"rewrites of at most {short} tokens", batch=_shorter(batch, short + 2))
+    else:
+        short = max(1, settings.backbone.prompt.budget(model.rollouts.max_new_tokens) // 2)
+        setting = f"--model.rollouts.max_new_tokens {short}"
+        yield Variant(setting, {"rollouts": {"max_new_tokens": short}})
+        if model.rollouts.num_generations >= 4:
+            half = model.rollouts.num_generations // 2
+            yield Variant(f"--model.rollouts.num_generations {half}", {"rollouts": {"num_generations": half}})
+    for fewer in (rows // 2, rows // 4):
         if fewer >= 2:
             size = fewer * settings.num_processes
             negatives = f" (negatives per query {size - 1})" if settings.stage in CONTRASTIVE else ""
-            changed = settings.change({"data.batch_size": size})
-            yield f"--data.batch_size {size}{negatives}", changed, take(batch, torch.arange(fewer))
+            smaller = _rows_of(batch, torch.arange(fewer))
+            yield Variant(f"--data.batch_size {size}{negatives}", batch=smaller)
 
 
-def _smaller_passes(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, RunSettings, Batch]]:
-    model, rows = settings.values.model, len(batch)
-    name, note, also = (
-        "model.micro_batch_size",
-        "gradient cache: same negatives, slower",
-        {"model.gradient_cache": True},
-    )
-    sizes: tuple[int, ...] = (rows // 4, 1)
-    if settings.stage == "refine_rl":
-        rows = model.items_per_pass or rows
-        name, note, also, sizes = "model.items_per_pass", "same result", {}, (rows // 2, 1)
-    elif model.micro_batch_size or model.micro_batch_tokens:
-        return
-    for fewer in dict.fromkeys(sizes):
-        if 1 <= fewer < rows:
-            yield f"--{name} {fewer} ({note})", settings.change({name: fewer, **also}), batch
+def _fewer(now: int, first: int) -> list[int]:
+    return [size for size in dict.fromkeys((first, 1)) if 1 <= size < now]
 
 
-def _shorter_rewrites(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, RunSettings, Batch]]:
-    model, budget = settings.values.model, settings.backbone.prompt.max_rewrite_tokens
-    if settings.stage == "refine_rl":
-        name = "model.max_new_tokens"
-        short = max(1, (model.max_new_tokens or budget) // 2)
-        yield f"--{name} {short}", settings.change({name: short}), batch
-        if model.num_generations >= 4:
-            name, half = "model.num_generations", model.num_generations // 2
-            yield f"--{name} {half}", settings.change({name: half}), batch
-        return
-    short = max(1, budget // 2)
-    if max(side.completions.ids.shape[1] for side in (batch.query, batch.target)) > short + 2:
-        query, target = (_cut(side, short + 2) for side in (batch.query, batch.target))
-        yield f"rewrites of at most {short} tokens", settings, replace(batch, query=query, target=target)
+def _rows_of(batch: Batch, rows: Tensor) -> Batch:
+    contents = torch.arange(len(rows))
+    return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
 
 
-def _cut(side: Rows, width: int) -> Rows:
-    ids, mask = side.completions.ids, side.completions.mask
-    return replace(side, completions=Completions(ids[:, :width], mask[:, :width]))
-
-
-def to_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data, derived numbers included."""
-    return {
-        **plan.facts,
-        "stages": [asdict(stage) | {"peak": stage.peak} for stage in plan.stages],
-        "hours": [asdict(row) | {"class": row.label} for row in plan.hours],
-        "changes": [asdict(change) for change in plan.changes],
-    }
+def _shorter(batch: Batch, tokens: int) -> Batch:
+    """The same batch with completions cut to ``tokens``, <gen_emb> and end of turn kept."""
+    cut = []
+    for side in sides(batch):
+        ids, mask = side.completions.ids, side.completions.mask
+        first = max(0, ids.shape[1] - tokens)
+        cut.append(replace(side, completions=Completions(ids[:, first:], mask[:, first:])))
+    return replace(batch, query=cut[0], target=cut[1])

@@ -1,19 +1,20 @@
-"""From a stage's module and a batch to its plan: shallow models are simulated, and extrapolated.
+"""From a stage's module and a batch to its plan: shallow models are simulated and extrapolated to full depth.
 
-Called by planning.py, `rime gpu-check` and benchmarks/plan_error.py.
+Called by planning.py, tests/gpu and benchmarks/plan_error.py.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
 from rime_pl.modules.base import RimeModule
 from rime_pl.preflight.plan.arithmetic import TRAINED_BYTES, StagePlan
-from rime_pl.preflight.plan.batches import longest_first, take, without_pixels
 from rime_pl.preflight.plan.simulate import Numbers, rows_of_a_pass, simulate
 from rime_pl.preflight.plan.tracking import Largest
 from rime_pl.preflight.plan.weightless import read_processor
@@ -39,24 +40,27 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     processor = read_processor(module.config, architecture)
     # no two of equal content: the loss compares all, which is the most
     distinct = torch.arange(len(batch))
-    batch = replace(without_pixels(batch), query_content=distinct, target_content=distinct)
+    batch = replace(batch, query_content=distinct, target_content=distinct)
     shallow, deeper = _shallow(architecture)
     small, more = batch, batch
     if len(batch) > MORE:
         size = rows_of_a_pass(module, shallow, processor, batch)
         if len(batch) > MORE * size:
-            small, more = _longest(batch, FEW * size, 0), _longest(batch, FEW * size, (MORE - FEW) * size)
+            small, more = _longest(batch, FEW * size), _longest(batch, FEW * size, (MORE - FEW) * size)
     base = simulate(module, shallow, processor, small)
     numbers = dict(base.numbers)
     for other, times in deeper:
         _extend(numbers, base.numbers, simulate(module, other, processor, small).numbers, times)
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
-        few, several = _highest(base.numbers), _highest(simulate(module, shallow, processor, more).numbers)
+        few, several = (
+            _highest(found) for found in (base.numbers, simulate(module, shallow, processor, more).numbers)
+        )
         times = (len(batch) - len(small)) / (len(more) - len(small))
-        flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
+        flops = 1 + times * (several["flops",] / few["flops",] - 1)
+        deep = numbers["flops",]
         _extend(numbers, few, several, times)
-        numbers["flops",] = flops
+        numbers["flops",] = deep * flops
     return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, base.largest)
 
 
@@ -68,11 +72,12 @@ def _extend(numbers: Numbers, base: Numbers, other: Numbers, times: float) -> No
 
 def _highest(numbers: Numbers) -> Numbers:
     """Of each kind of work, the pass with the highest peak; ("peak", kind, part)."""
-    totals: dict[tuple[str, ...], float] = {}
+    totals: dict[tuple[str, ...], float] = defaultdict(float)
     for key, size in numbers.items():
         if key[0] == "peak":
-            totals[key[1:3]] = totals.get(key[1:3], 0) + size
-    best = dict(sorted(totals, key=lambda moment: totals[moment]))  # the last of a kind stays
+            totals[key[1:3]] += size
+    ordered: Any = sorted(totals, key=lambda one: totals[one])
+    best = dict(ordered)  # the last is the highest
     rest = {key: value for key, value in numbers.items() if key[0] != "peak"}
     peaks = {key: size for key, size in numbers.items() if key[0] == "peak" and best[key[1]] == key[2]}
     return rest | {(*key[:2], key[3]): size for key, size in peaks.items()}
@@ -100,11 +105,21 @@ def _with_depth(architecture: PretrainedConfig, text: int, vision: int) -> Pretr
     return changed
 
 
-def _longest(batch: Batch, count: int, others: int) -> Batch:
+def _longest(batch: Batch, count: int, others: int = 0) -> Batch:
     """The longest pairs of a batch, and some of the others, evenly chosen by length."""
-    order = longest_first(batch)
-    evenly = (torch.arange(others) + 0.5) * (len(batch) - count) / max(1, others)
-    return take(batch, torch.cat([order[:count], order[count:][evenly.long()]]))
+    order = (batch.query.lengths() + batch.target.lengths()).sum(1).argsort(descending=True, stable=True)
+    rest = order[count:]
+    evenly = (torch.arange(others) + 0.5) * len(rest) / max(1, others)
+    rows = torch.cat([order[:count], rest[evenly.long()]])
+    return replace(
+        batch,
+        query=batch.query.select(rows),
+        target=batch.target.select(rows),
+        query_content=batch.query_content[rows],
+        target_content=batch.target_content[rows],
+        keys=[],
+        query_texts=[],
+    )
 
 
 def _stage_plan(stage: str, numbers: Numbers, largest: Largest) -> StagePlan:

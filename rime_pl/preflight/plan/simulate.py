@@ -106,14 +106,16 @@ def _prepared(
         live.count_forward(part, "vision tower")
     live.count_passes(backbone.language_model.model.language_model)
     _detach_from_trainer(step, live)
-    query, target = (_without_values(side, backbone) for side in (batch.query, batch.target))
-    with mock.patch.object(rollouts, "sample_tokens", _last_tokens(rollouts.sample_tokens)), live:
+    query, target = (without_pixels(side, backbone) for side in (batch.query, batch.target))
+    batch = replace(batch, query=query, target=target)
+    del query, target
+    with mock.patch.object(rollouts, "decode", _last_tokens(rollouts.decode)), live:
         if isinstance(module, RefineRLModule):
             with live.counting("reference adapter"):
                 step.reference = trained_values(backbone)
         with live.counting("inputs"):
-            inputs = replace(batch, query=query, target=target).to("cpu", copy=True)
-        del query, target
+            inputs = batch.to("cpu", copy=True)
+        del batch
         yield step, inputs, live
 
 
@@ -135,7 +137,7 @@ def _detach_from_trainer(step: Any, live: LiveBytes) -> None:
     step.lr_schedulers = lambda: SimpleNamespace(step=nothing)
 
 
-def _without_values(rows: Rows, backbone: WeightlessBackbone) -> Rows:
+def without_pixels(rows: Rows, backbone: WeightlessBackbone) -> Rows:
     """The same rows, their pixel values without values."""
     pixels = rows.prompts.pixel_values
     if pixels is None:
@@ -145,24 +147,24 @@ def _without_values(rows: Rows, backbone: WeightlessBackbone) -> Rows:
     return replace(rows, prompts=replace(rows.prompts, pixel_values=empty))
 
 
-def _last_tokens(sample_tokens: Any) -> Any:
-    """``sample_tokens`` of generation/rollouts.py that runs the model for the last tokens alone.
+def _last_tokens(decode: Any) -> Any:
+    """Return ``decode`` of generation/rollouts.py that runs the model only for the last tokens.
 
-    Keys and values are there as if it had run for all: most is alive at the end.
+    Keys and values are there as if it had run for all, because most memory is in use at the end.
     """
 
-    def sample(backbone: Any, read: Any, numbers: Tensor, temperature: float) -> Tensor:
+    def decode_last(backbone: Any, state: Any, numbers: Tensor, temperature: float) -> Tensor:
         skipped = max(0, numbers.shape[1] - LAST_TOKENS)
-        for layer in read.cache.layers:
+        for layer in state.cache.layers:
             layer.keys, layer.values = (
                 torch.cat([kept, kept[:, :, -1:].expand(-1, -1, skipped, -1)], dim=2)
                 for kept in (layer.keys, layer.values)
             )
-        read.mask = torch.cat([read.mask, torch.ones(len(read.mask), skipped, dtype=torch.int64)], dim=1)
-        written = sample_tokens(backbone, read, numbers[:, skipped:], temperature)
+        state.mask = torch.cat([state.mask, torch.ones(len(state.mask), skipped, dtype=torch.int64)], dim=1)
+        written = decode(backbone, state, numbers[:, skipped:], temperature)
         return torch.cat([torch.zeros(len(written), skipped, dtype=torch.int64), written], dim=1)
 
-    return sample
+    return decode_last
 
 
 def static_numbers(backbone: WeightlessBackbone) -> Numbers:

@@ -63,16 +63,15 @@ class LiveBytes(TorchDispatchMode):
         self.part = "activations"
         self.largest = Largest()
         self.flops = 0
-        #: The highest of each moment: the part that is at work, whether gradients are recorded, and the
-        #: number of the pass. A model of another depth has the same moments, but another may be the highest.
+        #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
+        #: pass. A model of another depth has the same moments, but another may be the highest.
         self.peaks: dict[tuple[str, bool, int], Peak] = {}
         self._pass = 0
         self._vocabulary = vocabulary
         self._alive: Counter[str] = Counter()
         self._total = 0
         self._owner: dict[int, tuple[str, int]] = {}  # storage -> its part and bytes
-        #: Kept alive, or a new storage could get the address of one that is gone and would not be counted.
-        self._known = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in known)}
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     @property
     def peak(self) -> Peak:
@@ -156,7 +155,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def unpacked_bytes(func: Any, args: tuple[Any, ...]) -> int:
-    """Return what bitsandbytes takes inside its 4-bit product: the unpacked weight, and scales in float32.
+    """Return the bytes that a 4-bit product takes inside: the unpacked weight, and its scales in float32.
 
     Its backward unpacks in operations of their own, which are seen as they are.
 

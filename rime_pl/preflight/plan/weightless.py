@@ -13,39 +13,18 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
-from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, Qwen2VLConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules, quantization_config
 from rime_pl.errors import RimeError
+from rime_pl.miniature.random_checkpoint import SHAPES, model_config
 from rime_pl.processing import RimeProcessor
 
-#: Qwen2-VL-2B-Instruct, the checkpoint of configs/*.yaml, so that they can be planned for without a download.
-#: The numbers are those of `rime gpu-check`; a test compares the two.
-QWEN2_VL_2B: dict[str, dict[str, Any]] = {
-    "text_config": {
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        "tie_word_embeddings": True,
-    },
-    "vision_config": {
-        "depth": 32,
-        "embed_dim": 1280,
-        "hidden_size": 1536,
-        "num_heads": 16,
-        "mlp_ratio": 4,
-        "patch_size": 14,
-    },
-}
-KNOWN = {"Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B}
+#: The checkpoint of configs/*.yaml, which can be planned for without a download.
+KNOWN = {"Qwen/Qwen2-VL-2B-Instruct": SHAPES["2b"]}
 #: Token ids where there is no tokenizer. 0 is what a model without values samples, so it stands for a word.
 WORD, DISC, GEN, TURN_END, PAD = range(5)
 
@@ -121,7 +100,7 @@ def read_architecture(name_or_path: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(name_or_path, local_files_only=name_or_path in KNOWN)
     except (OSError, ValueError) as error:
         if name_or_path in KNOWN:
-            return Qwen2VLConfig.from_dict(KNOWN[name_or_path] | {"tie_word_embeddings": True})
+            return model_config(KNOWN[name_or_path])
         raise RimeError(
             f"model.backbone.name_or_path: no config.json for {name_or_path!r} ({error}). Give a folder that "
             f"holds the checkpoint's config.json (weights are not needed), or {', '.join(KNOWN)}."
@@ -180,6 +159,8 @@ class WeightlessBackbone(Backbone):
                 model.is_loaded_in_4bit = True
                 for layer in linear_4bit_modules(model).values():
                     layer.weight.data = layer.weight.data.to(dtype)  # as it is stored
+                    if layer.bias is not None:
+                        layer.bias.data = layer.bias.data.to(dtype)
             self.adapt(model)
         self._drop_values(dtype)
 

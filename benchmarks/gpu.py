@@ -1,0 +1,181 @@
+"""Print seconds, memory and throughput of every stage on one GPU, with a random 2B-shaped model in 4 bits.
+
+    python -m benchmarks.gpu --json gpu.json
+
+`make gpu-check` runs tests/gpu first, to see that the results are right. docs/reference/gpu.md explains the
+columns. If a run fails, its row holds the error, the others go on, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.miniature.random_checkpoint import SHAPES
+from rime_pl.preflight.doctor.installation import driver_version
+from tests.gpu.bench import MICRO, Bench, cases
+from tests.gpu.watch import Run, memory_of, now, peak_since, release
+
+NO_GPU = "benchmarks.gpu: nothing was measured, because torch finds no CUDA device on this machine."
+EMBED = "embed"
+NAMES = [*cases(MICRO), EMBED]
+PLANNED = ("sft", "cma", "refine_rl")  # runs whose peak `rime plan` predicts
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
+GIB = 2**30
+#: Head of a column, key in the JSON, and what it is divided by.
+COLUMNS = {
+    "items": ("items", 1),
+    "load, s": ("load_seconds", 1),
+    "step, s": ("seconds", 1),
+    "peak, GiB": ("peak", GIB),
+    "predicted peak, GiB": ("predicted_peak", GIB),
+    "items per second": ("items_per_second", 1),
+    "tokens per second": ("tokens_per_second", 1),
+}
+
+
+@torch.no_grad()
+def embed(bench: Bench) -> dict[str, Run]:
+    """Embed queries with a picture in both modes, from tokens and patches on the device."""
+    before, start = release(bench.device), now(bench.device)
+    backbone = bench.backbone().eval()
+    load = now(bench.device) - start
+    prompts = bench.batch(bench.sizes.pairs).query.prompts.to(bench.device)
+    written: list[int] = []
+
+    def generative() -> None:
+        rewrites = write_rewrites(backbone, prompts, bench.sizes.new_tokens)
+        backbone(prompts, rewrites.completions)
+        written.append(int(rewrites.lengths.sum()))
+
+    modes = {"embed_discriminative": lambda: backbone(prompts), "embed_generative": generative}
+    runs = {}
+    for name, work in modes.items():
+        release(bench.device)
+        run = Run(len(prompts), int(prompts.attention_mask.sum()), load)
+        run.seconds, run.peak = median_seconds(work, bench.device), peak_since(before, bench.device)
+        runs[name] = run
+    runs["embed_generative"].tokens = written[-1]
+    return runs
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """Return the median time of `work`, which runs once before to warm up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = now(device)
+        work()
+        seconds.append(now(device) - start)
+    return statistics.median(seconds)
+
+
+def measure(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of one run; the error in place of the results if it fails."""
+    if name == "sft_flash" and not is_flash_attn_2_available():
+        return {name: {"skipped": "flash_attn is not installed"}}
+    try:
+        runs = embed(bench) if name == EMBED else {name: bench.run(bench.cases[name])}
+        return {name: row(run) for name, run in runs.items()}
+    except Exception as error:  # one run must not take the others with it
+        traceback.print_exc()
+        return {name: {"error": f"{type(error).__name__}: {error}"}}
+
+
+def row(run: Run) -> dict[str, Any]:
+    """Return the results of a run, with items and tokens per second."""
+    assert run.seconds, "a run has at least one timed step"
+    rates = {"items_per_second": run.items / run.seconds, "tokens_per_second": run.tokens / run.seconds}
+    return asdict(run) | rates
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [["run", *COLUMNS, "note"], ["---"] * (len(COLUMNS) + 2)]
+    for name, values in rows.items():
+        numbers = [(values.get(key), unit) for key, unit in COLUMNS.values()]
+        cells = ["-" if value is None else show(value / unit) for value, unit in numbers]
+        note = " ".join(str(values.get("error") or values.get("skipped") or "").replace("|", "/").split())
+        lines.append([name, *cells, note[:200]])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def show(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return the card, the driver, the versions and the date."""
+    cuda = device.type == "cuda"
+    return {
+        "card": torch.cuda.get_device_name(device) if cuda else "CPU",
+        "memory_bytes": memory_of(device),
+        "driver": driver_version() if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "versions": {package: version(package) for package in PACKAGES},
+        "date": date.today().isoformat(),
+    }
+
+
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for all numbers, in seconds and bytes"
+    )
+    names = f"{', '.join(NAMES)} (default: all)"
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="RUN", help=names)
+    parser.add_argument("--no_gradient_checkpointing", action="store_true", help="more memory, less time")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="2b", help="model size (default: 2b)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="device (default: cuda)")
+    args = parser.parse_args(arguments)
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}. Make it, or name another.")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = read_arguments(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print(NO_GPU, file=sys.stderr)
+        return 2
+    device, checkpointing = torch.device(args.device, 0), not args.no_gradient_checkpointing
+    found = environment(device) | {"shape": args.shape, "gradient_checkpointing": checkpointing, "runs": {}}
+    rows: dict[str, dict[str, Any]] = found["runs"]
+
+    def write() -> None:
+        if args.json:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory(prefix="rime-gpu-") as folder:
+        bench = Bench(Path(folder), device, args.shape, checkpointing=checkpointing)
+        for name in args.only:
+            rows |= measure(bench, name)
+            print(f"{name}: {rows.get(name, {}).get('error', 'done')}", file=sys.stderr, flush=True)
+            write()
+        for stage in PLANNED:  # last, because a plan takes the processor's time and not the card's
+            if "seconds" in rows.get(stage, {}):
+                rows[stage]["predicted_peak"] = bench.predicted_peak(bench.cases[stage])
+                write()
+    versions = ", ".join(" ".join(pair) for pair in found["versions"].items())
+    print(f"{found['card']}, driver {found['driver']}, {versions}, {found['date']}\n\n{table(rows)}")
+    return int(any("error" in values for values in rows.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

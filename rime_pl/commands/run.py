@@ -1,0 +1,192 @@
+"""`rime run STAGE`: train a stage, and before it everything that it needs and that is missing.
+
+A finished run with the same settings is found again, an unfinished one is resumed, and other settings get a
+folder of their own. What a stage needs and where it lies is decided in rime_pl/pipeline.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from rime_pl.backbone.adapters import CONTRACT_FILE, read_contract
+from rime_pl.cli import global_step
+from rime_pl.commands.settings import complete_settings, split_words
+from rime_pl.datamodules.shards import CORPUS_FILE, read_corpus
+from rime_pl.errors import RimeError
+from rime_pl.options.parser import options_of
+from rime_pl.options.parser import parse as parse_options
+from rime_pl.pipeline import (
+    BASE_MARKER,
+    BASE_OPTIONS,
+    Pipeline,
+    describe,
+    differences,
+    find_corpus,
+    find_recipe,
+    find_run,
+    sort_settings,
+    with_few_rewrites,
+)
+from rime_pl.run_folder import RunFolder
+
+
+def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``run``: its own options, and every other word as a setting of a stage."""
+    own, settings = split_words(words, {*options_of(command), "help"})
+    return parse_options(command, prog, own) | {"settings": settings}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage, and the folder of its run."""
+
+    stage: str
+    run: RunFolder
+    words: list[str]  # of `rime`, without the run's folder
+    settings: dict[str, Any]
+    origin: dict[str, Any]  # kept in the run's manifest
+
+
+def run(
+    stage: Literal["data", "base", "sft", "cma", "refine-rl", "refine_rl"],
+    *,
+    corpus: str = "openmoji",
+    recipe: str = "tiny",
+    seed: int = 0,
+    base: str | None = None,
+    dry_run: bool = False,
+    print_folder: bool = False,
+    settings: Sequence[str] = (),
+) -> int:
+    """Train a stage, and before it everything that it needs and that is missing.
+
+    A finished run with the same settings is found again, and an unfinished one is resumed. Other settings get
+    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.05.
+    Settings of an earlier stage have its name in front: --sft.model.temperature 0.05.
+
+    Args:
+        stage: Stage to train. data and base make only the corpus, or the tiny base model.
+        corpus: Corpus: openmoji or scenes, built on demand into data/, or a folder of shards.
+        recipe: Recipe: tiny or 2b, or a folder with one YAML file for each stage.
+        seed: Seed of every stage.
+        base: Base model, a folder or a name (default: the one of the recipe).
+        dry_run: Whether to say only what would be done.
+        print_folder: Whether to print only the folder of the stage's run.
+        settings: Settings of the stages, as words of the command line.
+    """
+    goal = stage.replace("-", "_")
+    name, files = find_recipe(recipe)
+    pipeline = Pipeline(find_corpus(corpus), files, name, seed, base, sort_settings(goal, settings))
+    only_look = dry_run or print_folder
+    console = Console(quiet=print_folder, soft_wrap=True, highlight=False, markup=False)
+    if goal == "refine_rl":
+        pipeline = with_few_rewrites(pipeline, complete_settings)
+    # all of them now: a typing error is told before hours of training
+    parsed = {one: complete_settings(one, pipeline.words(one)) for one in pipeline.stages_to(goal)}
+    place = _prepare(pipeline, goal, only_look, console)
+    before: RunFolder | None = None
+    for one, values in parsed.items():
+        step = _next_step(pipeline, one, values, before)
+        found = step.run.finished
+        console.print(_line(step))
+        if not found and not only_look:
+            _train(step)
+        before, place = step.run, step.run.path
+    if print_folder:
+        print(place)
+    elif before and found:
+        console.print(f"\n{before.summary_text.read_text()}")
+    return 0
+
+
+def _prepare(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -> Path:
+    """Build the corpus and the tiny base model if they are missing; return what was asked for."""
+    corpus, base = pipeline.corpus, None if pipeline.base else pipeline.tiny_base
+    if not (corpus / CORPUS_FILE).is_file():
+        console.print(f"data: building {corpus}")
+        if not only_look:
+            _start("data", ["shards", corpus.name, "--output", str(corpus)])
+    else:
+        console.print(f"data: found in {corpus}")
+    if goal == "data" or base is None:
+        return corpus
+    if not (base / BASE_MARKER).is_file():
+        console.print(f"base: making {base}")
+        if not only_look:
+            options = BASE_OPTIONS.get(corpus.name, ())
+            _start("base", ["base", "--data", str(corpus), "--output", str(base), *options])
+    else:
+        console.print(f"base: found in {base}")
+    return base
+
+
+def _next_step(pipeline: Pipeline, stage: str, settings: dict[str, Any], before: RunFolder | None) -> Step:
+    """Return what is to be done for one stage, once the run before it is known."""
+    words, usual = pipeline.words(stage), pipeline.words(stage, as_recipe=True)
+    differing = differences(settings, complete_settings(stage, usual)) if words != usual else {}
+    if before:
+        settings["model"]["init_adapter_from"] = str(before.adapter)
+    start = _start_of(pipeline.corpus, settings)
+    run = find_run(pipeline.folder, stage, settings, start)
+    configs = [str(file) for file in pipeline.configs(stage)]
+    origin = {"recipe": configs, "differs_from_recipe": differing, **start}
+    return Step(
+        stage, run, [stage.replace("_", "-"), "fit", *pipeline.words(stage, before)], settings, origin
+    )
+
+
+def _start_of(corpus: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the content hashes of the corpus and of the adapter to start from, where they are there."""
+    start: dict[str, Any] = {}
+    if (corpus / CORPUS_FILE).is_file():
+        start["data_hash"] = read_corpus(corpus)["data_hash"]
+    adapter = settings["model"]["init_adapter_from"]
+    if adapter and (Path(adapter) / CONTRACT_FILE).is_file():
+        start["start_hash"] = read_contract(adapter)["weights_hash"]
+    return start
+
+
+def _line(step: Step) -> str:
+    run, checkpoint = step.run, step.run.last_checkpoint
+    if run.finished:
+        doing = f"found finished in {run}"
+    elif checkpoint.is_file():
+        doing = f"resuming at step {global_step(checkpoint)} in {run}"
+    else:
+        doing = f"training into {run}"
+    return f"{step.stage}: {doing} ({describe(step.origin['differs_from_recipe'])})"
+
+
+def _train(step: Step) -> None:
+    """Train one stage. A failure before anything was trained leaves the folder free for other settings."""
+    run = step.run
+    run.begin(step.settings | {"run_dir": str(run)}, step.origin)
+    try:
+        _start(step.stage, [*step.words, "--run_dir", str(run)])
+    finally:
+        if not run.finished and not run.last_checkpoint.parent.is_dir():
+            run.give_up()
+    if not run.finished:
+        raise RimeError(f"{step.stage} was stopped. The next `rime run` starts from there.")
+
+
+def _start(name: str, words: list[str]) -> None:
+    """Run `rime` in a process of its own: seeds, threads and loggers of one stage never reach the next."""
+    process = subprocess.Popen([sys.executable, "-m", "rime_pl", *words])
+    handler = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # the stage got it, too, and ends by itself
+        code = process.wait() or 130
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    if code:
+        raise RimeError(f"{name} stopped with exit code {code}. The next `rime run` starts from there.")

@@ -1,0 +1,193 @@
+"""The settings of the stages, in groups: ``model.optimizer``, ``model.rollouts``, ``model.reward`` and so on.
+
+A stage takes only the groups that it uses. Each group checks its own values; what concerns two groups is
+checked by the stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rime_pl.errors import RimeError
+from rime_pl.losses.advantages import Scaling
+from rime_pl.losses.policy_gradient import LossType
+
+RewardForm = Literal["anchored", "rank_margin"]
+AnchorKind = Literal["discriminative", "rollouts"]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with linear warm-up and cosine decay to 0.
+
+    Args:
+        learning_rate: Peak learning rate, reached after the warm-up.
+        warmup_steps: Number of warm-up steps, at most half of the run.
+        weight_decay: Weight decay of the LoRA matrices; the token rows have none.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 20
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class MicroBatchSettings:
+    """Micro-batches: batch, negatives and gradients stay the same (docs/how-to/large-batches.md).
+
+    Args:
+        size: Micro-batch size in rows on each process (default: the whole batch).
+        tokens: Micro-batch size in tokens, padding included; in place of ``size``.
+        gradient_cache: Whether micro-batches run twice and keep nothing in between. If false they run once
+            and keep their activations, which saves time and only the padding between long and short rows.
+        reuse_vision: Whether image features are kept between the two passes: faster, but the memory for
+            them grows with the batch.
+    """
+
+    size: int | None = None
+    tokens: int | None = None
+    gradient_cache: bool = True
+    reuse_vision: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.tokens is not None:
+            raise RimeError(
+                f"model.micro_batches.size={self.size} and model.micro_batches.tokens={self.tokens} cannot "
+                "both be set. Give one of them."
+            )
+        for name, value in (("size", self.size), ("tokens", self.tokens)):
+            if value is not None and value < 1:
+                raise RimeError(
+                    f"model.micro_batches.{name} must be 1 or more, but is {value}. Leave it out (null) to "
+                    "take the whole batch at once."
+                )
+
+    @property
+    def whole_batch(self) -> bool:
+        """Return whether each side goes through the model in one forward."""
+        return self.size is None and self.tokens is None
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How rewrites are sampled.
+
+    Args:
+        num_generations: Number of rewrites sampled for each item (G).
+        max_new_tokens: Token budget of a sampled rewrite (default: prompt.max_rewrite_tokens).
+        temperature: Divisor of the logits in sampling and in every log-probability.
+        sides: Sides that are rewritten and rewarded: queries only, or both.
+        items_per_pass: Items that go through the model together, to save memory (default: the whole batch).
+            It changes no result.
+    """
+
+    num_generations: int = 8
+    max_new_tokens: int | None = None
+    temperature: float = 1.0
+    sides: Literal["query", "both"] = "both"
+    items_per_pass: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("rollouts", self, "max_new_tokens", "temperature", "items_per_pass")
+        if self.num_generations < 2:
+            raise RimeError(
+                f"model.rollouts.num_generations must be 2 or more, but is {self.num_generations}: a reward "
+                "is compared with those of the same item's other rewrites."
+            )
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """What a sampled rewrite is rewarded for.
+
+    Args:
+        form: Form of the embedding reward: ``anchored`` (log-probability of the right anchor) or
+            ``rank_margin`` (as in UME-R1).
+        anchors: What a rewrite's embedding is compared with: ``discriminative`` embeddings of the other
+            side by the reference (of the batch and of a table), or the other side's ``rollouts`` (as in
+            UME-R1; needs ``model.rollouts.sides: both``).
+        embedder: Model that embeds the rewrites: the frozen ``reference``, or the ``policy`` in training.
+        num_anchors: Number of training pairs of each task in the table of anchors; 0 for no table.
+        temperature: Divisor of the cosines in the reward.
+        weight_format: Weight of the reward for a rewrite that is not empty and ends by itself.
+        weight_embedding: Weight of the embedding reward.
+        weight_length: Weight of the penalty for tokens beyond ``free_length``.
+        free_length: Number of tokens without a penalty.
+        shuffle: Whether rewards are shuffled within each group. This is a control: they then say nothing.
+    """
+
+    form: RewardForm = "anchored"
+    anchors: AnchorKind = "discriminative"
+    embedder: Literal["reference", "policy"] = "reference"
+    num_anchors: int = 256
+    temperature: float = 0.05
+    weight_format: float = 1.0
+    weight_embedding: float = 1.0
+    weight_length: float = 0.0
+    free_length: int = 128
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        _check_positive("reward", self, "temperature", "free_length")
+        _check_not_negative("reward", self, "num_anchors")
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How rewards of a group become advantages.
+
+    Args:
+        scaling: Divisor of the centred rewards: a ``fixed`` scale, or the ``std`` of the group.
+        scale: The fixed divisor, in units of the reward.
+        min_spread: Groups with a standard deviation below this share of ``scale`` give no signal.
+    """
+
+    scaling: Scaling = "fixed"
+    scale: float = 1.0
+    min_spread: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_positive("advantages", self, "scale")
+        _check_not_negative("advantages", self, "min_spread")
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The clipped policy-gradient loss and its updates.
+
+    Args:
+        loss_type: How the loss of the tokens is averaged: grpo, dr_grpo or dapo.
+        clip_low: The probability ratio is clipped to at least 1 - clip_low.
+        clip_high: The probability ratio is clipped to at most 1 + clip_high.
+        kl_coef: Weight of the KL divergence (k3) from the reference.
+        max_kl: Mean KL divergence per token, in nats, above which the run stops. It is compared with the
+            estimator k2 (``train/k2``), because a single token can make k3 as high as this.
+        num_updates: Optimizer steps for each batch of rollouts; with 1 the ratio is 1 and nothing is clipped.
+        max_grad_norm: Gradient norm above which gradients are scaled down to it.
+    """
+
+    loss_type: LossType = "dapo"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl_coef: float = 0.04
+    max_kl: float = 10.0
+    num_updates: int = 1
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("policy", self, "max_kl", "num_updates", "max_grad_norm")
+        _check_not_negative("policy", self, "clip_low", "clip_high", "kl_coef")
+
+
+def _check_positive(group: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise RimeError(f"model.{group}.{name} must be greater than 0, but is {value}.")
+
+
+def _check_not_negative(group: str, settings: object, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 0:
+            raise RimeError(f"model.{group}.{name} must be 0 or more, but is {getattr(settings, name)}.")

@@ -1,0 +1,64 @@
+"""What other libraries print and a user can do nothing about: each message by its logger and its beginning.
+
+Called once, before anything heavy is imported. A warning that a user can act on is not in these tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+
+#: Logger -> beginnings of messages that it need not pass on.
+MESSAGES: dict[str, tuple[str, ...]] = {
+    "bitsandbytes.backends.cpu.ops": (
+        "Failed to load CPU gemm_4bit_forward",  # an optional kernel; the built-in one is used
+    ),
+    "lightning.fabric.utilities.seed": (
+        "Seed set to",  # it is in config.yaml
+    ),
+    "lightning.pytorch.utilities.rank_zero": (
+        "💡 Tip",  # advertisement of other products
+        "GPU available:",  # trainer.accelerator decides, and `rime doctor` looks
+        "TPU available:",
+        "HPU available:",
+        "LOCAL_RANK:",
+        "You are using a CUDA device",  # about float32 products; ours are in model.backbone.dtype
+        "Loading `train_dataloader` to estimate",
+        "`Trainer.fit` stopped: `max_epochs",  # as planned
+        "`Trainer.fit` stopped: `max_steps",
+        "Restoring states from the checkpoint path",  # the command line has said which
+        "Restored all states from the checkpoint",
+        "Loaded model weights from the checkpoint",
+    ),
+}
+#: Warnings about what one library calls in another.
+WARNINGS = (
+    "`is_gradient_checkpointing` is deprecated",  # peft, in transformers
+    "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning, in torch
+)
+#: Seconds after which tqdm shows a bar: weights of a small model load in less, a download takes more.
+BAR_DELAY = "2"
+
+
+class DropMessages(logging.Filter):
+    """Drops the records whose text begins like one of ``beginnings``, whichever process they come from."""
+
+    def __init__(self, beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.beginnings = beginnings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not re.sub(r"^\[rank: \d+\] ", "", record.getMessage()).startswith(self.beginnings)
+
+
+def quiet_other_libraries() -> None:
+    """Drop the messages and warnings of the tables above, and show tqdm's bars only where one waits."""
+    os.environ.setdefault("TQDM_DELAY", BAR_DELAY)  # tqdm reads it when it is imported
+    for name, beginnings in MESSAGES.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, DropMessages) for each in logger.filters):
+            logger.addFilter(DropMessages(beginnings))
+    for words in WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{re.escape(words)}")

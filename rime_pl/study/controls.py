@@ -1,0 +1,160 @@
+"""The controls of a run: what each one changes, and their training. Called by `rime compare`.
+
+A control is the run's own command with a few settings changed. It takes the same number of training steps
+unless its name says otherwise, and lies in ``controls/`` of the run. A finished control is not trained again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.errors import RimeError
+from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
+from rime_pl.run_folder import CONTROLS, RunFolder
+from rime_pl.study.design import COMPARISONS
+from rime_pl.study.measure import Variants, refuse_unlike
+
+Commands = Iterator[tuple[str, list[str]]]  # name of a control, and the words after `rime` that train it
+
+
+def stage_of(runs: Sequence[RunFolder]) -> str:
+    """Return the stage that all runs belong to."""
+    for run in runs:
+        if not run.finished:
+            raise RimeError(
+                f"--run must name finished runs, but {run.path} has no done.json. Run `make train-sft`, "
+                "`make train-cma` or `make train-refine-rl` first."
+            )
+    stages = {run.stage for run in runs}
+    if len(stages) > 1 or not stages <= set(COMPARISONS):
+        raise RimeError(f"--run must name runs of one stage, but names runs of {', '.join(sorted(stages))}.")
+    return stages.pop()
+
+
+def train_controls(runs: Sequence[RunFolder], skip: Sequence[str] = ()) -> list[Variants]:
+    """Train the controls that are missing, and return all variants of each seed.
+
+    Args:
+        runs: Finished runs of one stage, one per seed.
+        skip: Names of controls to leave out.
+    """
+    stage = stage_of(runs)
+    subject = COMPARISONS[stage].subject
+    names = [name for name in COMPARISONS[stage].variants if name not in ("before", subject)]
+    if unknown := set(skip) - set(names):
+        raise RimeError(f"--skip must name controls ({', '.join(names)}), but names {', '.join(unknown)}.")
+    seeds: list[Variants] = [{} if stage == "sft" else {"before": run_before(run)} for run in runs]
+    # one control of all seeds, then the next: the length of a later one may be measured on an earlier one
+    for turn in zip(*(commands(run, skip, runs) for run in runs), strict=True):
+        if (name := turn[0][0]) in skip:
+            continue
+        for run, variants, (_, words) in zip(runs, seeds, turn, strict=True):
+            variants[name] = control(run, name)
+            if not variants[name].finished:
+                _train(run, name, [*words, "--run_dir", str(variants[name].path)])
+        refuse_unlike([variants[name] for variants in seeds])
+    return [variants | {subject: run} for run, variants in zip(runs, seeds, strict=True)]
+
+
+def _train(run: RunFolder, name: str, words: list[str]) -> None:
+    if subprocess.run([sys.executable, "-m", "rime_pl.__main__", *words]).returncode:
+        raise RimeError(
+            f"the control {name} of {run.path} failed; its message is above. Finished controls are kept. Add "
+            f"`--skip {name}` to go on without it."
+        )
+
+
+def control(run: RunFolder, name: str) -> RunFolder:
+    """Return the folder of a control; it need not exist yet."""
+    return RunFolder(run.path / CONTROLS / name)
+
+
+def run_before(run: RunFolder) -> RunFolder:
+    """Return the run whose adapter a run started from."""
+    if (before := run.before()) is None:
+        raise RimeError(f"{run.path} must start from the adapter of an earlier stage, but started from none.")
+    return before
+
+
+def commands(run: RunFolder, skip: Sequence[str], seeds: Sequence[RunFolder]) -> Commands:
+    """Yield each control of a run.
+
+    Args:
+        run: The run under study.
+        skip: Controls that are not needed; what they alone need is not measured.
+        seeds: The same run with each seed; their step times decide how long "the same time" is.
+    """
+    again = [run.stage.replace("_", "-"), "fit", "--config", str(run.config), "--ckpt_path", "null"]
+    if run.stage == "cma":
+        yield "further_sft", [*again, "--model.lambda_cma", "0", "--model.lambda_dec", "0"]
+        yield "without_decisive", [*again, "--model.lambda_dec", "0"]
+    elif run.stage == "refine_rl":
+        yield from _of_refine_rl(run, again, skip, seeds)
+    else:
+        no_rewrites = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
+        yield "discriminative_only", [*again, *no_rewrites, "--data.require_rewrites", "false"]
+        yield "filler_tokens", [*again, "--data.completion", "filler"]
+        if not {"chain_of_thought", "chain_of_thought_same_tokens"} <= set(skip):
+            longest, share = chain_of_thought_lengths(run)
+            budget = ["--model.backbone.prompt.max_rewrite_tokens", str(2 * longest)]
+            longer = [*again, "--data.completion", "cot", *budget]
+            steps = ["--data.steps_per_epoch", str(round(run.manifest["steps"] * share))]
+            yield "chain_of_thought_same_tokens", [*longer, *steps, "--trainer.max_epochs", "1"]
+            yield "chain_of_thought", longer
+
+
+def _of_refine_rl(
+    run: RunFolder, again: list[str], skip: Sequence[str], seeds: Sequence[RunFolder]
+) -> Commands:
+    before, steps = run_before(run), int(run.manifest["steps"])
+    further = ["cma", "fit", "--config", str(before.config), "--ckpt_path", "null"]
+    further += ["--model.init_adapter_from", str(before.adapter), "--trainer.max_epochs", "1"]
+    further += ["--data.steps_per_epoch"]
+    yield "further_cma", [*further, str(steps)]
+    yield "shuffled_rewards", [*again, "--model.reward.shuffle", "true"]
+    if "further_cma_same_seconds" not in skip:
+        # the fastest of all runs of a kind shows what a step costs, and not what else the machine did
+        rl = [one for seed in seeds for one in (seed, control(seed, "shuffled_rewards"))]
+        cma = [one for seed in seeds for one in (run_before(seed), control(seed, "further_cma"))]
+        ratio = fastest_step(rl, seeds[0].threads) / fastest_step(cma, seeds[0].threads)
+        yield "further_cma_same_seconds", [*further, str(max(1, round(steps * ratio)))]
+    yield "batch_anchors", [*again, "--model.reward.num_anchors", "0"]
+    rollouts = [*again, "--model.reward.anchors", "rollouts", "--model.rollouts.sides", "both"]
+    yield "rollout_anchors", rollouts
+    ume_r1 = ["--model.reward.form", "rank_margin", "--model.reward.embedder", "policy"]
+    ume_r1 += ["--model.advantages.scaling", "std", "--model.advantages.min_spread", "0"]
+    yield "ume_r1", [*rollouts, *ume_r1]
+
+
+def fastest_step(runs: Sequence[RunFolder], threads: int | None) -> float:
+    """Return the seconds of a step in the fastest of the finished runs with this number of threads."""
+    timed = [run.seconds_per_step for run in runs if run.finished and run.threads == threads]
+    if not any(timed):
+        raise RimeError(
+            f"{runs[0].path} or one of its controls must be timed with num_threads={threads}, as the runs of "
+            "--run were, but none is. A run that was resumed after its last step is not timed. Add `--skip "
+            "further_cma_same_seconds` to go on without this control."
+        )
+    return min(filter(None, timed))
+
+
+def chain_of_thought_lengths(run: RunFolder, num_pairs: int = 512) -> tuple[int, float]:
+    """Return the longest completion in tokens, and the share of tokens left in a pair without its steps."""
+    data, backbone = run.settings["data"], run.settings["model"]["backbone"]
+    prompt = PromptConfig(**backbone["prompt"] | {"max_rewrite_tokens": 1 << 20})
+    processor = RimeProcessor.from_pretrained(backbone["name_or_path"], prompt)
+    entries = [e for e in read_split(data["path"], "train") if e.dataset in (data["tasks"] or [e.dataset])]
+    entries = entries[:: max(1, len(entries) // num_pairs)]
+    tokens, longest = [], 0
+    for reader in (ShardReader(entries), ShardReader(entries, completion="cot")):
+        batches = (processor.training_batch([reader.read(n)]) for n in range(len(entries)))
+        lengths = torch.stack([side.lengths()[0] for b in batches for side in (b.query, b.target)])
+        tokens.append(int(lengths.sum()))
+        longest = max(longest, int(lengths[:, 1].max()))
+    return longest, tokens[0] / tokens[1]

@@ -1,0 +1,141 @@
+"""From finished runs to a *record* (ours): all results of one stage on one corpus, as plain data.
+
+Tables, pictures and pages are made from records, so they can be made again without the runs. Records lie in
+``compare.json`` and ``docs/results/claims/*.json``. Called by `rime compare` and `rime claims`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import mean, mode
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rime_pl.errors import RimeError
+from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
+from rime_pl.run_folder import RunFolder
+from rime_pl.study.design import COMPARISONS, MEAN, Difference
+from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
+
+Variants = dict[str, RunFolder]  # of one seed: "before", the controls, the run under study
+Record = dict[str, Any]
+#: Curves of Refine-RL in a record (docs/reference/metrics.md); of the last two also the highest value.
+CURVES = ("reward_spread", "no_signal", "entropy", "kl", "grad_norm")
+
+
+def measure(stage: str, seeds: Sequence[Variants]) -> Record:
+    """Return the record of a stage: each result as mean, lowest and highest seed."""
+    shown = COMPARISONS[stage]
+    shared = set.intersection(*(set(variants) for variants in seeds))
+    runs = {name: [variants[name] for variants in seeds] for name in shown.variants if name in shared}
+    for of_variant in runs.values():
+        refuse_unlike(of_variant)
+    subject = runs[shown.subject]
+    first, threads = subject[0], mode(run.threads for run in subject)
+    crossed = [run.summary["after"].get("crossed") or {} for run in subject]
+    tasks = {
+        task: {p: spread(run.summary["per_task"][task]["recall@1"][p] for run in subject) for p in MODE_PAIRS}
+        for task in sorted(first.summary["per_task"])
+    }
+    return {
+        "stage": stage,
+        "corpus": Path(first.manifest["data"]).name,
+        "date": date.today().isoformat(),
+        "seeds": [run.manifest["seed"] for run in subject],
+        "gallery": first.summary["gallery"],
+        "chance": first.summary["chance"],
+        "variants": {name: _variant(stage, name, found, threads) for name, found in runs.items()},
+        "crossed": {key: spread(one[key] for one in crossed) for key in crossed[0]},
+        "tasks": tasks,
+        "differences": {
+            d.key: paired_difference(seeds, d) for d in shown.differences if {d.first, d.second} <= shared
+        },
+    }
+
+
+def _variant(stage: str, name: str, runs: Sequence[RunFolder], threads: int | None) -> dict[str, Any]:
+    results = [run.summary["after"] for run in runs]
+    written = [one["rewrite"] for one in results]
+    curves = [curve_means(run) for run in runs]
+    timed = [run.seconds_per_step for run in runs if run.threads == threads]
+    # no slot F1 beside SFT: each variant there is measured against what it was taught to write
+    slots = stage != "sft" and all("slot_f1" in one for one in written)
+    return {
+        "steps": runs[0].manifest["steps"],
+        "seconds_per_step": min(filter(None, timed), default=None),  # of the run that was disturbed least
+        "recall@1": {pair: spread(one["recall@1"][pair] for one in results) for pair in MODE_PAIRS},
+        "trace": {key: spread(one["trace"][key] for one in results) for key in REWRITE_ABLATION},
+        "slot_f1": spread(one["slot_f1"] for one in written) if slots else None,
+        # a model that learnt no rewrite is used in its discriminative mode, which generates nothing
+        "tokens": 0.0 if name == "discriminative_only" else mean(one["mean_length"] for one in written),
+        "curves": {key: mean(one[key] for one in curves) for key in curves[0]},
+    }
+
+
+def spread(values: Iterable[float]) -> list[float]:
+    """Return the mean, the lowest and the highest of the seeds."""
+    found = list(values)
+    return [mean(found), min(found), max(found)]
+
+
+def refuse_unlike(runs: Sequence[RunFolder]) -> None:
+    """Raise if runs that are to be averaged over seeds have different numbers of steps."""
+    steps = {str(run.path): run.manifest["steps"] for run in runs}
+    if len(set(steps.values())) > 1:
+        raise RimeError(
+            "these runs have different numbers of training steps and cannot be averaged: "
+            f"{', '.join(f'{path}: {count}' for path, count in steps.items())}. If one of them is an old "
+            "control, delete its folder and run `rime compare` again."
+        )
+
+
+def paired_difference(seeds: Sequence[Variants], difference: Difference) -> dict[str, Any]:
+    """Return mean, 95 % interval and each seed of a difference.
+
+    The seeds share their test queries: a resampled query comes with the results of all seeds.
+    """
+    high = [hits(one[difference.first], difference.mode) for one in seeds]
+    low = [hits(one[difference.second], difference.second_mode or difference.mode) for one in seeds]
+    each_query = [
+        [torch.stack(of_task).mean(0) for of_task in zip(*side, strict=True)] for side in (low, high)
+    ]
+    middle, lower, upper = paired_bootstrap(each_query[0], each_query[1])
+    each = [macro_mean(a) - macro_mean(b) for a, b in zip(high, low, strict=True)]
+    return {"mean": middle, "lower": lower, "upper": upper, "seeds": each}
+
+
+def hits(run: RunFolder, column: str) -> list[Tensor]:
+    """Return a (Q,) tensor for each headline task: 1 where a query ranked its answer first.
+
+    Queries are in the order of their keys. With MEAN it is the share of the modes in which it did.
+    """
+    columns = MODE_PAIRS if column == MEAN else (column,)
+    found: dict[str, list[list[bool]]] = {}
+    for row in sorted(run.ranks, key=lambda row: str(row["key"])):
+        if missing := set(columns) - set(row["ranks"]):
+            raise RimeError(
+                f"{run.path}/ranks.json must hold {missing.pop()}, but does not: an older version wrote it. "
+                "Train the run again."
+            )
+        found.setdefault(row["task"], []).append([row["ranks"][one] == 1.0 for one in columns])
+    headline = run.settings["recall"]["headline_tasks"] or found
+    return [torch.tensor(found[task]).float().mean(1) for task in sorted(headline)]
+
+
+def curve_means(run: RunFolder) -> dict[str, float]:
+    """Return the means of CURVES over the logged steps of a Refine-RL run; empty for other stages."""
+    folder = run.path / "tensorboard"
+    if not folder.is_dir():
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    logged = [name for name in CURVES if f"train/{name}" in events.Tags()["scalars"]]
+    curves = {name: [event.value for event in events.Scalars(f"train/{name}")] for name in logged}
+    means = {name: mean(values) for name, values in curves.items()}
+    highest = {f"{name}_highest": max(curves[name]) for name in CURVES[-2:] if name in curves}
+    return means | highest if "kl" in curves else {}

@@ -1,0 +1,174 @@
+"""`rime run` with stages that only leave files: what is started, found again, resumed, never overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rime_pl.__main__ import main
+from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
+from rime_pl.commands import run as command
+from rime_pl.datamodules.shards import FORMAT_VERSION
+from rime_pl.errors import RimeError
+from rime_pl.pipeline import BASE_MARKER
+from rime_pl.run_folder import RunFolder, write_json
+
+RUNS = Path("runs/scenes-tiny-seed0")
+ARGUMENTS = ["--corpus", "scenes"]
+
+
+class Stages:
+    """In place of processes: writes what each would leave, and keeps what was started."""
+
+    def __init__(self) -> None:
+        self.started: list[list[str]] = []
+        self.fails = ""  # "early": before the first checkpoint; "late": after it
+
+    def start(self, name: str, words: list[str]) -> None:
+        self.started.append(words)
+        folder = Path(words[-1])
+        if name == "data":
+            folder.mkdir(parents=True)
+            write_json(folder / "corpus.json", {"format": FORMAT_VERSION, "data_hash": "d"})
+        elif name == "base":
+            folder.mkdir(parents=True)
+            (folder / BASE_MARKER).touch()
+        else:
+            self.train(RunFolder(folder))
+
+    def train(self, run: RunFolder) -> None:
+        assert run.config.is_file() and not run.finished, "claimed before the stage starts"
+        if self.fails == "early":
+            raise RimeError("stopped")
+        run.last_checkpoint.parent.mkdir(exist_ok=True)
+        torch.save({"global_step": 7}, run.last_checkpoint)
+        if self.fails:
+            raise RimeError("stopped")
+        run.adapter.mkdir(exist_ok=True)
+        (run.adapter / WEIGHTS_FILE).touch()
+        write_json(run.adapter / CONTRACT_FILE, {"weights_hash": f"{run} {len(self.started)}"})
+        run.summary_text.write_text(f"table of {run}\n")
+        write_json(run.marker, {})
+
+    def folders(self) -> list[str]:
+        """The folders of the runs that were started since the last call, below ``RUNS``."""
+        started, self.started = self.started, []
+        return [str(Path(words[-1]).relative_to(RUNS)) for words in started if words[1] == "fit"]
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
+    monkeypatch.chdir(tmp_path)
+    fake = Stages()
+    monkeypatch.setattr(command, "_start", fake.start)
+    return fake
+
+
+def test_everything_that_is_missing_is_made_in_order(stages: Stages, capsys) -> None:
+    assert main(["run", "cma", *ARGUMENTS, "--seed", "0"]) == 0
+    assert [words[:2] for words in stages.started] == [
+        ["shards", "scenes"],
+        ["base", "--data"],
+        ["sft", "fit"],
+        ["cma", "fit"],
+    ]
+    assert stages.started[3][-4:] == [
+        *("--model.init_adapter_from", str(RUNS / "sft/adapter")),
+        *("--run_dir", str(RUNS / "cma")),
+    ]
+    assert capsys.readouterr().out.splitlines() == [
+        "data: building data/scenes",
+        "base: making models/tiny-scenes",
+        f"sft: training into {RUNS}/sft (as in the recipe)",
+        f"cma: training into {RUNS}/cma (as in the recipe)",
+    ]
+    stages.started = []
+    assert main(["run", "cma", *ARGUMENTS]) == 0
+    assert not stages.started
+    said = capsys.readouterr().out
+    assert f"cma: found finished in {RUNS}/cma" in said and said.endswith(f"table of {RUNS}/cma\n\n")
+
+
+def test_openmoji_gets_its_own_base(stages: Stages) -> None:
+    assert main(["run", "base"]) == 0
+    output = "models/tiny-openmoji"
+    assert stages.started[1][:5] == ["base", "--data", "data/openmoji", "--output", output]
+    assert stages.started[1][5:] == [
+        *("--tasks", "name_to_picture", "picture_to_name", "composed", "--vision_steps", "400")
+    ]
+
+
+def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
+    assert main(["run", "cma", *ARGUMENTS]) == 0
+    stages.folders()
+    plain = ["run", "cma", *ARGUMENTS, "--model.lambda_dec", "0"]
+    capsys.readouterr()
+    assert main([*plain, "--print_folder"]) == 0 and capsys.readouterr().out == f"{RUNS / 'cma-2'}\n"
+    assert main(plain) == 0 and stages.folders() == ["cma-2"]
+    assert "(differs from the recipe: model.lambda_dec 0.0 instead of 1.0)" in capsys.readouterr().out
+    origin = RunFolder(RUNS / "cma-2").origin
+    assert origin["differs_from_recipe"] == {"model.lambda_dec": {"value": 0.0, "recipe": 1.0}}
+    assert origin["data_hash"] == "d" and origin["start_hash"].startswith(str(RUNS / "sft"))
+    assert main(["run", "cma", *ARGUMENTS, "--sft.data.batch_size", "16"]) == 0
+    assert stages.folders() == ["sft-2", "cma-3"]  # CMA of the recipe, but from another start
+    assert main(plain) == 0 and main(["run", "cma", *ARGUMENTS]) == 0 and not stages.folders()
+
+
+def test_refine_rl_starts_after_an_sft_and_a_cma_with_few_rewrites(stages: Stages) -> None:
+    assert main(["run", "cma", *ARGUMENTS]) == 0
+    stages.folders()
+    assert main(["run", "refine-rl", *ARGUMENTS]) == 0
+    assert [word for word in stages.started[0] if "annotated" in word] == ["--data.annotated_share"]
+    assert stages.started[2][0] == "refine-rl" and str(RUNS / "cma-2/adapter") in stages.started[2]
+    assert stages.folders() == ["sft-2", "cma-2", "refine_rl"]
+    assert main(["run", "refine-rl", *ARGUMENTS]) == 0 and not stages.folders()
+
+
+def test_an_unfinished_run_is_resumed_and_one_that_never_began_leaves_its_name_free(
+    stages: Stages, capsys
+) -> None:
+    stages.fails = "late"
+    assert main(["run", "sft", *ARGUMENTS]) == 2
+    capsys.readouterr()
+    stages.fails = "early"
+    for size in ("16", "8"):  # neither got as far as a checkpoint
+        assert main(["run", "sft", *ARGUMENTS, "--data.batch_size", size]) == 2
+        assert not RunFolder(RUNS / "sft-2").config.exists()
+    stages.fails = ""
+    stages.folders()
+    assert main(["run", "sft", *ARGUMENTS, "--data.batch_size", "4"]) == 0
+    capsys.readouterr()
+    assert main(["run", "sft", *ARGUMENTS]) == 0 and stages.folders() == ["sft-2", "sft"]
+    assert f"sft: resuming at step 7 in {RUNS}/sft" in capsys.readouterr().out
+
+
+def test_an_sft_trained_anew_or_other_shards_are_another_start(stages: Stages) -> None:
+    assert main(["run", "cma", *ARGUMENTS]) == 0
+    RunFolder(RUNS / "sft").marker.unlink()  # trained again in the same place: other weights
+    stages.folders()
+    assert main(["run", "cma", *ARGUMENTS]) == 0 and stages.folders() == ["sft", "cma-2"]
+    corpus = Path("data/scenes/corpus.json")
+    write_json(corpus, json.loads(corpus.read_text()) | {"data_hash": "other"})
+    assert main(["run", "cma", *ARGUMENTS]) == 0 and stages.folders() == ["sft-2", "cma-3"]
+
+
+def test_a_typing_error_is_told_before_anything_starts(stages: Stages, capsys) -> None:
+    assert main(["run", "refine-rl", *ARGUMENTS, "--cma.model.lamda_dec", "0"]) == 2
+    assert "lamda_dec" in capsys.readouterr().err and not stages.started and not list(Path().iterdir())
+
+
+def test_looking_changes_nothing(stages: Stages, capsys) -> None:
+    assert main(["run", "refine-rl", *ARGUMENTS, "--dry_run"]) == 0
+    assert f"refine_rl: training into {RUNS}/refine_rl" in capsys.readouterr().out
+    for goal, place in (("data", "data/scenes"), ("base", "models/tiny-scenes"), ("sft", f"{RUNS}/sft")):
+        assert main(["run", goal, *ARGUMENTS, "--print_folder"]) == 0
+        assert capsys.readouterr().out == f"{place}\n"
+    assert not stages.started and not list(Path().iterdir())
+
+
+def test_a_start_of_ones_own_needs_no_run_before(stages: Stages) -> None:
+    assert main(["run", "cma", *ARGUMENTS, "--model.init_adapter_from", "mine/adapter"]) == 0
+    assert stages.folders() == ["cma"]
