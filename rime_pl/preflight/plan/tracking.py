@@ -71,7 +71,8 @@ class LiveBytes(TorchDispatchMode):
         self._alive: Counter[str] = Counter()
         self._total = 0
         self._owner: dict[int, tuple[str, int]] = {}  # storage -> its part and bytes
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        #: Kept alive, or a new storage could get the address of one that is gone and would not be counted.
+        self._known = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in known)}
 
     @property
     def peak(self) -> Peak:
