@@ -176,11 +176,17 @@ def _product_4bit(activations: Tensor, packed: Tensor, shape: list[int], *_: Any
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+    return sdpa_flop_count(query.shape, *_repeated(query, key, value))
 
 
 def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+    return sdpa_backward_flop_count(grad.shape, query.shape, *_repeated(query, key, value))
+
+
+def _repeated(query: Tensor, *shared: Tensor) -> list[torch.Size]:
+    """Return the shapes of keys and values as if each query head had its own: older torch asks for that."""
+    heads = query.shape[1]
+    return [torch.Size((one.shape[0], heads, *one.shape[2:])) for one in shared]
 
 
 #: Products that torch has no formula for: 4-bit weights, and attention on a CPU.
