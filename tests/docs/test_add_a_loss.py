@@ -49,10 +49,8 @@ def test_a_copy_with_the_page_applied_trains(scenes_corpus: Path, micro_base: Pa
     for patch in patches():
         subprocess.run(["git", "apply"], input=patch, text=True, cwd=copy, check=True)
     run, threads = tmp_path / "run", {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    words = [
-        *stage_arguments("cma", scenes_corpus, micro_base, run),
-        *("--config", str(copy / "configs/tiny/cma.yaml"), "--trainer.max_epochs", "1"),
-    ]
+    words = stage_arguments("cma", scenes_corpus, micro_base, run, "--trainer.max_epochs", "1")
+    words[words.index("--config") + 1] = str(copy / "configs/tiny/cma.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "rime_pl", *words],
         env={**os.environ, **threads, "PYTHONPATH": str(copy)},
