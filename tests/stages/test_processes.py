@@ -20,7 +20,7 @@ from tests.stages.runs import (
 
 pytestmark = pytest.mark.long
 # two passes on each of two processes
-PARTS = ("--data.batch_size", "4", "--model.items_per_pass", "1", "--data.annotated_share", "0.1")
+PARTS = ("--data.batch_size", "4", "--model.rollouts.items_per_pass", "1", "--data.annotated_share", "0.1")
 
 
 @pytest.fixture(scope="module")
