@@ -20,8 +20,7 @@ from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan import predict
 from rime_pl.preflight.plan.arithmetic import StagePlan
-from rime_pl.preflight.plan.predict import DEEPER, predict_stage
-from rime_pl.preflight.plan.simulate import simulate, static_numbers
+from rime_pl.preflight.plan.predict import DEEPER, predict_stage, simulate, static_numbers
 from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import (
     WeightlessBackbone,
@@ -160,7 +159,7 @@ def test_a_second_simulation_gives_the_same_numbers(
 ) -> None:
     """PEFT keeps a copy of the embedding table between forwards: each simulation starts without it."""
     module, architecture = CMAModule(micro_config(micro_base)), read_architecture(str(micro_base))
-    first, second = (simulate(module, architecture, processor, batch).numbers for _ in range(2))
+    first, second = (simulate(module, architecture, processor, batch)[0] for _ in range(2))
     assert first == second
 
 

@@ -16,16 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
-
-@dataclass
-class Largest:
-    """The largest tensor that a step made."""
-
-    bytes: int = 0
-    operation: str = ""  # e.g. "aten.index_copy"
-    shape: tuple[int, ...] = ()
+aten = torch.ops.aten
 
 
 @dataclass
@@ -61,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = (), vocabulary: int = 0) -> None:
         super().__init__()
         self.part = "activations"
-        self.largest = Largest()
+        self.largest = (0, "")  # bytes of the largest tensor; what made it, and its shape
         self.flops = 0
         #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
         #: pass. A model of another depth has the same moments, but another may be the highest.
@@ -122,9 +115,8 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf, func)
-        inside = unpacked_bytes(func, args)
-        if inside:
-            self._at(self._total + inside, inside)
+        if str(packet) == "bitsandbytes.gemm_4bit":
+            self._at(unpacked_bytes(*args))
         return out
 
     def _see(self, tensor: Tensor, func: Any) -> None:
@@ -137,54 +129,43 @@ class LiveBytes(TorchDispatchMode):
         self._alive[part] += size
         self._total += size
         weakref.finalize(storage, self._gone, key)
-        if size > self.largest.bytes:
-            self.largest = Largest(size, str(func).removesuffix(".default"), tuple(tensor.shape))
-        self._at(self._total, 0)
+        if size > self.largest[0]:
+            self.largest = (size, f"{str(func).removesuffix('.default')} {'x'.join(map(str, tensor.shape))}")
+        self._at()
 
     def _gone(self, key: int) -> None:
         part, size = self._owner.pop(key)
         self._alive[part] -= size
         self._total -= size
 
-    def _at(self, total: int, inside: int) -> None:
-        work = (self.part, torch.is_grad_enabled(), self._pass)
+    def _at(self, inside: int = 0) -> None:
+        work, total = (self.part, torch.is_grad_enabled(), self._pass), self._total + inside
         if work not in self.peaks or total > self.peaks[work].bytes:
             parts = Counter({part: size for part, size in self._alive.items() if size})
             parts[self.part] += inside
             self.peaks[work] = Peak(total, dict(parts))
 
 
-def unpacked_bytes(func: Any, args: tuple[Any, ...]) -> int:
+def unpacked_bytes(inputs: Tensor, packed: Tensor, shape: list[int], absmax: Any, block: int, *_: Any) -> int:
     """Return the bytes that a 4-bit product takes inside: the unpacked weight, and its scales in float32.
 
     Its backward unpacks in operations of their own, which are seen as they are.
-
-    Args:
-        func: An operation.
-        args: Its arguments: of ``gemm_4bit(A, B, shapeB, absmax, blocksize, ...)``.
     """
-    if str(func) != "bitsandbytes.gemm_4bit.default":
-        return 0
-    activations, shape, block = args[0], args[2], args[4]
     elements = shape[0] * shape[1]
-    return elements * activations.element_size() + 4 * -(-elements // block)
+    return elements * inputs.element_size() + 4 * -(-elements // block)
 
 
-def _product_4bit(activations: Tensor, packed: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
-    return 2 * activations.numel() * shape[0]
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
+def _product_4bit(inputs: Tensor, packed: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+    return 2 * inputs.numel() * shape[0]
 
 
 #: Products that torch has no formula for: 4-bit weights, and attention on a CPU.
-_FORMULAS = {
+_FORMULAS: dict[str, Any] = {
     "bitsandbytes.gemm_4bit": _product_4bit,
-    "aten._scaled_dot_product_flash_attention_for_cpu": _attention,
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "aten._scaled_dot_product_flash_attention_for_cpu": flop_registry[
+        aten._scaled_dot_product_flash_attention
+    ],
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
 }
