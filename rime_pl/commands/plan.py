@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
-from rime_pl.preflight.plan.planning import Assumed, make_plan
+from rime_pl.preflight.plan.planning import make_plan
 from rime_pl.preflight.plan.tables import plan_tables
 
 __all__ = ["parse", "run"]
@@ -36,7 +36,7 @@ def run(
         rewrite_tokens: Tokens of a rewrite, where the corpus is not there (default: the budget).
         json: Whether to print JSON instead of tables.
     """
-    plan = make_plan(settings.read(), Assumed(image_tokens, rewrite_tokens), memory, steps)
+    plan = make_plan(settings.read(), memory, steps, image_tokens, rewrite_tokens)
     if json:
         print(dumps(plan, indent=1))
     else:

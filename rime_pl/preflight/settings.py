@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 from rime_pl.backbone.config import BackboneConfig
@@ -23,24 +22,11 @@ class RunSettings:
     num_processes: int
     strategy: str  # "single", "ddp" or "fsdp"
 
-    def module(
-        self, kind: type[RimeModule], groups: dict[str, dict[str, Any]], backbone: BackboneConfig
-    ) -> RimeModule:
-        """Return a stage with these settings; of another stage's, those that it has, too.
-
-        Args:
-            kind: The stage's class.
-            groups: Settings to change: group -> name -> value.
-            backbone: In place of the run's.
-        """
-        given = self.values.model.as_dict()
+    def module(self, kind: type[RimeModule], changes: Mapping[str, dict[str, Any]] = {}) -> RimeModule:
+        """Return a stage with these settings, changed by group -> name -> value; of another stage, too."""
         types = typing.get_type_hints(kind.__init__)
-        chosen: dict[str, Any] = {"backbone": backbone}
-        for name in inspect.signature(kind).parameters:
-            if name == "backbone" or name not in given:
-                continue
-            value = given[name]
-            if dataclasses.is_dataclass(types[name]):
-                value = types[name](**{**value, **groups.get(name, {})})
-            chosen[name] = value
-        return kind(**chosen)
+        chosen = {name: value for name, value in self.values.model.as_dict().items() if name in types}
+        for name, value in chosen.items():
+            if name != "backbone" and is_dataclass(types[name]):
+                chosen[name] = types[name](**value | changes.get(name, {}))
+        return kind(**chosen | {"backbone": replace(self.backbone, **changes.get("backbone", {}))})

@@ -45,20 +45,17 @@ class StagePlan:
         return sum(self.parts.values())
 
 
-def hours(
-    flops: float, peak: int, num_steps: int | None, utilisation: float = UTILISATION
-) -> list[dict[str, Any]]:
+def hours(flops: float, peak: int, num_steps: int | None) -> list[dict[str, Any]]:
     """Return for each GPU whether a run fits, the seconds of a step, and the class of hours of the run.
 
     Args:
         flops: Of a step on one process.
         peak: Bytes on one process; 5 % of the memory are left to the driver and to fragmentation.
         num_steps: Of the run; None if not known.
-        utilisation: Share of the data sheet's throughput.
     """
     rows = []
     for gpu, (gib, tflops) in GPUS.items():
-        seconds = flops / (tflops * 1e12 * utilisation)
+        seconds = flops / (tflops * 1e12 * UTILISATION)
         run = "-" if num_steps is None else hour_class(seconds * num_steps / 3600)
         rows.append({"gpu": gpu, "fits": peak <= 0.95 * gib * GIB, "seconds_per_step": seconds, "class": run})
     return rows
@@ -98,13 +95,9 @@ def checkpoint_bytes(trained: int, stage: str) -> dict[str, int]:
 def shard(
     parts: Mapping[str, int], sharded: Sequence[str], processes: int, num_layers: int
 ) -> dict[str, int]:
-    """Return the bytes of each process when FSDP2 splits the decoder's layers.
+    """Return the bytes of each process when FSDP2 splits the parts ``sharded`` of the decoder's layers.
 
-    Args:
-        parts: Bytes on one process that holds everything.
-        sharded: The parts that are split; two layers at a time are whole on every process.
-        processes: Their number.
-        num_layers: Of the decoder.
+    Two layers at a time are whole on every process.
     """
     split = {name: -(-size // processes) if name in sharded else size for name, size in parts.items()}
     if processes > 1:

@@ -6,12 +6,11 @@ Called by `rime plan`. The stages themselves are simulated (predict.py); nothing
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PretrainedConfig
 
 from rime_pl.datamodules.batch_plan import local_batch_size, plan_training
@@ -21,7 +20,7 @@ from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan.arithmetic import GIB, StagePlan, checkpoint_bytes, hours, shard
-from rime_pl.preflight.plan.predict import predict_stage
+from rime_pl.preflight.plan.predict import predict_stage, rows_of, without_values
 from rime_pl.preflight.plan.weightless import read_architecture, read_processor
 from rime_pl.preflight.settings import RunSettings
 from rime_pl.processing import RimeProcessor
@@ -37,45 +36,30 @@ PROMPT_TOKENS = 64
 SHARDED = ("4-bit weights", "trained weights", "optimiser states")
 
 
-@dataclass(frozen=True)
-class Assumed:
-    """What is assumed of an item where no corpus is at hand."""
-
-    image_tokens: int  # visual tokens of an item
-    rewrite_tokens: int | None  # None: prompt.max_rewrite_tokens
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A step with one setting changed."""
-
-    setting: str  # as it is typed
-    groups: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the module
-    backbone: dict[str, Any] = field(default_factory=dict)
-    batch: Batch | None = None
-
-
 def make_plan(
-    settings: RunSettings, assumed: Assumed, memory: float | None, steps: int | None
+    settings: RunSettings,
+    memory: float | None,
+    steps: int | None,
+    image_tokens: int,
+    rewrite_tokens: int | None,
 ) -> dict[str, Any]:
     """Return the plan of a run as plain data, as `rime plan --json` prints it.
 
     Args:
         settings: Of the run.
-        assumed: Lengths, where no corpus is at hand.
         memory: GiB of a GPU; settings to change are looked for if the run does not fit. None: never.
         steps: Optimizer steps of the run; None takes them from settings and corpus.
+        image_tokens: Visual tokens of an item, where no corpus is at hand.
+        rewrite_tokens: Of a rewrite, where no corpus is at hand; None: prompt.max_rewrite_tokens.
     """
     if settings.stage == "refine_rl" and settings.strategy == "fsdp":
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
-    batch, lengths = read_batch(settings, architecture, assumed)
+    batch, lengths = read_batch(settings, architecture, image_tokens, rewrite_tokens)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
-    layers = architecture.text_config.num_hidden_layers
-    stages = {}
-    for stage, kind in kinds.items():
-        module = settings.module(kind, {}, settings.backbone)
-        stages[stage] = distributed(predict_stage(module, architecture, batch), settings, layers)
+    stages = {
+        stage: predict(settings, settings.module(kind), architecture, batch) for stage, kind in kinds.items()
+    }
     own = stages[settings.stage]
     tokens = [side.prompts.input_ids.shape[1] + side.completions.ids.shape[1] for side in sides(batch)]
     batch_size, num_steps = settings.values.data.batch_size, steps or count_steps(settings)
@@ -110,17 +94,19 @@ def sides(batch: Batch) -> tuple[Rows, Rows]:
 # -- the batch ------------------------------------------------------------------------------------------
 
 
-def read_batch(settings: RunSettings, architecture: PretrainedConfig, assumed: Assumed) -> tuple[Batch, str]:
+def read_batch(
+    settings: RunSettings, architecture: PretrainedConfig, image_tokens: int, rewrite_tokens: int | None
+) -> tuple[Batch, str]:
     """Return one process's batch, and where its lengths are known from."""
     rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
     processor = read_processor(settings.backbone, architecture)
     if _corpus_is_there(settings) and isinstance(processor, RimeProcessor):
         source = f"read from {settings.values.data.path}, {SAMPLE} pairs of each task, the longest task"
         return measured_batch(settings, processor, rows), source
-    words = settings.backbone.prompt.budget(assumed.rewrite_tokens)
-    side = assumed_rows(processor, architecture, rows, assumed.image_tokens, words)
+    words = settings.backbone.prompt.budget(rewrite_tokens)
+    side = assumed_rows(processor, architecture, rows, image_tokens, words)
     contents = torch.arange(rows)
-    sizes = f"{PROMPT_TOKENS} words, {assumed.image_tokens} visual tokens, {words} of rewrite"
+    sizes = f"{PROMPT_TOKENS} words, {image_tokens} visual tokens, {words} of rewrite"
     return Batch(side, side, contents, contents, "assumed"), f"assumed on each side: {sizes}"
 
 
@@ -135,18 +121,9 @@ def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -
         chosen = places[:: max(1, len(places) // SAMPLE)][:SAMPLE]
         batches.append(processor.training_batch([reader.read(place) for place in chosen]))
     longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in sides(one)))
-    again = torch.arange(rows) % len(longest)
-    query, target = (without_values(side).select(again) for side in sides(longest))
-    contents = torch.arange(rows)
-    return Batch(query, target, contents, contents, longest.dataset)
-
-
-def without_values(rows: Rows) -> Rows:
-    """Return rows whose pixel values have only a shape, so that thousands of pictures take no memory."""
-    pixels = rows.prompts.pixel_values
-    if pixels is None:
-        return rows
-    return replace(rows, prompts=replace(rows.prompts, pixel_values=pixels.to("meta")))
+    with torch.device("meta"):  # thousands of pictures take no memory
+        query, target = map(without_values, sides(longest))
+    return rows_of(replace(longest, query=query, target=target), torch.arange(rows) % len(longest))
 
 
 def assumed_rows(
@@ -157,8 +134,7 @@ def assumed_rows(
     ids = torch.full((rows, PROMPT_TOKENS + image_tokens), word)
     ids[:, :image_tokens] = processor.image_id
     ids[:, -2] = processor.disc_id
-    pixels: Tensor | None = None
-    grid: Tensor | None = None
+    pixels = grid = None
     if image_tokens:
         merge = vision.spatial_merge_size
         grid = torch.tensor([[1, merge, merge * image_tokens]]).repeat(rows, 1)
@@ -196,10 +172,13 @@ def _corpus_is_there(settings: RunSettings) -> bool:
 # -- several processes, and what to change ---------------------------------------------------------------
 
 
-def distributed(plan: StagePlan, settings: RunSettings, num_layers: int) -> StagePlan:
+def predict(
+    settings: RunSettings, module: RimeModule, architecture: PretrainedConfig, batch: Batch
+) -> StagePlan:
     """Return the plan of one of several processes: FSDP2 splits the decoder, DDP adds gradient buckets."""
+    plan, layers = predict_stage(module, architecture, batch), architecture.text_config.num_hidden_layers
     if settings.strategy == "fsdp":
-        return replace(plan, parts=shard(plan.parts, SHARDED, settings.num_processes, num_layers))
+        return replace(plan, parts=shard(plan.parts, SHARDED, settings.num_processes, layers))
     if settings.strategy == "ddp":
         return replace(plan, parts=plan.parts | {"gradient buckets of DDP": plan.parts["trained weights"]})
     return plan
@@ -209,62 +188,57 @@ def what_to_change(
     settings: RunSettings, architecture: PretrainedConfig, batch: Batch
 ) -> list[dict[str, Any]]:
     """Return settings that bring the peak down, each with its peak; the first ones cost no quality."""
-    kind, layers = settings.module_class, architecture.text_config.num_hidden_layers
     changes = []
-    for variant in variants(settings, batch):
-        module = settings.module(kind, variant.groups, replace(settings.backbone, **variant.backbone))
-        changed = predict_stage(module, architecture, variant.batch or batch)
-        changes.append({"setting": variant.setting, "peak": distributed(changed, settings, layers).peak})
+    for setting, groups, smaller in variants(settings, batch):
+        module = settings.module(settings.module_class, groups)
+        changes.append({"setting": setting, "peak": predict(settings, module, architecture, smaller).peak})
     return changes
 
 
-def variants(settings: RunSettings, batch: Batch) -> Iterator[Variant]:
-    """Yield what can be changed against memory, each by itself."""
+def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, dict[str, dict[str, Any]], Batch]]:
+    """Yield what can be changed against memory, each by itself: as it is typed, as settings, the batch."""
     model, rows, short = settings.values.model, len(batch), settings.backbone.prompt.max_rewrite_tokens // 2
     if settings.stage in CONTRASTIVE:
         micro = model.micro_batches
         for size in _fewer(rows, rows // 4) if micro.size is None and micro.tokens is None else ():
             setting = f"--model.micro_batches.size {size} (gradient cache: same negatives, slower)"
-            yield Variant(setting, {"micro_batches": {"size": size, "gradient_cache": True}})
+            yield setting, {"micro_batches": {"size": size, "gradient_cache": True}}, batch
     else:
         items = model.rollouts.items_per_pass or rows
         for size in _fewer(items, items // 2):
             setting = f"--model.rollouts.items_per_pass {size} (same result)"
-            yield Variant(setting, {"rollouts": {"items_per_pass": size}})
+            yield setting, {"rollouts": {"items_per_pass": size}}, batch
     for name in ("load_in_4bit", "gradient_checkpointing"):
         if not getattr(settings.backbone, name):
-            yield Variant(f"--model.backbone.{name} true", backbone={name: True})
+            yield f"--model.backbone.{name} true", {"backbone": {name: True}}, batch
     if settings.stage in CONTRASTIVE:
-        yield Variant(f"rewrites of at most {short} tokens", batch=_shorter(batch, short + 2))
+        yield f"rewrites of at most {short} tokens", {}, _shorter(batch, short + 2)
     else:
-        short = max(1, settings.backbone.prompt.budget(model.rollouts.max_new_tokens) // 2)
-        setting = f"--model.rollouts.max_new_tokens {short}"
-        yield Variant(setting, {"rollouts": {"max_new_tokens": short}})
+        halves = {
+            "max_new_tokens": max(1, settings.backbone.prompt.budget(model.rollouts.max_new_tokens) // 2)
+        }
         if model.rollouts.num_generations >= 4:
-            half = model.rollouts.num_generations // 2
-            yield Variant(f"--model.rollouts.num_generations {half}", {"rollouts": {"num_generations": half}})
+            halves["num_generations"] = model.rollouts.num_generations // 2
+        for name, half in halves.items():
+            yield f"--model.rollouts.{name} {half}", {"rollouts": {name: half}}, batch
     for fewer in (rows // 2, rows // 4):
         if fewer >= 2:
             size = fewer * settings.num_processes
             negatives = f" (negatives per query {size - 1})" if settings.stage in CONTRASTIVE else ""
-            smaller = _rows_of(batch, torch.arange(fewer))
-            yield Variant(f"--data.batch_size {size}{negatives}", batch=smaller)
+            yield f"--data.batch_size {size}{negatives}", {}, rows_of(batch, torch.arange(fewer))
 
 
 def _fewer(now: int, first: int) -> list[int]:
     return [size for size in dict.fromkeys((first, 1)) if 1 <= size < now]
 
 
-def _rows_of(batch: Batch, rows: Tensor) -> Batch:
-    contents = torch.arange(len(rows))
-    return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
-
-
 def _shorter(batch: Batch, tokens: int) -> Batch:
     """The same batch with completions cut to ``tokens``, <gen_emb> and end of turn kept."""
-    cut = []
-    for side in sides(batch):
-        ids, mask = side.completions.ids, side.completions.mask
-        first = max(0, ids.shape[1] - tokens)
-        cut.append(replace(side, completions=Completions(ids[:, first:], mask[:, first:])))
-    return replace(batch, query=cut[0], target=cut[1])
+    query, target = (
+        replace(
+            side,
+            completions=Completions(side.completions.ids[:, -tokens:], side.completions.mask[:, -tokens:]),
+        )
+        for side in sides(batch)
+    )
+    return replace(batch, query=query, target=target)

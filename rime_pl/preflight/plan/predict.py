@@ -1,7 +1,7 @@
 """From a stage's module and a batch to its plan: one real ``training_step`` on a backbone without weights.
 
-Shallow models and small batches are simulated, and extrapolated to the whole. Nothing here knows a stage or a
-loss: what a module computes is what is counted. Called by planning.py, tests/gpu and benchmarks/plan_error.py.
+Shallow models and small batches are simulated, and extrapolated to the whole. Nothing here knows a stage or
+a loss: what a module computes is counted. Called by planning.py, tests/gpu and benchmarks/plan_error.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FEW, MORE = 2, 6
 #: Tokens of a rewrite that are sampled; the keys and values of those before are there without that.
 LAST_TOKENS = 3
 #: ("weights", part), ("peak", kind of work, number of the pass, part): bytes; ("flops",), ("trained",),
-#: ("parameters",): counts. Each grows linearly with the number of layers: a step at another depth has the same.
+#: ("parameters",): counts. Each grows linearly with the number of layers; at another depth it is there too.
 Numbers = dict[tuple[str, ...], float]
 
 
@@ -246,7 +246,7 @@ def _detach_from_trainer(step: Any, live: LiveBytes) -> None:
 
 
 def without_values(rows: Rows) -> Rows:
-    """Return rows whose pixel values have only a shape; under ``NoValues`` they say that they lie on the CPU."""
+    """Return rows with empty pixel values, made in the caller's context: on "meta", or under ``NoValues``."""
     pixels = rows.prompts.pixel_values
     empty = None if pixels is None else torch.empty(pixels.shape)
     return replace(rows, prompts=replace(rows.prompts, pixel_values=empty))

@@ -1,6 +1,6 @@
 """Bytes of living tensors while a step runs, what they were at the peak, and the step's FLOPs.
 
-Called by simulate.py on tensors without values, and by the tests on real ones: the same ruler for both.
+Called by predict.py on tensors without values, and by the tests on real ones: the same ruler for both.
 """
 
 from __future__ import annotations

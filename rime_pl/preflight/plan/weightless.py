@@ -1,6 +1,6 @@
 """A backbone without weights: the real classes, PEFT and bitsandbytes layers, on tensors that hold no values.
 
-Built from a config.json alone, by simulate.py and by `rime doctor`. Nothing is read, and no memory is taken.
+Built from a config.json alone, by predict.py and by `rime doctor`. Nothing is read, and no memory is taken.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class WeightlessBackbone(Backbone):
         made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept: an id is unique among the living
         for module in self.modules():
             groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for group, name, old in [(group, *item) for group in groups for item in group.items()]:
+            for group, name, old in [(one, *item) for one in groups for item in one.items()]:
                 if old is None:
                     continue
                 if id(old) not in made:
