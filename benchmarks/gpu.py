@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -27,15 +27,15 @@ from transformers.utils import is_flash_attn_2_available
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.miniature.random_checkpoint import SHAPES
 from rime_pl.preflight.doctor.installation import driver_version
+from rime_pl.preflight.plan.arithmetic import GIB
+from rime_pl.report.table import Table
 from tests.gpu.bench import MICRO, Bench, cases
 from tests.gpu.watch import Run, memory_of, now, peak_since, release
 
 NO_GPU = "benchmarks.gpu: nothing was measured, because torch finds no CUDA device on this machine."
-EMBED = "embed"
-NAMES = [*cases(MICRO), EMBED]
+NAMES = [*cases(MICRO), "embed"]
 PLANNED = ("sft", "cma", "refine_rl")  # runs whose peak `rime plan` predicts
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
-GIB = 2**30
 #: Head of a column, key in the JSON, and what it is divided by.
 COLUMNS = {
     "items": ("items", 1),
@@ -73,11 +73,11 @@ def embed(bench: Bench) -> dict[str, Run]:
     return runs
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Return the median time of `work`, which runs once before to warm up."""
+def median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of three calls of `work`, which runs once before to warm up."""
     work()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(3):
         start = now(device)
         work()
         seconds.append(now(device) - start)
@@ -89,33 +89,30 @@ def measure(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
     if name == "sft_flash" and not is_flash_attn_2_available():
         return {name: {"skipped": "flash_attn is not installed"}}
     try:
-        runs = embed(bench) if name == EMBED else {name: bench.run(bench.cases[name])}
-        return {name: row(run) for name, run in runs.items()}
+        runs = embed(bench) if name == "embed" else {name: bench.run(bench.cases[name])}
+        return {name: asdict(run) | rates(run) for name, run in runs.items()}
     except Exception as error:  # one run must not take the others with it
         traceback.print_exc()
         return {name: {"error": f"{type(error).__name__}: {error}"}}
 
 
-def row(run: Run) -> dict[str, Any]:
-    """Return the results of a run, with items and tokens per second."""
+def rates(run: Run) -> dict[str, float]:
+    """Return items and tokens per second."""
     assert run.seconds, "a run has at least one timed step"
-    rates = {"items_per_second": run.items / run.seconds, "tokens_per_second": run.tokens / run.seconds}
-    return asdict(run) | rates
+    return {"items_per_second": run.items / run.seconds, "tokens_per_second": run.tokens / run.seconds}
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [["run", *COLUMNS, "note"], ["---"] * (len(COLUMNS) + 2)]
+    lines = []
     for name, values in rows.items():
-        numbers = [(values.get(key), unit) for key, unit in COLUMNS.values()]
-        cells = ["-" if value is None else show(value / unit) for value, unit in numbers]
+        numbers = [
+            values[key] / unit if values.get(key) is not None else None for key, unit in COLUMNS.values()
+        ]
+        cells = ["-" if n is None else f"{n:.3g}" if n < 100 else f"{n:,.0f}" for n in numbers]
         note = " ".join(str(values.get("error") or values.get("skipped") or "").replace("|", "/").split())
         lines.append([name, *cells, note[:200]])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def show(number: float) -> str:
-    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+    return Table("", ["run", *COLUMNS, "note"], lines).markdown()
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -132,12 +129,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all numbers, in seconds and bytes"
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for all numbers: seconds and bytes")
     names = f"{', '.join(NAMES)} (default: all)"
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="RUN", help=names)
     parser.add_argument("--no_gradient_checkpointing", action="store_true", help="more memory, less time")

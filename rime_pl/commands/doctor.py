@@ -13,10 +13,8 @@ from rich.markup import escape
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
 from rime_pl.errors import RimeError
-from rime_pl.preflight.doctor.adapter import check_adapter
-from rime_pl.preflight.doctor.installation import check_installation
-from rime_pl.preflight.doctor.result import Check
-from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
+from rime_pl.preflight.doctor.installation import Check, check_installation
+from rime_pl.preflight.doctor.settings import batch, check_adapter, check_backbone, precision
 from rime_pl.preflight.settings import RunSettings
 
 __all__ = ["parse", "run"]
@@ -33,17 +31,17 @@ def run(settings: StageWords, *, adapter: Path | None = None) -> int:
         settings: Settings of the run, read from --config.
         adapter: Folder of a run; its adapter is checked against its base model.
     """
-    refused: list[Check] = []
+    of_settings: list[Check] = []
     given: RunSettings | None = None
     if settings.configs:
         try:
             given = settings.read()
+            of_settings = check_settings(given)
         except RimeError as error:
-            refused = [Check("settings", "problem", str(error), "`rime STAGE fit --help` lists every field.")]
+            remedy = "`rime STAGE fit --help` lists every field."
+            of_settings = [Check("settings", "problem", str(error), remedy)]
     wants_gpu = given is not None and given.values.trainer.accelerator in ("gpu", "cuda")
-    found = [*check_installation(wants_gpu), *refused]
-    if given is not None:
-        found += check_settings(given)
+    found = [*check_installation(wants_gpu), *of_settings]
     if adapter:
         found.append(check_adapter(adapter, given.backbone.name_or_path if given else None))
     print_checks(found)

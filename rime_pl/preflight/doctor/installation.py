@@ -6,17 +6,16 @@ Each check takes what it looks at as an argument, so that a test can hand it a b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from torch import nn
-
-from rime_pl.preflight.doctor.result import Check
 
 #: Releases that were published by an attacker.
 COMPROMISED = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -25,6 +24,16 @@ STACK = ("rime_pl", "torch", "torchvision", "lightning", "transformers", "peft",
 #: CUDA major version of torch -> oldest Linux driver that runs it.
 DRIVERS = {12: 525, 13: 580}
 _INSTALL = "pip install -c constraints.txt"
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check: a line of `rime doctor`."""
+
+    name: str
+    level: Literal["ok", "warning", "problem"]
+    seen: str  # what was found
+    remedy: str = ""  # what to do about it
 
 
 def check_installation(wants_gpu: bool) -> list[Check]:
@@ -50,22 +59,20 @@ def versions(installed: Mapping[str, str], requires: Mapping[str, Sequence[str]]
         requires: Requirements of some packages, from their metadata.
     """
     unmet = []
-    for package, lines in requires.items():
-        for need in map(Requirement, lines):
-            found = installed.get(canonicalize_name(need.name), "")
-            wanted = need.marker is None or need.marker.evaluate({"extra": ""})
-            if wanted and not (found and need.specifier.contains(found, prereleases=True)):
-                unmet.append(
-                    f"{package} needs {need.name}{need.specifier}, but {found or 'none'} is installed"
-                )
+    for package, need in [
+        (package, Requirement(line)) for package, lines in requires.items() for line in lines
+    ]:
+        found = installed.get(canonicalize_name(need.name), "")
+        wanted = need.marker is None or need.marker.evaluate({"extra": ""})
+        if wanted and not (found and need.specifier.contains(found, prereleases=True)):
+            unmet.append(f"{package} needs {need.name}{need.specifier}, but {found or 'none'} is installed")
     torch_version, vision = (installed.get(name, "0.0") for name in ("torch", "torchvision"))
     pair = f"0.{Version(torch_version).minor + 15}"  # torchvision is built for one minor version of torch
     if not vision.startswith(f"{pair}."):
         unmet.append(f"torch {torch_version} needs torchvision {pair}, but {vision} is installed")
     if unmet:
-        return Check(
-            "versions", "problem", "; ".join(unmet), f"Run `make setup`, or `{_INSTALL} --editable .`"
-        )
+        remedy = f"Run `make setup`, or `{_INSTALL} --editable .`"
+        return Check("versions", "problem", "; ".join(unmet), remedy)
     return Check("versions", "ok", f"torch {torch_version}, torchvision {vision}; all requirements are met")
 
 
@@ -73,9 +80,7 @@ def bad_versions(installed: Mapping[str, str]) -> Check:
     """Report releases that are known to be harmful."""
     for package, releases in COMPROMISED.items():
         if installed.get(package) in releases:
-            remedy = (
-                f"Run `{_INSTALL} --upgrade {package}`, and change the passwords and keys of this machine."
-            )
+            remedy = f"Run `{_INSTALL} --upgrade {package}`, and change this machine's passwords and keys."
             seen = f"{package} {installed[package]} is a compromised release"
             return Check("known-bad versions", "problem", seen, remedy)
     return Check("known-bad versions", "ok", "none is installed")
@@ -107,9 +112,7 @@ def four_bit_error(device: torch.device) -> float:
     weight: Any = layer.weight  # Params4bit, which knows its scales
     inputs = torch.randn(4, 128, device=device, requires_grad=True)
     outputs = layer(inputs), inputs @ dequantize_4bit(weight.data, weight.quant_state).T.float()
-    gradients = [
-        torch.autograd.grad(output.square().sum(), inputs, retain_graph=True)[0] for output in outputs
-    ]
+    gradients = [torch.autograd.grad(output.square().sum(), inputs)[0] for output in outputs]
     return max(float((packed - plain).norm() / plain.norm()) for packed, plain in (outputs, gradients))
 
 
