@@ -26,7 +26,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.miniature.random_checkpoint import SHAPES
-from rime_pl.preflight.doctor.installation import driver_version
+from rime_pl.preflight.doctor import driver_version
 from rime_pl.preflight.plan.arithmetic import GIB
 from rime_pl.report.table import Table
 from tests.gpu.bench import MICRO, Bench, cases

@@ -13,9 +13,15 @@ from rich.markup import escape
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
 from rime_pl.errors import RimeError
-from rime_pl.preflight.doctor.installation import Check, check_installation
-from rime_pl.preflight.doctor.settings import batch, check_adapter, check_backbone, precision
-from rime_pl.preflight.settings import RunSettings
+from rime_pl.preflight.doctor import (
+    Check,
+    batch,
+    check_adapter,
+    check_backbone,
+    check_installation,
+    precision,
+)
+from rime_pl.preflight.plan.planning import RunSettings
 
 __all__ = ["parse", "run"]
 

@@ -78,9 +78,8 @@ def _recalls(summary: Summary) -> Table:
         rows.append([pair, first, " - ".join(f"{bound:.2f}" for bound in after["ci"].get(pair, ())), *others])
     title = f"Retrieval on the test split ({'before -> after, ' if before else ''}mean over tasks)"
     note = f"{summary['queries']} queries; gallery: {summary['gallery']} distinct contents (smallest task)\n"
-    note += (
-        f"chance of recall@1: {summary['chance']:.4f}; oracle: the better of disc-disc and gen-gen per query"
-    )
+    note += f"chance of recall@1: {summary['chance']:.4f}; "
+    note += "oracle: the better of disc-disc and gen-gen per query"
     return Table(title, ["query mode -\ntarget mode", ks[0], "95 %\ninterval", *ks[1:]], rows, note=note)
 
 

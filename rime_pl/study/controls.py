@@ -38,12 +38,7 @@ def stage_of(runs: Sequence[RunFolder]) -> str:
 
 
 def train_controls(runs: Sequence[RunFolder], skip: Sequence[str] = ()) -> list[Variants]:
-    """Train the controls that are missing, and return all variants of each seed.
-
-    Args:
-        runs: Finished runs of one stage, one per seed.
-        skip: Names of controls to leave out.
-    """
+    """Train the missing controls of finished runs, one per seed, and return all variants of each seed."""
     stage = stage_of(runs)
     subject = COMPARISONS[stage].subject
     names = [name for name in COMPARISONS[stage].variants if name not in ("before", subject)]
@@ -83,12 +78,9 @@ def run_before(run: RunFolder) -> RunFolder:
 
 
 def commands(run: RunFolder, skip: Sequence[str], seeds: Sequence[RunFolder]) -> Commands:
-    """Yield each control of a run.
+    """Yield each control of a run; what controls in ``skip`` alone need is not measured.
 
-    Args:
-        run: The run under study.
-        skip: Controls that are not needed; what they alone need is not measured.
-        seeds: The same run with each seed; their step times decide how long "the same time" is.
+    The step times of all ``seeds`` of the run decide how long "the same time" is.
     """
     again = [run.stage.replace("_", "-"), "fit", "--config", str(run.config), "--ckpt_path", "null"]
     if run.stage == "cma":

@@ -100,10 +100,8 @@ def paired_difference(seeds: Sequence[Variants], difference: Difference) -> dict
     """
     high = [hits(one[difference.first], difference.mode) for one in seeds]
     low = [hits(one[difference.second], difference.second_mode or difference.mode) for one in seeds]
-    each_query = [
-        [torch.stack(of_task).mean(0) for of_task in zip(*side, strict=True)] for side in (low, high)
-    ]
-    middle, lower, upper = paired_bootstrap(each_query[0], each_query[1])
+    before, after = ([torch.stack(one).mean(0) for one in zip(*side, strict=True)] for side in (low, high))
+    middle, lower, upper = paired_bootstrap(before, after)
     each = [macro_mean(a) - macro_mean(b) for a, b in zip(high, low, strict=True)]
     return {"mean": middle, "lower": lower, "upper": upper, "seeds": each}
 

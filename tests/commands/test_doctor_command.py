@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import WEIGHTS_FILE, adapter_state, save_adapter, state_hash
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.preflight.doctor import installation
-from rime_pl.preflight.doctor.installation import Check
-from rime_pl.preflight.doctor.settings import batch, check_adapter, check_backbone, precision, storage_types
+from rime_pl.preflight import doctor as installation
+from rime_pl.preflight.doctor import Check, batch, check_adapter, check_backbone, precision, storage_types
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
 from rime_pl.processing import CONTRACT_FILE
 from tests.micro import micro_config

@@ -92,7 +92,7 @@ def test_the_peak_is_that_of_a_real_step(
     with LiveBytes(weights(backbone)) as live:
         moved = batch.to("cpu", copy=True)
         module.backward(module.training_step(moved, 0))  # type: ignore[arg-type]
-    assert of_a_step(plan) == pytest.approx(live.peak.bytes, rel=0.1)
+    assert of_a_step(plan) == pytest.approx(live.peak.total(), rel=0.1)
     assert plan.flops == pytest.approx(live.flops, rel=0.1)
     assert plan.largest <= plan.peak and "aten" in plan.largest_operation
 
@@ -121,7 +121,7 @@ def test_the_peak_of_refine_rl_is_that_of_a_real_step(
         moved = batch.to("cpu", copy=True)
         module.training_step(moved, 0)
     reference = plan.parts["reference adapter"]
-    assert of_a_step(plan) - reference == pytest.approx(live.peak.bytes, rel=0.1)
+    assert of_a_step(plan) - reference == pytest.approx(live.peak.total(), rel=0.1)
 
 
 def test_shallow_models_tell_the_peak_and_flops_of_a_deep_one(

@@ -48,10 +48,8 @@ class StagePlan:
 def hours(flops: float, peak: int, num_steps: int | None) -> list[dict[str, Any]]:
     """Return for each GPU whether a run fits, the seconds of a step, and the class of hours of the run.
 
-    Args:
-        flops: Of a step on one process.
-        peak: Bytes on one process; 5 % of the memory are left to the driver and to fragmentation.
-        num_steps: Of the run; None if not known.
+    FLOPs of a step and bytes at the peak are those of one process. 5 % of the memory are left to the driver
+    and to fragmentation.
     """
     rows = []
     for gpu, (gib, tflops) in GPUS.items():
@@ -77,12 +75,8 @@ def hour_class(number: float) -> str:
 def checkpoint_bytes(trained: int, stage: str) -> dict[str, int]:
     """Return the disk space of a run's weights; processor files are not counted.
 
-    Args:
-        trained: Number of trained parameters.
-        stage: Refine-RL may diverge, so it keeps the checkpoint before the last one as well.
-
-    Returns:
-        "adapter": what is used later. "checkpoint": with both moments of AdamW, to resume from.
+    "adapter" is used later; "checkpoint", to resume from, holds both moments of AdamW, too. Refine-RL may
+    diverge, so it keeps the checkpoint before the last one as well.
 
     Example:
         >>> checkpoint_bytes(1000, "cma"), checkpoint_bytes(1000, "refine_rl")["checkpoint"]

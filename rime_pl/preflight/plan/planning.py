@@ -5,14 +5,16 @@ Called by `rime plan`. The stages themselves are simulated (predict.py); nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
+from rime_pl.backbone.config import BackboneConfig
 from rime_pl.datamodules.batch_plan import local_batch_size, plan_training
 from rime_pl.datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.errors import RimeError
@@ -22,7 +24,6 @@ from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan.arithmetic import GIB, StagePlan, checkpoint_bytes, hours, shard
 from rime_pl.preflight.plan.predict import predict_stage, rows_of, without_values
 from rime_pl.preflight.plan.weightless import read_architecture, read_processor
-from rime_pl.preflight.settings import RunSettings
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Completions, Prompts, Rows
 
@@ -36,26 +37,38 @@ PROMPT_TOKENS = 64
 SHARDED = ("4-bit weights", "trained weights", "optimiser states")
 
 
-def make_plan(
-    settings: RunSettings,
-    memory: float | None,
-    steps: int | None,
-    image_tokens: int,
-    rewrite_tokens: int | None,
-) -> dict[str, Any]:
-    """Return the plan of a run as plain data, as `rime plan --json` prints it.
+@dataclass(frozen=True)
+class RunSettings:
+    """The settings of a stage's run."""
 
-    Args:
-        settings: Of the run.
-        memory: GiB of a GPU; settings to change are looked for if the run does not fit. None: never.
-        steps: Optimizer steps of the run; None takes them from settings and corpus.
-        image_tokens: Visual tokens of an item, where no corpus is at hand.
-        rewrite_tokens: Of a rewrite, where no corpus is at hand; None: prompt.max_rewrite_tokens.
+    stage: str
+    module_class: type[RimeModule]
+    values: Any  # the namespace of the stage's parser
+    backbone: BackboneConfig
+    num_processes: int
+    strategy: str  # "single", "ddp" or "fsdp"
+
+    def module(self, kind: type[RimeModule], changes: Mapping[str, dict[str, Any]] = {}) -> RimeModule:
+        """Return a stage with these settings, changed by group -> name -> value; of another stage, too."""
+        types = typing.get_type_hints(kind.__init__)
+        chosen = {name: value for name, value in self.values.model.as_dict().items() if name in types}
+        for name, value in chosen.items():
+            if name != "backbone" and is_dataclass(types[name]):
+                chosen[name] = types[name](**value | changes.get(name, {}))
+        return kind(**chosen | {"backbone": replace(self.backbone, **changes.get("backbone", {}))})
+
+
+def make_plan(
+    settings: RunSettings, memory: float | None, steps: int | None, assumed: tuple[int, int | None]
+) -> dict[str, Any]:
+    """Return the plan of a run as plain data, as `rime plan --json` prints it. Its options are the arguments.
+
+    ``assumed`` holds the visual tokens of an item and the tokens of a rewrite, where no corpus is at hand.
     """
     if settings.stage == "refine_rl" and settings.strategy == "fsdp":
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
-    batch, lengths = read_batch(settings, architecture, image_tokens, rewrite_tokens)
+    batch, lengths = read_batch(settings, architecture, assumed)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
     stages = {
         stage: predict(settings, settings.module(kind), architecture, batch) for stage, kind in kinds.items()
@@ -95,7 +108,7 @@ def sides(batch: Batch) -> tuple[Rows, Rows]:
 
 
 def read_batch(
-    settings: RunSettings, architecture: PretrainedConfig, image_tokens: int, rewrite_tokens: int | None
+    settings: RunSettings, architecture: PretrainedConfig, assumed: tuple[int, int | None]
 ) -> tuple[Batch, str]:
     """Return one process's batch, and where its lengths are known from."""
     rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
@@ -103,7 +116,7 @@ def read_batch(
     if _corpus_is_there(settings) and isinstance(processor, RimeProcessor):
         source = f"read from {settings.values.data.path}, {SAMPLE} pairs of each task, the longest task"
         return measured_batch(settings, processor, rows), source
-    words = settings.backbone.prompt.budget(rewrite_tokens)
+    image_tokens, words = assumed[0], settings.backbone.prompt.budget(assumed[1])
     side = assumed_rows(processor, architecture, rows, image_tokens, words)
     contents = torch.arange(rows)
     sizes = f"{PROMPT_TOKENS} words, {image_tokens} visual tokens, {words} of rewrite"

@@ -163,14 +163,7 @@ class _FirstPass(Exception):
 def simulate(
     module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
 ) -> tuple[Numbers, tuple[int, str]]:
-    """Run one step and return its numbers, and the bytes and the operation of its largest tensor.
-
-    Args:
-        module: Without a backbone; it stays as it is.
-        architecture: Of the model to simulate.
-        processor: Whose token ids the batch holds.
-        batch: Only the shape of its pixel values is read.
-    """
+    """Run one step; return its numbers, and bytes and operation of its largest tensor."""
     backbone = WeightlessBackbone(module.config, architecture, processor)
     numbers = static_numbers(backbone)
     with _prepared(module, backbone, batch) as (step, inputs, live):
@@ -179,7 +172,7 @@ def simulate(
             with live.counting("backward"):
                 step.backward(loss)
     for (*work, number), peak in live.peaks.items():
-        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.parts.items()}
+        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
     return numbers | {("flops",): live.flops}, live.largest
 
 

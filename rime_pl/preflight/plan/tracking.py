@@ -9,7 +9,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,14 +18,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
-
-
-@dataclass
-class Peak:
-    """What was alive when most was; tensors that were there before the step do not count."""
-
-    bytes: int = 0
-    parts: dict[str, int] = field(default_factory=dict)  # part -> bytes, in the sum exactly ``bytes``
 
 
 class LiveBytes(TorchDispatchMode):
@@ -43,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
         >>> with LiveBytes() as live:
         ...     kept = torch.zeros(100)
         ...     _ = (torch.zeros(50) + 1).sum()
-        >>> live.peak.bytes  # 100 kept, 50 and 50 at the same time; 4 bytes each
+        >>> live.peak.total()  # 100 kept, 50 and 50 at the same time; 4 bytes each
         800
         >>> with LiveBytes() as live:
         ...     _ = torch.ones(2, 3) @ torch.ones(3, 5)
@@ -58,18 +49,17 @@ class LiveBytes(TorchDispatchMode):
         self.flops = 0
         #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
         #: pass. A model of another depth has the same moments, but another may be the highest.
-        self.peaks: dict[tuple[str, bool, int], Peak] = {}
+        self.peaks: dict[tuple[str, bool, int], Counter[str]] = {}
         self._pass = 0
         self._vocabulary = vocabulary
         self._alive: Counter[str] = Counter()
-        self._total = 0
         self._owner: dict[int, tuple[str, int]] = {}  # storage -> its part and bytes
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     @property
-    def peak(self) -> Peak:
-        """The highest of all."""
-        return max(self.peaks.values(), key=lambda peak: peak.bytes, default=Peak())
+    def peak(self) -> Counter[str]:
+        """Bytes by part when most was alive; tensors that were there before the step do not count."""
+        return max(self.peaks.values(), key=Counter.total, default=Counter())
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
@@ -127,7 +117,6 @@ class LiveBytes(TorchDispatchMode):
         part = "logits" if self._vocabulary and tensor.shape[-1:] == (self._vocabulary,) else self.part
         self._owner[key] = (part, size)
         self._alive[part] += size
-        self._total += size
         weakref.finalize(storage, self._gone, key)
         if size > self.largest[0]:
             self.largest = (size, f"{str(func).removesuffix('.default')} {'x'.join(map(str, tensor.shape))}")
@@ -136,14 +125,12 @@ class LiveBytes(TorchDispatchMode):
     def _gone(self, key: int) -> None:
         part, size = self._owner.pop(key)
         self._alive[part] -= size
-        self._total -= size
 
     def _at(self, inside: int = 0) -> None:
-        work, total = (self.part, torch.is_grad_enabled(), self._pass), self._total + inside
-        if work not in self.peaks or total > self.peaks[work].bytes:
-            parts = Counter({part: size for part, size in self._alive.items() if size})
-            parts[self.part] += inside
-            self.peaks[work] = Peak(total, dict(parts))
+        """Keep what is alive, with the bytes ``inside`` an operation, if it is the most of this moment."""
+        moment = (self.part, torch.is_grad_enabled(), self._pass)
+        if moment not in self.peaks or self._alive.total() + inside > self.peaks[moment].total():
+            self.peaks[moment] = self._alive + Counter({self.part: inside})
 
 
 def unpacked_bytes(inputs: Tensor, packed: Tensor, shape: list[int], absmax: Any, block: int, *_: Any) -> int:
