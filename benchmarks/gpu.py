@@ -90,26 +90,24 @@ def measure(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
         return {name: {"skipped": "flash_attn is not installed"}}
     try:
         runs = embed(bench) if name == "embed" else {name: bench.run(bench.cases[name])}
-        return {name: asdict(run) | rates(run) for name, run in runs.items()}
+        rates = ("items_per_second", "items"), ("tokens_per_second", "tokens")
+        found = {name: asdict(run) for name, run in runs.items()}
+        return {
+            name: of | {rate: of[key] / of["seconds"] for rate, key in rates} for name, of in found.items()
+        }
     except Exception as error:  # one run must not take the others with it
         traceback.print_exc()
         return {name: {"error": f"{type(error).__name__}: {error}"}}
-
-
-def rates(run: Run) -> dict[str, float]:
-    """Return items and tokens per second."""
-    assert run.seconds, "a run has at least one timed step"
-    return {"items_per_second": run.items / run.seconds, "tokens_per_second": run.tokens / run.seconds}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
     lines = []
     for name, values in rows.items():
-        numbers = [
-            values[key] / unit if values.get(key) is not None else None for key, unit in COLUMNS.values()
+        numbers = [(values.get(key), unit) for key, unit in COLUMNS.values()]
+        cells = [
+            "-" if n is None else format(n / unit, ".3g" if n < 100 * unit else ",.0f") for n, unit in numbers
         ]
-        cells = ["-" if n is None else f"{n:.3g}" if n < 100 else f"{n:,.0f}" for n in numbers]
         note = " ".join(str(values.get("error") or values.get("skipped") or "").replace("|", "/").split())
         lines.append([name, *cells, note[:200]])
     return Table("", ["run", *COLUMNS, "note"], lines).markdown()

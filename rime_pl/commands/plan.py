@@ -89,9 +89,8 @@ def hours(plan: Mapping[str, Any]) -> Table:
     ]
     rate = f"{UTILISATION:.0%} of the data sheet's rate"
     title = f"Time, predicted from {plan['flops_per_step']:.2g} FLOP per step at {rate}"
-    note = (
-        "Sampling is limited by memory bandwidth and kernel launches, so it takes longer than its FLOPs say."
-    )
+    note = "Sampling is limited by memory bandwidth and kernel launches, "
+    note += "so it takes longer than its FLOPs say."
     head = ["GPU", "fits", "seconds per step", "run"]
     return Table(title, head, rows, note=note if plan["stage"] == "refine_rl" else "")
 

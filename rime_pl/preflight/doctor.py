@@ -133,14 +133,7 @@ def cpu_features(capability: str) -> Check:
 
 
 def gpu(available: bool, wanted: bool, cuda_built: str | None, driver: str | None = None) -> Check:
-    """Report a missing GPU, or a driver that is too old.
-
-    Args:
-        available: ``torch.cuda.is_available()``.
-        wanted: Whether trainer.accelerator is "gpu" or "cuda".
-        cuda_built: ``torch.version.cuda``; None for a build without CUDA.
-        driver: Version of NVIDIA's driver, if the machine has one.
-    """
+    """Report a missing GPU if one is ``wanted``, or a ``driver`` too old for torch's CUDA, if it has any."""
     if available:
         return Check("GPU", "ok", f"{torch.cuda.get_device_name(0)}, CUDA {cuda_built}, driver {driver}")
     oldest = DRIVERS.get(int(cuda_built.split(".")[0])) if cuda_built else None
@@ -234,9 +227,8 @@ def batch(batch_size: int, processes: int) -> Check:
 def check_adapter(folder: Path, base: str | None = None) -> Check:
     """Load the adapter onto its base model, without 4 bits, by the code that a run uses.
 
-    Args:
-        folder: A run, or a folder above it: then its newest finished run.
-        base: The base model, if it lies elsewhere now; None takes the one that the adapter names.
+    ``folder`` is a run, or lies above it: then its newest finished run. ``base`` replaces the model that the
+    adapter names.
     """
     try:
         run = RunFolder(folder)

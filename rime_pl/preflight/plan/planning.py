@@ -227,9 +227,8 @@ def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, dict[st
     if settings.stage in CONTRASTIVE:
         yield f"rewrites of at most {short} tokens", {}, _shorter(batch, short + 2)
     else:
-        halves = {
-            "max_new_tokens": max(1, settings.backbone.prompt.budget(model.rollouts.max_new_tokens) // 2)
-        }
+        budget = settings.backbone.prompt.budget(model.rollouts.max_new_tokens)
+        halves = {"max_new_tokens": max(1, budget // 2)}
         if model.rollouts.num_generations >= 4:
             halves["num_generations"] = model.rollouts.num_generations // 2
         for name, half in halves.items():
@@ -247,11 +246,9 @@ def _fewer(now: int, first: int) -> list[int]:
 
 def _shorter(batch: Batch, tokens: int) -> Batch:
     """The same batch with completions cut to ``tokens``, <gen_emb> and end of turn kept."""
-    query, target = (
-        replace(
-            side,
-            completions=Completions(side.completions.ids[:, -tokens:], side.completions.mask[:, -tokens:]),
-        )
-        for side in sides(batch)
-    )
-    return replace(batch, query=query, target=target)
+
+    def cut(side: Rows) -> Rows:
+        ids, mask = side.completions.ids[:, -tokens:], side.completions.mask[:, -tokens:]
+        return replace(side, completions=Completions(ids, mask))
+
+    return replace(batch, query=cut(batch.query), target=cut(batch.target))

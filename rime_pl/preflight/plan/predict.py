@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -164,44 +164,42 @@ def simulate(
     module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
 ) -> tuple[Numbers, tuple[int, str]]:
     """Run one step; return its numbers, and bytes and operation of its largest tensor."""
-    backbone = WeightlessBackbone(module.config, architecture, processor)
-    numbers = static_numbers(backbone)
-    with _prepared(module, backbone, batch) as (step, inputs, live):
+    with _prepared(module, architecture, processor, batch) as (step, inputs, live):
         loss = step.training_step(inputs, 0)
         if step.automatic_optimization:
             with live.counting("backward"):
                 step.backward(loss)
+    numbers = static_numbers(step.backbone) | {("flops",): live.flops}
     for (*work, number), peak in live.peaks.items():
         numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
-    return numbers | {("flops",): live.flops}, live.largest
+    return numbers, live.largest
 
 
 def rows_of_a_pass(
     module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
 ) -> int:
     """Return how many rows go through the decoder together; the step itself says it."""
-    backbone = WeightlessBackbone(module.config, architecture, processor)
-    rows = len(batch)
 
     def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        nonlocal rows
-        rows = len(kwargs["inputs_embeds"])
-        raise _FirstPass
+        raise _FirstPass(len(kwargs["inputs_embeds"]))
 
-    decoder = backbone.language_model.model.language_model
-    decoder.register_forward_pre_hook(stop, with_kwargs=True)
-    with suppress(_FirstPass), _prepared(module, backbone, batch) as (step, inputs, _):
-        step.training_step(inputs, 0)
-    return rows
+    try:
+        with _prepared(module, architecture, processor, batch) as (step, inputs, _):
+            decoder = step.backbone.language_model.model.language_model
+            decoder.register_forward_pre_hook(stop, with_kwargs=True)
+            step.training_step(inputs, 0)
+    except _FirstPass as first:
+        return int(first.args[0])
+    return len(batch)
 
 
 @contextmanager
 def _prepared(
-    module: RimeModule, backbone: WeightlessBackbone, batch: Batch
+    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
 ) -> Iterator[tuple[Any, Batch, LiveBytes]]:
-    """The module with the backbone, its inputs, and the ruler that counts."""
+    """The module with a backbone, its inputs, and the ruler that counts."""
     step: Any = copy.deepcopy(module)
-    step.backbone = backbone
+    backbone = step.backbone = WeightlessBackbone(module.config, architecture, processor)
     live = LiveBytes(backbone.tensors(), backbone.language_model.config.text_config.vocab_size)
     tower = backbone.language_model.model.visual
     for part in (tower, *tower.blocks):
