@@ -90,14 +90,17 @@ def measure(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
         return {name: {"skipped": "flash_attn is not installed"}}
     try:
         runs = embed(bench) if name == "embed" else {name: bench.run(bench.cases[name])}
-        rates = ("items_per_second", "items"), ("tokens_per_second", "tokens")
-        found = {name: asdict(run) for name, run in runs.items()}
-        return {
-            name: of | {rate: of[key] / of["seconds"] for rate, key in rates} for name, of in found.items()
-        }
+        return {name: row(run) for name, run in runs.items()}
     except Exception as error:  # one run must not take the others with it
         traceback.print_exc()
         return {name: {"error": f"{type(error).__name__}: {error}"}}
+
+
+def row(run: Run) -> dict[str, Any]:
+    """Return the results of a run, with items and tokens per second."""
+    assert run.seconds, "a run has at least one timed step"
+    rates = {"items_per_second": run.items / run.seconds, "tokens_per_second": run.tokens / run.seconds}
+    return asdict(run) | rates
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -105,9 +108,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name, values in rows.items():
         numbers = [(values.get(key), unit) for key, unit in COLUMNS.values()]
-        cells = [
-            "-" if n is None else format(n / unit, ".3g" if n < 100 * unit else ",.0f") for n, unit in numbers
-        ]
+        shown = [None if value is None else value / unit for value, unit in numbers]
+        cells = ["-" if n is None else f"{n:.3g}" if n < 100 else f"{n:,.0f}" for n in shown]
         note = " ".join(str(values.get("error") or values.get("skipped") or "").replace("|", "/").split())
         lines.append([name, *cells, note[:200]])
     return Table("", ["run", *COLUMNS, "note"], lines).markdown()

@@ -36,6 +36,7 @@ def measure(stage: str, seeds: Sequence[Variants]) -> Record:
         refuse_unlike(of_variant)
     subject = runs[shown.subject]
     first, threads = subject[0], mode(run.threads for run in subject)
+    compared = [d for d in shown.differences if {d.first, d.second} <= shared]
     crossed = [run.summary["after"].get("crossed") or {} for run in subject]
     tasks = {
         task: {p: spread(run.summary["per_task"][task]["recall@1"][p] for run in subject) for p in MODE_PAIRS}
@@ -51,9 +52,7 @@ def measure(stage: str, seeds: Sequence[Variants]) -> Record:
         "variants": {name: _variant(stage, name, found, threads) for name, found in runs.items()},
         "crossed": {key: spread(one[key] for one in crossed) for key in crossed[0]},
         "tasks": tasks,
-        "differences": {
-            d.key: paired_difference(seeds, d) for d in shown.differences if {d.first, d.second} <= shared
-        },
+        "differences": {d.key: paired_difference(seeds, d) for d in compared},
     }
 
 
