@@ -169,13 +169,11 @@ def count_steps(settings: RunSettings) -> int | None:
     if not trainer.max_epochs or trainer.max_epochs < 0:
         return None
     length = data.steps_per_epoch
-    if length is None:
-        if not _corpus_is_there(settings):
-            return None
+    if length is None and _corpus_is_there(settings):
         entries = read_split(data.path, "train", data.tasks)
         shares = (data.annotated_share, data.annotated_batch_share, data.rewrites)
         length = len(plan_training(entries, data.batch_size, 0, *shares)[1])
-    return int(length * trainer.max_epochs)
+    return None if length is None else int(length * trainer.max_epochs)
 
 
 def _corpus_is_there(settings: RunSettings) -> bool:
@@ -211,7 +209,8 @@ def what_to_change(
 def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, dict[str, dict[str, Any]], Batch]]:
     """Yield what can be changed against memory, each by itself: as it is typed, as settings, the batch."""
     model, rows, short = settings.values.model, len(batch), settings.backbone.prompt.max_rewrite_tokens // 2
-    if settings.stage in CONTRASTIVE:
+    contrastive = settings.stage in CONTRASTIVE
+    if contrastive:
         micro = model.micro_batches
         for size in _fewer(rows, rows // 4) if micro.size is None and micro.tokens is None else ():
             setting = f"--model.micro_batches.size {size} (gradient cache: same negatives, slower)"
@@ -224,7 +223,7 @@ def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, dict[st
     for name in ("load_in_4bit", "gradient_checkpointing"):
         if not getattr(settings.backbone, name):
             yield f"--model.backbone.{name} true", {"backbone": {name: True}}, batch
-    if settings.stage in CONTRASTIVE:
+    if contrastive:
         yield f"rewrites of at most {short} tokens", {}, _shorter(batch, short + 2)
     else:
         budget = settings.backbone.prompt.budget(model.rollouts.max_new_tokens)
@@ -236,7 +235,7 @@ def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, dict[st
     for fewer in (rows // 2, rows // 4):
         if fewer >= 2:
             size = fewer * settings.num_processes
-            negatives = f" (negatives per query {size - 1})" if settings.stage in CONTRASTIVE else ""
+            negatives = f" (negatives per query {size - 1})" if contrastive else ""
             yield f"--data.batch_size {size}{negatives}", {}, rows_of(batch, torch.arange(fewer))
 
 
