@@ -88,7 +88,8 @@ def _highest(numbers: Numbers) -> Numbers:
     for key, size in numbers.items():
         if key[0] == "peak":
             totals[key[1:3]] += size
-    best: dict[str, Any] = dict(sorted(totals, key=totals.__getitem__))  # the last is the highest
+    ordered: Any = sorted(totals, key=lambda one: totals[one])
+    best = dict(ordered)  # the last is the highest
     rest = {key: value for key, value in numbers.items() if key[0] != "peak"}
     peaks = ((key, size) for key, size in numbers.items() if key[0] == "peak" and best[key[1]] == key[2])
     return rest | {(*key[:2], key[3]): size for key, size in peaks}
