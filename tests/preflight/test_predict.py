@@ -73,9 +73,19 @@ def test_counts_and_bytes_are_those_of_the_real_model(micro_base: Path, make_bac
     assert numbers["parameters",] == unpacked + others
 
 
-@pytest.mark.parametrize("micro", [MicroBatchSettings(), CACHED, KEPT_NOT], ids=["whole", "cached", "tower"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("stage", sorted(STAGES))
+LONG = pytest.mark.long
+#: Stage, gradient checkpointing, micro-batches. The others belong to the long tests.
+CASES = [
+    ("sft", False, MicroBatchSettings()),
+    ("cma", True, CACHED),
+    *(pytest.param("sft", *case, marks=LONG) for case in ((True, MicroBatchSettings()), (False, CACHED))),
+    *(pytest.param("sft", *case, marks=LONG) for case in ((True, CACHED), (False, KEPT_NOT))),
+    *(pytest.param("cma", again, MicroBatchSettings(), marks=LONG) for again in (False, True)),
+    *(pytest.param("cma", False, micro, marks=LONG) for micro in (CACHED, KEPT_NOT)),
+]
+
+
+@pytest.mark.parametrize(("stage", "checkpointing", "micro"), CASES)
 def test_the_peak_is_that_of_a_real_step(
     stage: str,
     checkpointing: bool,
@@ -97,8 +107,10 @@ def test_the_peak_is_that_of_a_real_step(
     assert plan.largest <= plan.peak and "aten" in plan.largest_operation
 
 
-@pytest.mark.parametrize("items_per_pass", [None, 1])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("checkpointing", "items_per_pass"),
+    [(False, 1), *(pytest.param(*case, marks=LONG) for case in ((False, None), (True, None), (True, 1)))],
+)
 def test_the_peak_of_refine_rl_is_that_of_a_real_step(
     checkpointing: bool,
     items_per_pass: int | None,
@@ -124,6 +136,7 @@ def test_the_peak_of_refine_rl_is_that_of_a_real_step(
     assert of_a_step(plan) - reference == pytest.approx(live.peak.total(), rel=0.1)
 
 
+@LONG
 def test_shallow_models_tell_the_peak_and_flops_of_a_deep_one(
     micro_base: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +176,7 @@ def test_a_second_simulation_gives_the_same_numbers(
     assert first == second
 
 
+@LONG
 def test_a_larger_batch_with_the_cache_costs_its_inputs_and_embeddings(
     micro_base: Path, batch: Batch
 ) -> None:

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
-
-aten = torch.ops.aten
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class LiveBytes(TorchDispatchMode):
@@ -54,7 +52,8 @@ class LiveBytes(TorchDispatchMode):
         self._vocabulary = vocabulary
         self._alive: Counter[str] = Counter()
         self._owner: dict[int, tuple[str, int]] = {}  # storage -> its part and bytes
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        #: Kept alive, or a new storage could get the address of one that is gone and would not be counted.
+        self._known = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in known)}
 
     @property
     def peak(self) -> Counter[str]:
@@ -146,13 +145,23 @@ def _product_4bit(inputs: Tensor, packed: Tensor, shape: list[int], *_: Any, **_
     return 2 * inputs.numel() * shape[0]
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query.shape, *_repeated(query, key, value))
+
+
+def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad.shape, query.shape, *_repeated(query, key, value))
+
+
+def _repeated(query: Tensor, *shared: Tensor) -> list[torch.Size]:
+    """Return the shapes of keys and values as if each query head had its own: older torch asks for that."""
+    heads = query.shape[1]
+    return [torch.Size((one.shape[0], heads, *one.shape[2:])) for one in shared]
+
+
 #: Products that torch has no formula for: 4-bit weights, and attention on a CPU.
-_FORMULAS: dict[str, Any] = {
+_FORMULAS = {
     "bitsandbytes.gemm_4bit": _product_4bit,
-    "aten._scaled_dot_product_flash_attention_for_cpu": flop_registry[
-        aten._scaled_dot_product_flash_attention
-    ],
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward": flop_registry[
-        aten._scaled_dot_product_flash_attention_backward
-    ],
+    "aten._scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
 }
