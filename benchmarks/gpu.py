@@ -1,8 +1,6 @@
 """Print seconds, memory and throughput of every stage on one GPU, with a random 2B-shaped model in 4 bits.
 
-    python -m benchmarks.gpu --json gpu.json
-
-`make gpu-check` runs tests/gpu first, to see that the results are right. docs/reference/gpu.md explains the
+`make gpu-check` runs tests/gpu first, to see that the results are right; docs/reference/gpu.md explains the
 columns. If a run fails, its row holds the error, the others go on, and the exit code is 1.
 """
 
@@ -16,8 +14,6 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +23,14 @@ from transformers.utils import is_flash_attn_2_available
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.miniature.random_checkpoint import SHAPES
 from rime_pl.preflight.doctor import driver_version
-from rime_pl.preflight.plan.arithmetic import GIB
+from rime_pl.preflight.plan.planning import GIB
+from rime_pl.report.manifest import build_manifest
 from rime_pl.report.table import Table
 from tests.gpu.bench import MICRO, Bench, cases
 from tests.gpu.watch import Run, memory_of, now, peak_since, release
 
-NO_GPU = "benchmarks.gpu: nothing was measured, because torch finds no CUDA device on this machine."
 NAMES = [*cases(MICRO), "embed"]
 PLANNED = ("sft", "cma", "refine_rl")  # runs whose peak `rime plan` predicts
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
 #: Head of a column, key in the JSON, and what it is divided by.
 COLUMNS = {
     "items": ("items", 1),
@@ -115,22 +110,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return Table("", ["run", *COLUMNS, "note"], lines).markdown()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return the card, the driver, the versions and the date."""
-    cuda = device.type == "cuda"
-    return {
-        "card": torch.cuda.get_device_name(device) if cuda else "CPU",
-        "memory_bytes": memory_of(device),
-        "driver": driver_version() if cuda else None,
-        "cuda": torch.version.cuda if cuda else None,
-        "versions": {package: version(package) for package in PACKAGES},
-        "date": date.today().isoformat(),
-    }
-
-
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for all numbers: seconds and bytes")
     names = f"{', '.join(NAMES)} (default: all)"
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="RUN", help=names)
@@ -140,16 +121,17 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}. Make it, or name another.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("nothing was measured, because torch finds no CUDA device on this machine.")
     return args
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(NO_GPU, file=sys.stderr)
-        return 2
     device, checkpointing = torch.device(args.device, 0), not args.no_gradient_checkpointing
-    found = environment(device) | {"shape": args.shape, "gradient_checkpointing": checkpointing, "runs": {}}
+    facts = {"driver": driver_version(), "cuda": torch.version.cuda, "memory_bytes": memory_of(device)}
+    facts |= {"shape": args.shape, "gradient_checkpointing": checkpointing, "runs": {}}
+    found = build_manifest(facts, {})
     rows: dict[str, dict[str, Any]] = found["runs"]
 
     def write() -> None:
@@ -166,8 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
             if "seconds" in rows.get(stage, {}):
                 rows[stage]["predicted_peak"] = bench.predicted_peak(bench.cases[stage])
                 write()
-    versions = ", ".join(" ".join(pair) for pair in found["versions"].items())
-    print(f"{found['card']}, driver {found['driver']}, {versions}, {found['date']}\n\n{table(rows)}")
+    card, versions = found["device"]["name"], ", ".join(map(" ".join, found["versions"].items()))
+    print(f"{card}, driver {found['driver']}, {versions}, {found['created']}\n\n{table(rows)}")
     return int(any("error" in values for values in rows.values()))
 
 

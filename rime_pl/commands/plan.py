@@ -13,8 +13,7 @@ from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
-from rime_pl.preflight.plan.arithmetic import GIB, UTILISATION
-from rime_pl.preflight.plan.planning import make_plan
+from rime_pl.preflight.plan.planning import GIB, UTILISATION, make_plan
 from rime_pl.report.table import Table
 
 __all__ = ["parse", "run"]
@@ -43,14 +42,14 @@ def run(
     if json:
         print(dumps(plan, indent=1))
     else:
-        Console().print(*(table.terminal() for table in plan_tables(plan)))
+        tables = [
+            facts(plan),
+            memory_by_part(plan),
+            hours(plan),
+            *([] if memory is None else [changes(plan)]),
+        ]
+        Console().print(*(table.terminal() for table in tables))
     return 0
-
-
-def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
-    """Return what `--json` prints as tables: facts, memory of each stage, time on each GPU, changes."""
-    tables = [facts(plan), memory(plan), hours(plan)]
-    return tables if plan["memory_gib"] is None else [*tables, changes(plan)]
 
 
 def facts(plan: Mapping[str, Any]) -> Table:
@@ -70,7 +69,7 @@ def facts(plan: Mapping[str, Any]) -> Table:
     return Table(f"Plan of {plan['stage']} on {plan['checkpoint']}", ["", ""], rows)
 
 
-def memory(plan: Mapping[str, Any]) -> Table:
+def memory_by_part(plan: Mapping[str, Any]) -> Table:
     """Return the bytes at the peak, by part; a column for each stage."""
     stages = plan["stages"]
     parts = dict.fromkeys(part for stage in stages for part in stage["parts"])
@@ -89,8 +88,7 @@ def hours(plan: Mapping[str, Any]) -> Table:
     ]
     rate = f"{UTILISATION:.0%} of the data sheet's rate"
     title = f"Time, predicted from {plan['flops_per_step']:.2g} FLOP per step at {rate}"
-    note = "Sampling is limited by memory bandwidth and kernel launches, "
-    note += "so it takes longer than its FLOPs say."
+    note = "Sampling takes longer than its FLOPs say: memory bandwidth and kernel launches limit it."
     head = ["GPU", "fits", "seconds per step", "run"]
     return Table(title, head, rows, note=note if plan["stage"] == "refine_rl" else "")
 

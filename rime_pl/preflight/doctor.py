@@ -67,9 +67,8 @@ def check_installation(wants_gpu: bool) -> list[Check]:
 def versions(installed: Mapping[str, str], requires: Mapping[str, Sequence[str]]) -> Check:
     """Report requirements that are not met, as `pip check` does, and a torchvision for another torch."""
     unmet = []
-    for package, need in [
-        (package, Requirement(line)) for package, lines in requires.items() for line in lines
-    ]:
+    needs = [(package, Requirement(line)) for package, lines in requires.items() for line in lines]
+    for package, need in needs:
         found = installed.get(canonicalize_name(need.name), "")
         wanted = need.marker is None or need.marker.evaluate({"extra": ""})
         if wanted and not (found and need.specifier.contains(found, prereleases=True)):
@@ -141,9 +140,7 @@ def gpu(available: bool, wanted: bool, cuda_built: str | None, driver: str | Non
         remedy = f"Update the driver to {oldest} or newer, or install a torch for an older CUDA."
         return Check("GPU", "problem", f"driver {driver} is too old for torch's CUDA {cuda_built}", remedy)
     if wanted:
-        remedy = (
-            "Run on a machine with a GPU, or use a recipe of configs/tiny with --trainer.accelerator cpu."
-        )
+        remedy = "Use a machine with a GPU, or a recipe of configs/tiny with --trainer.accelerator cpu."
         return Check("GPU", "problem", "the settings ask for a GPU, but torch finds none", remedy)
     return Check("GPU", "ok", "none; the recipes of configs/tiny need none")
 
@@ -234,14 +231,12 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
         run = RunFolder(folder)
         adapter = run.adapter if run.adapter.is_dir() else RunFolder.newest(folder).adapter
         contract = read_contract(adapter)
-    except (RimeError, json.JSONDecodeError) as error:
-        return Check("adapter", "problem", str(error), "Give --adapter the folder of a finished run.")
-    try:
         processor = RimeProcessor.from_adapter(adapter)
         config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})
         config.name_or_path = base or config.name_or_path
-    except (RimeError, KeyError, TypeError) as error:
-        return Check("adapter", "problem", f"{adapter}: the processor cannot be read: {error}", _AGAIN)
+    except (RimeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        remedy = f"Give --adapter the folder of a finished run. If it is one: {_AGAIN.lower()}"
+        return Check("adapter", "problem", f"{folder} cannot be read: {error}", remedy)
     try:
         backbone = Backbone(config, processor)
     except RimeError as error:
@@ -251,6 +246,6 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
         load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
     except RimeError as error:
         return Check("adapter", "problem", str(error), _AGAIN)
-    prompt = processor.prompt
-    tokens = f"{prompt.disc_token} {processor.disc_id}, {prompt.gen_token} {processor.gen_id}"
+    names = processor.prompt
+    tokens = f"{names.disc_token} {processor.disc_id}, {names.gen_token} {processor.gen_id}"
     return Check("adapter", "ok", f"unchanged since it was saved; fits {config.name_or_path}; ids: {tokens}")

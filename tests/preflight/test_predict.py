@@ -19,8 +19,7 @@ from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan import predict
-from rime_pl.preflight.plan.arithmetic import StagePlan
-from rime_pl.preflight.plan.predict import DEEPER, predict_stage, simulate, static_numbers
+from rime_pl.preflight.plan.predict import DEEPER, StagePlan, predict_stage, simulate, static_numbers
 from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import (
     WeightlessBackbone,

@@ -5,6 +5,7 @@ Called by `rime plan`. The stages themselves are simulated (predict.py); nothing
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -21,12 +22,28 @@ from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
-from rime_pl.preflight.plan.arithmetic import GIB, StagePlan, checkpoint_bytes, hours, shard
-from rime_pl.preflight.plan.predict import predict_stage, rows_of, without_values
+from rime_pl.preflight.plan.predict import TRAINED_BYTES, StagePlan, predict_stage, rows_of, without_values
 from rime_pl.preflight.plan.weightless import read_architecture, read_processor
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Completions, Prompts, Rows
 
+GIB = 2**30
+#: Share of the peak matrix throughput that a step is assumed to reach; it is not measured.
+UTILISATION = 0.25
+#: GPU -> GiB of memory, dense bfloat16 TFLOP/s with float32 accumulation, from the makers' data sheets.
+GPUS: dict[str, tuple[int, float]] = {
+    "RTX 3090": (24, 71.0),
+    "RTX 4090": (24, 165.2),
+    "L4": (24, 121.0),
+    "A10": (24, 125.0),
+    "L40S": (48, 362.0),
+    "A100 40GB": (40, 312.0),
+    "A100 80GB": (80, 312.0),
+    "H100 SXM": (80, 989.0),
+    "H200": (141, 989.0),
+}
+#: Class of hours -> its upper end; a prediction of minutes would claim too much.
+CLASSES = {"< 1 h": 1, "1-3 h": 3, "3-10 h": 10, "10-30 h": 30, "30-100 h": 100, "> 100 h": math.inf}
 #: Planned together, from the settings of either.
 CONTRASTIVE: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
 #: Pairs of each task that are read to learn the lengths.
@@ -70,11 +87,9 @@ def make_plan(
     architecture = read_architecture(settings.backbone.name_or_path)
     batch, lengths = read_batch(settings, architecture, assumed)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
-    stages = {
-        stage: predict(settings, settings.module(kind), architecture, batch) for stage, kind in kinds.items()
-    }
+    stages = {stage: predict(settings, kind, architecture, batch) for stage, kind in kinds.items()}
     own = stages[settings.stage]
-    tokens = [side.prompts.input_ids.shape[1] + side.completions.ids.shape[1] for side in sides(batch)]
+    tokens = [side.prompts.input_ids.shape[1] + side.completions.ids.shape[1] for side in batch.sides]
     batch_size, num_steps = settings.values.data.batch_size, steps or count_steps(settings)
     fits = memory is None or own.peak <= memory * GIB
     return {
@@ -95,16 +110,12 @@ def make_plan(
         "memory_gib": memory,
         "stages": [asdict(stage) | {"peak": stage.peak} for stage in stages.values()],
         "hours": hours(own.flops, own.peak, num_steps),
-        "changes": [] if fits else what_to_change(settings, architecture, batch),
+        # settings that bring the peak down; the first ones cost no quality
+        "changes": [
+            {"setting": typed, "peak": predict(settings, settings.module_class, architecture, rows, new).peak}
+            for typed, rows, new in (() if fits else variants(settings, batch))
+        ],
     }
-
-
-def sides(batch: Batch) -> tuple[Rows, Rows]:
-    """Return both sides of a batch."""
-    return batch.query, batch.target
-
-
-# -- the batch ------------------------------------------------------------------------------------------
 
 
 def read_batch(
@@ -133,9 +144,9 @@ def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
         chosen = places[:: max(1, len(places) // SAMPLE)][:SAMPLE]
         batches.append(processor.training_batch([reader.read(place) for place in chosen]))
-    longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in sides(one)))
+    longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in one.sides))
     with torch.device("meta"):  # thousands of pictures take no memory
-        query, target = map(without_values, sides(longest))
+        query, target = map(without_values, longest.sides)
     return rows_of(replace(longest, query=query, target=target), torch.arange(rows) % len(longest))
 
 
@@ -166,77 +177,107 @@ def count_steps(settings: RunSettings) -> int | None:
     trainer, data = settings.values.trainer, settings.values.data
     if trainer.max_steps and trainer.max_steps > 0:
         return int(trainer.max_steps)
-    if not trainer.max_epochs or trainer.max_epochs < 0:
-        return None
     length = data.steps_per_epoch
     if length is None and _corpus_is_there(settings):
         entries = read_split(data.path, "train", data.tasks)
         shares = (data.annotated_share, data.annotated_batch_share, data.rewrites)
         length = len(plan_training(entries, data.batch_size, 0, *shares)[1])
-    return None if length is None else int(length * trainer.max_epochs)
+    return int(length * trainer.max_epochs) if length and (trainer.max_epochs or 0) > 0 else None
 
 
 def _corpus_is_there(settings: RunSettings) -> bool:
     return (Path(settings.values.data.path) / CORPUS_FILE).is_file()
 
 
-# -- several processes, and what to change ---------------------------------------------------------------
+def hours(flops: float, peak: int, num_steps: int | None) -> list[dict[str, Any]]:
+    """Return for each GPU whether a run fits, the seconds of a step, and the class of hours of the run.
+
+    FLOPs of a step and bytes at the peak are those of one process. 5 % of the memory are left to the driver
+    and to fragmentation.
+    """
+    rows = []
+    for gpu, (gib, tflops) in GPUS.items():
+        seconds = flops / (tflops * 1e12 * UTILISATION)
+        run = next(name for name, end in CLASSES.items() if seconds * (num_steps or 0) < 3600 * end)
+        row = {"gpu": gpu, "fits": peak <= 0.95 * gib * GIB, "seconds_per_step": seconds}
+        rows.append(row | {"class": run if num_steps else "-"})
+    return rows
+
+
+def checkpoint_bytes(trained: int, stage: str) -> dict[str, int]:
+    """Return the disk space of a run's weights; processor files are not counted.
+
+    "adapter" is used later; "checkpoint", to resume from, holds both moments of AdamW, too. Refine-RL may
+    diverge, so it keeps the checkpoint before the last one as well.
+
+    Example:
+        >>> checkpoint_bytes(1000, "cma"), checkpoint_bytes(1000, "refine_rl")["checkpoint"]
+        ({'adapter': 4000, 'checkpoint': 12000}, 24000)
+    """
+    kept = 2 if stage == "refine_rl" else 1
+    return {"adapter": trained * TRAINED_BYTES, "checkpoint": kept * 3 * trained * TRAINED_BYTES}
 
 
 def predict(
-    settings: RunSettings, module: RimeModule, architecture: PretrainedConfig, batch: Batch
+    settings: RunSettings,
+    kind: type[RimeModule],
+    architecture: PretrainedConfig,
+    batch: Batch,
+    changes: Mapping[str, dict[str, Any]] = {},
 ) -> StagePlan:
     """Return the plan of one of several processes: FSDP2 splits the decoder, DDP adds gradient buckets."""
-    plan, layers = predict_stage(module, architecture, batch), architecture.text_config.num_hidden_layers
+    plan = predict_stage(settings.module(kind, changes), architecture, batch)
+    layers = architecture.text_config.num_hidden_layers
     if settings.strategy == "fsdp":
-        return replace(plan, parts=shard(plan.parts, SHARDED, settings.num_processes, layers))
+        return replace(plan, parts=shard(plan.parts, settings.num_processes, layers))
     if settings.strategy == "ddp":
         return replace(plan, parts=plan.parts | {"gradient buckets of DDP": plan.parts["trained weights"]})
     return plan
 
 
-def what_to_change(
-    settings: RunSettings, architecture: PretrainedConfig, batch: Batch
-) -> list[dict[str, Any]]:
-    """Return settings that bring the peak down, each with its peak; the first ones cost no quality."""
-    changes = []
-    for setting, groups, smaller in variants(settings, batch):
-        module = settings.module(settings.module_class, groups)
-        changes.append({"setting": setting, "peak": predict(settings, module, architecture, smaller).peak})
-    return changes
+def shard(parts: Mapping[str, int], processes: int, num_layers: int) -> dict[str, int]:
+    """Return the bytes of each process under FSDP2; two layers at a time are whole on every process."""
+    split = {name: -(-size // processes) if name in SHARDED else size for name, size in parts.items()}
+    if processes > 1:
+        whole = sum(parts[name] for name in SHARDED if name in parts)
+        split["gathered layers"] = 2 * -(-whole // num_layers)
+    return split
 
 
-def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, dict[str, dict[str, Any]], Batch]]:
-    """Yield what can be changed against memory, each by itself: as it is typed, as settings, the batch."""
+def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, Batch, dict[str, dict[str, Any]]]]:
+    """Yield what can be changed against memory, each by itself: as it is typed, the batch, the settings.
+
+    The first ones cost no quality.
+    """
     model, rows, short = settings.values.model, len(batch), settings.backbone.prompt.max_rewrite_tokens // 2
     contrastive = settings.stage in CONTRASTIVE
     if contrastive:
         micro = model.micro_batches
         for size in _fewer(rows, rows // 4) if micro.size is None and micro.tokens is None else ():
             setting = f"--model.micro_batches.size {size} (gradient cache: same negatives, slower)"
-            yield setting, {"micro_batches": {"size": size, "gradient_cache": True}}, batch
+            yield setting, batch, {"micro_batches": {"size": size, "gradient_cache": True}}
     else:
         items = model.rollouts.items_per_pass or rows
         for size in _fewer(items, items // 2):
             setting = f"--model.rollouts.items_per_pass {size} (same result)"
-            yield setting, {"rollouts": {"items_per_pass": size}}, batch
+            yield setting, batch, {"rollouts": {"items_per_pass": size}}
     for name in ("load_in_4bit", "gradient_checkpointing"):
         if not getattr(settings.backbone, name):
-            yield f"--model.backbone.{name} true", {"backbone": {name: True}}, batch
+            yield f"--model.backbone.{name} true", batch, {"backbone": {name: True}}
     if contrastive:
-        yield f"rewrites of at most {short} tokens", {}, _shorter(batch, short + 2)
+        yield f"rewrites of at most {short} tokens", _shorter(batch, short + 2), {}
     else:
         budget = settings.backbone.prompt.budget(model.rollouts.max_new_tokens)
         halves = {"max_new_tokens": max(1, budget // 2)}
         if model.rollouts.num_generations >= 4:
             halves["num_generations"] = model.rollouts.num_generations // 2
         for name, half in halves.items():
-            yield f"--model.rollouts.{name} {half}", {"rollouts": {name: half}}, batch
+            yield f"--model.rollouts.{name} {half}", batch, {"rollouts": {name: half}}
     for fewer in (rows // 2, rows // 4):
         if fewer >= 2:
             size = fewer * settings.num_processes
             negatives = f" (negatives per query {size - 1})" if contrastive else ""
-            yield f"--data.batch_size {size}{negatives}", {}, rows_of(batch, torch.arange(fewer))
+            yield f"--data.batch_size {size}{negatives}", rows_of(batch, torch.arange(fewer)), {}
 
 
 def _fewer(now: int, first: int) -> list[int]:

@@ -10,7 +10,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -24,7 +24,6 @@ from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.generation import rollouts
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.refine_rl import RefineRLModule
-from rime_pl.preflight.plan.arithmetic import TRAINED_BYTES, StagePlan
 from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_processor
 from rime_pl.processing import RimeProcessor
@@ -36,9 +35,29 @@ SHALLOW, DEEPER = 2, 4
 FEW, MORE = 2, 6
 #: Tokens of a rewrite that are sampled; the keys and values of those before are there without that.
 LAST_TOKENS = 3
+#: Bytes of each trained number, and of each of the optimizer's two moments: float32.
+TRAINED_BYTES = 4
 #: ("weights", part), ("peak", kind of work, number of the pass, part): bytes; ("flops",), ("trained",),
 #: ("parameters",): counts. Each grows linearly with the number of layers; at another depth it is there too.
 Numbers = dict[tuple[str, ...], float]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one step of a stage needs on one process."""
+
+    stage: str
+    parts: dict[str, int]  # bytes at the peak: the weights by part, then what the step adds
+    largest: int  # bytes of the largest tensor that a step makes
+    largest_operation: str  # what makes it, and its shape
+    flops: float  # of the step
+    trained: int  # number of trained parameters
+    parameters: int  # number of all parameters; a packed one counts as it was
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all parts together."""
+        return sum(self.parts.values())
 
 
 def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Batch) -> StagePlan:
@@ -53,9 +72,7 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
         Bytes at the peak, by part, the largest tensor and the FLOPs.
     """
     processor = read_processor(module.config, architecture)
-    # no two of equal content: the loss compares all, which is the most
-    distinct = torch.arange(len(batch))
-    batch = replace(batch, query_content=distinct, target_content=distinct)
+    batch = rows_of(batch, torch.arange(len(batch)))
     shallow, deeper = _shallow(architecture)
     small, more = batch, batch
     if len(batch) > MORE:
@@ -126,7 +143,7 @@ def _longest(batch: Batch, count: int, others: int = 0) -> Batch:
 
 
 def rows_of(batch: Batch, rows: Tensor) -> Batch:
-    """Return the pairs at ``rows``, repeats allowed, as if no two were of equal content."""
+    """Return the pairs at ``rows``, repeats allowed; no two count as equal, so the loss compares all."""
     contents = torch.arange(len(rows))
     return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
 
@@ -204,7 +221,7 @@ def _prepared(
     tower = backbone.language_model.model.visual
     for part in (tower, *tower.blocks):
         live.count_forward(part, "vision tower")
-    live.count_passes(backbone.language_model.model.language_model)
+    backbone.language_model.model.language_model.register_forward_pre_hook(live.next_pass)
     _detach_from_trainer(step, live)
     with backbone.values:
         batch = replace(batch, query=without_values(batch.query), target=without_values(batch.target))
@@ -225,14 +242,10 @@ def _detach_from_trainer(step: Any, live: LiveBytes) -> None:
         with live.counting("backward"):
             loss.backward()
 
-    def zero_grad() -> None:
-        for parameter in step.parameters():
-            parameter.grad = None
-
     nothing = lambda *_, **__: None  # noqa: E731
     step.log = step.log_dict = nothing
     step.manual_backward = backward
-    step.optimizers = lambda: SimpleNamespace(step=nothing, zero_grad=zero_grad)
+    step.optimizers = lambda: SimpleNamespace(step=nothing, zero_grad=step.zero_grad)
     step.lr_schedulers = lambda: SimpleNamespace(step=nothing)
 
 

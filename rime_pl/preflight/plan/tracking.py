@@ -83,13 +83,9 @@ class LiveBytes(TorchDispatchMode):
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave, always_call=True)
 
-    def count_passes(self, decoder: nn.Module) -> None:
-        """Number the moments by the decoder's forwards so far."""
-
-        def enter(*_: object) -> None:
-            self._pass += 1
-
-        decoder.register_forward_pre_hook(enter)
+    def next_pass(self, *_: object) -> None:
+        """Begin another pass; a hook before the decoder's forward."""
+        self._pass += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
