@@ -168,7 +168,7 @@ def contrastive_step(backbone: Backbone, batch: Batch, reuse_vision: bool) -> St
     module = silent(SFTModule(backbone.config, micro_batches=micro), backbone)
     sides = [
         Rows(side.prompts, side.completions, torch.zeros_like(side.annotated))  # no labels
-        for side in (batch.query, batch.target)
+        for side in batch.sides
     ]
 
     def step() -> None:
@@ -216,7 +216,7 @@ def sentence_transformers_step(backbone: Backbone, batch: Batch) -> Step:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
-    sides = [batch.query, batch.target]
+    sides = [*batch.sides]
     model = SentenceTransformer(modules=[Encoder(backbone, sides)], device="cpu")
     loss = CachedMultipleNegativesRankingLoss(
         model,
@@ -261,7 +261,7 @@ def ume_r1_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
         per_mode: Whether the discriminative embedding has its own forward, over the prompt only.
     """
     disc, gen, cross_entropy = [], [], []
-    for side in (batch.query, batch.target):
+    for side in batch.sides:
         ids, mask, labels, prompt_mask = padded(side)
         hidden = hidden_states(backbone, side.prompts, ids, mask)
         logits = backbone.language_model.lm_head(hidden).float()

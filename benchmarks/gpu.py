@@ -1,8 +1,6 @@
 """Print seconds, memory and throughput of every stage on one GPU, with a random 2B-shaped model in 4 bits.
 
-    python -m benchmarks.gpu --json gpu.json
-
-`make gpu-check` runs tests/gpu first, to see that the results are right. docs/reference/gpu.md explains the
+`make gpu-check` runs tests/gpu first, to see that the results are right; docs/reference/gpu.md explains the
 columns. If a run fails, its row holds the error, the others go on, and the exit code is 1.
 """
 
@@ -14,10 +12,8 @@ import statistics
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +22,15 @@ from transformers.utils import is_flash_attn_2_available
 
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.miniature.random_checkpoint import SHAPES
-from rime_pl.preflight.doctor.installation import driver_version
+from rime_pl.preflight.doctor import driver_version
+from rime_pl.preflight.plan.planning import GIB
+from rime_pl.report.manifest import build_manifest
+from rime_pl.report.table import Table
 from tests.gpu.bench import MICRO, Bench, cases
 from tests.gpu.watch import Run, memory_of, now, peak_since, release
 
-NO_GPU = "benchmarks.gpu: nothing was measured, because torch finds no CUDA device on this machine."
-EMBED = "embed"
-NAMES = [*cases(MICRO), EMBED]
+NAMES = [*cases(MICRO), "embed"]
 PLANNED = ("sft", "cma", "refine_rl")  # runs whose peak `rime plan` predicts
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
-GIB = 2**30
 #: Head of a column, key in the JSON, and what it is divided by.
 COLUMNS = {
     "items": ("items", 1),
@@ -73,11 +68,11 @@ def embed(bench: Bench) -> dict[str, Run]:
     return runs
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Return the median time of `work`, which runs once before to warm up."""
+def median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median time of three calls of `work`, which runs once before to warm up."""
     work()
     seconds = []
-    for _ in range(repeats):
+    for _ in range(3):
         start = now(device)
         work()
         seconds.append(now(device) - start)
@@ -89,7 +84,7 @@ def measure(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
     if name == "sft_flash" and not is_flash_attn_2_available():
         return {name: {"skipped": "flash_attn is not installed"}}
     try:
-        runs = embed(bench) if name == EMBED else {name: bench.run(bench.cases[name])}
+        runs = embed(bench) if name == "embed" else {name: bench.run(bench.cases[name])}
         return {name: row(run) for name, run in runs.items()}
     except Exception as error:  # one run must not take the others with it
         traceback.print_exc()
@@ -103,41 +98,21 @@ def row(run: Run) -> dict[str, Any]:
     return asdict(run) | rates
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [["run", *COLUMNS, "note"], ["---"] * (len(COLUMNS) + 2)]
+    lines = []
     for name, values in rows.items():
         numbers = [(values.get(key), unit) for key, unit in COLUMNS.values()]
-        cells = ["-" if value is None else show(value / unit) for value, unit in numbers]
+        shown = [None if value is None else value / unit for value, unit in numbers]
+        cells = ["-" if n is None else f"{n:.3g}" if n < 100 else f"{n:,.0f}" for n in shown]
         note = " ".join(str(values.get("error") or values.get("skipped") or "").replace("|", "/").split())
         lines.append([name, *cells, note[:200]])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def show(number: float) -> str:
-    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return the card, the driver, the versions and the date."""
-    cuda = device.type == "cuda"
-    return {
-        "card": torch.cuda.get_device_name(device) if cuda else "CPU",
-        "memory_bytes": memory_of(device),
-        "driver": driver_version() if cuda else None,
-        "cuda": torch.version.cuda if cuda else None,
-        "versions": {package: version(package) for package in PACKAGES},
-        "date": date.today().isoformat(),
-    }
+    return Table("", ["run", *COLUMNS, "note"], lines).markdown()
 
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all numbers, in seconds and bytes"
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for all numbers: seconds and bytes")
     names = f"{', '.join(NAMES)} (default: all)"
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="RUN", help=names)
     parser.add_argument("--no_gradient_checkpointing", action="store_true", help="more memory, less time")
@@ -146,16 +121,17 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}. Make it, or name another.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("nothing was measured, because torch finds no CUDA device on this machine.")
     return args
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print(NO_GPU, file=sys.stderr)
-        return 2
     device, checkpointing = torch.device(args.device, 0), not args.no_gradient_checkpointing
-    found = environment(device) | {"shape": args.shape, "gradient_checkpointing": checkpointing, "runs": {}}
+    facts = {"driver": driver_version(), "cuda": torch.version.cuda, "memory_bytes": memory_of(device)}
+    facts |= {"shape": args.shape, "gradient_checkpointing": checkpointing, "runs": {}}
+    found = build_manifest(facts, {})
     rows: dict[str, dict[str, Any]] = found["runs"]
 
     def write() -> None:
@@ -172,8 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
             if "seconds" in rows.get(stage, {}):
                 rows[stage]["predicted_peak"] = bench.predicted_peak(bench.cases[stage])
                 write()
-    versions = ", ".join(" ".join(pair) for pair in found["versions"].items())
-    print(f"{found['card']}, driver {found['driver']}, {versions}, {found['date']}\n\n{table(rows)}")
+    card, versions = found["device"]["name"], ", ".join(map(" ".join, found["versions"].items()))
+    print(f"{card}, driver {found['driver']}, {versions}, {found['created']}\n\n{table(rows)}")
     return int(any("error" in values for values in rows.values()))
 
 

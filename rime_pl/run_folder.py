@@ -117,6 +117,10 @@ class RunFolder:
         adapter = self.settings["model"]["init_adapter_from"]
         return RunFolder(Path(adapter).parent) if adapter else None
 
+    def control(self, name: str) -> RunFolder:
+        """Return the folder of a control of this run; it need not exist yet."""
+        return RunFolder(self.path / CONTROLS / name)
+
     @property
     def stage(self) -> str:
         """The stage: ``sft``, ``cma`` or ``refine_rl``."""

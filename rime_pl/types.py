@@ -158,6 +158,11 @@ class Batch(_Movable):
     def __len__(self) -> int:
         return self.query_content.shape[0]
 
+    @property
+    def sides(self) -> tuple[Rows, Rows]:
+        """The queries and the targets."""
+        return self.query, self.target
+
 
 @dataclass
 class Rollouts(_Movable):

@@ -9,8 +9,7 @@ from rich.console import Console
 from rime_pl.errors import RimeError
 from rime_pl.report.figures import save_figure
 from rime_pl.run_folder import write_json
-from rime_pl.study.claims import claims_figure, claims_page, overview, picture, pool, read_records
-from rime_pl.study.comparison import comparison_figure
+from rime_pl.study import comparison
 
 
 def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results")) -> int:
@@ -27,14 +26,14 @@ def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results
             "claims` in a checkout of the repository."
         )
     kept.mkdir(exist_ok=True)
-    for record in pool(compared or []):
+    for record in comparison.pool(compared or []):
         write_json(kept / f"{record['stage']}-{record['corpus']}.json", record)
-    records = read_records(kept)
+    records = comparison.read_records(kept)
     for stage, found in records.items():
         for corpus, record in found.items():
-            save_figure(comparison_figure(record), output / picture(stage, corpus))
+            save_figure(comparison.comparison_figure(record), output / comparison.picture(stage, corpus))
         if found:
-            save_figure(claims_figure(found), output / picture(stage))
-    (output / "claims.md").write_text(claims_page(template.read_text(), records))
-    Console().print(overview(records).terminal(), f"written: {output}/claims.md")
+            save_figure(comparison.claims_figure(found), output / comparison.picture(stage))
+    (output / "claims.md").write_text(comparison.claims_page(template.read_text(), records))
+    Console().print(comparison.overview(records).terminal(), f"written: {output}/claims.md")
     return 0

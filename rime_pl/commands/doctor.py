@@ -13,11 +13,8 @@ from rich.markup import escape
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
 from rime_pl.errors import RimeError
-from rime_pl.preflight.doctor.adapter import check_adapter
-from rime_pl.preflight.doctor.installation import check_installation
-from rime_pl.preflight.doctor.result import Check
-from rime_pl.preflight.doctor.settings import batch, check_backbone, precision
-from rime_pl.preflight.settings import RunSettings
+from rime_pl.preflight import doctor
+from rime_pl.preflight.plan.planning import RunSettings
 
 __all__ = ["parse", "run"]
 
@@ -33,34 +30,28 @@ def run(settings: StageWords, *, adapter: Path | None = None) -> int:
         settings: Settings of the run, read from --config.
         adapter: Folder of a run; its adapter is checked against its base model.
     """
-    refused: list[Check] = []
+    found: list[doctor.Check] = []
     given: RunSettings | None = None
     if settings.configs:
         try:
             given = settings.read()
         except RimeError as error:
-            refused = [Check("settings", "problem", str(error), "`rime STAGE fit --help` lists every field.")]
-    wants_gpu = given is not None and given.values.trainer.accelerator in ("gpu", "cuda")
-    found = [*check_installation(wants_gpu), *refused]
+            remedy = "`rime STAGE fit --help` lists every field."
+            found.append(doctor.Check("settings", "problem", str(error), remedy))
     if given is not None:
-        found += check_settings(given)
+        config, trainer, sharded = given.backbone, given.values.trainer, given.strategy == "fsdp"
+        found += doctor.check_backbone(config, sharded)
+        found.append(doctor.precision(trainer.precision, sharded, config.load_in_4bit))
+        found.append(doctor.batch(given.values.data.batch_size, given.num_processes))
     if adapter:
-        found.append(check_adapter(adapter, given.backbone.name_or_path if given else None))
+        found.append(doctor.check_adapter(adapter, given.backbone.name_or_path if given else None))
+    wants_gpu = given is not None and given.values.trainer.accelerator in ("gpu", "cuda")
+    found = [*doctor.check_installation(wants_gpu), *found]
     print_checks(found)
     return int(any(check.level == "problem" for check in found))
 
 
-def check_settings(settings: RunSettings) -> list[Check]:
-    """Return every check of a recipe."""
-    config, values, sharded = settings.backbone, settings.values, settings.strategy == "fsdp"
-    return [
-        *check_backbone(config, sharded),
-        precision(values.trainer.precision, sharded, config.load_in_4bit),
-        batch(values.data.batch_size, settings.num_processes),
-    ]
-
-
-def print_checks(checks: list[Check]) -> None:
+def print_checks(checks: list[doctor.Check]) -> None:
     """Print level, name and finding of each check, and the remedy below."""
     console = Console(highlight=False, soft_wrap=True)
     for check in checks:

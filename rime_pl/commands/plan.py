@@ -5,14 +5,16 @@ rime plan --config configs/cma.yaml --config configs/data/openmoji/cma.yaml --me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from json import dumps
+from typing import Any
 
 from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
-from rime_pl.preflight.plan.planning import Assumed, make_plan
-from rime_pl.preflight.plan.tables import plan_tables
+from rime_pl.preflight.plan.planning import GIB, UTILISATION, make_plan
+from rime_pl.report.table import Table
 
 __all__ = ["parse", "run"]
 
@@ -36,9 +38,74 @@ def run(
         rewrite_tokens: Tokens of a rewrite, where the corpus is not there (default: the budget).
         json: Whether to print JSON instead of tables.
     """
-    plan = make_plan(settings.read(), Assumed(image_tokens, rewrite_tokens), memory, steps)
+    plan = make_plan(settings.read(), memory, steps, (image_tokens, rewrite_tokens))
     if json:
         print(dumps(plan, indent=1))
     else:
-        Console().print(*(table.terminal() for table in plan_tables(plan)))
+        tables = [
+            facts(plan),
+            memory_by_part(plan),
+            hours(plan),
+            *([] if memory is None else [changes(plan)]),
+        ]
+        Console().print(*(table.terminal() for table in tables))
     return 0
+
+
+def facts(plan: Mapping[str, Any]) -> Table:
+    """Return what the plan stands on."""
+    disk, own = plan["disk_bytes"], {one["stage"]: one for one in plan["stages"]}[plan["stage"]]
+    negatives = "-" if plan["negatives_per_query"] is None else plan["negatives_per_query"]
+    rows = [
+        ("parameters, trained", f"{plan['parameters']:,}, {plan['trained_parameters']:,}"),
+        ("processes", f"{plan['processes']} ({plan['strategy']})"),
+        ("negatives per query", f"{negatives} (batch of {plan['batch_size']} pairs)"),
+        ("tokens of a batch", f"{plan['tokens_per_batch']:,}, longest row {plan['longest_row']}"),
+        ("lengths", plan["lengths"]),
+        ("steps", f"{plan['steps']:,}" if plan["steps"] else "not known: give --steps or a corpus"),
+        ("disk", f"adapter {_size(disk['adapter'])}, checkpoint to resume from {_size(disk['checkpoint'])}"),
+        ("largest tensor of a step", f"{_size(own['largest'])}: {own['largest_operation']}"),
+    ]
+    return Table(f"Plan of {plan['stage']} on {plan['checkpoint']}", ["", ""], rows)
+
+
+def memory_by_part(plan: Mapping[str, Any]) -> Table:
+    """Return the bytes at the peak, by part; a column for each stage."""
+    stages = plan["stages"]
+    parts = dict.fromkeys(part for stage in stages for part in stage["parts"])
+    sizes = {part: [stage["parts"].get(part, 0) for stage in stages] for part in parts}
+    rows = [[part, *map(_size, row)] for part, row in sizes.items() if any(row)]
+    rows.append(["peak", *(_size(stage["peak"]) for stage in stages)])
+    title = "Memory of one process at the peak of a step (predicted)"
+    return Table(title, ["part", *(stage["stage"] for stage in stages)], rows)
+
+
+def hours(plan: Mapping[str, Any]) -> Table:
+    """Return where the run fits and how long it takes there."""
+    rows = [
+        [row["gpu"], "yes" if row["fits"] else "no", f"{row['seconds_per_step']:.2f}", row["class"]]
+        for row in plan["hours"]
+    ]
+    rate = f"{UTILISATION:.0%} of the data sheet's rate"
+    title = f"Time, predicted from {plan['flops_per_step']:.2g} FLOP per step at {rate}"
+    note = "Sampling takes longer than its FLOPs say: memory bandwidth and kernel launches limit it."
+    head = ["GPU", "fits", "seconds per step", "run"]
+    return Table(title, head, rows, note=note if plan["stage"] == "refine_rl" else "")
+
+
+def changes(plan: Mapping[str, Any]) -> Table:
+    """Return whether the run fits in the memory given, or each change that brings its peak down."""
+    limit, peaks = plan["memory_gib"], {one["stage"]: one["peak"] for one in plan["stages"]}
+    if (peak := peaks[plan["stage"]]) <= limit * GIB:
+        title = f"{plan['stage']} fits in {limit:g} GiB: {_size(peak)} at the peak."
+        return Table(title, ["stage", "peak"], [[plan["stage"], _size(peak)]])
+    rows = [
+        [change["setting"], _size(change["peak"]), "yes" if change["peak"] <= limit * GIB else "no"]
+        for change in plan["changes"]
+    ]
+    title = f"{plan['stage']} does not fit in {limit:g} GiB. Each change by itself:"
+    return Table(title, ["change", "peak", "fits"], rows)
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

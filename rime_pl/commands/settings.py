@@ -15,7 +15,7 @@ from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
 from rime_pl.options.words import nearest, options_given
-from rime_pl.preflight.settings import RunSettings
+from rime_pl.preflight.plan.planning import RunSettings
 from rime_pl.prompts import PromptConfig
 
 Stage = Literal["sft", "cma", "refine_rl"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rime_pl.report.figures import save_figure, summary_figure
 from rime_pl.report.manifest import build_manifest
 from rime_pl.report.summary import Summary, build_summary
-from rime_pl.report.tables import print_summary, summary_text
+from rime_pl.report.tables import summary_tables
 from rime_pl.run_folder import RunFolder, write_json
 
 
@@ -51,7 +51,20 @@ def write_report(
     write_json(folder / "summary.json", summary)
     run.summary_text.write_text(summary_text(summary))
     save_figure(summary_figure(summary, f"{stage}: {folder}"), folder / "summary.png")
-    print_summary(summary, console)
+    print_summary(summary, console or Console())
     if "fit" in seconds:
         write_json(run.marker, {"stage": stage, "created": manifest["created"]})
     return summary
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print all tables of a summary."""
+    console.print(*(table.terminal() for table in summary_tables(summary)))
+
+
+def summary_text(summary: Summary, width: int = 110) -> str:
+    """Return all tables as plain text, for ``summary.txt``."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as page:
+        print_summary(summary, console)
+    return "\n".join(line.rstrip() for line in page.get().splitlines()) + "\n"

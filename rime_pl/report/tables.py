@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-
 from rime_pl.report.summary import Summary
 from rime_pl.report.table import Table
 from rime_pl.types import MODE_PAIRS
@@ -28,19 +26,6 @@ _COST = (
     ("ms per embedding, discriminative", "milliseconds", "discriminative", ".1f"),
     ("ms per embedding, generative (writing included)", "milliseconds", "generative", ".1f"),
 )
-
-
-def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print all tables of a summary."""
-    (console or Console()).print(*(one.terminal() for one in summary_tables(summary)))
-
-
-def summary_text(summary: Summary, width: int = 110) -> str:
-    """Return all tables as plain text, for ``summary.txt``."""
-    console = Console(width=width, color_system=None)
-    with console.capture() as page:
-        print_summary(summary, console)
-    return "\n".join(line.rstrip() for line in page.get().splitlines()) + "\n"
 
 
 def summary_tables(summary: Summary) -> list[Table]:
@@ -78,9 +63,8 @@ def _recalls(summary: Summary) -> Table:
         rows.append([pair, first, " - ".join(f"{bound:.2f}" for bound in after["ci"].get(pair, ())), *others])
     title = f"Retrieval on the test split ({'before -> after, ' if before else ''}mean over tasks)"
     note = f"{summary['queries']} queries; gallery: {summary['gallery']} distinct contents (smallest task)\n"
-    note += (
-        f"chance of recall@1: {summary['chance']:.4f}; oracle: the better of disc-disc and gen-gen per query"
-    )
+    note += f"chance of recall@1: {summary['chance']:.4f}; "
+    note += "oracle: the better of disc-disc and gen-gen per query"
     return Table(title, ["query mode -\ntarget mode", ks[0], "95 %\ninterval", *ks[1:]], rows, note=note)
 
 

@@ -16,35 +16,26 @@ from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.run_folder import CONTROLS, RunFolder
+from rime_pl.run_folder import RunFolder
 from rime_pl.study.design import COMPARISONS
 from rime_pl.study.measure import Variants, refuse_unlike
 
 Commands = Iterator[tuple[str, list[str]]]  # name of a control, and the words after `rime` that train it
 
 
-def stage_of(runs: Sequence[RunFolder]) -> str:
-    """Return the stage that all runs belong to."""
+def train_controls(runs: Sequence[RunFolder], skip: Sequence[str] = ()) -> list[Variants]:
+    """Train the missing controls of finished runs, one per seed, and return all variants of each seed."""
     for run in runs:
         if not run.finished:
             raise RimeError(
                 f"--run must name finished runs, but {run.path} has no done.json. Run `make train-sft`, "
                 "`make train-cma` or `make train-refine-rl` first."
             )
-    stages = {run.stage for run in runs}
-    if len(stages) > 1 or not stages <= set(COMPARISONS):
-        raise RimeError(f"--run must name runs of one stage, but names runs of {', '.join(sorted(stages))}.")
-    return stages.pop()
-
-
-def train_controls(runs: Sequence[RunFolder], skip: Sequence[str] = ()) -> list[Variants]:
-    """Train the controls that are missing, and return all variants of each seed.
-
-    Args:
-        runs: Finished runs of one stage, one per seed.
-        skip: Names of controls to leave out.
-    """
-    stage = stage_of(runs)
+    stage, *others = {run.stage for run in runs}
+    if others or stage not in COMPARISONS:
+        raise RimeError(
+            f"--run must name runs of one stage, but names runs of {', '.join(sorted([stage, *others]))}."
+        )
     subject = COMPARISONS[stage].subject
     names = [name for name in COMPARISONS[stage].variants if name not in ("before", subject)]
     if unknown := set(skip) - set(names):
@@ -55,7 +46,7 @@ def train_controls(runs: Sequence[RunFolder], skip: Sequence[str] = ()) -> list[
         if (name := turn[0][0]) in skip:
             continue
         for run, variants, (_, words) in zip(runs, seeds, turn, strict=True):
-            variants[name] = control(run, name)
+            variants[name] = run.control(name)
             if not variants[name].finished:
                 _train(run, name, [*words, "--run_dir", str(variants[name].path)])
         refuse_unlike([variants[name] for variants in seeds])
@@ -70,11 +61,6 @@ def _train(run: RunFolder, name: str, words: list[str]) -> None:
         )
 
 
-def control(run: RunFolder, name: str) -> RunFolder:
-    """Return the folder of a control; it need not exist yet."""
-    return RunFolder(run.path / CONTROLS / name)
-
-
 def run_before(run: RunFolder) -> RunFolder:
     """Return the run whose adapter a run started from."""
     if (before := run.before()) is None:
@@ -83,12 +69,9 @@ def run_before(run: RunFolder) -> RunFolder:
 
 
 def commands(run: RunFolder, skip: Sequence[str], seeds: Sequence[RunFolder]) -> Commands:
-    """Yield each control of a run.
+    """Yield each control of a run; what controls in ``skip`` alone need is not measured.
 
-    Args:
-        run: The run under study.
-        skip: Controls that are not needed; what they alone need is not measured.
-        seeds: The same run with each seed; their step times decide how long "the same time" is.
+    The step times of all ``seeds`` of the run decide how long "the same time" is.
     """
     again = [run.stage.replace("_", "-"), "fit", "--config", str(run.config), "--ckpt_path", "null"]
     if run.stage == "cma":
@@ -120,8 +103,8 @@ def _of_refine_rl(
     yield "shuffled_rewards", [*again, "--model.reward.shuffle", "true"]
     if "further_cma_same_seconds" not in skip:
         # the fastest of all runs of a kind shows what a step costs, and not what else the machine did
-        rl = [one for seed in seeds for one in (seed, control(seed, "shuffled_rewards"))]
-        cma = [one for seed in seeds for one in (run_before(seed), control(seed, "further_cma"))]
+        rl = [one for seed in seeds for one in (seed, seed.control("shuffled_rewards"))]
+        cma = [one for seed in seeds for one in (run_before(seed), seed.control("further_cma"))]
         ratio = fastest_step(rl, seeds[0].threads) / fastest_step(cma, seeds[0].threads)
         yield "further_cma_same_seconds", [*further, str(max(1, round(steps * ratio)))]
     yield "batch_anchors", [*again, "--model.reward.num_anchors", "0"]
@@ -154,7 +137,7 @@ def chain_of_thought_lengths(run: RunFolder, num_pairs: int = 512) -> tuple[int,
     tokens, longest = [], 0
     for reader in (ShardReader(entries), ShardReader(entries, completion="cot")):
         batches = (processor.training_batch([reader.read(n)]) for n in range(len(entries)))
-        lengths = torch.stack([side.lengths()[0] for b in batches for side in (b.query, b.target)])
+        lengths = torch.stack([side.lengths()[0] for b in batches for side in b.sides])
         tokens.append(int(lengths.sum()))
         longest = max(longest, int(lengths[:, 1].max()))
     return longest, tokens[0] / tokens[1]

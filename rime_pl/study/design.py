@@ -11,8 +11,6 @@ from typing import Any
 
 MEAN = "mean of the four modes"
 EMPTY = "trace/empty"
-#: Printed names of what is no mode pair.
-NAMES = {EMPTY: "gen-gen with an empty rewrite"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class Comparison:
         """Return a difference as a reader sees it: ``gen-gen: Refine-RL - CMA (before)``."""
         first, second = self.variants[difference.first][0], self.variants[difference.second][0]
         second = f"({second})" if ", " in second else second
-        return difference.label or f"{NAMES.get(difference.mode, difference.mode)}: {first} - {second}"
+        mode = "gen-gen with an empty rewrite" if difference.mode == EMPTY else difference.mode
+        return difference.label or f"{mode}: {first} - {second}"
 
 
 COMPARISONS = {

@@ -36,6 +36,7 @@ def measure(stage: str, seeds: Sequence[Variants]) -> Record:
         refuse_unlike(of_variant)
     subject = runs[shown.subject]
     first, threads = subject[0], mode(run.threads for run in subject)
+    compared = [d for d in shown.differences if {d.first, d.second} <= shared]
     crossed = [run.summary["after"].get("crossed") or {} for run in subject]
     tasks = {
         task: {p: spread(run.summary["per_task"][task]["recall@1"][p] for run in subject) for p in MODE_PAIRS}
@@ -51,9 +52,7 @@ def measure(stage: str, seeds: Sequence[Variants]) -> Record:
         "variants": {name: _variant(stage, name, found, threads) for name, found in runs.items()},
         "crossed": {key: spread(one[key] for one in crossed) for key in crossed[0]},
         "tasks": tasks,
-        "differences": {
-            d.key: paired_difference(seeds, d) for d in shown.differences if {d.first, d.second} <= shared
-        },
+        "differences": {d.key: paired_difference(seeds, d) for d in compared},
     }
 
 
@@ -100,10 +99,8 @@ def paired_difference(seeds: Sequence[Variants], difference: Difference) -> dict
     """
     high = [hits(one[difference.first], difference.mode) for one in seeds]
     low = [hits(one[difference.second], difference.second_mode or difference.mode) for one in seeds]
-    each_query = [
-        [torch.stack(of_task).mean(0) for of_task in zip(*side, strict=True)] for side in (low, high)
-    ]
-    middle, lower, upper = paired_bootstrap(each_query[0], each_query[1])
+    before, after = ([torch.stack(one).mean(0) for one in zip(*side, strict=True)] for side in (low, high))
+    middle, lower, upper = paired_bootstrap(before, after)
     each = [macro_mean(a) - macro_mean(b) for a, b in zip(high, low, strict=True)]
     return {"mean": middle, "lower": lower, "upper": upper, "seeds": each}
 

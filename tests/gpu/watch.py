@@ -94,7 +94,7 @@ class CountingWatch(Watch):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.live is not None:
-            self.counted = self.standing + self.live.peak.bytes
+            self.counted = self.standing + self.live.peak.total()
         self.close()
         timed = self.run.seconds, self.run.logged
         super().on_train_batch_end(trainer)

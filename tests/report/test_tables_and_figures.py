@@ -13,10 +13,9 @@ from rich.console import Console
 from rime_pl.report.figures import summary_figure
 from rime_pl.report.manifest import build_manifest, git_state
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
-from rime_pl.report.stage import write_report
+from rime_pl.report.stage import summary_text, write_report
 from rime_pl.report.summary import build_summary
 from rime_pl.report.table import Table
-from rime_pl.report.tables import summary_text
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Item
 
 

@@ -8,8 +8,7 @@ import pytest
 
 from rime_pl.__main__ import main
 from rime_pl.errors import RimeError
-from rime_pl.study.claims import claims_figure, claims_page, pool, read_records
-from rime_pl.study.comparison import differences_table
+from rime_pl.study.comparison import claims_figure, claims_page, differences_table, pool, read_records
 from rime_pl.study.design import COMPARISONS
 from tests.study.runs import change, record, run_folder
 

@@ -6,7 +6,7 @@ import pytest
 
 from rime_pl.errors import RimeError
 from rime_pl.run_folder import RunFolder
-from rime_pl.study.controls import commands, run_before, stage_of, train_controls
+from rime_pl.study.controls import commands, run_before, train_controls
 from rime_pl.study.design import COMPARISONS
 from tests.study.runs import change, run_folder
 
@@ -106,12 +106,12 @@ def test_a_stage_takes_the_words_of_its_controls(
 
 def test_a_run_that_cannot_be_compared_is_named(tmp_path: Path) -> None:
     with pytest.raises(RimeError, match=r"--run must name finished runs, but .*unfinished has no done.json"):
-        stage_of([RunFolder(tmp_path / "unfinished")])
+        train_controls([RunFolder(tmp_path / "unfinished")])
     first = run_folder(tmp_path / "first", [1])
     with pytest.raises(RimeError, match=r"first must start from the adapter of an earlier stage"):
         run_before(first)
     with pytest.raises(RimeError, match=r"must name runs of one stage, but names runs of cma, refine_rl"):
-        stage_of([first, run_folder(tmp_path / "rl", [1], stage="refine_rl")])
+        train_controls([first, run_folder(tmp_path / "rl", [1], stage="refine_rl")])
     with pytest.raises(
         RimeError, match=r"--skip must name controls \(further_sft, without_decisive\), but .* mine"
     ):

@@ -1,29 +1,63 @@
-"""From a stage's module and a batch to its plan: shallow models are simulated and extrapolated to full depth.
+"""From a stage's module and a batch to its plan: one real ``training_step`` on a backbone without weights.
 
-Called by planning.py, tests/gpu and benchmarks/plan_error.py.
+Shallow models and small batches are simulated, and extrapolated to the whole. Nothing here knows a stage or
+a loss: what a module computes is counted. Called by planning.py, tests/gpu and benchmarks/plan_error.py.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig
 
+from rime_pl.backbone.adapters import trained_values
+from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.generation import rollouts
 from rime_pl.modules.base import RimeModule
-from rime_pl.preflight.plan.arithmetic import TRAINED_BYTES, StagePlan
-from rime_pl.preflight.plan.simulate import Numbers, rows_of_a_pass, simulate
-from rime_pl.preflight.plan.tracking import Largest
-from rime_pl.preflight.plan.weightless import read_processor
-from rime_pl.types import Batch
+from rime_pl.modules.refine_rl import RefineRLModule
+from rime_pl.preflight.plan.tracking import LiveBytes
+from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_processor
+from rime_pl.processing import RimeProcessor
+from rime_pl.types import Batch, Rows
 
 #: Layers of the models that are simulated; a deeper one is extrapolated from them.
 SHALLOW, DEEPER = 2, 4
 #: Passes (micro-batches, or items_per_pass) of the batches that are simulated; a larger one is extrapolated.
 FEW, MORE = 2, 6
+#: Tokens of a rewrite that are sampled; the keys and values of those before are there without that.
+LAST_TOKENS = 3
+#: Bytes of each trained number, and of each of the optimizer's two moments: float32.
+TRAINED_BYTES = 4
+#: ("weights", part), ("peak", kind of work, number of the pass, part): bytes; ("flops",), ("trained",),
+#: ("parameters",): counts. Each grows linearly with the number of layers; at another depth it is there too.
+Numbers = dict[tuple[str, ...], float]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one step of a stage needs on one process."""
+
+    stage: str
+    parts: dict[str, int]  # bytes at the peak: the weights by part, then what the step adds
+    largest: int  # bytes of the largest tensor that a step makes
+    largest_operation: str  # what makes it, and its shape
+    flops: float  # of the step
+    trained: int  # number of trained parameters
+    parameters: int  # number of all parameters; a packed one counts as it was
+
+    @property
+    def peak(self) -> int:
+        """Bytes of all parts together."""
+        return sum(self.parts.values())
 
 
 def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Batch) -> StagePlan:
@@ -38,30 +72,25 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
         Bytes at the peak, by part, the largest tensor and the FLOPs.
     """
     processor = read_processor(module.config, architecture)
-    # no two of equal content: the loss compares all, which is the most
-    distinct = torch.arange(len(batch))
-    batch = replace(batch, query_content=distinct, target_content=distinct)
+    batch = rows_of(batch, torch.arange(len(batch)))
     shallow, deeper = _shallow(architecture)
     small, more = batch, batch
     if len(batch) > MORE:
         size = rows_of_a_pass(module, shallow, processor, batch)
         if len(batch) > MORE * size:
             small, more = _longest(batch, FEW * size), _longest(batch, FEW * size, (MORE - FEW) * size)
-    base = simulate(module, shallow, processor, small)
-    numbers = dict(base.numbers)
+    base, largest = simulate(module, shallow, processor, small)
+    numbers = dict(base)
     for other, times in deeper:
-        _extend(numbers, base.numbers, simulate(module, other, processor, small).numbers, times)
+        _extend(numbers, base, simulate(module, other, processor, small)[0], times)
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
-        few, several = (
-            _highest(found) for found in (base.numbers, simulate(module, shallow, processor, more).numbers)
-        )
+        few, several = _highest(base), _highest(simulate(module, shallow, processor, more)[0])
         times = (len(batch) - len(small)) / (len(more) - len(small))
-        flops = 1 + times * (several["flops",] / few["flops",] - 1)
-        deep = numbers["flops",]
+        flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
         _extend(numbers, few, several, times)
-        numbers["flops",] = deep * flops
-    return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, base.largest)
+        numbers["flops",] = flops
+    return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, *largest)
 
 
 def _extend(numbers: Numbers, base: Numbers, other: Numbers, times: float) -> None:
@@ -79,8 +108,8 @@ def _highest(numbers: Numbers) -> Numbers:
     ordered: Any = sorted(totals, key=lambda one: totals[one])
     best = dict(ordered)  # the last is the highest
     rest = {key: value for key, value in numbers.items() if key[0] != "peak"}
-    peaks = {key: size for key, size in numbers.items() if key[0] == "peak" and best[key[1]] == key[2]}
-    return rest | {(*key[:2], key[3]): size for key, size in peaks.items()}
+    peaks = ((key, size) for key, size in numbers.items() if key[0] == "peak" and best[key[1]] == key[2])
+    return rest | {(*key[:2], key[3]): size for key, size in peaks}
 
 
 def _shallow(architecture: PretrainedConfig) -> tuple[PretrainedConfig, list[tuple[PretrainedConfig, float]]]:
@@ -89,12 +118,12 @@ def _shallow(architecture: PretrainedConfig) -> tuple[PretrainedConfig, list[tup
     special = ("deepstack_visual_indexes", "fullatt_block_indexes")  # towers whose layers are not all alike
     whole_tower = vision <= DEEPER or any(getattr(architecture.vision_config, name, None) for name in special)
     low = SHALLOW if text > DEEPER else text, vision if whole_tower else SHALLOW
-    deeper = []
-    if text > DEEPER:
-        deeper.append((_with_depth(architecture, DEEPER, low[1]), (text - SHALLOW) / (DEEPER - SHALLOW)))
-    if not whole_tower:
-        deeper.append((_with_depth(architecture, low[0], DEEPER), (vision - SHALLOW) / (DEEPER - SHALLOW)))
-    return _with_depth(architecture, *low), deeper
+    steps = ((text, DEEPER, low[1], text > DEEPER), (vision, low[0], DEEPER, not whole_tower))
+    return _with_depth(architecture, *low), [
+        (_with_depth(architecture, *depths), (layers - SHALLOW) / (DEEPER - SHALLOW))
+        for layers, *depths, missing in steps
+        if missing
+    ]
 
 
 def _with_depth(architecture: PretrainedConfig, text: int, vision: int) -> PretrainedConfig:
@@ -110,19 +139,16 @@ def _longest(batch: Batch, count: int, others: int = 0) -> Batch:
     order = (batch.query.lengths() + batch.target.lengths()).sum(1).argsort(descending=True, stable=True)
     rest = order[count:]
     evenly = (torch.arange(others) + 0.5) * len(rest) / max(1, others)
-    rows = torch.cat([order[:count], rest[evenly.long()]])
-    return replace(
-        batch,
-        query=batch.query.select(rows),
-        target=batch.target.select(rows),
-        query_content=batch.query_content[rows],
-        target_content=batch.target_content[rows],
-        keys=[],
-        query_texts=[],
-    )
+    return rows_of(batch, torch.cat([order[:count], rest[evenly.long()]]))
 
 
-def _stage_plan(stage: str, numbers: Numbers, largest: Largest) -> StagePlan:
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
+    """Return the pairs at ``rows``, repeats allowed; no two count as equal, so the loss compares all."""
+    contents = torch.arange(len(rows))
+    return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
+
+
+def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> StagePlan:
     trained = round(numbers["trained",])
     weights = {key[1]: round(size) for key, size in numbers.items() if key[0] == "weights"}
     peaks: dict[str, dict[str, int]] = {
@@ -136,9 +162,129 @@ def _stage_plan(stage: str, numbers: Numbers, largest: Largest) -> StagePlan:
     return StagePlan(
         stage=stage,
         parts=weights | {"optimiser states": 2 * trained * TRAINED_BYTES} | highest,
-        largest=largest.bytes,
-        largest_operation=f"{largest.operation} {'x'.join(map(str, largest.shape))}",
+        largest=largest,
+        largest_operation=operation,
         flops=numbers["flops",],
         trained=trained,
         parameters=round(numbers["parameters",]),
     )
+
+
+# -- one step ----------------------------------------------------------------------------------------
+
+
+class _FirstPass(Exception):
+    """Ends a simulation that only asks how many rows go through the decoder together."""
+
+
+def simulate(
+    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
+) -> tuple[Numbers, tuple[int, str]]:
+    """Run one step; return its numbers, and bytes and operation of its largest tensor."""
+    with _prepared(module, architecture, processor, batch) as (step, inputs, live):
+        loss = step.training_step(inputs, 0)
+        if step.automatic_optimization:
+            with live.counting("backward"):
+                step.backward(loss)
+    numbers = static_numbers(step.backbone) | {("flops",): live.flops}
+    for (*work, number), peak in live.peaks.items():
+        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
+    return numbers, live.largest
+
+
+def rows_of_a_pass(
+    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
+) -> int:
+    """Return how many rows go through the decoder together; the step itself says it."""
+
+    def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        raise _FirstPass(len(kwargs["inputs_embeds"]))
+
+    try:
+        with _prepared(module, architecture, processor, batch) as (step, inputs, _):
+            decoder = step.backbone.language_model.model.language_model
+            decoder.register_forward_pre_hook(stop, with_kwargs=True)
+            step.training_step(inputs, 0)
+    except _FirstPass as first:
+        return int(first.args[0])
+    return len(batch)
+
+
+@contextmanager
+def _prepared(
+    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
+) -> Iterator[tuple[Any, Batch, LiveBytes]]:
+    """The module with a backbone, its inputs, and the ruler that counts."""
+    step: Any = copy.deepcopy(module)
+    backbone = step.backbone = WeightlessBackbone(module.config, architecture, processor)
+    live = LiveBytes(backbone.tensors(), backbone.language_model.config.text_config.vocab_size)
+    tower = backbone.language_model.model.visual
+    for part in (tower, *tower.blocks):
+        live.count_forward(part, "vision tower")
+    backbone.language_model.model.language_model.register_forward_pre_hook(live.next_pass)
+    _detach_from_trainer(step, live)
+    with backbone.values:
+        batch = replace(batch, query=without_values(batch.query), target=without_values(batch.target))
+    with mock.patch.object(rollouts, "decode", _last_tokens(rollouts.decode)), live:
+        if isinstance(module, RefineRLModule):
+            with live.counting("reference adapter"):
+                step.reference = trained_values(backbone)
+        with live.counting("inputs"):
+            inputs = batch.to("cpu", copy=True)
+        del batch
+        yield step, inputs, live
+
+
+def _detach_from_trainer(step: Any, live: LiveBytes) -> None:
+    """Replace what the module asks of Lightning's trainer."""
+
+    def backward(loss: Tensor, *_: Any, **__: Any) -> None:
+        with live.counting("backward"):
+            loss.backward()
+
+    nothing = lambda *_, **__: None  # noqa: E731
+    step.log = step.log_dict = nothing
+    step.manual_backward = backward
+    step.optimizers = lambda: SimpleNamespace(step=nothing, zero_grad=step.zero_grad)
+    step.lr_schedulers = lambda: SimpleNamespace(step=nothing)
+
+
+def without_values(rows: Rows) -> Rows:
+    """Return rows with empty pixel values, made in the caller's context: on "meta", or under ``NoValues``."""
+    pixels = rows.prompts.pixel_values
+    empty = None if pixels is None else torch.empty(pixels.shape)
+    return replace(rows, prompts=replace(rows.prompts, pixel_values=empty))
+
+
+def _last_tokens(decode: Any) -> Any:
+    """Return ``decode`` of generation/rollouts.py that runs the model only for the last tokens.
+
+    Keys and values are there as if it had run for all, because most memory is in use at the end.
+    """
+
+    def decode_last(backbone: Any, state: Any, numbers: Tensor, temperature: float) -> Tensor:
+        skipped = max(0, numbers.shape[1] - LAST_TOKENS)
+        for layer in state.cache.layers:
+            layer.keys, layer.values = (
+                torch.cat([kept, kept[:, :, -1:].expand(-1, -1, skipped, -1)], dim=2)
+                for kept in (layer.keys, layer.values)
+            )
+        state.mask = torch.cat([state.mask, torch.ones(len(state.mask), skipped, dtype=torch.int64)], dim=1)
+        written = decode(backbone, state, numbers[:, skipped:], temperature)
+        return torch.cat([torch.zeros(len(written), skipped, dtype=torch.int64), written], dim=1)
+
+    return decode_last
+
+
+def static_numbers(backbone: WeightlessBackbone) -> Numbers:
+    """Bytes of the weights by part, and how many numbers there are and train."""
+    sizes = {"4-bit weights": 0, "other frozen weights": 0, "trained weights": 0}
+    packed = {id(layer.weight): layer.weight for layer in linear_4bit_modules(backbone).values()}
+    unpacked = sum(weight.quant_state.shape.numel() - weight.numel() for weight in packed.values())
+    for tensor in backbone.tensors():
+        trains = "trained weights" if tensor.requires_grad else "other frozen weights"
+        sizes["4-bit weights" if id(tensor) in packed else trains] += tensor.nbytes
+    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in backbone.parameters()) + unpacked
+    weights: Numbers = {("weights", part): size for part, size in sizes.items()}
+    return weights | {("trained",): trained, ("parameters",): parameters}

@@ -1,6 +1,6 @@
 """Bytes of living tensors while a step runs, what they were at the peak, and the step's FLOPs.
 
-Called by simulate.py on tensors without values, and by the tests on real ones: the same ruler for both.
+Called by predict.py on tensors without values, and by the tests on real ones: the same ruler for both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,23 +16,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-
-
-@dataclass
-class Largest:
-    """The largest tensor that a step made."""
-
-    bytes: int = 0
-    operation: str = ""  # e.g. "aten.index_copy"
-    shape: tuple[int, ...] = ()
-
-
-@dataclass
-class Peak:
-    """What was alive when most was; tensors that were there before the step do not count."""
-
-    bytes: int = 0
-    parts: dict[str, int] = field(default_factory=dict)  # part -> bytes, in the sum exactly ``bytes``
 
 
 class LiveBytes(TorchDispatchMode):
@@ -50,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
         >>> with LiveBytes() as live:
         ...     kept = torch.zeros(100)
         ...     _ = (torch.zeros(50) + 1).sum()
-        >>> live.peak.bytes  # 100 kept, 50 and 50 at the same time; 4 bytes each
+        >>> live.peak.total()  # 100 kept, 50 and 50 at the same time; 4 bytes each
         800
         >>> with LiveBytes() as live:
         ...     _ = torch.ones(2, 3) @ torch.ones(3, 5)
@@ -61,23 +43,22 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = (), vocabulary: int = 0) -> None:
         super().__init__()
         self.part = "activations"
-        self.largest = Largest()
+        self.largest = (0, "")  # bytes of the largest tensor; what made it, and its shape
         self.flops = 0
         #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
         #: pass. A model of another depth has the same moments, but another may be the highest.
-        self.peaks: dict[tuple[str, bool, int], Peak] = {}
+        self.peaks: dict[tuple[str, bool, int], Counter[str]] = {}
         self._pass = 0
         self._vocabulary = vocabulary
         self._alive: Counter[str] = Counter()
-        self._total = 0
         self._owner: dict[int, tuple[str, int]] = {}  # storage -> its part and bytes
         #: Kept alive, or a new storage could get the address of one that is gone and would not be counted.
         self._known = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in known)}
 
     @property
-    def peak(self) -> Peak:
-        """The highest of all."""
-        return max(self.peaks.values(), key=lambda peak: peak.bytes, default=Peak())
+    def peak(self) -> Counter[str]:
+        """Bytes by part when most was alive; tensors that were there before the step do not count."""
+        return max(self.peaks.values(), key=Counter.total, default=Counter())
 
     @contextmanager
     def counting(self, part: str) -> Iterator[None]:
@@ -102,13 +83,9 @@ class LiveBytes(TorchDispatchMode):
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave, always_call=True)
 
-    def count_passes(self, decoder: nn.Module) -> None:
-        """Number the moments by the decoder's forwards so far."""
-
-        def enter(*_: object) -> None:
-            self._pass += 1
-
-        decoder.register_forward_pre_hook(enter)
+    def next_pass(self, *_: object) -> None:
+        """Begin another pass; a hook before the decoder's forward."""
+        self._pass += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -123,9 +100,8 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf, func)
-        inside = unpacked_bytes(func, args)
-        if inside:
-            self._at(self._total + inside, inside)
+        if str(packet) == "bitsandbytes.gemm_4bit":
+            self._at(unpacked_bytes(*args))
         return out
 
     def _see(self, tensor: Tensor, func: Any) -> None:
@@ -136,43 +112,33 @@ class LiveBytes(TorchDispatchMode):
         part = "logits" if self._vocabulary and tensor.shape[-1:] == (self._vocabulary,) else self.part
         self._owner[key] = (part, size)
         self._alive[part] += size
-        self._total += size
         weakref.finalize(storage, self._gone, key)
-        if size > self.largest.bytes:
-            self.largest = Largest(size, str(func).removesuffix(".default"), tuple(tensor.shape))
-        self._at(self._total, 0)
+        if size > self.largest[0]:
+            self.largest = (size, f"{str(func).removesuffix('.default')} {'x'.join(map(str, tensor.shape))}")
+        self._at()
 
     def _gone(self, key: int) -> None:
         part, size = self._owner.pop(key)
         self._alive[part] -= size
-        self._total -= size
 
-    def _at(self, total: int, inside: int) -> None:
-        work = (self.part, torch.is_grad_enabled(), self._pass)
-        if work not in self.peaks or total > self.peaks[work].bytes:
-            parts = Counter({part: size for part, size in self._alive.items() if size})
-            parts[self.part] += inside
-            self.peaks[work] = Peak(total, dict(parts))
+    def _at(self, inside: int = 0) -> None:
+        """Keep what is alive, with the bytes ``inside`` an operation, if it is the most of this moment."""
+        moment = (self.part, torch.is_grad_enabled(), self._pass)
+        if moment not in self.peaks or self._alive.total() + inside > self.peaks[moment].total():
+            self.peaks[moment] = self._alive + Counter({self.part: inside})
 
 
-def unpacked_bytes(func: Any, args: tuple[Any, ...]) -> int:
+def unpacked_bytes(inputs: Tensor, packed: Tensor, shape: list[int], absmax: Any, block: int, *_: Any) -> int:
     """Return the bytes that a 4-bit product takes inside: the unpacked weight, and its scales in float32.
 
     Its backward unpacks in operations of their own, which are seen as they are.
-
-    Args:
-        func: An operation.
-        args: Its arguments: of ``gemm_4bit(A, B, shapeB, absmax, blocksize, ...)``.
     """
-    if str(func) != "bitsandbytes.gemm_4bit.default":
-        return 0
-    activations, shape, block = args[0], args[2], args[4]
     elements = shape[0] * shape[1]
-    return elements * activations.element_size() + 4 * -(-elements // block)
+    return elements * inputs.element_size() + 4 * -(-elements // block)
 
 
-def _product_4bit(activations: Tensor, packed: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
-    return 2 * activations.numel() * shape[0]
+def _product_4bit(inputs: Tensor, packed: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
+    return 2 * inputs.numel() * shape[0]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:

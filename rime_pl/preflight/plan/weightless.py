@@ -1,6 +1,6 @@
 """A backbone without weights: the real classes, PEFT and bitsandbytes layers, on tensors that hold no values.
 
-Built from a config.json alone, by simulate.py and by `rime doctor`. Nothing is read, and no memory is taken.
+Built from a config.json alone, by predict.py and by `rime doctor`. Nothing is read, and no memory is taken.
 """
 
 from __future__ import annotations
@@ -29,12 +29,7 @@ KNOWN = {"Qwen/Qwen2-VL-2B-Instruct": SHAPES["2b"]}
 WORD, DISC, GEN, TURN_END, PAD = range(5)
 
 aten = torch.ops.aten
-_INDEXING = (
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-    aten._index_put_impl_.default,
-)
+_INDEXING = (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
 _COMPARISONS = (aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge)
 
 
@@ -56,7 +51,7 @@ class NoValues(FakeTensorMode):
             return super().__torch_dispatch__(func, types, args, kwargs)
         if func is aten._local_scalar_dense.default:
             return 0.0
-        if func in _INDEXING:  # how many rows a mask picks is known: it is real
+        if func._overloadpacket in _INDEXING:  # how many rows a mask picks is known: it is real
             args = (args[0], _as_numbers(args[1]), *args[2:])
         if func is aten.masked_select.default:
             func, args = aten.index.Tensor, (args[0], _as_numbers([args[1].expand(args[0].shape)]))
@@ -85,9 +80,8 @@ def _zeros(value: Any) -> Any:
 
 def _zeros_of_whole_numbers(value: Any) -> Any:
     """Sampled tokens and the like become real, so that lengths can follow from them."""
-    if isinstance(value, FakeTensor) and value.dtype in (torch.int64, torch.int32, torch.bool):
-        return torch.zeros(value.shape, dtype=value.dtype)
-    return value
+    whole = isinstance(value, FakeTensor) and value.dtype in (torch.int64, torch.int32, torch.bool)
+    return torch.zeros(value.shape, dtype=value.dtype) if whole else value
 
 
 def read_architecture(name_or_path: str) -> PretrainedConfig:
@@ -134,8 +128,7 @@ class WeightlessBackbone(Backbone):
 
     Args:
         config: Bits, dtype, adapters, checkpointing.
-        architecture: From :func:`read_architecture`.
-        processor: From :func:`read_processor`.
+        architecture: From :func:`read_architecture`; the processor from :func:`read_processor`.
 
     Raises:
         RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model.
@@ -158,9 +151,8 @@ class WeightlessBackbone(Backbone):
                 model = replace_with_bnb_linear(model, skipped, quantization_config=settings)
                 model.is_loaded_in_4bit = True
                 for layer in linear_4bit_modules(model).values():
-                    layer.weight.data = layer.weight.data.to(dtype)  # as it is stored
-                    if layer.bias is not None:
-                        layer.bias.data = layer.bias.data.to(dtype)
+                    for stored in layer.parameters():  # in the type that weights and biases are stored in
+                        stored.data = stored.data.to(dtype)
             self.adapt(model)
         self._drop_values(dtype)
 
@@ -170,19 +162,18 @@ class WeightlessBackbone(Backbone):
         made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept: an id is unique among the living
         for module in self.modules():
             groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for group in groups:
-                for name, old in group.items():
-                    if old is None:
-                        continue
-                    if id(old) not in made:
-                        with self.values:
-                            new = torch.empty(old.shape, dtype=old.dtype)
-                        if id(old) in packed:
-                            new = _pack(new, dtype)
-                        elif group is module._parameters:
-                            new = nn.Parameter(new, requires_grad=old.requires_grad)
-                        made[id(old)] = (old, new)
-                    group[name] = made[id(old)][1]
+            for group, name, old in [(one, *item) for one in groups for item in one.items()]:
+                if old is None:
+                    continue
+                if id(old) not in made:
+                    with self.values:
+                        new = torch.empty(old.shape, dtype=old.dtype)
+                    if id(old) in packed:
+                        new = _pack(new, dtype)
+                    elif group is module._parameters:
+                        new = nn.Parameter(new, requires_grad=old.requires_grad)
+                    made[id(old)] = (old, new)
+                group[name] = made[id(old)][1]
 
     def tensors(self) -> list[Tensor]:
         """Every weight and buffer once, the 4-bit state included."""

@@ -1,0 +1,251 @@
+"""The checks of `rime doctor`: the installation, the settings of a run, and the adapter of a run.
+
+A check of the installation takes what it looks at as an argument, so that a test can hand it a bad one. For
+the settings, the model is built without weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from torch import nn
+
+from rime_pl.backbone.adapters import load_adapter_weights, read_contract
+from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.precision import check_precision
+from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.errors import RimeError
+from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
+from rime_pl.processing import RimeProcessor
+from rime_pl.run_folder import RunFolder
+
+#: Releases that were published by an attacker.
+COMPROMISED = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
+#: Packages whose requirements are checked.
+STACK = ("rime_pl", "torch", "torchvision", "lightning", "transformers", "peft", "bitsandbytes")
+#: CUDA major version of torch -> oldest Linux driver that runs it.
+DRIVERS = {12: 525, 13: 580}
+_INSTALL = "pip install -c constraints.txt"
+_AGAIN = "Copy the folder again, or train the stage again."
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one check: a line of `rime doctor`."""
+
+    name: str
+    level: Literal["ok", "warning", "problem"]
+    seen: str  # what was found
+    remedy: str = ""  # what to do about it
+
+
+def check_installation(wants_gpu: bool) -> list[Check]:
+    """Return every check of this machine; `wants_gpu` says whether the settings ask for a GPU."""
+    installed: dict[str, str] = {canonicalize_name(d.name): d.version for d in metadata.distributions()}
+    requires = {name: metadata.requires(name) or [] for name in STACK if canonicalize_name(name) in installed}
+    available = torch.cuda.is_available()
+    devices = [torch.device("cpu"), *([torch.device("cuda")] if available else [])]
+    return [
+        versions(installed, requires),
+        bad_versions(installed),
+        *(four_bit(device) for device in devices),
+        cpu_features(torch.backends.cpu.get_cpu_capability()),
+        gpu(available, wants_gpu, torch.version.cuda, driver_version()),
+    ]
+
+
+def versions(installed: Mapping[str, str], requires: Mapping[str, Sequence[str]]) -> Check:
+    """Report requirements that are not met, as `pip check` does, and a torchvision for another torch."""
+    unmet = []
+    needs = [(package, Requirement(line)) for package, lines in requires.items() for line in lines]
+    for package, need in needs:
+        found = installed.get(canonicalize_name(need.name), "")
+        wanted = need.marker is None or need.marker.evaluate({"extra": ""})
+        if wanted and not (found and need.specifier.contains(found, prereleases=True)):
+            unmet.append(f"{package} needs {need.name}{need.specifier}, but {found or 'none'} is installed")
+    torch_version, vision = (installed.get(name, "0.0") for name in ("torch", "torchvision"))
+    pair = f"0.{Version(torch_version).minor + 15}"  # torchvision is built for one minor version of torch
+    if not vision.startswith(f"{pair}."):
+        unmet.append(f"torch {torch_version} needs torchvision {pair}, but {vision} is installed")
+    if unmet:
+        remedy = f"Run `make setup`, or `{_INSTALL} --editable .`"
+        return Check("versions", "problem", "; ".join(unmet), remedy)
+    return Check("versions", "ok", f"torch {torch_version}, torchvision {vision}; all requirements are met")
+
+
+def bad_versions(installed: Mapping[str, str]) -> Check:
+    """Report releases that are known to be harmful."""
+    for package, releases in COMPROMISED.items():
+        if installed.get(package) in releases:
+            remedy = f"Run `{_INSTALL} --upgrade {package}`, and change this machine's passwords and keys."
+            seen = f"{package} {installed[package]} is a compromised release"
+            return Check("known-bad versions", "problem", seen, remedy)
+    return Check("known-bad versions", "ok", "none is installed")
+
+
+def four_bit(device: torch.device) -> Check:
+    """Compare a 4-bit layer, forward and backward, with the same product by its unpacked weight."""
+    name = f"4-bit layers on {device.type}"
+    remedy = f"Run `{_INSTALL} bitsandbytes`. Until then, use --model.backbone.load_in_4bit false."
+    try:
+        error = four_bit_error(device)
+    except Exception as failure:
+        return Check(name, "problem", f"{type(failure).__name__}: {failure}", remedy)
+    if not error <= 1e-4:
+        return Check(name, "problem", f"the relative error of forward or backward is {error:.1e}", remedy)
+    bnb = metadata.version("bitsandbytes")
+    return Check(name, "ok", f"bitsandbytes {bnb}: the relative error of forward and backward is {error:.0e}")
+
+
+def four_bit_error(device: torch.device) -> float:
+    """Return the larger relative error of output and input gradient."""
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import dequantize_4bit
+
+    layer = bnb.nn.Linear4bit(128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    layer.load_state_dict(nn.Linear(128, 64, bias=False).state_dict())
+    layer.support_avx512bf16_for_cpu = False
+    layer.to(device)
+    weight: Any = layer.weight  # Params4bit, which knows its scales
+    inputs = torch.randn(4, 128, device=device, requires_grad=True)
+    outputs = layer(inputs), inputs @ dequantize_4bit(weight.data, weight.quant_state).T.float()
+    gradients = [torch.autograd.grad(output.square().sum(), inputs)[0] for output in outputs]
+    return max(float((packed - plain).norm() / plain.norm()) for packed, plain in (outputs, gradients))
+
+
+def cpu_features(capability: str) -> Check:
+    """Report a CPU without vector instructions, from what torch says it can use, e.g. "AVX2"."""
+    if capability != "DEFAULT":
+        return Check("CPU features", "ok", capability)
+    remedy = "Training works, but it is slow. Use a CPU with AVX2 or newer, or a GPU."
+    return Check("CPU features", "warning", "torch finds no vector instructions that it can use", remedy)
+
+
+def gpu(available: bool, wanted: bool, cuda_built: str | None, driver: str | None = None) -> Check:
+    """Report a missing GPU if one is ``wanted``, or a ``driver`` too old for torch's CUDA, if it has any."""
+    if available:
+        return Check("GPU", "ok", f"{torch.cuda.get_device_name(0)}, CUDA {cuda_built}, driver {driver}")
+    oldest = DRIVERS.get(int(cuda_built.split(".")[0])) if cuda_built else None
+    if driver and oldest and int(driver.split(".")[0]) < oldest:
+        remedy = f"Update the driver to {oldest} or newer, or install a torch for an older CUDA."
+        return Check("GPU", "problem", f"driver {driver} is too old for torch's CUDA {cuda_built}", remedy)
+    if wanted:
+        remedy = "Use a machine with a GPU, or a recipe of configs/tiny with --trainer.accelerator cpu."
+        return Check("GPU", "problem", "the settings ask for a GPU, but torch finds none", remedy)
+    return Check("GPU", "ok", "none; the recipes of configs/tiny need none")
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Return the version of NVIDIA's kernel driver; None if there is none."""
+    if not file.is_file():
+        return None
+    return next((word for word in file.read_text().split() if word[:1].isdigit() and "." in word), None)
+
+
+# -- the settings and the adapter of a run -------------------------------------------------------------
+
+
+def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
+    """Check the checkpoint, the LoRA targets, the storage types and the vision tower."""
+    try:
+        architecture = read_architecture(config.name_or_path)
+    except RimeError as error:
+        return [Check("checkpoint", "problem", str(error), "Correct --model.backbone.name_or_path.")]
+    found = [Check("checkpoint", "ok", f"{config.name_or_path}: {architecture.model_type}")]
+    try:
+        backbone = WeightlessBackbone(config, architecture, read_processor(config, architecture))
+    except RimeError as error:
+        remedy = "Leave model.backbone.lora_targets out. The default is every linear layer of the decoder."
+        return [*found, Check("LoRA targets", "problem", str(error), remedy)]
+    layers = sum(1 for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default"))
+    found.append(Check("LoRA targets", "ok", f"{layers} linear layers of the language model"))
+    return [*found, storage_types(backbone, sharded), vision_tower(backbone)]
+
+
+def storage_types(backbone: WeightlessBackbone, sharded: bool) -> Check:
+    """All frozen tensors need one type, because a cast loses packed bits; trained ones must be float32."""
+    name, wanted = "storage types", str(getattr(torch, backbone.config.dtype))
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for parameter in backbone.peft.parameters():
+        if parameter.dtype.is_floating_point or sharded:
+            found[parameter.requires_grad].add(str(parameter.dtype))
+    trained, frozen = (", ".join(sorted(found[trains])) for trains in (True, False))
+    if trained != str(torch.float32):
+        seen = f"trained tensors are {trained}, so small updates are rounded away"
+        return Check(name, "problem", seen, "Attach the adapters in float32 (backbone/adapters.py).")
+    if frozen != wanted:
+        seen = f"frozen tensors are {frozen}, but model.backbone.dtype is {wanted}"
+        remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted} (backbone/quantization.py)."
+        return Check(name, "problem" if sharded else "warning", seen, remedy)
+    packed = len(linear_4bit_modules(backbone.peft))
+    return Check(name, "ok", f"frozen tensors are {wanted}, {packed} packed layers too; trained are float32")
+
+
+def vision_tower(backbone: WeightlessBackbone) -> Check:
+    """A frozen tower needs no backward pass, but gradient checkpointing in transformers can ask for one."""
+    tower: Any = backbone.language_model.model.visual
+    if not tower.patch_embed._forward_hooks:
+        return Check("vision tower", "ok", "frozen, without a backward pass")
+    seen = "gradient checkpointing makes the frozen vision tower keep activations and run backward"
+    remedy = "Results are right, but it costs time and memory. `rime plan` counts both."
+    return Check("vision tower", "warning", seen, remedy)
+
+
+def precision(trainer_precision: str | int | None, sharded: bool, load_in_4bit: bool) -> Check:
+    """Report what the stage's own check of `trainer.precision` says."""
+    name, remedy = "trainer.precision", "Set --trainer.precision 32-true."
+    try:
+        doubt = check_precision(trainer_precision, sharded, load_in_4bit)
+    except RimeError as error:
+        return Check(name, "problem", str(error), remedy)
+    return Check(name, "warning", doubt, remedy) if doubt else Check(name, "ok", "Lightning casts nothing")
+
+
+def batch(batch_size: int, processes: int) -> Check:
+    """Every process needs the same number of pairs, and every query at least one negative."""
+    if batch_size < 2 or batch_size % processes:
+        seen = f"data.batch_size is {batch_size}, on {processes} process(es)"
+        remedy = f"Set --data.batch_size to 2 or more, and to a multiple of {processes}."
+        return Check("batch", "problem", seen, remedy)
+    each = f"{batch_size // processes} pairs on each of {processes} process(es)"
+    return Check("batch", "ok", f"{each}, {batch_size - 1} negatives per query")
+
+
+def check_adapter(folder: Path, base: str | None = None) -> Check:
+    """Load the adapter onto its base model, without 4 bits, by the code that a run uses.
+
+    ``folder`` is a run, or lies above it: then its newest finished run. ``base`` replaces the model that the
+    adapter names.
+    """
+    try:
+        run = RunFolder(folder)
+        adapter = run.adapter if run.adapter.is_dir() else RunFolder.newest(folder).adapter
+        contract = read_contract(adapter)
+        processor = RimeProcessor.from_adapter(adapter)
+        config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})
+        config.name_or_path = base or config.name_or_path
+    except (RimeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        remedy = f"Give --adapter the folder of a finished run. If it is one: {_AGAIN.lower()}"
+        return Check("adapter", "problem", f"{folder} cannot be read: {error}", remedy)
+    try:
+        backbone = Backbone(config, processor)
+    except RimeError as error:
+        remedy = "Name the folder of the base model with --config and --model.backbone.name_or_path."
+        return Check("adapter", "warning", f"not compared with its base model. {error}", remedy)
+    try:
+        load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
+    except RimeError as error:
+        return Check("adapter", "problem", str(error), _AGAIN)
+    names = processor.prompt
+    tokens = f"{names.disc_token} {processor.disc_id}, {names.gen_token} {processor.gen_id}"
+    return Check("adapter", "ok", f"unchanged since it was saved; fits {config.name_or_path}; ids: {tokens}")
