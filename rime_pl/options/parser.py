@@ -159,8 +159,10 @@ class PlainParser(ArgumentParser):
             return message
         name, reason = found.groups()
         given = [one for one in self.given if one.name == name]
-        if not given:  # its default, none, was checked
-            return self.missing([name])
+        if not given:  # given by its place, or its default, none, was checked
+            value = reason.rpartition("value: ")[2].strip()
+            told = _wrong_value([Given(name, value, None)], reason)
+            return told.replace(f"--{name}", name.upper()) if told and value != "None" else self.missing([name])
         return _wrong_value(given, reason) or f"{given[-1]}: {reason}"
 
     def missing(self, names: list[str]) -> str:

@@ -60,6 +60,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         (["shards", "scene"], "scene is no part of `rime shards`. Did you mean scenes?"),
         (["shards", "scenes"], "`rime shards scenes` needs --output PATH."),
         (["search"], "`rime search` needs QUERY."),
+        (["run"], "`rime run` needs STAGE."),
+        (["run", "cmx"], "STAGE must be 'data' or 'base' or 'sft' or 'cma' or"),
     ],
 )
 def test_errors_are_plain(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
