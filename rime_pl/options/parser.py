@@ -161,8 +161,8 @@ class PlainParser(ArgumentParser):
         given = [one for one in self.given if one.name == name]
         if not given:  # given by its place, or its default, none, was checked
             value = reason.rpartition("value: ")[2].strip()
-            told = _wrong_value([Given(name, value, None)], reason)
-            return told.replace(f"--{name}", name.upper()) if told and value != "None" else self.missing([name])
+            told = "" if value == "None" else _wrong_value([Given(name, value, None)], reason)
+            return told.replace(f"--{name}", name.upper()) if told else self.missing([name])
         return _wrong_value(given, reason) or f"{given[-1]}: {reason}"
 
     def missing(self, names: list[str]) -> str:

@@ -1,0 +1,146 @@
+"""What people see is what is trained on: bits, transparency, orientation, frames, damage."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rime_pl.errors import DataError
+from rime_pl.media import open_picture
+
+
+def encoded(image: Image.Image, form: str, **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **settings)
+    return buffer.getvalue()
+
+
+def noise(form: str) -> bytes:
+    return encoded(Image.effect_noise((64, 64), 90).convert("RGB"), form)
+
+
+def turned(form: str, orientation: int = 6) -> bytes:
+    """A picture of 40 x 20 pixels, red on the left, that is to be shown as 20 x 40, red above."""
+    image = Image.new("RGB", (40, 20), "blue")
+    image.paste("red", (0, 0, 20, 20))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    return encoded(image, form, exif=exif)
+
+
+def test_16_bits_are_scaled() -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    shown = np.asarray(open_picture(encoded(Image.fromarray(ramp), "PNG")))
+    assert shown.shape == (16, 16, 3)
+    assert np.array_equal(shown[..., 0].ravel(), np.arange(256))
+    tiff = open_picture(encoded(Image.fromarray(ramp), "TIFF"))
+    assert np.array_equal(np.asarray(tiff), shown)
+
+
+def test_pixels_without_a_range_are_refused() -> None:
+    floats = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    with pytest.raises(DataError, match=r"floating-point pixels and no known range"):
+        open_picture(encoded(floats, "TIFF"), "scan.tif")
+    large = Image.fromarray(np.full((4, 4), 1 << 20, np.int32))
+    with pytest.raises(DataError, match=r"scan.tif cannot be decoded: it has 32 bits"):
+        open_picture(encoded(large, "TIFF"), "scan.tif")
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF"])
+def test_what_is_transparent_shows_white(form: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 4, 8))
+    lossless = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    shown = open_picture(encoded(image, form, **lossless))
+    assert shown.getpixel((7, 4)) == (255, 255, 255)
+    assert shown.getpixel((0, 4)) == (255, 0, 0)
+
+
+def test_half_transparent_grey_and_palette() -> None:
+    grey = Image.merge("LA", (Image.new("L", (4, 4), 0), Image.new("L", (4, 4), 128)))
+    assert open_picture(encoded(grey, "PNG")).getpixel((0, 0)) == (127, 127, 127)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    assert open_picture(encoded(palette, "PNG")).getpixel((0, 0)) == (10, 200, 30)
+    assert open_picture(encoded(palette, "PNG", transparency=1)).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+def test_each_format_is_turned_once(form: str) -> None:
+    shown = open_picture(turned(form))
+    assert shown.size == (20, 40)
+    red, blue = shown.getpixel((10, 5)), shown.getpixel((10, 35))
+    assert isinstance(red, tuple) and isinstance(blue, tuple)
+    assert red[0] > 200 > 60 > red[2] and blue[2] > 200 > 60 > blue[0]
+
+
+def test_an_opened_picture_is_treated_like_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(turned("JPEG"))
+    with Image.open(file) as opened:
+        assert open_picture(opened).tobytes() == open_picture(file).tobytes()
+    file.unlink()  # nothing is held open, nothing is read later
+
+
+def test_cmyk_and_frames() -> None:
+    red = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
+    assert open_picture(red).getpixel((0, 0)) == (255, 0, 0)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("lime", "red")]
+    gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_picture(gif).getpixel((0, 0)) == (0, 255, 0)
+
+
+def test_a_picture_is_not_shared_with_its_source() -> None:
+    source = Image.new("RGB", (4, 4), "red")
+    open_picture(source).paste("blue", (0, 0, 4, 4))
+    assert source.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "x.jpg must be a picture, but the file is empty"),
+        (b"not a picture", "x.jpg must be a picture, but its format is not known"),
+        (b"\0\0\0\x18ftypheic" + bytes(64), "pip install pillow-heif"),
+        (noise("JPEG")[:-600], "x.jpg cannot be decoded: .*truncated"),
+        (noise("PNG")[:-600], "x.jpg cannot be decoded"),
+        (
+            encoded(Image.new("RGB", (3, 900)), "PNG"),
+            "at most 200 times the shorter one.* 3 x 900 pixels. Crop",
+        ),
+    ],
+    ids=["empty", "text", "heic", "half a JPEG", "half a PNG", "a line"],
+)
+def test_what_cannot_be_used_is_refused_by_name(data: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        open_picture(data, "x.jpg")
+
+
+def test_an_orientation_that_cannot_be_read_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(image: Image.Image) -> None:
+        raise struct.error("unpack requires a buffer of 2 bytes")  # as Pillow did for damaged EXIF
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fail)
+    with pytest.raises(DataError, match=r"x.jpg cannot be decoded: unpack requires"):
+        open_picture(turned("JPEG"), "x.jpg")
+
+
+def test_a_missing_file_is_the_data_and_a_failing_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match=r"gone.png must be a picture file, but there is none"):
+        open_picture(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"but there is none"):
+        open_picture(tmp_path)
+
+    def fail(path: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match=r"Input/output error"):
+        open_picture(tmp_path / "x.png")
