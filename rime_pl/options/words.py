@@ -99,7 +99,8 @@ def needs(prog: str, given: Iterable[str] = ()) -> str:
     _, stage, action = prog.split()
     example = f"--config FILE (for example configs/tiny/{stage.replace('-', '_')}.yaml)"
     both = {"config": example, "run_dir": "--run_dir FOLDER"}
-    missing = [words for name, words in both.items() if name not in set(given)]
+    there = set(given)
+    missing = [words for name, words in both.items() if name not in there]
     return f"`{prog}` needs {' and '.join(missing)}." + f" `rime run {stage}` sets both." * (action == "fit")
 
 
