@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,9 @@ def check_table(
     check = _Check(limits, processor, found.faults, found.notes, joint="_")
     pictures = Pictures(found.faults)
     everything = [(split, row) for split in SPLITS for row in rows[split]]
-    for split, row in track(everything, f"pictures of {table.name}", transient=True):
+    for split, row in track(
+        everything, f"pictures of {table.name}", transient=True, disable=not sys.stdout.isatty()
+    ):
         check.texts(row.where, row.pair)
         for pair in pictures.pairs(split, [row]):
             if pair is not None:
@@ -140,7 +143,11 @@ def check_corpus(path: Path, limits: Limits = Limits(), processor: RimeProcessor
     check = _Check(limits, processor, [], [], joint=".")
     for split, about in corpus["splits"].items():
         for name, pair in track(
-            _samples(path, split, check.found.faults), f"split {split}", about.get("samples"), transient=True
+            _samples(path, split, check.found.faults),
+            f"split {split}",
+            about.get("samples"),
+            transient=True,
+            disable=not sys.stdout.isatty(),
         ):
             check.texts(name, pair)
             check.add(split, name, pair)
@@ -231,7 +238,7 @@ class _Check:
         self.found.faults.append(Fault(kind, where, says, "warning" if warning else "problem"))
 
     def finished(self, name: str) -> Checked:
-        """Look at all pairs together and return what was found, problems first, in the order of the rows."""
+        """Look at all pairs together and return what was found."""
         self._shared_contents()
         training = self.found.of_split("train")
         for task, counts in training.items():
@@ -252,7 +259,6 @@ class _Check:
         if not pairs:
             said = "there is no training pair, so it can be evaluated, but not trained on."
             self._tell("no train split", name, said, warning=True)
-        self.found.faults.sort(key=lambda fault: (fault.level, _in_order(fault.where)))
         return self.found
 
     def _size_of_task(self, where: str, counts: Counts) -> None:
@@ -290,8 +296,3 @@ def _sides(pair: Pair) -> dict[str, Item]:
 
 def _rewritten(pair: Pair) -> list[str]:
     return [name for name, item in _sides(pair).items() if (item.rewrite or "").strip()]
-
-
-def _in_order(where: str) -> list[tuple[int, str]]:
-    """Return a key that sorts line 9 before line 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", where)]

@@ -5,6 +5,7 @@ The builder of your own data and checking.py collect faults; commands print them
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,17 +29,23 @@ class Fault:
 
 
 def listed(faults: Sequence[Fault], shown: int) -> str:
-    """Return the first faults, one a line, how many more there are, and how many of each kind.
+    """Return the first faults by their lines, how many more there are, and how many of each kind.
 
     Example:
-        >>> print(listed([Fault("empty row", f"a.csv line {n}", "the row is empty.") for n in (2, 4, 9)], 2))
-        a.csv line 2: the row is empty.
+        >>> print(listed([Fault("empty row", f"a.csv line {n}", "the row is empty.") for n in (11, 4, 9)], 2))
         a.csv line 4: the row is empty.
+        a.csv line 9: the row is empty.
         ... and 1 more
         By kind: 3 x empty row.
     """
-    lines = [str(fault) for fault in faults[:shown]]
+    lines = [str(fault) for fault in sorted(faults, key=_place)[:shown]]
     if len(faults) > shown:
         lines.append(f"... and {len(faults) - shown} more")
     kinds = Counter(fault.kind for fault in faults).most_common()
     return "\n".join([*lines, f"By kind: {', '.join(f'{count} x {kind}' for kind, count in kinds)}."])
+
+
+def _place(fault: Fault) -> list[tuple[int, str]]:
+    """Return a key that sorts line 9 before line 10, and faults of the whole first."""
+    parts = re.split(r"(\d+)", fault.where.replace(" lines ", " line "))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,9 @@ def read_table(path: Path, media: Path | None = None) -> Table:
         raise DataError(f"--table must have rows, but {path} has none.")
     if not media.is_dir() and any(values.get(f"{side}_image") for *_, values in lines for side in _SIDES):
         raise DataError(f"--media must be the folder of the pictures, but {media} is no folder.")
-    for number, where, values in track(lines, f"rows of {path.name}", transient=True):
+    for number, where, values in track(
+        lines, f"rows of {path.name}", transient=True, disable=not sys.stdout.isatty()
+    ):
         if row := _Line(where, values, media, found.faults).row(f"row-{number:08d}"):
             found.rows.append(row)
     return found

@@ -104,14 +104,24 @@ def _table(title: str, *numbers: str) -> Table:
 
 def _print_check(found: Checked, name: str, shown: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    table = _table(name, "pairs", "contents", "with pictures", "annotated on both sides", "on one side")
+    table = _table(
+        f"{name}, without faulty rows",
+        "pairs",
+        "contents",
+        "with pictures",
+        "annotated on both sides",
+        "on one side",
+    )
     for (split, task), counts in found.counts.items():
         numbers = (counts.pairs, len(counts.contents), counts.with_pictures)
         table.add_row(split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated)))
     console.print(table)
     for note in found.notes:
         console.print(note)
-    if found.faults:
-        console.print(listed(found.faults, shown))
-    warnings = len(found.faults) - found.problems
-    console.print(f"{found.problems} problems, {warnings} warnings")
+    counts = []
+    for level in ("problem", "warning"):
+        faults = [fault for fault in found.faults if fault.level == level]
+        counts.append(f"{len(faults)} {level}{'' if len(faults) == 1 else 's'}")
+        if faults:
+            console.print(f"\n{counts[-1]}:\n{listed(faults, shown)}")
+    console.print(f"\n{', '.join(counts)}")
