@@ -74,7 +74,7 @@ def test_a_table_becomes_a_corpus(tmp_path: Path, rows: Rows, kind: str) -> None
     pair = found["val"][0]
     assert pair.dataset == "pairs" and pair.gallery == "pictures"
     assert pair.query is not None and pair.query.text == "colour 1" and pair.query.rewrite == "It is 1."
-    assert pair.target.rewrite == "One sees 1." and pair.target.images[0].size == (8, 8)
+    assert pair.target.rewrite == "One sees 1." and pair.target.images[0].size == colour(20).size
     assert pair.query.content_id == pair.target.content_id
 
 
