@@ -10,10 +10,10 @@ import hashlib
 import io
 import itertools
 import json
-import os
+import re
 import tarfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,76 +22,99 @@ import webdataset
 from PIL import Image, ImageFile
 from rich.progress import MofNCompleteColumn, Progress
 
+from rime_pl.datamodules.replacing import replacing
 from rime_pl.datamodules.shards import CORPUS_FILE, FORMAT_VERSION
 from rime_pl.errors import DataError
+from rime_pl.media import open_picture
 from rime_pl.types import Item, Pair
 
 _PNG = b"\x89PNG"
+_BROKEN_FILE = "broken.txt"  # what was left out of a corpus
 
 
 def write_corpus(
     output: Path,
     name: str,
     licence: str,
-    splits: Mapping[str, Iterable[Pair]],
+    splits: Mapping[str, Iterable[Pair | None]],
     totals: Mapping[str, int],
     seed: int,
     arguments: Mapping[str, Any] | None = None,
     samples_per_shard: int = 512,
+    left_out: Callable[[], Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Write a corpus folder and return its ``corpus.json``. That file comes last and marks a finished corpus.
+    """Write a corpus folder and return its ``corpus.json``.
+
+    The corpus is built beside ``output`` and renamed at the end. If anything fails, what was there stays.
 
     Args:
         output: Folder to write. A corpus that is already there is replaced.
         name: Name of the corpus.
         licence: Licence and attribution of the content.
-        splits: Samples of each split. A key must be unique in its split and must not contain a dot, because
-            WebDataset splits file names at the first dot.
+        splits: Samples of each split; None is one that is left out. A key must be unique in its split and
+            must not contain a dot, because WebDataset splits file names at the first dot. A split without
+            samples is not written.
         totals: Number of samples of each split, for the progress bar.
         seed: Seed of the builder; recorded.
         arguments: Other settings of the builder; recorded.
         samples_per_shard: Number of samples in a tar.
+        left_out: Function that is called after the last sample. It returns what was left out, a line each,
+            for broken.txt, or raises if nothing may be built.
+
+    Raises:
+        RimeError: If ``output`` holds other files, or cannot be written.
     """
-    output = Path(output)
-    _make_folder(output)
-    digest, encoder = hashlib.sha256(), _Encoder()
-    about: dict[str, Any] = {}
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
-        bar = progress.add_task(f"shards of {name}", total=sum(totals.values()))
-        for split, pairs in splits.items():
-            tasks: Counter[str] = Counter()
-            shards: list[str] = []
-            stream = _checked(split, pairs, tasks, lambda: progress.advance(bar))
-            while chunk := list(itertools.islice(stream, samples_per_shard)):
-                path = output / split / f"{split}-{len(shards):06d}.tar"
-                _write_shard(path, chunk, encoder)
-                digest.update(f"{split}/{path.name}\n".encode() + path.read_bytes())
-                shards.append(path.name)
-            about[split] = {"shards": shards, "samples": tasks.total(), "tasks": dict(sorted(tasks.items()))}
-    corpus = {
-        **{"name": name, "format": FORMAT_VERSION, "licence": licence, "seed": seed},
-        **{"arguments": dict(arguments or {}), "data_hash": digest.hexdigest(), "splits": about},
-    }
-    (output / CORPUS_FILE).write_text(json.dumps(corpus, indent=1, ensure_ascii=False) + "\n")
+    with replacing(Path(output), _strangers) as folder:
+        digest, about = hashlib.sha256(), {}
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+            bar = progress.add_task(f"shards of {name}", total=sum(totals.values()))
+            for split, pairs in splits.items():
+                tasks: Counter[str] = Counter()
+                stream = _checked(split, pairs, tasks, lambda: progress.advance(bar))
+                shards = _write_split(folder / split, stream, samples_per_shard, digest)
+                if shards:
+                    tasks_of_split = dict(sorted(tasks.items()))
+                    about[split] = {"shards": shards, "samples": tasks.total(), "tasks": tasks_of_split}
+        corpus = {
+            **{"name": name, "format": FORMAT_VERSION, "licence": licence, "seed": seed},
+            **{"arguments": dict(arguments or {}), "data_hash": digest.hexdigest(), "splits": about},
+        }
+        if broken := left_out() if left_out else ():
+            (folder / _BROKEN_FILE).write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
+        (folder / CORPUS_FILE).write_text(
+            json.dumps(corpus, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return corpus
 
 
-def _make_folder(output: Path) -> None:
-    """Make the corpus folder; remove the shards of an earlier build and nothing else."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / CORPUS_FILE).unlink(missing_ok=True)
-    for shard in output.glob("*/*.tar"):
-        if shard.stem.startswith(f"{shard.parent.name}-"):
-            shard.unlink()
-            shard.with_suffix(".json").unlink(missing_ok=True)
+def _write_split(folder: Path, pairs: Iterator[Pair], samples_per_shard: int, digest: Any) -> list[str]:
+    """Write the tars of a split, add them to the hash of the corpus, and return their names."""
+    encoder = _Encoder()
+    shards: list[str] = []
+    while chunk := list(itertools.islice(pairs, samples_per_shard)):
+        path = folder / f"{folder.name}-{len(shards):06d}.tar"
+        _write_shard(path, chunk, encoder)
+        digest.update(f"{folder.name}/{path.name}\n".encode() + path.read_bytes())
+        shards.append(path.name)
+    return shards
+
+
+def _strangers(folder: Path) -> list[str]:
+    """Return the files in a folder that no builder has written."""
+    ours = re.compile(rf"{CORPUS_FILE}|{_BROKEN_FILE}|([^/]+)/\1-\d{{6}}\.(tar|json)")
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in files if not ours.fullmatch(name))
 
 
 def _checked(
-    split: str, pairs: Iterable[Pair], tasks: Counter[str], advance: Callable[[], None]
+    split: str, pairs: Iterable[Pair | None], tasks: Counter[str], advance: Callable[[], None]
 ) -> Iterator[Pair]:
     """Yield the pairs, counted in ``tasks``; refuse a key that a tar or WebDataset cannot hold."""
     keys: set[str] = set()
     for pair in pairs:
+        advance()
+        if pair is None:
+            continue
         if not pair.key or "." in pair.key or "/" in pair.key or pair.key in keys:
             raise DataError(
                 f"split {split!r}: a sample key must be unique and must not be empty or contain '.' or '/', "
@@ -100,7 +123,6 @@ def _checked(
         keys.add(pair.key)
         tasks[pair.dataset] += 1
         yield pair
-        advance()
 
 
 def _write_shard(path: Path, pairs: list[Pair], encoder: _Encoder) -> None:
@@ -118,13 +140,14 @@ class _Encoder:
         # the image is kept with its bytes, so that no other image can get the same id
         self._known: OrderedDict[int, tuple[Image.Image, bytes]] = OrderedDict()
 
-    def __call__(self, image: Image.Image) -> bytes:
-        # An unchanged picture from a file keeps the bytes of the file: a photo is not smaller as PNG.
-        if isinstance(image, ImageFile.ImageFile) and image.format in ("PNG", "JPEG") and image.filename:
-            return Path(os.fsdecode(image.filename)).read_bytes()
+    def __call__(self, image: Image.Image, name: str) -> bytes:
+        # A picture that nobody has decoded keeps the bytes of its file: a photo is not smaller as PNG.
+        if isinstance(image, ImageFile.ImageFile) and image.format in ("PNG", "JPEG") and image.fp:
+            image.fp.seek(0)
+            return image.fp.read()
         if id(image) not in self._known:
             buffer = io.BytesIO()
-            image.save(buffer, "PNG")
+            open_picture(image, name).save(buffer, "PNG")
             self._known[id(image)] = image, buffer.getvalue()
             if len(self._known) > 4096:
                 self._known.popitem(last=False)
@@ -140,7 +163,7 @@ def _members(pair: Pair, encoder: _Encoder) -> dict[str, bytes]:
             return None
         names = []
         for number, image in enumerate(item.images):
-            data = encoder(image)
+            data = encoder(image, f"sample {pair.key!r}")
             name = f"{prefix}{number}." + ("png" if data.startswith(_PNG) else "jpg")
             members[name] = data
             names.append(name)

@@ -18,6 +18,8 @@ from rime_pl.errors import DataError
 MAX_ASPECT = 200
 #: Brands in the header of HEIC files, bytes 8 to 12.
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_ORIENTATION = 0x0112  # of EXIF; 2 to 8 mean that the picture is to be turned
+_PNG_DEPTH = 24  # the byte that holds the bits of a channel
 
 
 def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Image.Image:
@@ -38,14 +40,51 @@ def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Im
         OSError: If the machine fails to read the file: a picture is not to blame for that.
     """
     if isinstance(source, str | Path):
-        name = name or str(source)
-        try:
-            source = Path(source).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise DataError(f"{name} must be a picture file, but there is none.") from error
+        source, name = _file(source, name)
+    return _seen(source, name)[0]
+
+
+def stored_picture(source: str | Path | bytes, name: str = "") -> bytes:
+    """Return the bytes of a PNG or JPEG that shows what ``open_picture`` returns. A corpus keeps these.
+
+    A plain file keeps its bytes: 8-bit RGB or grey, PNG or JPEG, one frame, upright, not transparent. Of the
+    others, lossy formats (JPEG, WebP, HEIC) become a JPEG of quality 95 and all the rest a PNG, because a
+    photo as PNG has several times the bytes.
+
+    Args:
+        source: A file, or the bytes of a file. It is decoded once, so a truncated one is found.
+        name: What an error calls the picture (default: its path).
+
+    Raises:
+        DataError: As ``open_picture``.
+        OSError: As ``open_picture``.
+    """
+    if isinstance(source, str | Path):
+        source, name = _file(source, name)
+    picture, form = _seen(source, name)
+    if not form:
+        return source
+    buffer = io.BytesIO()
+    if form == "JPEG":
+        picture.save(buffer, form, quality=95, subsampling=0)
+    else:
+        picture.save(buffer, form)
+    return buffer.getvalue()
+
+
+def _file(path: str | Path, name: str) -> tuple[bytes, str]:
+    name = name or str(path)
+    try:
+        return Path(path).read_bytes(), name
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise DataError(f"{name} must be a picture file, but there is none.") from error
+
+
+def _seen(source: bytes | Image.Image, name: str) -> tuple[Image.Image, str]:
+    """Return the picture as a person would see it, and the form in which to keep it; "" as it is."""
     name = name or "a picture"
     try:
-        picture = _upright_rgb(source)
+        picture, form = _upright_rgb(source)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} must be a picture, but {_reason(source, error)}.") from error
     except MemoryError:
@@ -57,15 +96,32 @@ def open_picture(source: str | Path | bytes | Image.Image, name: str = "") -> Im
             f"{name}: the longer side may be at most {MAX_ASPECT} times the shorter one, but the picture has "
             f"{picture.width} x {picture.height} pixels. Crop it."
         )
-    return picture
+    return picture, form
 
 
-def _upright_rgb(source: bytes | Image.Image) -> Image.Image:
+def _upright_rgb(source: bytes | Image.Image) -> tuple[Image.Image, str]:
     if isinstance(source, Image.Image):
-        return _rgb(ImageOps.exif_transpose(source))
+        return _rgb(ImageOps.exif_transpose(source)), "PNG"
     with _opened(source) as image:
         image.load()  # before the orientation is read: Pillow itself turns TIFF files here
-        return _rgb(ImageOps.exif_transpose(image))
+        return _rgb(ImageOps.exif_transpose(image)), _form(image, source)
+
+
+def _form(image: Image.Image, data: bytes) -> str:
+    plain = (
+        image.format in ("PNG", "JPEG")
+        and image.mode in ("RGB", "L")
+        and not (image.format == "PNG" and data[_PNG_DEPTH] > 8)
+        and not image.has_transparency_data
+        and not getattr(image, "is_animated", False)
+        and image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
+    )
+    if plain:
+        return ""
+    lossy = image.format in ("JPEG", "MPO", "HEIF", "AVIF") or (
+        image.format == "WEBP" and b"VP8L" not in data and not image.has_transparency_data
+    )
+    return "JPEG" if lossy else "PNG"
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -5,18 +5,22 @@ Also imported by the processes that tests/distributed starts, which see no fixtu
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 
 from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.datamodules.builders.scenes import builder as scenes
-from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.shard_writer import write_corpus
+from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import (
@@ -51,10 +55,15 @@ MICRO = TinyConfig(
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=32)
 
 
+#: What the pictures of the micro corpus look like, by turns: width, height, and how the file holds them.
+RAGGED = ((48, 48, "RGB"), (64, 40, "L"), (40, 56, "turned"), (33, 71, "RGBA"), (80, 32, "RGB"))
+
+
 def build_corpus(folder: Path) -> Path:
-    """Scenes of 48 pixels: 8 training pairs of each task."""
+    """Scenes of 32 to 80 pixels in several modes: 8 training pairs of each task, some with two pictures."""
+    plain = folder.with_name(f"{folder.name}-plain")
     scenes.build(
-        folder,
+        plain,
         size=48,
         train_per_task=8,
         val_per_task=2,
@@ -63,7 +72,41 @@ def build_corpus(folder: Path) -> Path:
         val_contents=12,
         test_contents=16,
     )
+    splits = {split: read_pairs(plain, split) for split in read_corpus(plain)["splits"]}
+    write_corpus(
+        folder,
+        "scenes",
+        "Apache-2.0",
+        {split: [ragged(pair, n) for n, pair in enumerate(pairs)] for split, pairs in splits.items()},
+        {split: len(pairs) for split, pairs in splits.items()},
+        seed=0,
+    )
     return folder
+
+
+def ragged(pair: Pair, number: int) -> Pair:
+    """The pair with pictures as RAGGED says; every third query with a picture shows it twice."""
+    query, target = pair.query, pair.target
+    if query is not None:
+        shown = query.images * (2 if number % 3 == 2 else 1)
+        query = replace(
+            query, images=tuple(as_photographed(image, number + n) for n, image in enumerate(shown))
+        )
+    images = tuple(as_photographed(image, number + 2) for image in target.images)
+    return replace(pair, key=pair.key.partition("/")[2], query=query, target=replace(target, images=images))
+
+
+def as_photographed(image: Image.Image, number: int) -> Image.Image:
+    """The picture in another size and mode; "turned" is an undecoded JPEG that is to be turned when shown."""
+    width, height, mode = RAGGED[number % len(RAGGED)]
+    image = image.resize((width, height))
+    if mode != "turned":
+        return image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.rotate(90, expand=True).save(buffer, "JPEG", exif=exif)
+    return Image.open(buffer)
 
 
 def read_pairs(corpus: Path, split: str) -> list[Pair]:

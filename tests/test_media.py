@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rime_pl.errors import DataError
-from rime_pl.media import open_picture
+from rime_pl.media import open_picture, stored_picture
 
 
 def encoded(image: Image.Image, form: str, **settings: object) -> bytes:
@@ -144,3 +145,63 @@ def test_a_missing_file_is_the_data_and_a_failing_disk_is_not(
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(OSError, match=r"Input/output error"):
         open_picture(tmp_path / "x.png")
+
+
+# -- what a corpus keeps -------------------------------------------------------------------------------
+
+
+def deep(colour: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow reads but cannot write."""
+    pixel = colour.to_bytes(2, "big") * 3
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + pixel)), (b"IEND", b""))
+    body = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_plain_file_keeps_its_bytes(form: str, mode: str) -> None:
+    data = encoded(Image.effect_noise((24, 40), 60).convert(mode), form)
+    assert stored_picture(data) is data
+    upright = turned(form, orientation=1)
+    assert stored_picture(upright) is upright
+
+
+@pytest.mark.parametrize(
+    ("data", "form"),
+    [
+        (turned("JPEG"), "JPEG"),
+        (turned("MPO"), "JPEG"),
+        (turned("PNG"), "PNG"),
+        (turned("TIFF"), "PNG"),
+        (turned("WEBP"), "JPEG"),
+        (encoded(Image.new("RGB", (9, 9), "red"), "WEBP", lossless=True), "PNG"),
+        (encoded(Image.new("RGBA", (9, 9), (255, 0, 0, 90)), "WEBP"), "PNG"),
+        (encoded(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG"), "JPEG"),
+        (encoded(Image.new("RGBA", (9, 9), (255, 0, 0, 90)), "PNG"), "PNG"),
+        (encoded(Image.new("P", (9, 9), 1), "PNG"), "PNG"),
+        (encoded(Image.new("RGB", (9, 9)), "PNG", transparency=(0, 0, 0)), "PNG"),
+        (encoded(Image.new("I;16", (9, 9), 40000), "PNG"), "PNG"),
+        (deep(40000), "PNG"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_all_else_is_stored_as_it_is_seen(data: bytes, form: str) -> None:
+    stored = stored_picture(data)
+    assert stored != data
+    with Image.open(io.BytesIO(stored)) as image:
+        assert (image.format, image.mode) == (form, "RGB")
+        assert image.getexif().get(0x0112) is None
+        seen = open_picture(data)
+        assert image.size == seen.size
+        difference = np.abs(np.asarray(image, int) - np.asarray(seen, int))
+    assert difference.max() <= (0 if form == "PNG" else 40) and difference.mean() < 3
+
+
+def test_what_is_stored_has_been_decoded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 7 cannot be decoded: .*truncated"):
+        stored_picture(noise("JPEG")[:-600], "line 7")
+    file = tmp_path / "a.png"
+    file.write_bytes(turned("PNG", orientation=1))
+    assert stored_picture(file) == file.read_bytes()

@@ -1,34 +1,28 @@
 """Builds a corpus from your own pairs: a CSV or JSONL table and a folder of pictures.
 
-An error names line and field, and leaves no finished corpus. Called by ``rime shards folder``.
-The columns are documented in docs/how-to/your-own-data.md.
+All faults are told at once, each with its line and field, and a corpus that was there stays. Called by
+``rime shards folder``. The columns are documented in docs/how-to/your-own-data.md.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+from rich.console import Console
 
+from rime_pl.datamodules.builders.table import SPLITS, Row, read_table
+from rime_pl.datamodules.faults import Fault, listed
 from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import DataError, RimeError
-from rime_pl.types import Item, Pair
+from rime_pl.media import stored_picture
+from rime_pl.types import Pair
 
-SPLITS = ("train", "val", "test", "distractors")
-_SIDE_COLUMNS = ("text", "image", "instruction", "rewrite", "cot", "content_id")
-COLUMNS = (
-    *(f"query_{name}" for name in _SIDE_COLUMNS),
-    *(f"target_{name}" for name in _SIDE_COLUMNS),
-    "task",
-    "gallery",
-    "split",
-)
+_SHOWN = 20  # faults that an error lists
 
 
 def build(
@@ -41,11 +35,12 @@ def build(
     licence: str = "not stated",
     val_share: float = 0.1,
     test_share: float = 0.1,
+    skip_broken: bool = False,
 ) -> None:
     """Turn your own table of pairs into shards.
 
     Args:
-        output: Corpus folder to write.
+        output: Corpus folder to write. A corpus that is there is replaced when the new one is complete.
         seed: Seed of the split, for rows without a value in column 'split'.
         table: CSV file with a header line, or JSONL file with one object per line.
         media: Folder of the files that the picture columns name; the folder of the table if not given.
@@ -53,175 +48,154 @@ def build(
         licence: Licence of your data, recorded in corpus.json.
         val_share: Share of the contents in the validation split, for rows without a split.
         test_share: Share of the contents in the test split, for rows without a split.
+        skip_broken: Whether faulty rows are left out and listed in broken.txt of the corpus.
 
     Raises:
-        DataError: If the table is missing, empty or has a faulty line; it names line and field.
-        RimeError: If the shares do not fit, or if train, val or test gets no rows.
+        DataError: If the table is missing or empty, or if it has faulty rows; they are listed.
+        RimeError: If the shares do not fit, or if a split that is needed gets no rows.
     """
-    if min(val_share, test_share) < 0 or val_share + test_share >= 1:
-        raise RimeError(
-            f"val_share and test_share must be at least 0 and add up to less than 1, but are {val_share} and "
-            f"{test_share}."
-        )
-    media = table.parent if media is None else media
-    rows: dict[str, list[_Row]] = {split: [] for split in SPLITS}
-    for line, values in _lines(table):
-        row = _row(f"{table.name} line {line}", line, values, media)
-        rows[values.get("split") or _split_of(row, seed, val_share, test_share)].append(row)
-    for split in SPLITS[:3]:
-        if not rows[split]:
-            counts = {name: len(found) for name, found in rows.items()}
-            raise RimeError(f"{table}: split {split!r} must have rows, but has none: {counts}. Add some.")
+    found = read_table(table, media)
+    rows = deal(found.rows, seed, val_share, test_share)
+    pictures = Pictures(found.faults, skip_broken)
+    wanted = {split: len(of_split) for split, of_split in rows.items()}
+    if not found.faults:
+        for note in (*found.notes, *missing_splits(table, wanted)):
+            _say(note)
+
+    def left_out() -> list[str]:
+        if found.faults and not skip_broken:
+            raise DataError(_refusal(table, found.faults))
+        if found.faults:
+            kept = {split: wanted[split] - pictures.left_out[split] for split in wanted}
+            for note in (*found.notes, *missing_splits(table, kept)):
+                _say(note)
+        return [str(fault) for fault in found.faults]
+
     write_corpus(
         output,
         name=name,
         licence=licence,
-        splits={split: (row.pair() for row in found) for split, found in rows.items() if found},
-        totals={split: len(found) for split, found in rows.items()},
+        splits={split: pictures.pairs(split, of_split) for split, of_split in rows.items() if of_split},
+        totals=wanted,
         seed=seed,
         arguments={"table": table.name, "val_share": val_share, "test_share": test_share},
+        left_out=left_out,
     )
+    if found.faults:
+        lines = len({fault.where for fault in found.faults})
+        _say(f"{lines} rows were left out. {output / 'broken.txt'} lists them:")
+        _say(listed(found.faults, _SHOWN))
 
 
-@dataclass(frozen=True)
-class _Side:
-    text: str
-    images: tuple[Path, ...]
-    content_id: str
-    instruction: str
-    rewrite: str | None
-    cot: str | None
+def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> dict[str, list[Row]]:
+    """Return the rows of each split: as the table says, or else by hash of the target's content.
+
+    Raises:
+        RimeError: If the shares are negative or add up to more than 1.
+    """
+    if min(val_share, test_share) < 0 or val_share + test_share > 1:
+        raise RimeError(
+            f"val_share and test_share must be at least 0 and add up to at most 1, but are {val_share} and "
+            f"{test_share}."
+        )
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        splits[row.split or _split_of(row, seed, val_share, test_share)].append(row)
+    return splits
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One checked line of the table; its pictures are opened only when it is written."""
+def missing_splits(table: Path, counts: Mapping[str, int]) -> list[str]:
+    """Return notes on splits without rows. A corpus without a train split serves evaluation.
 
-    where: str  # "pairs.csv line 7"
-    key: str
-    task: str
-    gallery: str
-    query: _Side | None
-    target: _Side
-
-    def pair(self) -> Pair:
-        query = None if self.query is None else self._item("query", self.query)
-        return Pair(self.key, self.task, self.gallery, query, self._item("target", self.target))
-
-    def _item(self, name: str, side: _Side) -> Item:
-        images = tuple(_open(path, f"{self.where}: field '{name}_image'") for path in side.images)
-        return Item(side.text, images, side.content_id, side.instruction, side.rewrite, side.cot)
+    Raises:
+        RimeError: If there are training rows but nothing to validate or test with, or no rows at all.
+    """
+    missing = [split for split in SPLITS[:3] if not counts[split]]
+    if not missing:
+        return []
+    if counts["train"] or len(missing) == 3:
+        raise RimeError(
+            f"{table}: split {missing[0]!r} must have rows, but has none: {dict(counts)}. Add rows, name the "
+            "split of some in column 'split', or raise --val_share and --test_share."
+        )
+    names = " and ".join(missing)
+    return [f"{table.name} has no rows for {names}: the corpus can be evaluated, but not trained on."]
 
 
-def _lines(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number and values of every row, without empty values."""
-    if not table.is_file():
-        raise DataError(f"--table must be a CSV or JSONL file, but {table} does not exist.")
-    if table.suffix not in (".csv", ".jsonl"):
-        raise DataError(f"--table must end in .csv or .jsonl, but {table} ends in {table.suffix!r}.")
-    found = 0
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = _csv_rows(file) if table.suffix == ".csv" else _json_rows(file, table)
-        for line, values in rows:
-            unknown = sorted(str(column) for column in values if column not in COLUMNS)
-            if unknown:
-                raise DataError(
-                    f"{table.name} line {line}: columns {unknown} are unknown. Known are {list(COLUMNS)}."
-                )
-            found += 1
-            yield line, {column: value for column, value in values.items() if value not in (None, "", [])}
-    if not found:
-        raise DataError(f"--table must have rows, but {table} has none.")
+class Pictures:
+    """Opens the pictures of rows, decodes each once, and tells which cannot be used.
 
+    Args:
+        faults: Where faults are added, with the line and the field of the row.
+        skip_broken: Whether good rows are still handed on after a fault; otherwise nothing will be built.
+    """
 
-def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(file, restkey="<more values than columns>")
-    for values in reader:
-        yield reader.line_num, values
+    def __init__(self, faults: list[Fault], skip_broken: bool = True) -> None:
+        self.faults, self.skip_broken = faults, skip_broken
+        self.left_out: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self._plain: set[Path] = set()  # decoded before, and kept as they are
+        self._broken: dict[Path, str] = {}
 
+    def pairs(self, split: str, rows: Sequence[Row]) -> Iterator[Pair | None]:
+        """Yield the pairs of a split with their pictures, None for one that is left out."""
+        for row in rows:
+            pair = self._pair(row)
+            self.left_out[split] += pair is None
+            yield pair if self.skip_broken or not self.faults else None
 
-def _json_rows(file: Any, table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(file, 1):
-        if not text.strip():
-            continue
+    def _pair(self, row: Row) -> Pair | None:
+        before = len(self.faults)
+        query, target = self._images(row, "query"), self._images(row, "target")
+        if len(self.faults) > before:
+            return None
+        of_query = None if row.pair.query is None else replace(row.pair.query, images=query)
+        return replace(row.pair, query=of_query, target=replace(row.pair.target, images=target))
+
+    def _images(self, row: Row, side: str) -> tuple[Image.Image, ...]:
+        """Return undecoded pictures: the writer copies their bytes."""
+        images = []
+        for path in row.files[side]:
+            try:
+                images.append(Image.open(io.BytesIO(self._bytes(path))))
+            except (DataError, FileNotFoundError, PermissionError) as error:
+                said = f"field '{side}_image': {error}"
+                self.faults.append(Fault("unusable picture", row.where, said))
+        return tuple(images)
+
+    def _bytes(self, path: Path) -> bytes:
+        if path in self._plain:
+            return path.read_bytes()
+        if path in self._broken:
+            raise DataError(self._broken[path])
+        data = path.read_bytes()
         try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{table.name} line {line}: malformed JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{table.name} line {line}: must be a JSON object, but is {text.strip()!r:.90}.")
-        yield line, values
+            stored = stored_picture(data, str(path))
+        except DataError as error:
+            self._broken[path] = str(error)
+            raise
+        if stored is data:
+            self._plain.add(path)
+        return stored
 
 
-def _row(where: str, line: int, values: dict[str, Any], media: Path) -> _Row:
-    target = _side(where, "target", values, media, content_id=None)
-    if target is None:
-        raise DataError(
-            f"{where}: field 'target_text' or 'target_image' must have a value, but both are empty. Add one."
-        )
-    split = values.get("split")
-    query = _side(where, "query", values, media, content_id=target.content_id)
-    if split is not None and split not in SPLITS:
-        raise DataError(f"{where}: field 'split' must be one of {list(SPLITS)}, but is {split!r}.")
-    if query is None and split != "distractors":
-        raise DataError(
-            f"{where}: field 'query_text' or 'query_image' must have a value, but both are empty. Add one, "
-            "or set 'split' to 'distractors' if this is a gallery item without a query."
-        )
-    if split == "distractors":
-        query = None
-    gallery = values.get("gallery") or ("pictures" if target.images else "texts")
-    return _Row(where, f"row-{line:08d}", values.get("task") or "pairs", gallery, query, target)
-
-
-def _side(where: str, name: str, values: dict[str, Any], media: Path, content_id: str | None) -> _Side | None:
-    """Return one side of a row, or None if it has neither text nor picture."""
-    given = {column: values.get(f"{name}_{column}") for column in _SIDE_COLUMNS}
-    names = given.pop("image")
-    for column, value in given.items():
-        if value is not None and not isinstance(value, str):
-            raise DataError(f"{where}: field '{name}_{column}' must be a string, but is {value!r:.90}.")
-    if isinstance(names, str):
-        names = [part.strip() for part in names.split(";")]
-    paths = []
-    for image in names or []:
-        path = media / str(image)
-        if not path.is_file():
-            raise DataError(f"{where}: field '{name}_image': file {path} does not exist. Check --media.")
-        paths.append(path)
-    text = given["text"] or ""
-    if not text and not paths:
-        return None
-    content = given["content_id"] or content_id or _content(text, paths)
-    return _Side(text, tuple(paths), content, given["instruction"] or "", given["rewrite"], given["cot"])
-
-
-def _content(text: str, paths: list[Path]) -> str:
-    """Return a content id by hash: equal for the same text and the same files."""
-    digest = hashlib.sha256(text.encode())
-    for path in paths:
-        digest.update(b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _split_of(row: _Row, seed: int, val_share: float, test_share: float) -> str:
+def _split_of(row: Row, seed: int, val_share: float, test_share: float) -> str:
     """Return the split of a row by hash of its target's content, so that no content is in two splits."""
-    digest = hashlib.sha256(f"{seed} {row.target.content_id}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {row.pair.target.content_id}".encode()).digest()
     place = int.from_bytes(digest[:4], "big") / 2**32
     if place < test_share:
         return "test"
     return "val" if place < test_share + val_share else "train"
 
 
-def _open(path: Path, where: str) -> Image.Image:
-    """Return the checked picture. PNG and JPEG files stay undecoded, because they are copied as they are."""
-    try:
-        with Image.open(path) as probe:
-            probe.verify()
-        image = Image.open(path)
-        if image.format in ("PNG", "JPEG"):
-            image.close()
-            return image
-        return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: file {path} must be a picture, but cannot be read ({error}).") from error
+def _refusal(table: Path, faults: Sequence[Fault]) -> str:
+    if len(faults) == 1:
+        return str(faults[0])
+    lines = len({fault.where for fault in faults})
+    return (
+        f"{lines} rows of {table} have faults, so nothing was built:\n{listed(faults, _SHOWN)}\n"
+        "Repair them, or leave them out with --skip_broken. `rime shards check` lists all of them."
+    )
+
+
+def _say(text: str) -> None:
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)

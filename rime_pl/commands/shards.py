@@ -1,8 +1,9 @@
-"""Build a corpus folder (WebDataset shards): a demo corpus, or one from your own table and pictures."""
+"""Build a corpus folder (WebDataset shards), or check one, or the table of one, before training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,30 +12,116 @@ from rich.table import Table
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
 from rime_pl.datamodules.builders.scenes import builder as scenes
+from rime_pl.datamodules.checking import Checked, Limits, check_corpus, check_table
+from rime_pl.datamodules.faults import listed
 from rime_pl.datamodules.shards import read_corpus
+from rime_pl.errors import RimeError
+
+
+def check(
+    *,
+    table: Path | None = None,
+    media: Path | None = None,
+    path: Path | None = None,
+    base: str | None = None,
+    batch_size: int = Limits.batch_size,
+    max_text_tokens: int = Limits.max_text_tokens,
+    max_rewrite_tokens: int = Limits.max_rewrite_tokens,
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+    shown: int = 100,
+) -> Checked:
+    """List all faults of a table (--table, --media) or a corpus (--path) before training.
+
+    The exit code is 1 if there is a problem. Warnings alone give 0.
+
+    Args:
+        table: CSV or JSONL file, as for `rime shards folder`; not given for a corpus.
+        media: Folder of the files that the picture columns name; the folder of the table if not given.
+        path: Corpus folder, made by `rime shards`; not given for a table.
+        base: Checkpoint whose processor counts tokens; 4 characters count as a token if not given.
+        batch_size: Number of pairs in a training batch (data.batch_size).
+        max_text_tokens: Largest number of tokens of a text (model.backbone.prompt.max_text_tokens).
+        max_rewrite_tokens: Largest number of tokens of a rewrite (model.backbone.prompt.max_rewrite_tokens).
+        val_share: Share of the contents in the validation split, for rows without a split.
+        test_share: Share of the contents in the test split, for rows without a split.
+        seed: Seed of the split, for rows without a value in column 'split'.
+        shown: Number of faults that are printed.
+    """
+    if (table is None) == (path is None):
+        raise RimeError("`rime shards check` needs --table FILE or --path CORPUS, one of them.")
+    limits = Limits(batch_size, max_text_tokens, max_rewrite_tokens)
+    processor = None
+    if base:
+        from rime_pl.processing import RimeProcessor  # transformers takes seconds, so only if it is needed
+        from rime_pl.prompts import PromptConfig
+
+        processor = RimeProcessor.from_pretrained(base, PromptConfig())
+    if path is not None:
+        found = check_corpus(path, limits, processor)
+    else:
+        assert table is not None
+        found = check_table(table, media, limits, processor, (val_share, test_share), seed)
+    _print_check(found, str(path or table), shown)
+    return found
+
 
 #: ``rime shards NAME``: the options are the arguments of the function.
-SUBCOMMANDS: dict[str, Callable[..., None]] = {
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "openmoji": openmoji.build,
     "scenes": scenes.build,
     "folder": folder.build,
+    "check": check,
 }
 
 
 def run(name: str, options: dict[str, Any]) -> int:
-    """Build a corpus and print what is in it.
+    """Build a corpus and print what is in it, or check one.
 
     Args:
         name: A key of ``SUBCOMMANDS``.
         options: Arguments of its function.
     """
-    SUBCOMMANDS[name](**options)
+    result = SUBCOMMANDS[name](**options)
+    if isinstance(result, Checked):
+        return int(result.problems > 0)
     corpus = read_corpus(options["output"])
-    table = Table(title=f"{options['output']}  ({corpus['licence']})")
-    for column in ("split", "task", "samples"):
-        table.add_column(column, justify="right" if column == "samples" else "left")
+    table = _table(f"{options['output']}  ({corpus['licence']})", "samples")
     for split, about in corpus["splits"].items():
         for task, samples in about["tasks"].items():
             table.add_row(split, task, str(samples))
     Console().print(table)
     return 0
+
+
+def _table(title: str, *numbers: str) -> Table:
+    table = Table(title=title)
+    for column in ("split", "task", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _print_check(found: Checked, name: str, shown: int) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    table = _table(
+        f"{name}, without faulty rows",
+        "pairs",
+        "contents",
+        "with pictures",
+        "annotated on both sides",
+        "on one side",
+    )
+    for (split, task), counts in found.counts.items():
+        numbers = (counts.pairs, len(counts.contents), counts.with_pictures)
+        table.add_row(split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated)))
+    console.print(table)
+    for note in found.notes:
+        console.print(note)
+    counts = []
+    for level in ("problem", "warning"):
+        faults = [fault for fault in found.faults if fault.level == level]
+        counts.append(f"{len(faults)} {level}{'' if len(faults) == 1 else 's'}")
+        if faults:
+            console.print(f"\n{counts[-1]}:\n{listed(faults, shown)}")
+    console.print(f"\n{', '.join(counts)}")

@@ -92,7 +92,7 @@ def test_a_batch_equals_its_rows_one_by_one(
     pairs = train_pairs[:5]
     rows = processor.training_batch(pairs).query
     assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_images.tolist() == [
-        0, 1, 0, 1, 0,
+        0, 2, 0, 1, 0,
     ]  # fmt: skip
     together = shared_backbone(rows.prompts, rows.completions, rows.annotated)
     logits = []

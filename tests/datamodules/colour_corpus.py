@@ -14,7 +14,8 @@ from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Ro
 
 
 def colour(number: int) -> Image.Image:
-    return Image.new("RGB", (8, 8), (number, 255 - number, number // 2))
+    """A picture of 8 to 14 pixels a side; equal numbers give equal pictures."""
+    return Image.new("RGB", (8 + number % 5, 8 + number % 7), (number, 255 - number, number // 2))
 
 
 def make_pairs(task: str, count: int, contents: int, start: int = 0) -> list[Pair]:

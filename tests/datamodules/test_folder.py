@@ -1,4 +1,4 @@
-"""Your own data: a table and pictures become a corpus; faults name line and field."""
+"""Your own data: a table and pictures become a corpus; all faults are told at once, with line and field."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from colour_corpus import colour
+from dirty_pictures import bad_files, good_files, write_files
 
 from rime_pl.__main__ import main
 from rime_pl.commands import shards
 from rime_pl.datamodules.builders import folder
+from rime_pl.datamodules.builders.table import COLUMNS, read_table
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import DataError, RimeError
+from rime_pl.media import open_picture
 from rime_pl.options.parser import options_of
 from rime_pl.types import Item, Pair
 
@@ -70,7 +74,7 @@ def test_a_table_becomes_a_corpus(tmp_path: Path, rows: Rows, kind: str) -> None
     pair = found["val"][0]
     assert pair.dataset == "pairs" and pair.gallery == "pictures"
     assert pair.query is not None and pair.query.text == "colour 1" and pair.query.rewrite == "It is 1."
-    assert pair.target.rewrite == "One sees 1." and pair.target.images[0].size == (8, 8)
+    assert pair.target.rewrite == "One sees 1." and pair.target.images[0].size == colour(20).size
     assert pair.query.content_id == pair.target.content_id
 
 
@@ -143,7 +147,7 @@ def test_split_by_hash_keeps_a_content_in_one_split(tmp_path: Path) -> None:
         ),
         (
             {"target_image": "text.png"},
-            r"line 3: field 'target_image': file .*text.png must be a picture",
+            r"line 3: field 'target_image': .*text.png must be a picture, but its format is not known",
         ),
     ],
 )
@@ -185,9 +189,130 @@ def test_a_split_without_rows(tmp_path: Path, rows: Rows) -> None:
         build(tmp_path, [row for row in rows if row["split"] != "val"])
 
 
+def test_a_corpus_for_evaluation_only(tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
+    found = build(tmp_path, [row for row in rows if row["split"] == "test"])
+    assert {split: len(pairs) for split, pairs in found.items()} == {"test": 4}
+    told = capsys.readouterr().out
+    assert "pairs.jsonl has no rows for train and val: the corpus can be evaluated, but not trained" in told
+    bare = [{name: value for name, value in row.items() if name != "split"} for row in rows]
+    assert list(build(tmp_path, bare, val_share=0, test_share=1)) == ["test"]
+
+
 def test_shares_beyond_one(tmp_path: Path, rows: Rows) -> None:
-    with pytest.raises(RimeError, match=r"add up to less than 1, but are 0.5 and 0.6"):
+    with pytest.raises(RimeError, match=r"add up to at most 1, but are 0.5 and 0.6"):
         build(tmp_path, rows, val_share=0.5, test_share=0.6)
+
+
+# -- several faults ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, rows: Rows) -> Rows:
+    """Four faults in three of twelve rows: lines 2, 5 and 10."""
+    (tmp_path / "media" / "0.png").write_bytes(bad_files()["half.png"])
+    rows[3] |= {"target_image": "gone.png", "split": "dev"}
+    rows[8] |= {"query_text": " "}
+    return rows
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path, faulty: Rows) -> None:
+    with pytest.raises(DataError) as caught:
+        build(tmp_path, faulty)
+    told = str(caught.value)
+    assert re.search(r"3 rows of .*pairs.jsonl have faults, so nothing was built:\n", told)
+    assert re.search(r"pairs.jsonl line 1: field 'target_image': .*0.png cannot be decoded", told)
+    assert re.search(r"pairs.jsonl line 4: field 'target_image': file .*gone.png does not exist", told)
+    assert "pairs.jsonl line 4: field 'split' must be one of" in told
+    assert "pairs.jsonl line 9: field 'query_text' or 'query_image' must have a value" in told
+    assert "By kind: 1 x missing file, 1 x unknown split, 1 x no query, 1 x unusable picture." in told
+    assert "--skip_broken" in told
+    assert [path.name for path in tmp_path.iterdir() if "corpus" in path.name] == []
+
+
+def test_many_faults_are_counted_and_not_all_shown(tmp_path: Path, rows: Rows) -> None:
+    more = [{"query_text": "q", "target_image": f"gone{n}.png"} for n in range(40)]
+    with pytest.raises(DataError, match=r"\.\.\. and 20 more\nBy kind: 40 x missing file\.") as caught:
+        build(tmp_path, [*rows, *more])
+    assert len(str(caught.value).splitlines()) == 24
+
+
+def test_broken_rows_are_left_out_and_listed(
+    tmp_path: Path, faulty: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = build(tmp_path, faulty, skip_broken=True)
+    assert {split: len(pairs) for split, pairs in found.items()} == {"train": 2, "val": 4, "test": 3}
+    lines = (tmp_path / "corpus" / "broken.txt").read_text().splitlines()
+    assert len(lines) == 4 and all(line.startswith("pairs.jsonl line ") for line in lines)
+    told = capsys.readouterr().out
+    assert "3 rows were left out" in told and lines[0] in told
+    assert build(tmp_path, faulty, skip_broken=True)  # broken.txt is ours: the corpus can be replaced
+
+
+def test_a_split_may_lose_all_its_rows_only_if_it_is_not_needed(tmp_path: Path, rows: Rows) -> None:
+    for row in rows:
+        if row["split"] == "val":
+            row["target_image"] = "words.png"
+    (tmp_path / "media" / "words.png").write_text("no picture")
+    with pytest.raises(RimeError, match=r"split 'val' must have rows, but has none"):
+        build(tmp_path, rows, skip_broken=True)
+    assert not (tmp_path / "corpus").exists()
+    distractor = {"target_image": "words.png", "split": "distractors"}
+    rest = [row for row in rows if row["split"] != "val"]
+    rest += [{**row, "split": "val", "query_text": "other"} for row in rest[:2]]
+    assert "distractors" not in build(tmp_path, [*rest, distractor], skip_broken=True)
+
+
+def test_a_faulty_table_leaves_the_corpus_that_was_there(tmp_path: Path, rows: Rows) -> None:
+    build(tmp_path, rows)
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "corpus").rglob("*")) if path.is_file()}
+    rows[5]["target_image"] = "gone.png"
+    with pytest.raises(DataError):
+        build(tmp_path, rows)
+    assert before == {
+        path: path.read_bytes() for path in sorted((tmp_path / "corpus").rglob("*")) if path.is_file()
+    }
+    assert not list(tmp_path.glob(".corpus*"))
+
+
+# -- pictures ------------------------------------------------------------------------------------------
+
+
+def test_the_corpus_holds_what_a_person_sees(tmp_path: Path, rows: Rows) -> None:
+    files = {name: data for name, data in good_files().items() if name != "large.png"}
+    write_files(tmp_path / "media", files)
+    rows += [
+        {"query_text": name, "target_image": name, "target_content_id": name, "split": "train"}
+        for name in files
+    ]
+    build(tmp_path, rows)
+    reader = ShardReader(read_split(tmp_path / "corpus", "train"))
+    kept = []
+    for number, entry in enumerate(reader.entries[4:], 4):
+        pair = reader.read(number)
+        assert pair.query is not None
+        name = pair.query.text
+        member = next(member for member in entry.members if member.startswith("t0"))
+        offset, size = entry.members[member]
+        stored = entry.shard.read_bytes()[offset : offset + size]
+        if stored == files[name]:
+            kept.append(name)
+        seen = open_picture(files[name])
+        assert pair.target.images[0].size == seen.size
+        difference = np.abs(np.asarray(pair.target.images[0], int) - np.asarray(seen, int))
+        assert difference.mean() < 2, name
+        lossless = member.endswith("png") or stored == files[name]
+        assert difference.max() == 0 or not lossless, name
+    assert sorted(kept) == ["grey.jpg", "pixel.png", "plain.jpg", "plain.png"]
+
+
+@pytest.mark.parametrize("name", sorted(bad_files()))
+def test_a_picture_that_cannot_be_used_is_refused_by_line(tmp_path: Path, rows: Rows, name: str) -> None:
+    write_files(tmp_path / "media", {name: bad_files()[name]})
+    rows[2]["target_image"] = name
+    hint = {"phone.heic": "pip install pillow-heif", "line.png": "Crop it", "empty.jpg": "file is empty"}
+    expected = rf"^pairs.csv line 4: field 'target_image': .*{name}.*{hint.get(name, '')}"
+    with pytest.raises(DataError, match=expected):
+        build(tmp_path, rows, "csv")
 
 
 def test_command_line(tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,9 +336,12 @@ def test_help_of_every_builder_explains_every_option(
 
 def test_the_how_to_names_every_column_and_its_example_is_a_valid_table(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "your-own-data.md").read_text()
-    assert all(f"`{column}`" in page for column in folder.COLUMNS)
+    assert all(f"`{column}`" in page for column in COLUMNS)
     example = page.split("```csv\n")[1].split("```")[0]
     table = tmp_path / "pairs.csv"
     table.write_text("\n".join(line.strip() for line in example.strip().splitlines()))
-    (line, values), *_ = folder._lines(table)
-    assert line == 2 and values["query_rewrite"] == "A red mug, its rim chipped." and len(values) == 5
+    (tmp_path / "mugs").mkdir()
+    colour(1).save(tmp_path / "mugs" / "017.jpg")
+    (row,) = read_table(table).rows
+    assert row.pair.query is not None and row.pair.query.rewrite == "A red mug, its rim chipped."
+    assert row.where == "pairs.csv line 2" and row.pair.target.content_id == "mug 17"

@@ -74,32 +74,12 @@ def test_corpus_file_counts_and_hash(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_building_again_leaves_no_shard_of_the_old_corpus(tmp_path: Path) -> None:
-    write(tmp_path, {"train": make_pairs("a", 40, 40)}, samples_per_shard=4)
-    (tmp_path / "train" / "mine.txt").write_text("not ours")
-    write(tmp_path, {"train": make_pairs("a", 8, 8)}, samples_per_shard=4)
-    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
-        "mine.txt",
-        *(f"train-00000{n}.{kind}" for n in (0, 1) for kind in ("json", "tar")),
+    write(tmp_path / "c", {"train": make_pairs("a", 40, 40)}, samples_per_shard=4)
+    write(tmp_path / "c", {"train": make_pairs("a", 8, 8)}, samples_per_shard=4)
+    assert sorted(path.name for path in (tmp_path / "c" / "train").iterdir()) == [
+        f"train-00000{n}.{kind}" for n in (0, 1) for kind in ("json", "tar")
     ]
-    assert len(read_split(tmp_path, "train")) == 8
-
-
-def test_an_interrupted_build_is_no_corpus(tmp_path: Path) -> None:
-    def interrupted() -> Any:
-        yield from make_pairs("a", 5, 5)
-        raise KeyboardInterrupt
-
-    write(tmp_path, make_splits())
-    with pytest.raises(KeyboardInterrupt):
-        write_streaming(tmp_path, interrupted())
-    with pytest.raises(DataError, match=r"has no corpus.json"):
-        read_split(tmp_path, "train")
-
-
-def write_streaming(folder: Path, pairs: Any) -> None:
-    from rime_pl.datamodules.shard_writer import write_corpus
-
-    write_corpus(folder, "x", "CC0", {"train": pairs}, {"train": 9}, seed=0)
+    assert len(read_split(tmp_path / "c", "train")) == 8
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "big-0001"])
@@ -107,7 +87,7 @@ def test_keys_that_a_tar_cannot_hold(tmp_path: Path, key: str) -> None:
     pairs = make_pairs("big", 3, 3)
     pairs[2] = replace(pairs[2], key=key)
     with pytest.raises(DataError, match=rf"split 'train': a sample key must be unique .* one is '{key}'"):
-        write(tmp_path, {"train": pairs})
+        write(tmp_path / "c", {"train": pairs})
 
 
 def test_a_jpeg_keeps_its_bytes(tmp_path: Path) -> None:
@@ -158,8 +138,11 @@ def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> 
     ):
         read_split(copy, "dev")
     write(tmp_path / "none", {"train": []})
-    with pytest.raises(DataError, match=r"split 'train' holds no samples"):
+    with pytest.raises(DataError, match=r"split 'train' is missing; the corpus has \[\]"):
         read_split(tmp_path / "none", "train")
+    _edit_json(copy / "corpus.json", lambda corpus: corpus["splits"]["val"].update(shards=[]))
+    with pytest.raises(DataError, match=r"split 'val' holds no samples"):
+        read_split(copy, "val")
 
 
 def test_other_format_version(copy: Path) -> None:

@@ -109,7 +109,7 @@ def test_greedy_equals_a_loop_of_full_forwards_row_by_row(
 ) -> None:
     """The batch is padded on the left and mixes texts with pictures; a single row has no padding."""
     backbone = make_backbone().eval()
-    randomise_adapter(backbone.peft, scale=0.3)  # otherwise it repeats one token for every prompt
+    randomise_adapter(backbone.peft, seed=2, scale=0.3)  # otherwise it repeats one token for every prompt
     bias = torch.zeros(len(processor.tokenizer))
     bias[[processor.gen_id, processor.turn_end_id]] = -penalty
     items = [pair.query for pair in train_pairs[:6] if pair.query]

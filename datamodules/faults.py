@@ -1,0 +1,51 @@
+"""What is wrong with a table or a corpus: collected, so that a user sees all of it at once, and listed.
+
+The builder of your own data and checking.py collect faults; commands print them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of one row or sample.
+
+    A problem stops a build or a training, or makes a result wrong. A warning says what a user should know.
+    """
+
+    kind: str  # what is counted, such as "missing file"
+    where: str  # "pairs.csv line 7" or "train-000000.tar/row-00000007"
+    says: str  # what must hold, the value given, and what to do
+    level: Literal["problem", "warning"] = "problem"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.says}"
+
+
+def listed(faults: Sequence[Fault], shown: int) -> str:
+    """Return the first faults by their lines, how many more there are, and how many of each kind.
+
+    Example:
+        >>> print(listed([Fault("empty row", f"a.csv line {n}", "the row is empty.") for n in (11, 4, 9)], 2))
+        a.csv line 4: the row is empty.
+        a.csv line 9: the row is empty.
+        ... and 1 more
+        By kind: 3 x empty row.
+    """
+    lines = [str(fault) for fault in sorted(faults, key=_place)[:shown]]
+    if len(faults) > shown:
+        lines.append(f"... and {len(faults) - shown} more")
+    kinds = Counter(fault.kind for fault in faults).most_common()
+    return "\n".join([*lines, f"By kind: {', '.join(f'{count} x {kind}' for kind, count in kinds)}."])
+
+
+def _place(fault: Fault) -> list[tuple[int, str]]:
+    """Return a key that sorts line 9 before line 10, and faults of the whole first."""
+    parts = re.split(r"(\d+)", fault.where.replace(" lines ", " line "))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
