@@ -19,9 +19,12 @@ from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError
 from rime_pl.run_folder import RunFolder
+from rime_pl.training_texts import MAX_VOCABULARY, TrainingTexts, tasks_to_json, write_words
 
 #: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
 PREVIOUS, DIVERGED = "previous.ckpt", "diverged.ckpt"
+#: Pairs, evenly spaced, that show the instructions of the tasks, unless all are read for their words.
+MAX_SAMPLES = 10_000
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -95,10 +98,19 @@ class AdapterCheckpoint(Checkpoint):
         gathered: Any = get_model_state_dict(backbone.peft, options=options)
         if trainer.is_global_zero:
             state = adapter_state(backbone.peft, gathered)
-            folder = self.run.adapter
+            texts, tiny = TrainingTexts(), len(backbone.processor.tokenizer) <= MAX_VOCABULARY
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            for sample in data.training_texts(None if tiny else MAX_SAMPLES):
+                texts.add(sample, words=tiny)
             save_adapter(
-                folder, backbone.peft, state, backbone.processor, backbone.config, backbone.base_hash
+                self.run.adapter,
+                *(backbone.peft, state, backbone.processor, backbone.config, backbone.base_hash),
+                tasks_to_json(texts.tasks()),
             )
+            if tiny:
+                for sample in data.caption_texts():
+                    texts.add_words(sample)
+                write_words(self.run.adapter, texts.words)
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
