@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.inference.sources import Source, checked, content_digest, is_one, to_item
+from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, to_item
 from rime_pl.run_folder import RunFolder
 from rime_pl.training_texts import TaskInstructions, choose_task, tasks_from_json, unknown_words
 from rime_pl.types import Item, Mode, Side
@@ -154,7 +154,8 @@ class Retriever:
             items: One item or several. A ``str`` is a text, a ``Path`` a picture; an ``Item`` may hold both
                 and an instruction.
             mode: ``discriminative`` needs one forward; ``generative`` writes a rewrite first.
-            batch_size: Number of items in a forward; the pictures of one batch are in memory at a time.
+            batch_size: Largest number of items in a forward; large pictures make a batch smaller, and only
+                the pictures of one batch are in memory.
             instruction: Task of items without one, e.g. "Find the picture with this name."
 
         Returns:
@@ -203,22 +204,20 @@ class Retriever:
         vectors: list[Tensor] = []
         rewrites: list[str] = []
         began = time.perf_counter()
-        for start in track(range(0, len(rows), batch_size), progress, disable=not progress):
-            numbers = range(start, min(start + batch_size, len(rows)))
-            vector, written = self._encode_batch(rows, numbers, mode, instruction)
-            vectors.append(vector)
-            rewrites += written
+        with Progress(disable=not progress) as bar:
+            shown = bar.add_task(progress, total=len(rows))
+            for batch in batches(rows, batch_size, instruction):
+                vector, written = self._encode_batch(batch, mode, first=sum(map(len, vectors)))
+                vectors.append(vector)
+                rewrites += written
+                bar.advance(shown, len(batch))
         seconds = time.perf_counter() - began
         return Encoded(torch.cat(vectors), rewrites if mode == "generative" else None, seconds)
 
     @torch.no_grad()
-    def _encode_batch(
-        self, rows: Sequence[Source], numbers: range, mode: Mode, instruction: str
-    ) -> tuple[Tensor, list[str]]:
-        """Open the pictures of a batch, embed it and drop them."""
+    def _encode_batch(self, items: list[Item], mode: Mode, first: int) -> tuple[Tensor, list[str]]:
         device = next(self.backbone.parameters()).device
-        names = [f"item {number}" for number in numbers]
-        items = [to_item(rows[n], instruction, name) for n, name in zip(numbers, names, strict=True)]
+        names = [f"item {first + number}" for number in range(len(items))]
         prompts = self.backbone.processor.prompts(items, names).to(device)
         if mode == "discriminative":
             return self.backbone(prompts).disc.float().cpu(), []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from rime_pl.types import Item
 
 #: A text, a picture (path or opened), or an item that may hold both and an instruction.
 Source = str | Path | Image.Image | Item
+#: A batch is full with so many pixels: four photos of 12 megapixels, 150 MB before they are scaled down.
+MAX_PIXELS = 48_000_000
 #: File names that end like this are taken for pictures.
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"),
@@ -79,6 +81,25 @@ def to_item(source: Source, instruction: str = "", name: str = "the item") -> It
         return Item("", (open_picture(source, name),), instruction=instruction)
     images = tuple(open_picture(picture, _named(picture, name)) for picture in _pictures(source))
     return replace(source, images=images, instruction=source.instruction or instruction)
+
+
+def batches(rows: Sequence[Source], batch_size: int, instruction: str) -> Iterator[list[Item]]:
+    """Yield the items in batches that fit into memory: their pictures are opened only then.
+
+    Args:
+        rows: From :func:`checked`.
+        batch_size: Largest number of items of a batch.
+        instruction: See :func:`to_item`.
+    """
+    batch: list[Item] = []
+    pixels = 0
+    for number in range(len(rows)):
+        batch.append(to_item(rows[number], instruction, f"item {number}"))
+        pixels += sum(image.width * image.height for image in batch[-1].images)
+        if len(batch) == batch_size or pixels >= MAX_PIXELS or number == len(rows) - 1:
+            yield batch
+            batch.clear()  # the caller still has this list: its pictures must not outlive the batch
+            pixels = 0
 
 
 def content_digest(items: Sequence[Source], instruction: str) -> str:

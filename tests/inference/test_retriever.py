@@ -104,10 +104,14 @@ def test_pictures_are_opened_for_their_batch_and_not_kept(
     open_picture = sources.open_picture
     monkeypatch.setattr(sources, "open_picture", watched)
     loaded.encode(paths, batch_size=2)
-    assert len(opened) == 8 and max(alive) <= 2
+    assert len(opened) == 8 and max(alive) <= 1, "when the second of a batch is opened"
+    monkeypatch.setattr(sources, "MAX_PIXELS", 2 * 48 * 48)
+    alive.clear()
+    loaded.encode(paths, batch_size=32)
+    assert len(alive) == 8 and max(alive) <= 1, "large pictures make a batch smaller"
     loaded.index(paths, ["discriminative"], batch_size=2)
     gc.collect()
-    assert not any(ref() for ref in opened), "the gallery holds paths"
+    assert all(ref() is None for ref in opened), "the gallery holds paths"
     hits = loaded.search(paths[3], top_k=8).hits
     (found,) = [hit for hit in hits if hit.place == 3]
     assert found.item.images[0].size == pictures[3].images[0].size and found.name == str(paths[3])
