@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from torch import nn
 
-from rime_pl.backbone.adapters import load_adapter_weights, read_contract
+from rime_pl.backbone.adapters import find_base, load_adapter_weights, read_contract
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
@@ -233,11 +233,11 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
         contract = read_contract(adapter)
         processor = RimeProcessor.from_adapter(adapter)
         config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})
-        config.name_or_path = base or config.name_or_path
     except (RimeError, json.JSONDecodeError, KeyError, TypeError) as error:
         remedy = f"Give --adapter the folder of a finished run. If it is one: {_AGAIN.lower()}"
         return Check("adapter", "problem", f"{folder} cannot be read: {error}", remedy)
     try:
+        config.name_or_path = find_base(adapter, base)
         backbone = Backbone(config, processor)
     except RimeError as error:
         remedy = "Name the folder of the base model with --config and --model.backbone.name_or_path."

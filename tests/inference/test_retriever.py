@@ -47,7 +47,8 @@ def test_one_item_is_not_a_sequence_and_gives_one_vector(
     assert loaded.rewrite("a red ring") == loaded.rewrite(["a red ring"])[0]
     several = loaded.encode(text for text in ("a red ring", "a star"))  # a generator
     assert several.shape == (2, 64)
-    assert torch.allclose(loaded.encode(Item(images=picture)), loaded.encode(picture), atol=1e-6)
+    for images in (picture, (picture,), (tmp_path / "one.png",), str(tmp_path / "one.png")):
+        assert torch.allclose(loaded.encode(Item(images=images)), loaded.encode(picture), atol=1e-6)
 
 
 def test_an_item_as_a_user_writes_it() -> None:
