@@ -66,6 +66,9 @@ def run(
             "Pictures are embedded without one, and so is the query unless you give --instruction."
         )
     asked = _instruction(retriever, "query", task) if instruction is None else instruction
+    retriever.encode(
+        query, instruction=asked
+    )  # a query that cannot be embedded is told before the gallery is
     retriever.index(gallery, modes, batch_size, None, _instruction(retriever, "target", task), progress=True)
     if words := retriever.unknown_words(query):
         console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")

@@ -159,7 +159,7 @@ def _warn_of_file_names(texts: Sequence[str]) -> None:
         warnings.warn(
             f"{names[0]!r}{others} is embedded as a text, but is the name of a picture file. "
             f"Give Path({names[0]!r}) to embed the picture.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

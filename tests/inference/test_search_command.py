@@ -11,6 +11,7 @@ from PIL import Image
 import rime_pl
 from rime_pl.commands import search
 from rime_pl.errors import RimeError
+from rime_pl.inference.retriever import Retriever
 from rime_pl.options.parser import parse
 from rime_pl.types import Item
 
@@ -89,6 +90,11 @@ def test_search_command_names_what_is_wrong(
     (empty / "broken.png").write_bytes(b"\x89PNG no picture")
     with pytest.raises(RimeError, match=r"broken\.png must be a picture, but its format is not known"):
         rime_search(*run, "--images", str(empty))
+    with monkeypatch.context() as patch:
+        patch.setattr(Retriever, "index", None)  # the gallery would take minutes
+        for query, error in (("", "must have a text"), ("a <gen_emb>", "must not contain '<gen_emb>'")):
+            with pytest.raises(RimeError, match=error):
+                search.run(query, run=run_folder, device="cpu")
     with pytest.raises(RimeError, match="--top_k must be 1 or more, but is 0"):
         rime_search(*run, "--top_k", "0")
     monkeypatch.chdir(tmp_path)
