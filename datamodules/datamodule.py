@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from rime_pl.datamodules.annotation import CompletionKind, is_annotated
+from rime_pl.datamodules.annotation import CompletionKind, is_annotated, without_rewrites
 from rime_pl.datamodules.batch_plan import BatchPlan, Rewrites, local_batch_size, plan_training, rank_batches
 from rime_pl.datamodules.loading import (
     BatchLoader,
@@ -24,10 +24,11 @@ from rime_pl.datamodules.loading import (
     TrainBatches,
 )
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
-from rime_pl.errors import DataError, RimeError
+from rime_pl.datamodules.texts import TextReader, read_texts
+from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.types import Side
+from rime_pl.types import Pair, Side
 
 #: Settings that a resumed run must share with the run that it continues.
 _SAME = (
@@ -196,29 +197,15 @@ class RimeDataModule(L.LightningDataModule):
         tasks = None if self.tasks is None else sorted(self.tasks)
         return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks}
 
-    def training_texts(self, most: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the JSON of the training pairs as the run saw them: without rewrites that it hid.
+    def training_texts(self, most: int | None = None) -> Iterator[Pair]:
+        """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
+        for pair in read_texts(TextReader(self._train), most):
+            yield pair if is_annotated(pair.key, self.annotated_share) else without_rewrites(pair)
 
-        Pictures are not read. Broken samples are left out, because training has counted them.
-
-        Args:
-            most: About how many pairs, evenly spaced; None for all.
-        """
-        reader = ShardReader(self._train)
-        for index in range(0, len(self._train), max(1, len(self._train) // most) if most else 1):
-            try:
-                sample = reader.fields(index)
-            except DataError:
-                continue
-            if not is_annotated(self._train[index].name, self.annotated_share):
-                sample |= {side: {**sample[side], "rewrite": None} for side in ("query", "target")}
-            yield sample
-
-    def caption_texts(self) -> Iterator[dict[str, Any]]:
-        """Yield the JSON of the captions that the tiny base model learned from, if the corpus has any."""
+    def caption_texts(self) -> Iterator[Pair]:
+        """Yield the captions that the tiny base model learned from, if the corpus has any."""
         if "captions" in read_corpus(self.path)["splits"]:
-            reader = ShardReader(read_split(self.path, "captions"))
-            yield from (reader.fields(index) for index in range(len(reader)))
+            yield from read_texts(TextReader(read_split(self.path, "captions")))
 
     # -- for Refine-RL ---------------------------------------------------------------------------------
 

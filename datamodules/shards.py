@@ -181,8 +181,12 @@ class ShardReader:
         Raises:
             DataError: If a member is missing, broken or malformed; it names shard, key and field.
         """
-        entry, sample = self.entries[index], self.fields(index)
-        query = sample["query"]
+        entry = self.entries[index]
+        sample = _json(self._member(entry, "json"), f"{entry.name}: field 'json'")
+        for field in ("dataset", "gallery", "target"):
+            if field not in sample:
+                raise DataError(f"{entry.name}: field {field!r} is missing in the JSON. {_AGAIN}")
+        query, negatives = sample.get("query"), sample.get("hard_negatives") or []
         pair = Pair(
             key=entry.name,
             dataset=sample["dataset"],
@@ -190,32 +194,12 @@ class ShardReader:
             query=None if query is None else self._item(entry, "query", query),
             target=self._item(entry, "target", sample["target"]),
             hard_negatives=tuple(
-                self._item(entry, f"hard_negatives[{n}]", item)
-                for n, item in enumerate(sample["hard_negatives"])
+                self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
         )
         return with_completion(pair, self.completion)
 
-    def fields(self, index: int) -> dict[str, Any]:
-        """Return the JSON of one sample, checked, without its pictures; a distractor's query is None.
-
-        Raises:
-            DataError: If it is malformed or lacks a field; it names shard, key and field.
-        """
-        entry = self.entries[index]
-        sample = _json(self._member(entry, "json"), f"{entry.name}: field 'json'")
-        for field in ("dataset", "gallery", "target"):
-            if field not in sample:
-                raise DataError(f"{entry.name}: field {field!r} is missing in the JSON. {_AGAIN}")
-        sample = {"query": None, **sample, "hard_negatives": sample.get("hard_negatives") or []}
-        if sample["query"] is not None:
-            self._check(entry, "query", sample["query"])
-        self._check(entry, "target", sample["target"])
-        for number, item in enumerate(sample["hard_negatives"]):
-            self._check(entry, f"hard_negatives[{number}]", item)
-        return sample
-
-    def _check(self, entry: Entry, field: str, item: Any) -> None:
+    def _item(self, entry: Entry, field: str, item: Any) -> Item:
         if not isinstance(item, dict):
             raise DataError(f"{entry.name}: field {field!r} must be an object, but is {item!r:.90}.")
         for name, kinds in _ITEM_FIELDS.items():
@@ -231,8 +215,6 @@ class ShardReader:
                 f"{entry.name}: field '{field}.rewrite' is missing or empty, but data.require_rewrites is "
                 "true. Add a rewrite to the sample, or set data.require_rewrites to false."
             )
-
-    def _item(self, entry: Entry, field: str, item: dict[str, Any]) -> Item:
         return Item(
             text=item["text"],
             images=tuple(self._image(entry, f"{field}.images", name) for name in item["images"]),

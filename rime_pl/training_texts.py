@@ -14,12 +14,14 @@ from typing import Any
 
 from rime_pl.errors import RimeError
 from rime_pl.metrics.words import content_words
-from rime_pl.types import Side
+from rime_pl.types import Item, Pair, Side
 
 #: The sorted words of all training texts, one a line, next to the adapter.
 WORDS_FILE = "words.txt"
 #: A base model with more tokens was pre-trained on other texts, whose words nobody has listed.
 MAX_VOCABULARY = 10_000
+#: Pairs, evenly spaced, that show the instructions of the tasks, unless all are read for their words.
+MAX_SAMPLES = 10_000
 #: A longer list of words is not kept.
 MAX_WORDS = 100_000
 #: Instructions that are kept for each side of a task; corpora have one, seldom a few wordings.
@@ -42,30 +44,30 @@ class TaskInstructions:
 
 @dataclass
 class TrainingTexts:
-    """Counts instructions and words, sample by sample."""
+    """Counts instructions and words, pair by pair."""
 
     instructions: dict[tuple[str, Side], Counter[str]] = field(default_factory=dict)
     kinds: dict[str, Counter[tuple[bool, bool]]] = field(default_factory=dict)
     words: set[str] = field(default_factory=set)
 
-    def add(self, sample: Mapping[str, Any], words: bool = True) -> None:
-        """Count one pair, given as the checked JSON of a shard; without ``words`` only its instructions."""
-        task, query, target = sample["dataset"], sample["query"], sample["target"]
+    def add(self, pair: Pair, words: bool = True) -> None:
+        """Count one pair of the training split; without ``words`` only its instructions."""
+        task, query, target = pair.dataset, pair.query, pair.target
         if query is None:
             return
-        sides: tuple[tuple[Side, Any], ...] = (("query", query), ("target", target))
+        sides: tuple[tuple[Side, Item], ...] = (("query", query), ("target", target))
         for side, item in sides:
-            self.instructions.setdefault((task, side), Counter())[_text(item, "instruction")] += 1
-        kind = (bool(_text(query, "text")) and not query["images"], bool(target["images"]))
+            self.instructions.setdefault((task, side), Counter())[item.instruction] += 1
+        kind = (bool(query.text) and not query.images, bool(target.images))
         self.kinds.setdefault(task, Counter())[kind] += 1
         if words:
-            self.add_words(sample)
+            self.add_words(pair)
 
-    def add_words(self, sample: Mapping[str, Any]) -> None:
-        """Take the words of all texts of a sample."""
-        for item in (sample["query"], sample["target"], *sample["hard_negatives"]):
-            for name in ("instruction", "text", "rewrite"):
-                self.words |= content_words(_text(item, name))
+    def add_words(self, pair: Pair) -> None:
+        """Take the words of all texts of a pair."""
+        items = (*([pair.query] if pair.query else []), pair.target, *pair.hard_negatives)
+        for item in items:
+            self.words |= content_words(f"{item.instruction}\n{item.text}\n{item.rewrite or ''}")
 
     def tasks(self) -> dict[str, TaskInstructions]:
         """Return the instructions of each task, in the order of the names of the tasks."""
@@ -78,10 +80,6 @@ class TrainingTexts:
 
     def _wordings(self, task: str, side: Side) -> tuple[str, ...]:
         return tuple(text for text, _ in self.instructions[task, side].most_common(MAX_WORDINGS))
-
-
-def _text(item: Any, name: str) -> str:
-    return (item or {}).get(name) or ""
 
 
 def tasks_to_json(tasks: Mapping[str, TaskInstructions]) -> dict[str, Any]:

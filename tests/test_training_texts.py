@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from PIL import Image
 
 from rime_pl import training_texts
 from rime_pl.errors import RimeError
@@ -19,24 +19,25 @@ from rime_pl.training_texts import (
     unknown_words,
     write_words,
 )
+from rime_pl.types import Item, Pair
+
+PICTURE = (Image.new("RGB", (1, 1)),)
 
 
-def item(text: str = "", instruction: str | None = None, images: int = 0, **more: str) -> dict[str, Any]:
-    return {"text": text, "instruction": instruction, "images": ["t0.png"] * images, **more}
-
-
-def sample(task: str, query: dict[str, Any] | None, target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"dataset": task, "query": query, "target": target, "hard_negatives": [], **more}
+def pair(task: str, query: Item | None, target: Item, *negatives: Item) -> Pair:
+    return Pair("key", task, "gallery", query, target, negatives)
 
 
 @pytest.fixture
 def texts() -> TrainingTexts:
     texts = TrainingTexts()
     for wording in ("Find it.", "Look for it.", "Find it."):
-        texts.add(sample("to_picture", item("a Cat", wording), item(images=1, instruction="A picture.")))
-    texts.add(sample("change", item("now red", "Change it.", images=1), item(images=1)))
-    texts.add(sample("name", item(images=1), item("dog", rewrite="A hound."), hard_negatives=[item("wolf")]))
-    texts.add(sample("name", None, item("a distractor")))
+        target = Item(images=PICTURE, instruction="A picture.")
+        texts.add(pair("to_picture", Item("a Cat", instruction=wording), target))
+    changed = Item("now red", PICTURE, instruction="Change it.")
+    texts.add(pair("change", changed, Item(images=PICTURE)))
+    texts.add(pair("name", Item(images=PICTURE), Item("dog", rewrite="A hound."), Item("wolf")))
+    texts.add(pair("name", None, Item("a distractor")))
     return texts
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rime_pl.backbone.base_path import base_paths
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import RimeError
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
@@ -110,45 +110,8 @@ def save_adapter(
     backbone = {name: value for name, value in asdict(config).items() if name != "prompt"}
     hashes = {"base_hash": base_hash, "weights_hash": state_hash(state)}
     contract = processor.contract() | {"base": config.name_or_path, "backbone": backbone} | hashes
-    contract |= {"base_paths": _base_paths(folder, config.name_or_path), "tasks": tasks or {}}
+    contract |= {"base_paths": base_paths(folder, config.name_or_path), "tasks": tasks or {}}
     (folder / CONTRACT_FILE).write_text(json.dumps(contract, indent=2) + "\n")
-
-
-def _base_paths(folder: Path, name_or_path: str) -> list[str]:
-    """Return where the base model lies, absolute and as seen from the adapter; [] for a Hugging Face name."""
-    path = Path(name_or_path).expanduser().resolve()
-    return [str(path), os.path.relpath(path, folder.resolve())] if path.is_dir() else []
-
-
-def find_base(folder: str | Path, base: str | Path | None = None) -> str:
-    """Return the folder or the Hugging Face name of the base model that an adapter was trained on.
-
-    Args:
-        folder: The adapter.
-        base: The folder or name, where the caller knows it.
-
-    Raises:
-        RimeError: If the base model was a folder and lies in none of the places where it may be.
-    """
-    if base is not None:
-        if isinstance(base, Path) and not base.expanduser().is_dir():
-            raise RimeError(f"base must be the folder of the base model, but {str(base)!r} does not exist.")
-        return str(Path(base).expanduser()) if Path(base).expanduser().is_dir() else str(base)
-    contract = read_contract(folder)
-    name = contract["base"]
-    paths = contract.get("base_paths") or []
-    # seen from the adapter, the path is right if base model and run moved together
-    tried = [*(Path(folder).resolve() / path for path in paths), Path.cwd() / name]
-    for path in tried:
-        if path.is_dir():
-            return str(path.resolve())
-    if not paths:
-        return str(name)
-    raise RimeError(
-        f"{folder}: the base model {name} of this adapter must be there, but lies neither in "
-        f"{' nor in '.join(os.path.normpath(path) for path in tried)}. Copy it there, or give its folder "
-        "as base (--base)."
-    )
 
 
 def load_adapter_weights(

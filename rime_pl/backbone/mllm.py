@@ -17,13 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from rime_pl.backbone.adapters import (
-    attach_adapters,
-    base_fingerprint,
-    find_base,
-    load_adapter_weights,
-    read_contract,
-)
+from rime_pl.backbone.adapters import attach_adapters, base_fingerprint, load_adapter_weights, read_contract
+from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
@@ -193,9 +188,10 @@ def load_backbone(
         RimeError: If the folder holds no adapter, or one that does not fit its base model.
     """
     contract = read_contract(adapter)
+    config = BackboneConfig(**contract["backbone"])
+    config.name_or_path = find_base(adapter, contract, base)
     processor = RimeProcessor.from_adapter(adapter)
-    config = BackboneConfig(**contract["backbone"] | {"prompt": processor.prompt})
-    config.name_or_path = find_base(adapter, base)
+    config.prompt = processor.prompt
     backbone = Backbone(config, processor, device)
     load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
     return backbone.eval()

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import MODES, Found, Hit, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source
 from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
 from rime_pl.run_folder import RUNS, RunFolder
-from rime_pl.training_texts import TaskInstructions, TrainingTexts
+from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
 
 
@@ -58,6 +59,23 @@ def run(
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
     gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage)
+    retriever = _load(stage, device, base, console)
+    asked = _instruction(retriever, "query", task) if instruction is None else instruction
+    retriever.encode(
+        query, instruction=asked
+    )  # a query that cannot be embedded is told before the gallery is
+    shown = _instruction(retriever, "target", task)
+    retriever.index(gallery, modes, batch_size, instruction=shown, progress=True)
+    if words := retriever.unknown_words(query):
+        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
+    found = search_modes(retriever, query, modes, top_k, asked)
+    console.print(f"gallery: {len(gallery)} pictures   query: {query}")
+    show(found, Item(query, instruction=asked), output, f"{query}   ({len(gallery)} pictures)", images)
+    return 0
+
+
+def _load(stage: RunFolder, device: str | None, base: str | None, console: Console) -> Retriever:
+    """Load the model; its instructions come from the corpus if the adapter is of an earlier version."""
     retriever = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"), base)
     retriever.tasks = retriever.tasks or corpus_tasks(stage)
     if not retriever.tasks:
@@ -65,17 +83,7 @@ def run(
             "warning: the adapter does not keep the instructions of its tasks, and its corpus is gone. "
             "Pictures are embedded without one, and so is the query unless you give --instruction."
         )
-    asked = _instruction(retriever, "query", task) if instruction is None else instruction
-    retriever.encode(
-        query, instruction=asked
-    )  # a query that cannot be embedded is told before the gallery is
-    retriever.index(gallery, modes, batch_size, None, _instruction(retriever, "target", task), progress=True)
-    if words := retriever.unknown_words(query):
-        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
-    found = search_modes(retriever, query, modes, top_k, asked)
-    console.print(f"gallery: {len(gallery)} pictures   query: {query}")
-    show(found, Item(query, instruction=asked), output, f"{query}   ({len(gallery)} pictures)", images)
-    return 0
+    return retriever
 
 
 def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
@@ -142,9 +150,8 @@ def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:
     """The instructions of a run whose adapter does not keep them, from its corpus; none if that is gone."""
     texts = TrainingTexts()
     if stage.corpus:
-        reader = ShardReader(read_split(stage.corpus, "train"))
-        for number in range(len(reader)):
-            texts.add(reader.fields(number), words=False)
+        for pair in read_texts(TextReader(read_split(stage.corpus, "train")), MAX_SAMPLES):
+            texts.add(pair, words=False)
     return texts.tasks()
 
 

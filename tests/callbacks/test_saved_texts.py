@@ -58,6 +58,6 @@ def test_words_of_training_texts_and_captions(save: Any, monkeypatch: pytest.Mon
 def test_hidden_rewrites_are_no_training_texts(scenes_corpus: Path, micro_base: Path) -> None:
     data = RimeDataModule(str(scenes_corpus), str(micro_base), PROMPT, batch_size=4, annotated_share=0.5)
     data.setup("fit")
-    shown = [bool(sample["query"]["rewrite"]) for sample in data.training_texts()]
+    shown = [bool(pair.query and pair.query.rewrite) for pair in data.training_texts()]
     assert any(shown) and not all(shown)
-    assert [bool(sample["target"]["rewrite"]) for sample in data.training_texts()] == shown
+    assert [bool(pair.target.rewrite) for pair in data.training_texts()] == shown

@@ -10,7 +10,8 @@ import rime_pl
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.commands import search
-from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.shards import read_split
+from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.inference.retriever import CACHE, Retriever
 from rime_pl.processing import CONTRACT_FILE
 from rime_pl.run_folder import RunFolder
@@ -25,9 +26,9 @@ def run_folder(
     """The files that `rime cma fit` leaves: <run>/cma with adapter, manifest and done.json."""
     folder = tmp_path_factory.mktemp("runs") / "demo"
     stage, backbone = RunFolder(folder / "cma"), shared_backbone
-    texts, reader = TrainingTexts(), ShardReader(read_split(scenes_corpus, "train"))
-    for number in range(len(reader)):
-        texts.add(reader.fields(number))
+    texts = TrainingTexts()
+    for pair in read_texts(TextReader(read_split(scenes_corpus, "train"))):
+        texts.add(pair)
     save_adapter(
         stage.adapter,
         *(backbone.peft, adapter_state(backbone.peft), backbone.processor, backbone.config),

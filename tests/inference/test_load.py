@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rime_pl
-from rime_pl.backbone import adapters
+from rime_pl.backbone.base_path import base_paths
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import Retriever
 from rime_pl.processing import CONTRACT_FILE
@@ -43,7 +43,7 @@ def test_a_run_loads_from_another_folder_and_after_a_move(
     contract = json.loads((adapter / CONTRACT_FILE).read_text())
     contract["base"] = contract["backbone"]["name_or_path"] = "models/micro"
     monkeypatch.chdir(work)
-    contract["base_paths"] = adapters._base_paths(adapter, "models/micro")
+    contract["base_paths"] = base_paths(adapter, "models/micro")
     (adapter / CONTRACT_FILE).write_text(json.dumps(contract))
     assert contract["base_paths"] == [str(work / "models" / "micro"), "../../../../models/micro"]
     vector = rime_pl.load("runs/x").encode("a red ring")
