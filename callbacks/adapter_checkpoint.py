@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import random
 import shutil
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError
 from rime_pl.run_folder import RunFolder
+from rime_pl.training_texts import MAX_SAMPLES, MAX_VOCABULARY, TrainingTexts, tasks_to_json, write_words
 
 #: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
 PREVIOUS, DIVERGED = "previous.ckpt", "diverged.ckpt"
@@ -95,10 +98,7 @@ class AdapterCheckpoint(Checkpoint):
         gathered: Any = get_model_state_dict(backbone.peft, options=options)
         if trainer.is_global_zero:
             state = adapter_state(backbone.peft, gathered)
-            folder = self.run.adapter
-            save_adapter(
-                folder, backbone.peft, state, backbone.processor, backbone.config, backbone.base_hash
-            )
+            _save_with_texts(self.run.adapter, backbone, state, trainer.datamodule)  # type: ignore[attr-defined]
         trainer.strategy.barrier()
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,3 +107,16 @@ class AdapterCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["torch"])
         random.setstate(state_dict["python"])
+
+
+def _save_with_texts(folder: Path, backbone: Any, state: dict[str, Tensor], data: Any) -> None:
+    """Save the adapter with its tasks' instructions and, for a tiny base model, the words of its training."""
+    texts, tiny = TrainingTexts(), len(backbone.processor.tokenizer) <= MAX_VOCABULARY
+    for pair in data.training_texts(None if tiny else MAX_SAMPLES):
+        texts.add(pair, words=tiny)
+    fingerprint, tasks = backbone.base_hash, tasks_to_json(texts.tasks())
+    save_adapter(folder, backbone.peft, state, backbone.processor, backbone.config, fingerprint, tasks)
+    if tiny:
+        for pair in data.caption_texts():
+            texts.add_words(pair)
+        write_words(folder, texts.words)

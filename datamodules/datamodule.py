@@ -7,13 +7,13 @@ reads the files, loading.py and the processor make the batches.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from rime_pl.datamodules.annotation import CompletionKind
+from rime_pl.datamodules.annotation import CompletionKind, is_annotated, without_rewrites
 from rime_pl.datamodules.batch_plan import BatchPlan, Rewrites, local_batch_size, plan_training, rank_batches
 from rime_pl.datamodules.loading import (
     BatchLoader,
@@ -24,10 +24,11 @@ from rime_pl.datamodules.loading import (
     TrainBatches,
 )
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.types import Side
+from rime_pl.types import Pair, Side
 
 #: Settings that a resumed run must share with the run that it continues.
 _SAME = (
@@ -195,6 +196,16 @@ class RimeDataModule(L.LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
         return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks}
+
+    def training_texts(self, most: int | None = None) -> Iterator[Pair]:
+        """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
+        for pair in read_texts(TextReader(self._train), most):
+            yield pair if is_annotated(pair.key, self.annotated_share) else without_rewrites(pair)
+
+    def caption_texts(self) -> Iterator[Pair]:
+        """Yield the captions that the tiny base model learned from, if the corpus has any."""
+        if "captions" in read_corpus(self.path)["splits"]:
+            yield from read_texts(TextReader(read_split(self.path, "captions")))
 
     # -- for Refine-RL ---------------------------------------------------------------------------------
 

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rime_pl.inference.retriever import Retriever
+    from rime_pl.types import Item
 
 __version__ = "0.1.0"
+__all__ = ["Item", "load"]
 
 
-def load(run: str | Path, device: str = "cpu") -> Retriever:
-    """Load the model of a finished run: ``rime_pl.load("runs/mine/cma").encode(["a cat"], "generative")``.
+def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -> Retriever:
+    """Load the model of a run: ``rime_pl.load("runs/mine/cma").encode_query("a cat")``.
 
     Args:
-        run: Folder of a stage, or the folder above it.
+        run: Folder of a stage, or a folder above it if there is only one adapter below.
         device: Device of the model, e.g. "cuda".
+        base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
     from rime_pl.inference.retriever import load as load_run  # here, because it is slow to import
 
-    return load_run(run, device)
+    return load_run(run, device, base)
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``Item`` when it is asked for, because that imports torch."""
+    if name == "Item":
+        from rime_pl.types import Item
+
+        return Item
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

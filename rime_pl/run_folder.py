@@ -166,9 +166,7 @@ class RunFolder:
         Raises:
             RimeError: If there is no finished run with an adapter.
         """
-        runs = [cls(marker.parent) for marker in Path(folder).rglob(MARKER)]
-        below = {run: run.path.relative_to(folder).parts for run in runs}
-        found = [run for run in runs if run.adapter.is_dir() and CONTROLS not in below[run]]
+        found = cls._finished(folder)
         if not found:
             raise RimeError(
                 f"{folder}: no finished run here or below. Train one with `make train-cma`, or give the "
@@ -178,13 +176,26 @@ class RunFolder:
 
     @classmethod
     def with_adapter(cls, folder: str | Path) -> RunFolder:
-        """Return the run in ``folder``, finished or not; without an adapter in it, the newest run below.
+        """Return the run in ``folder``, finished or not; without an adapter in it, the only run below.
 
         Raises:
-            RimeError: If there is neither.
+            RimeError: If there is none, or more than one.
         """
         run = cls(folder)
-        return run if run.adapter.is_dir() else cls.newest(folder)
+        if run.adapter.is_dir():
+            return run
+        found = cls._finished(folder)
+        if len(found) > 1:
+            paths = "".join(f"\n  {run}" for run in sorted(found, key=str))
+            raise RimeError(f"{folder} must be one run, but holds {len(found)}. Give one of them:{paths}")
+        return found[0] if found else cls.newest(folder)
+
+    @classmethod
+    def _finished(cls, folder: str | Path) -> list[RunFolder]:
+        """Return the finished runs with an adapter, at or below ``folder``; controls are left out."""
+        runs = [cls(marker.parent) for marker in Path(folder).rglob(MARKER)]
+        below = {run: run.path.relative_to(folder).parts for run in runs}
+        return [run for run in runs if run.adapter.is_dir() and CONTROLS not in below[run]]
 
     def _need(self, name: str) -> Path:
         file = self.path / name

@@ -48,9 +48,9 @@ class _Movable:
 class Item:
     """One side of a pair: text, pictures, or both."""
 
-    text: str
-    images: tuple[Image, ...]  # RGB, any size
-    content_id: str  # equal for duplicates: the same content in other pixels or words
+    text: str = ""
+    images: tuple[Image, ...] = ()  # RGB, any size
+    content_id: str = ""  # equal for duplicates: the same content in other pixels or words
     instruction: str = ""  # the task's instruction, "" if none
     rewrite: str | None = None  # the reference rewrite; None: not annotated
     cot: str | None = None  # a chain of thought, followed by the same rewrite

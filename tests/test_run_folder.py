@@ -69,7 +69,13 @@ def test_newest_finished_run_is_taken(tmp_path: Path) -> None:
     make_run(tmp_path / "old" / "cma", age=1)
     make_run(tmp_path / "bare", age=4, adapter=False)
     unfinished = make_run(tmp_path / "unfinished" / "sft", finished=False)
-    assert RunFolder.newest(tmp_path) == newest == RunFolder.with_adapter(tmp_path / "old")
+    assert RunFolder.newest(tmp_path) == newest
+    with pytest.raises(RimeError, match="old must be one run, but holds 3") as error:
+        RunFolder.with_adapter(tmp_path / "old")
+    below = [f"\n  {tmp_path / 'old' / name}" for name in ("cma", "cma-2", "sft")]
+    assert str(error.value).endswith("".join(below)), "the control is left out"
+    only = make_run(tmp_path / "one" / "sft")
+    assert RunFolder.with_adapter(tmp_path / "one") == only
     assert RunFolder.with_adapter(unfinished.path) == unfinished
     control = RunFolder(newest.path / "controls" / "plain")
     assert RunFolder.with_adapter(control.path) == control == RunFolder.newest(control.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rime_pl.backbone.base_path import base_paths
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import RimeError
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
@@ -88,6 +89,7 @@ def save_adapter(
     processor: RimeProcessor,
     config: BackboneConfig,
     base_hash: str,
+    tasks: Mapping[str, Any] | None = None,
 ) -> None:
     """Write adapter weights, PEFT config, processor files and the pooling contract into ``folder``.
 
@@ -98,6 +100,7 @@ def save_adapter(
         processor: Saved too, so that encoding needs only this folder and the base model.
         config: How the base model was loaded.
         base_hash: Fingerprint of the base model, see :func:`base_fingerprint`.
+        tasks: Instructions of the tasks that it was trained on, see ``training_texts.py``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +110,7 @@ def save_adapter(
     backbone = {name: value for name, value in asdict(config).items() if name != "prompt"}
     hashes = {"base_hash": base_hash, "weights_hash": state_hash(state)}
     contract = processor.contract() | {"base": config.name_or_path, "backbone": backbone} | hashes
+    contract |= {"base_paths": base_paths(folder, config.name_or_path), "tasks": tasks or {}}
     (folder / CONTRACT_FILE).write_text(json.dumps(contract, indent=2) + "\n")
 
 

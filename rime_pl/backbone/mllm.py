@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from rime_pl.backbone.adapters import attach_adapters, base_fingerprint, load_adapter_weights, read_contract
+from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
@@ -171,14 +172,24 @@ class Backbone(nn.Module):
         return type(features)(**read)
 
 
-def load_backbone(adapter: str | Path, device: str | torch.device | None = None) -> Backbone:
+def load_backbone(
+    adapter: str | Path,
+    device: str | torch.device | None = None,
+    base: str | Path | None = None,
+) -> Backbone:
     """Load the trained backbone of an adapter folder, in eval mode.
+
+    Args:
+        adapter: The folder.
+        device: Device of the weights; None is the CPU.
+        base: Folder or Hugging Face name of the base model (default: where the adapter says that it lies).
 
     Raises:
         RimeError: If the folder holds no adapter, or one that does not fit its base model.
     """
     contract = read_contract(adapter)
     config = BackboneConfig(**contract["backbone"])
+    config.name_or_path = find_base(adapter, contract, base)
     processor = RimeProcessor.from_adapter(adapter)
     config.prompt = processor.prompt
     backbone = Backbone(config, processor, device)

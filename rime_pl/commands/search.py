@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import MODES, Found, Retriever, load, open_picture
-from rime_pl.report.sheets import Card, SheetRow, sheet
+from rime_pl.inference.retriever import MODES, Found, Hit, Retriever, load
+from rime_pl.inference.sources import SUFFIXES, Source
+from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
 from rime_pl.run_folder import RUNS, RunFolder
-from rime_pl.types import Item, Mode
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-
-
-@dataclass
-class Instructions:
-    """The task instructions that the run was trained with."""
-
-    query: str = ""  # of a text that asks for a picture
-    target: str = ""  # of a picture in the gallery
+from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
+from rime_pl.types import Item, Mode, Side
 
 
 def run(
@@ -37,9 +29,11 @@ def run(
     images: Path | None = None,
     top_k: int = 8,
     output: Path = Path("search.png"),
+    task: str | None = None,
     instruction: str | None = None,
     batch_size: int = 32,
     device: str | None = None,
+    base: str | None = None,
 ) -> int:
     """Search the demo pictures of a run's corpus, or a folder of pictures, with a trained model.
 
@@ -52,51 +46,94 @@ def run(
         images: Folder of pictures (default: the demo pictures of the run's corpus).
         top_k: Number of pictures shown.
         output: PNG sheet of the pictures found.
-        instruction: Task instruction of the query (default: the one of the corpus).
+        task: Task whose instructions are used (default: the first that asks in words alone for a picture).
+        instruction: Instruction of the query in the place of the task's.
         batch_size: Pictures encoded at a time.
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
+        base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
     modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
-    stage = RunFolder.with_adapter(run or RUNS)
-    instructions = instructions_of(stage.corpus) if stage.corpus else Instructions()
-    if images:
-        gallery = folder_pictures(images)
-    elif stage.corpus:
-        gallery = demo_pictures(stage.corpus)
-    else:
-        raise RimeError(
-            f"{stage.path}: the corpus of this run is gone, with its demo pictures. Give --images FOLDER."
-        )
-    retriever = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    retriever.index(gallery, modes, batch_size, instructions.target, progress=True)
-    item = Item(query, (), "", instructions.query if instruction is None else instruction)
-    found = search_modes(retriever, item, modes, top_k)
-    Console().print(f"run {stage.path}   gallery: {len(gallery)} pictures   query: {query}", highlight=False)
-    show(found, item, output, f"{query}   ({len(gallery)} pictures)")
+    console = Console(highlight=False, soft_wrap=True)
+    stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
+    console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
+    gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage)
+    retriever = _load(stage, device, base, console)
+    asked = _instruction(retriever, "query", task) if instruction is None else instruction
+    retriever.encode(
+        query, instruction=asked
+    )  # a query that cannot be embedded is told before the gallery is
+    shown = _instruction(retriever, "target", task)
+    retriever.index(gallery, modes, batch_size, instruction=shown, progress=True)
+    if words := retriever.unknown_words(query):
+        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
+    found = search_modes(retriever, query, modes, top_k, asked)
+    console.print(f"gallery: {len(gallery)} pictures   query: {query}")
+    show(found, Item(query, instruction=asked), output, f"{query}   ({len(gallery)} pictures)", images)
     return 0
 
 
-def show(found: dict[Mode, Found], query: Item, output: Path, title: str) -> None:
-    """Print a table for each mode and write the sheet of pictures."""
+def _load(stage: RunFolder, device: str | None, base: str | None, console: Console) -> Retriever:
+    """Load the model; its instructions come from the corpus if the adapter is of an earlier version."""
+    retriever = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"), base)
+    retriever.tasks = retriever.tasks or corpus_tasks(stage)
+    if not retriever.tasks:
+        console.print(
+            "warning: the adapter does not keep the instructions of its tasks, and its corpus is gone. "
+            "Pictures are embedded without one, and so is the query unless you give --instruction."
+        )
+    return retriever
+
+
+def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
+    return retriever.instruction(side, task) if retriever.tasks or task else ""
+
+
+def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images: Path | None = None) -> None:
+    """Print a table for each mode and write the sheet of pictures; file names count from ``images``."""
     console = Console()
     for mode, result in found.items():
-        console.print(result_table(mode, result))
+        console.print(result_table(mode, result, images))
     output.parent.mkdir(parents=True, exist_ok=True)
-    sheet([sheet_row(query, mode, result) for mode, result in found.items()], title).save(output)
+    sheet([sheet_row(query, mode, result, images) for mode, result in found.items()], title).save(output)
     console.print(f"pictures: {output}", highlight=False)
 
 
-def search_modes(retriever: Retriever, query: Item, modes: Sequence[Mode], top_k: int) -> dict[Mode, Found]:
+def search_modes(
+    retriever: Retriever, query: str, modes: Sequence[Mode], top_k: int, instruction: str
+) -> dict[Mode, Found]:
     """One search per mode, each for the second time: the first forward of a process is slow."""
     for mode in modes:
-        retriever.search(query, mode, top_k)
-    return {mode: retriever.search(query, mode, top_k) for mode in modes}
+        retriever.search(query, mode, top_k, instruction=instruction)
+    return {mode: retriever.search(query, mode, top_k, instruction=instruction) for mode in modes}
 
 
-def demo_pictures(corpus: Path) -> list[Item]:
-    """The distinct pictures of the test gallery, and its distractors."""
+class DemoPictures(Sequence[Source]):
+    """The targets of samples in shards, each read when it is asked for."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.reader = ShardReader(entries)
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.reader.read(range(len(self))[index]).target
+
+
+def demo_pictures(stage: RunFolder) -> DemoPictures:
+    """The distinct pictures of the test gallery of a run's corpus, and its distractors.
+
+    Raises:
+        RimeError: If the corpus is gone, or has no pictures.
+    """
+    corpus = stage.corpus
+    if not corpus:
+        raise RimeError(
+            f"{stage.path}: the corpus of this run, with its demo pictures, is not in this working folder. "
+            "Give --images FOLDER."
+        )
     entries = read_split(corpus, "test")
     if "distractors" in read_corpus(corpus)["splits"]:
         entries += read_split(corpus, "distractors")
@@ -106,38 +143,37 @@ def demo_pictures(corpus: Path) -> list[Item]:
             distinct.setdefault(entry.target_content, entry)
     if not distinct:
         raise RimeError(f"{corpus}: the test split holds no pictures to search. Give --images FOLDER.")
-    reader = ShardReader(list(distinct.values()))
-    return [reader.read(number).target for number in range(len(reader))]
+    return DemoPictures(list(distinct.values()))
 
 
-def instructions_of(corpus: Path) -> Instructions:
-    """The instructions of the first task that asks in words alone for a picture."""
-    tasks: dict[str, Entry] = {}
-    for entry in read_split(corpus, "test"):
-        tasks.setdefault(entry.dataset, entry)
-    reader = ShardReader(list(tasks.values()))
-    for number in range(len(reader)):
-        pair = reader.read(number)
-        if pair.query is not None and pair.query.text and not pair.query.images and pair.target.images:
-            return Instructions(pair.query.instruction, pair.target.instruction)
-    return Instructions()
+def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:
+    """The instructions of a run whose adapter does not keep them, from its corpus; none if that is gone."""
+    texts = TrainingTexts()
+    if stage.corpus:
+        for pair in read_texts(TextReader(read_split(stage.corpus, "train")), MAX_SAMPLES):
+            texts.add(pair, words=False)
+    return texts.tasks()
 
 
-def folder_pictures(folder: Path) -> list[Item]:
-    """All pictures of a folder and those below it, by name.
+def folder_pictures(folder: Path) -> list[Path]:
+    """The paths of all pictures of a folder and those below it, by name.
 
     Raises:
-        RimeError: If there is no such folder, no picture in it, or one that cannot be read.
+        RimeError: If there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise RimeError(f"--images {folder}: no such folder.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise RimeError(f"--images {folder}: no pictures in it ({', '.join(sorted(SUFFIXES))}).")
-    return [Item("", (open_picture(path),), str(path.relative_to(folder))) for path in paths]
+    return paths
 
 
-def result_table(mode: Mode, found: Found) -> Table:
+def _name(hit: Hit, images: Path | None) -> str:
+    return str(Path(hit.name).relative_to(images)) if images else hit.name
+
+
+def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
     """Rank, score and name of each picture; the query's rewrite and the time in the title."""
     wrote = f'\nthe query as rewritten: "{found.rewrite}"' if found.rewrite is not None else ""
     title = f"{mode}: query in {found.encode_ms:.1f} ms, search in {found.search_ms:.2f} ms{wrote}"
@@ -148,15 +184,15 @@ def result_table(mode: Mode, found: Found) -> Table:
     if found.rewrite is not None:
         table.add_column("its rewrite")
     for rank, hit in enumerate(found.hits, 1):
-        cells = [str(rank), f"{hit.score:.3f}", hit.item.content_id]
+        cells = [str(rank), f"{hit.score:.3f}", _name(hit, images)]
         table.add_row(*cells, *([hit.rewrite or ""] if found.rewrite is not None else []))
     return table
 
 
-def sheet_row(query: Item, mode: Mode, found: Found) -> SheetRow:
+def sheet_row(query: Item, mode: Mode, found: Found, images: Path | None = None) -> SheetRow:
     """One row of the PNG; nothing is marked, as nobody knows what is right."""
     cards = [
-        Card(hit.item, f"{rank}.  {hit.score:.3f}\n{hit.item.content_id}")
+        Card(thumbnail(hit.item), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
         for rank, hit in enumerate(found.hits, 1)
     ]
     notes = [f"rewritten: {found.rewrite}"] if found.rewrite is not None else []

@@ -9,28 +9,26 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, to_item
 from rime_pl.run_folder import RunFolder
-from rime_pl.types import Item, Mode
+from rime_pl.training_texts import TaskInstructions, choose_task, tasks_from_json, unknown_words
+from rime_pl.types import Item, Mode, Side
 
-#: A text, a picture (path or opened), or an item that may hold both and an instruction.
-Source = str | Path | Image.Image | Item
 MODES: tuple[Mode, ...] = ("discriminative", "generative")
 CACHE = "search_cache"
-#: The image processor of Qwen-VL refuses pictures whose sides differ more.
-MAX_ASPECT = 200
 
 
 @dataclass
@@ -47,9 +45,20 @@ class Hit:
     """One gallery item that a search found."""
 
     place: int  # index in the gallery, from 0
-    item: Item
     score: float  # cosine
     rewrite: str | None  # rewrite of the gallery item
+    gallery: Sequence[Source] = field(repr=False)
+
+    @property
+    def item(self) -> Item:
+        """The item; its pictures are opened again, because a gallery of photos does not fit into memory."""
+        return to_item(self.gallery[self.place], name=f"item {self.place} of the gallery")
+
+    @property
+    def name(self) -> str:
+        """The content id of the item, or the path of its picture."""
+        source = self.gallery[self.place]
+        return str(source) if isinstance(source, str | Path) else self.item.content_id
 
 
 @dataclass
@@ -67,126 +76,207 @@ class Retriever:
 
     Args:
         backbone: In eval mode.
-        name: Identifies base model and adapter in the cache of gallery embeddings.
-        cache: Folder of that cache; None keeps nothing on disk.
+        tasks: The instructions of the tasks that it was trained on, by the name of the task.
+        run: Folder of the run; it keeps the embeddings of galleries. None keeps nothing on disk.
+        name: Identifies adapter and base model among these embeddings.
     """
 
-    def __init__(self, backbone: Backbone, name: str = "", cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tasks: Mapping[str, TaskInstructions] | None = None,
+        run: RunFolder | None = None,
+        name: str = "",
+    ) -> None:
         self.backbone = backbone
+        self.tasks = dict(tasks or {})
+        self.run = run
         self.name = name
-        self.cache = cache
-        self.gallery: list[Item] = []
+        self.gallery: Sequence[Source] = ()
         self._encoded: dict[Mode, Encoded] = {}
+
+    def __repr__(self) -> str:
+        run, base = str(self.run) if self.run else None, self.backbone.config.name_or_path
+        known = f"dimension={self.dimension}, modes={MODES}, tasks={tuple(self.tasks)}"
+        return f"Retriever(run={run!r}, base={base!r}, {known})"
+
+    @property
+    def dimension(self) -> int:
+        """The length D of an embedding."""
+        return int(self.backbone.language_model.config.text_config.hidden_size)
+
+    # -- embeddings -----------------------------------------------------------------------------------
+
+    def encode_query(
+        self,
+        items: Source | Iterable[Source],
+        mode: Mode = "discriminative",
+        batch_size: int = 32,
+        task: str | None = None,
+    ) -> Tensor:
+        """Return the embeddings of queries, with the instruction that queries had in training.
+
+        Args:
+            items, mode, batch_size: See ``encode``.
+            task: A name in ``tasks`` (default: the first that asks in words alone for a picture).
+
+        Returns:
+            See ``encode``.
+
+        Raises:
+            RimeError: As ``encode``, or if there is no such task.
+        """
+        return self.encode(items, mode, batch_size, self.instruction("query", task))
+
+    def encode_target(
+        self,
+        items: Source | Iterable[Source],
+        mode: Mode = "discriminative",
+        batch_size: int = 32,
+        task: str | None = None,
+    ) -> Tensor:
+        """Return the embeddings of targets; like ``encode_query``, but with the targets' instruction."""
+        return self.encode(items, mode, batch_size, self.instruction("target", task))
 
     def encode(
         self,
-        items: Sequence[Source],
+        items: Source | Iterable[Source],
         mode: Mode = "discriminative",
         batch_size: int = 32,
         instruction: str = "",
     ) -> Tensor:
-        """Return the embeddings of texts, pictures or both.
+        """Return the embeddings of texts, pictures or both, with an instruction of your own or none.
+
+        A search should use ``encode_query`` and ``encode_target``, because the model was trained with the
+        instructions of its tasks.
 
         Args:
-            items: A ``str`` is a text, a ``Path`` a picture; an ``Item`` may hold both and an instruction.
+            items: One item or several. A ``str`` is a text, a ``Path`` a picture; an ``Item`` may hold both
+                and an instruction.
             mode: ``discriminative`` needs one forward; ``generative`` writes a rewrite first.
-            batch_size: Number of items in a forward.
+            batch_size: Largest number of items in a forward; large pictures make a batch smaller, and only
+                the pictures of one batch are in memory.
             instruction: Task of items without one, e.g. "Find the picture with this name."
 
         Returns:
-            (N, D) float32 on the CPU, L2-normalised.
+            (N, D) float32 on the CPU, L2-normalised; of one item (D,). Its ``.numpy()`` is a NumPy array.
 
         Raises:
             RimeError: If a picture cannot be read, or the mode is unknown.
         """
-        return self.encode_full(items, mode, batch_size, instruction).embeddings
+        embeddings = self.encode_full(items, mode, batch_size, instruction).embeddings
+        return embeddings[0] if is_one(items) else embeddings
 
-    def rewrite(self, items: Sequence[Source], batch_size: int = 32, instruction: str = "") -> list[str]:
-        """Return the rewrite that the model writes of each item before it embeds the item."""
-        return self.encode_full(items, "generative", batch_size, instruction).rewrites or []
+    def rewrite(
+        self, items: Source | Iterable[Source], batch_size: int = 32, instruction: str = ""
+    ) -> str | list[str]:
+        """Return the rewrite that the model writes of each item before it embeds it; of one item a str."""
+        rewrites = self.encode_full(items, "generative", batch_size, instruction).rewrites or []
+        return rewrites[0] if is_one(items) else rewrites
+
+    def instruction(self, side: Side, task: str | None = None) -> str:
+        """Return the instruction that items of a side had in training.
+
+        Args:
+            side: ``query`` or ``target``.
+            task: See ``encode_query``.
+        """
+        return choose_task(self.tasks, task).of(side)
 
     def encode_full(
         self,
-        items: Sequence[Source],
+        items: Source | Iterable[Source],
         mode: Mode = "discriminative",
         batch_size: int = 32,
         instruction: str = "",
         progress: str = "",
     ) -> Encoded:
-        """Return the embeddings, the rewrites and the time.
+        """Return the embeddings, (N, D) also of one item, with the rewrites and the time.
 
         Args:
             items, mode, batch_size, instruction: See ``encode``.
             progress: Title of a progress bar; empty for no bar.
         """
         _known(mode)
-        rows = [to_item(item, instruction) for item in items]
-        if not rows:
-            raise RimeError("encode needs at least one text or picture, but the list of items is empty.")
-        starts = range(0, len(rows), batch_size)
+        if batch_size < 1:
+            raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
+        rows = checked(items)
         vectors: list[Tensor] = []
         rewrites: list[str] = []
         began = time.perf_counter()
-        for start in track(starts, progress, disable=not progress):
-            vector, written = self._encode_batch(rows[start : start + batch_size], mode)
-            vectors.append(vector)
-            rewrites += written
+        with Progress(disable=not progress) as bar:
+            shown = bar.add_task(progress, total=len(rows))
+            for batch in batches(rows, batch_size, instruction):
+                vector, written = self._encode_batch(batch, mode, first=sum(map(len, vectors)))
+                vectors.append(vector)
+                rewrites += written
+                bar.advance(shown, len(batch))
         seconds = time.perf_counter() - began
         return Encoded(torch.cat(vectors), rewrites if mode == "generative" else None, seconds)
 
     @torch.no_grad()
-    def _encode_batch(self, items: list[Item], mode: Mode) -> tuple[Tensor, list[str]]:
+    def _encode_batch(self, items: list[Item], mode: Mode, first: int) -> tuple[Tensor, list[str]]:
         device = next(self.backbone.parameters()).device
-        prompts = self.backbone.processor.prompts(items).to(device)
+        names = [f"item {first + number}" for number in range(len(items))]
+        prompts = self.backbone.processor.prompts(items, names).to(device)
         if mode == "discriminative":
             return self.backbone(prompts).disc.float().cpu(), []
         written = write_rewrites(self.backbone, prompts).completions
         embedding = self.backbone(prompts, written).gen
         return embedding.float().cpu(), self.backbone.processor.decode(written)
 
+    # -- search ---------------------------------------------------------------------------------------
+
     def index(
         self,
-        items: Sequence[Source],
+        items: Source | Iterable[Source],
         modes: Sequence[Mode] = MODES,
         batch_size: int = 32,
-        instruction: str = "",
+        task: str | None = None,
+        instruction: str | None = None,
         progress: bool = False,
     ) -> None:
         """Make these items the gallery of ``search``.
 
         Embeddings are cached in the run folder, so the same items are encoded only once per adapter and mode.
+        Of pictures given as ``Path``, only the path is kept.
 
         Args:
-            items: See ``encode``.
+            items, batch_size: See ``encode``.
             modes: Modes in which the gallery can be searched.
-            batch_size, instruction: See ``encode``.
+            task: See ``encode_target``.
+            instruction: Instruction in the place of the task's.
             progress: Whether to show a progress bar.
 
         Raises:
-            RimeError: If there are no items.
+            RimeError: If there are no items, or one cannot be embedded.
         """
-        if not items:
-            raise RimeError("index needs at least one text or picture, but the gallery is empty.")
-        self.gallery = [to_item(item, instruction) for item in items]
+        text = self.instruction("target", task) if instruction is None else instruction
+        self.gallery = checked(items)
         self._encoded = {}
+        content = content_digest(self.gallery, text) if self.run else ""
         for mode in modes:
             title = f"gallery, {mode}" if progress else ""
-            self._encoded[mode] = self._cached(_known(mode), batch_size, title)
+            self._encoded[mode] = self._cached(content, _known(mode), batch_size, text, title)
 
-    def _cached(self, mode: Mode, batch_size: int, progress: str) -> Encoded:
-        if self.cache is None:
-            return self.encode_full(self.gallery, mode, batch_size, progress=progress)
-        file = self.cache / f"{_fingerprint(self.name, mode, self.gallery)}.pt"
+    def _cached(self, content: str, mode: Mode, batch_size: int, instruction: str, progress: str) -> Encoded:
+        if self.run is None:
+            return self.encode_full(self.gallery, mode, batch_size, instruction, progress)
+        key = hashlib.sha256(f"{self.name} {mode} {content}".encode()).hexdigest()[:32]
+        file = self.run.path / CACHE / f"{key}.pt"
         if file.is_file():
-            return Encoded(**torch.load(file))
-        encoded = self.encode_full(self.gallery, mode, batch_size, progress=progress)
+            try:
+                return Encoded(**torch.load(file, weights_only=True))
+            except Exception as error:  # a damaged file raises whatever its reader stumbles over
+                warnings.warn(f"{file} is damaged and will be made again: {error}", stacklevel=3)
+        encoded = self.encode_full(self.gallery, mode, batch_size, instruction, progress)
         try:
-            self.cache.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             half_written = file.with_suffix(".half")
             torch.save(vars(encoded), half_written)
             half_written.replace(file)
-        except OSError as error:  # e.g. a run folder without permission to write
-            warnings.warn(f"The embeddings of the gallery could not be cached: {error}", stacklevel=2)
+        except (OSError, RuntimeError) as error:  # e.g. a run folder without permission to write
+            warnings.warn(f"The embeddings of the gallery could not be cached: {error}", stacklevel=3)
         return encoded
 
     def search(
@@ -195,16 +285,18 @@ class Retriever:
         mode: Mode = "discriminative",
         top_k: int = 8,
         target_mode: Mode | None = None,
-        instruction: str = "",
+        task: str | None = None,
+        instruction: str | None = None,
     ) -> Found:
         """Return the gallery items that are most similar to a query.
 
         Args:
-            query: See ``encode``.
+            query: One item; see ``encode``.
             mode: Mode of the query.
             top_k: Maximum number of items.
             target_mode: Mode of the gallery (default: that of the query). After CMA, any pair of modes works.
-            instruction: Task, if the query has none.
+            task: See ``encode_query``.
+            instruction: Instruction in the place of the task's.
 
         Raises:
             RimeError: If the gallery was not indexed in that mode.
@@ -215,87 +307,73 @@ class Retriever:
                 f"search needs a gallery in mode {target_mode!r}, but indexed is: "
                 f"{', '.join(sorted(self._encoded)) or 'nothing'}. Call index(items) first."
             )
-        encoded = self.encode_full([query], mode, instruction=instruction)
+        if top_k < 1:
+            raise RimeError(f"top_k must be 1 or more, but is {top_k}.")
+        if not is_one(query):
+            raise RimeError(f"query must be one text, path, picture or Item, not a {type(query).__name__}.")
+        text = self.instruction("query", task) if instruction is None else instruction
+        encoded = self.encode_full(query, mode, instruction=text)
         gallery = self._encoded[target_mode]
         began = time.perf_counter()
         scores, places = (gallery.embeddings @ encoded.embeddings[0]).topk(min(top_k, len(self.gallery)))
         search_ms = 1000 * (time.perf_counter() - began)
+        rewrites = gallery.rewrites
         hits = [
-            Hit(place, self.gallery[place], score, gallery.rewrites[place] if gallery.rewrites else None)
+            Hit(place, score, rewrites[place] if rewrites else None, self.gallery)
             for score, place in zip(scores.tolist(), places.tolist(), strict=True)
         ]
         written = encoded.rewrites[0] if encoded.rewrites else None
         return Found(hits, written, 1000 * encoded.seconds, search_ms)
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that the model was never trained on.
 
-def load(run: str | Path, device: str = "cpu") -> Retriever:
-    """The model of a run, ready to encode.
+        They are known for the tiny base models only. A downloaded one has read other texts: then it is [].
+        """
+        return unknown_words(self.run.adapter, text) if self.run else []
+
+
+def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -> Retriever:
+    """Return the model of a run, ready to encode.
 
     Args:
-        run: The folder of a run (``runs/<name>/cma``), or one above: then the run that finished last.
-        device: Where the model goes.
+        run: The folder of a run (``runs/<name>/cma``), or one above, if there is one adapter below it.
+        device: Device of the model, e.g. "cuda".
+        base: Folder or Hugging Face name of the base model (default: where it was in training).
 
     Raises:
-        RimeError: If there is no adapter, or its base cannot be loaded.
+        RimeError: If there is no adapter or more than one, or if its base model cannot be loaded.
     """
     folder = RunFolder.with_adapter(run)
     contract = read_contract(folder.adapter)
-    name = (
-        f"{contract['base_hash']} {contract['weights_hash']} {json.dumps(contract['prompt'], sort_keys=True)}"
-    )
-    name += f" {contract['backbone']['load_in_4bit']} {contract['backbone']['dtype']}"
-    return Retriever(load_backbone(folder.adapter, device), name, folder.path / CACHE)
-
-
-def to_item(source: Source, instruction: str = "") -> Item:
-    """Return a text, a path to a picture or a picture as an Item; an Item keeps its own instruction.
-
-    Raises:
-        RimeError: If the file is not a readable picture.
-    """
-    if isinstance(source, Item):
-        return source if source.instruction else replace(source, instruction=instruction)
-    if isinstance(source, str):
-        return Item(source, (), "", instruction)
-    if isinstance(source, Path):
-        return Item("", (open_picture(source),), source.name, instruction)
-    return Item("", (source.convert("RGB"),), "", instruction)
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Open and decode a picture file.
-
-    Raises:
-        RimeError: If it cannot be read, or its sides differ too much.
-    """
     try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises both
         raise RimeError(
-            f"{path} must be a readable picture, but is not ({error}). Remove or replace it."
+            f"device must be one that torch can use here, such as 'cpu', but is {device!r}."
         ) from error
-    if max(picture.size) >= MAX_ASPECT * min(picture.size):
+    try:
+        backbone = load_backbone(folder.adapter, device, base)
+    except RimeError as error:
+        if base is not None or contract.get("base_paths") or Path(contract["base"]).is_dir():
+            raise
+        # an earlier version kept the path only as it was typed, and it may also be the name of a download
         raise RimeError(
-            f"{path}: the longer side must be less than {MAX_ASPECT} times the shorter one, but the picture "
-            f"has {picture.width} x {picture.height} pixels. Crop it."
-        )
-    return picture
+            f"{folder.adapter}: its base model {contract['base']} must be a folder, counted from "
+            f"{Path.cwd()}, or a Hugging Face name that can be loaded, but is neither. Give the folder as "
+            "base (--base)."
+        ) from error
+    return Retriever(backbone, tasks_from_json(contract), folder, _identity(contract))
+
+
+def _identity(contract: Mapping[str, Any]) -> str:
+    """Return all of an adapter's contract that can change an embedding."""
+    backbone = {name: value for name, value in contract["backbone"].items() if name != "name_or_path"}
+    rest = {n: value for n, value in contract.items() if n not in ("base", "base_paths", "tasks", "backbone")}
+    return json.dumps([backbone, rest], sort_keys=True)
 
 
 def _known(mode: Mode) -> Mode:
     if mode not in MODES:
         raise RimeError(f"mode must be {' or '.join(map(repr, MODES))}, but is {mode!r}.")
     return mode
-
-
-def _fingerprint(name: str, mode: Mode, items: Sequence[Item]) -> str:
-    """Return a hash of all that decides the embeddings: adapter, mode and the content of all items."""
-    digest = hashlib.sha256(f"{name} {mode}".encode())
-    for item in items:
-        digest.update(
-            json.dumps([item.text, item.instruction, [image.size for image in item.images]]).encode()
-        )
-        for image in item.images:
-            digest.update(image.tobytes())
-    return digest.hexdigest()[:32]

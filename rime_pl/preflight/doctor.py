@@ -20,6 +20,7 @@ from packaging.version import Version
 from torch import nn
 
 from rime_pl.backbone.adapters import load_adapter_weights, read_contract
+from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
@@ -221,19 +222,18 @@ def batch(batch_size: int, processes: int) -> Check:
 def check_adapter(folder: Path, base: str | None = None) -> Check:
     """Load the adapter onto its base model, without 4 bits, by the code that a run uses.
 
-    ``folder`` is a run, or lies above it: then its newest finished run. ``base`` replaces the model that the
-    adapter names.
+    ``folder`` is a run, or lies above its newest finished run. ``base`` is the model in place of its own.
     """
     try:
         adapter = RunFolder.with_adapter(folder).adapter
         contract = read_contract(adapter)
         processor = RimeProcessor.from_adapter(adapter)
         config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})
-        config.name_or_path = base or config.name_or_path
     except (RimeError, json.JSONDecodeError, KeyError, TypeError) as error:
         remedy = f"Give --adapter the folder of a finished run. If it is one: {_AGAIN.lower()}"
         return Check("adapter", "problem", f"{folder} cannot be read: {error}", remedy)
     try:
+        config.name_or_path = find_base(adapter, contract, base)
         backbone = Backbone(config, processor)
     except RimeError as error:
         remedy = "Name the folder of the base model with --config and --model.backbone.name_or_path."

@@ -1,49 +1,23 @@
-"""Load a run, encode and search, with a real but untrained micro model, so rankings have no meaning."""
+"""Encode and search with a real but untrained micro model, so rankings have no meaning."""
 
-import json
-import subprocess
-import sys
+import gc
+import warnings
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import rime_pl
-from rime_pl.backbone.adapters import adapter_state, save_adapter
-from rime_pl.backbone.mllm import Backbone
-from rime_pl.commands import search
 from rime_pl.errors import RimeError
-from rime_pl.inference import retriever as module
-from rime_pl.inference.retriever import Retriever
-from rime_pl.options.parser import parse
+from rime_pl.inference import sources
+from rime_pl.inference.retriever import CACHE, Retriever
 from rime_pl.types import Item
 
-
-@pytest.fixture(scope="module")
-def run_folder(
-    shared_backbone: Backbone, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The files that `rime cma fit` leaves: <run>/cma with adapter, manifest and done.json."""
-    folder = tmp_path_factory.mktemp("runs") / "demo"
-    stage, backbone = folder / "cma", shared_backbone
-    state = adapter_state(backbone.peft)
-    save_adapter(
-        stage / "adapter", backbone.peft, state, backbone.processor, backbone.config, backbone.base_hash
-    )
-    (stage / "manifest.json").write_text(json.dumps({"data": str(scenes_corpus)}))
-    (stage / "done.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(run_folder: Path) -> Retriever:
-    return rime_pl.load(run_folder)
-
-
-@pytest.fixture(scope="module")
-def pictures(scenes_corpus: Path) -> list[Item]:
-    return search.demo_pictures(scenes_corpus)[:6]
+#: Those of the scenes.
+INSTRUCTION, TASKS = "Find the picture.", ("composed", "count", "describe", "relative", "table", "twin")
 
 
 def test_encode_takes_texts_pictures_paths_and_items(
@@ -58,6 +32,116 @@ def test_encode_takes_texts_pictures_paths_and_items(
         assert torch.allclose(vectors.norm(dim=-1), torch.ones(4), atol=1e-5)
         assert torch.allclose(vectors[1], vectors[2], atol=1e-5)  # the same picture from disk and from memory
         assert not torch.allclose(vectors[2], vectors[3], atol=1e-3)
+
+
+def test_one_item_is_not_a_sequence_and_gives_one_vector(
+    loaded: Retriever, pictures: list[Item], tmp_path: Path
+) -> None:
+    picture = pictures[0].images[0]
+    picture.save(tmp_path / "one.png")
+    for one in ("a red ring", tmp_path / "one.png", picture, Item("a red ring")):
+        vector = loaded.encode(one)
+        assert vector.shape == (loaded.dimension,) == (64,)
+        assert torch.allclose(vector, loaded.encode([one])[0], atol=1e-6)
+    assert isinstance(vector.numpy(), np.ndarray) and vector.numpy().dtype == np.float32
+    assert loaded.rewrite("a red ring") == loaded.rewrite(["a red ring"])[0]
+    several = loaded.encode(text for text in ("a red ring", "a star"))  # a generator
+    assert several.shape == (2, 64)
+    for images in (picture, (picture,), (tmp_path / "one.png",), str(tmp_path / "one.png")):
+        assert torch.allclose(loaded.encode(Item(images=images)), loaded.encode(picture), atol=1e-6)
+
+
+def test_an_item_as_a_user_writes_it() -> None:
+    item = rime_pl.Item("a red ring")
+    assert item == Item("a red ring", (), "") and rime_pl.Item is Item
+    assert rime_pl.Item(images=(Image.new("RGB", (8, 8)),)).text == ""
+
+
+def test_a_text_that_names_a_picture_file_is_warned_of(
+    loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures[0].images[0].save("ring.png")
+    for items in ("ring.png", ["a ring", "ring.png"]):
+        with pytest.warns(UserWarning, match=r"'ring.png' is embedded as a text, .* Give Path\('ring.png'\)"):
+            loaded.encode(items)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.encode([Path("ring.png"), "no_such.png", "a ring"])
+        assert not sources._is_file("x" * 5000 + ".png") and not sources._is_file("a\0.png")
+
+
+def test_photos_are_turned_and_put_on_white_as_in_training(loaded: Retriever, tmp_path: Path) -> None:
+    drawn = Image.new("RGB", (40, 60), "white")
+    drawn.paste("red", (0, 0, 40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the file holds the picture lying on its side
+    drawn.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    shown = drawn.convert("RGBA")
+    shown.putalpha(Image.new("L", drawn.size, 255))
+    shown.paste((0, 0, 0, 0), (0, 20, 40, 60))
+    shown.save(tmp_path / "transparent.png")
+    vectors = loaded.encode([drawn, tmp_path / "turned.png", tmp_path / "transparent.png", shown])
+    for vector in vectors[1:]:
+        assert torch.allclose(vector, vectors[0], atol=1e-5)
+
+
+def test_pictures_are_opened_for_their_batch_and_not_kept(
+    loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(8)]
+    for path, item in zip(paths, pictures * 2, strict=False):
+        item.images[0].save(path)
+    opened: list[weakref.ref[Image.Image]] = []
+    alive: list[int] = []
+
+    def watched(source: Path, name: str = "") -> Image.Image:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in opened))
+        picture = open_picture(source, name)
+        opened.append(weakref.ref(picture))
+        return picture
+
+    open_picture = sources.open_picture
+    monkeypatch.setattr(sources, "open_picture", watched)
+    loaded.encode(paths, batch_size=2)
+    assert len(opened) == 8 and max(alive) <= 1, "when the second of a batch is opened"
+    monkeypatch.setattr(sources, "MAX_PIXELS", 2 * 48 * 48)
+    alive.clear()
+    loaded.encode(paths, batch_size=32)
+    assert len(alive) == 8 and max(alive) <= 1, "large pictures make a batch smaller"
+    loaded.index(paths, ["discriminative"], batch_size=2)
+    gc.collect()
+    assert all(ref() is None for ref in opened), "the gallery holds paths"
+    hits = loaded.search(paths[3], top_k=8).hits
+    (found,) = [hit for hit in hits if hit.place == 3]
+    assert found.item.images[0].size == pictures[3].images[0].size and found.name == str(paths[3])
+
+
+def test_queries_and_targets_get_the_instructions_of_their_training(
+    loaded: Retriever, pictures: list[Item]
+) -> None:
+    assert sorted(loaded.tasks) == list(loaded.tasks) == [*TASKS]
+    query, target = loaded.encode_query("a red ring"), loaded.encode_target(pictures)
+    assert torch.allclose(query, loaded.encode(Item("a red ring", instruction=INSTRUCTION)), atol=1e-6)
+    assert not torch.allclose(query, loaded.encode("a red ring"), atol=1e-4)
+    assert torch.allclose(target, loaded.encode(pictures), atol=1e-6)  # scenes: no instruction on this side
+    assert torch.allclose(query, loaded.encode_query("a red ring", task="describe"), atol=1e-6)
+    loaded.index(pictures)
+    hits = loaded.search("a red ring", top_k=6).hits
+    expected = dict(enumerate((target @ query).tolist()))
+    assert {hit.place: hit.score for hit in hits} == pytest.approx(expected, abs=1e-5)
+    written = loaded.encode_query(["a red ring"], "generative", task="describe")
+    assert torch.allclose(
+        written, loaded.encode(["a red ring"], "generative", instruction=INSTRUCTION), atol=1e-6
+    )
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones(loaded: Retriever) -> None:
+    with pytest.raises(RimeError, match=r"task must be one .*'describe', .* but is 'descrbe'"):
+        loaded.encode_query("a red ring", task="descrbe")
+    with pytest.raises(RimeError, match=r"task must be one .*'describe', .* but is 'nope'"):
+        loaded.encode_target("a red ring", task="nope")
 
 
 def test_encode_equals_the_backbone_and_batches_change_nothing(
@@ -81,9 +165,10 @@ def test_instruction_is_used_where_the_item_has_none(loaded: Retriever) -> None:
 def test_search_finds_the_picture_itself_and_takes_any_pair_of_modes(
     loaded: Retriever, pictures: list[Item]
 ) -> None:
-    loaded.index(pictures)
-    found = loaded.search(pictures[3], "discriminative", top_k=4)
-    assert len(found.hits) == 4 and found.hits[0].item is loaded.gallery[3]
+    loaded.index(pictures, instruction="")
+    found = loaded.search(pictures[3], "discriminative", top_k=4, instruction="")
+    assert len(found.hits) == 4 and found.hits[0].place == 3
+    assert found.hits[0].item.content_id == found.hits[0].name == pictures[3].content_id
     assert found.hits[0].score == pytest.approx(1.0, abs=1e-4)
     assert [hit.score for hit in found.hits] == sorted((hit.score for hit in found.hits), reverse=True)
     assert found.rewrite is None and found.encode_ms > 0
@@ -97,92 +182,67 @@ def test_gallery_is_encoded_once_for_each_adapter_mode_and_content(
 ) -> None:
     loaded.index(pictures[:3])
     before = loaded.search("a ring").hits
-    files = sorted(loaded.cache.iterdir())
+    assert loaded.run is not None
+    files = sorted((loaded.run.path / CACHE).iterdir())
     monkeypatch.setattr(loaded, "encode_full", None)  # encoding anything again would fail
     loaded.index(pictures[:3])
-    assert sorted(loaded.cache.iterdir()) == files
+    assert sorted((loaded.run.path / CACHE).iterdir()) == files
     monkeypatch.undo()
     assert [hit.score for hit in loaded.search("a ring").hits] == [hit.score for hit in before]
-    orders = (pictures[:2], pictures[1::-1])
-    keys = {module._fingerprint(n, mode, items) for n in "ab" for mode in module.MODES for items in orders}
-    assert len(keys) == 8
+    orders = (pictures[:2], pictures[1::-1], pictures[:1])
+    assert len({sources.content_digest(items, words) for words in ("", "Find it.") for items in orders}) == 6
 
 
-def test_wrong_use_is_an_error(loaded: Retriever, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_made_again(loaded: Retriever, pictures: list[Item]) -> None:
+    loaded.index(pictures[:2], ["discriminative"])
+    scores = [hit.score for hit in loaded.search("a ring").hits]
+    assert loaded.run is not None
+    for file in (loaded.run.path / CACHE).iterdir():
+        file.write_bytes(b"no tensor")
+    with pytest.warns(UserWarning, match="is damaged and will be made again"):
+        loaded.index(pictures[:2], ["discriminative"])
+    assert [hit.score for hit in loaded.search("a ring").hits] == scores
+
+
+def test_wrong_use_is_an_error(loaded: Retriever, run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RimeError, match="mode must be 'discriminative' or 'generative', but is 'gen'"):
         loaded.encode(["a"], mode="gen")
     with pytest.raises(RimeError, match="list of items is empty"):
         loaded.encode([])
-    with pytest.raises(RimeError, match="gallery is empty"):
+    with pytest.raises(RimeError, match="list of items is empty"):
         loaded.index([])
     with pytest.raises(RimeError, match=r"needs a gallery in mode 'discriminative', but indexed is: nothing"):
         Retriever(loaded.backbone).search("a")
-    with pytest.raises(RimeError, match=r"missing\.png must be a readable picture"):
-        loaded.encode([tmp_path / "missing.png"])
+    with pytest.raises(RimeError, match=r"item 1 must be a picture file, but there is none: .*missing\.png"):
+        loaded.encode(["a", tmp_path / "missing.png"])
+    for nothing in ("", " ", Item(), Item(instruction="Find it.")):
+        with pytest.raises(RimeError, match="item 0 must have a text or a picture, but has neither"):
+            loaded.encode([nothing])
+    for wrong in (3, None, np.zeros((4, 4, 3), np.uint8), b"bytes"):
+        with pytest.raises(RimeError, match=r"item 1 must be a text \(str\), a path .*, but is a "):
+            loaded.encode(["a", wrong])
+    for wrong in (3, None, {"a": 1}, b"bytes"):
+        with pytest.raises(
+            RimeError, match="items must be a list of texts, paths, pictures or Items, but are a"
+        ):
+            loaded.encode(wrong)
+    with pytest.raises(
+        RimeError, match="item 0: images must be pictures or paths to pictures, but one is a int"
+    ):
+        loaded.encode(Item("a", (3,)))
+    with pytest.raises(RimeError, match="batch_size must be 1 or more, but is 0"):
+        loaded.encode("a", batch_size=0)
+    with pytest.raises(
+        RimeError, match="device must be one that torch can use here, such as 'cpu', but is 'gpu'"
+    ):
+        rime_pl.load(run_folder, device="gpu")
+    loaded.index("a", ["discriminative"])
+    with pytest.raises(RimeError, match="query must be one text, path, picture or Item, not a list"):
+        loaded.search(["a", "b"])
+    with pytest.raises(RimeError, match="top_k must be 1 or more, but is 0"):
+        loaded.search("a", top_k=0)
     Image.new("RGB", (1000, 3)).save(tmp_path / "line.png")
-    with pytest.raises(RimeError, match=r"line\.png: the longer side must be .* 1000 x 3 pixels"):
+    with pytest.raises(RimeError, match=r"line\.png: the longer side may be .* 1000 x 3 pixels"):
         loaded.encode([tmp_path / "line.png"])
     with pytest.raises(RimeError, match="no finished run here"):
         rime_pl.load(tmp_path)
-
-
-def rime_search(*words: str) -> int:
-    """What `rime search` does, with its errors as exceptions."""
-    return search.run(**parse(search.run, "rime search", ["a red ring", "--device", "cpu", *words]))
-
-
-def test_search_command_shows_both_modes_over_the_demo_pictures(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "new" / "sheet.png"
-    assert rime_search("--run", str(run_folder), "--output", str(output), "--top_k", "3") == 0
-    printed = capsys.readouterr().out
-    for words in (
-        "discriminative: query in",
-        "generative: query in",
-        "ms",
-        "cosine",
-        "as rewritten",
-        "a red ring",
-    ):
-        assert words in printed
-    assert Image.open(output).width > 3 * 148
-
-
-def test_search_command_over_a_folder_of_ones_own(
-    run_folder: Path, pictures: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "below").mkdir()
-    pictures[0].images[0].save(tmp_path / "a.png")
-    pictures[1].images[0].save(tmp_path / "below" / "b.JPG")
-    (tmp_path / "notes.txt").write_text("no picture")
-    words = ["--run", str(run_folder / "cma"), "--images", str(tmp_path), "--mode", "discriminative"]
-    rime_search(*words, "--output", str(tmp_path / "out" / "sheet.png"))
-    printed = capsys.readouterr().out
-    assert "gallery: 2 pictures" in printed and "a.png" in printed and "below/b.JPG" in printed
-    assert "generative" not in printed
-
-
-def test_search_command_names_what_is_wrong(
-    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    run = ["--run", str(run_folder)]
-    with pytest.raises(RimeError, match=r"--images .*empty: no pictures in it"):
-        rime_search(*run, "--images", str(empty))
-    with pytest.raises(RimeError, match=r"--images .*gone: no such folder"):
-        rime_search(*run, "--images", str(tmp_path / "gone"))
-    (empty / "broken.png").write_bytes(b"\x89PNG no picture")
-    with pytest.raises(RimeError, match=r"broken\.png must be a readable picture"):
-        rime_search(*run, "--images", str(empty))
-    with pytest.raises(RimeError, match="--top_k must be 1 or more, but is 0"):
-        rime_search(*run, "--top_k", "0")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(RimeError, match=r"runs: no finished run here .* `make train-cma`"):
-        rime_search()
-
-
-def test_importing_the_package_stays_fast() -> None:
-    code = "import sys, rime_pl; assert callable(rime_pl.load); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,129 @@
+"""`rime search` with a real but untrained micro model, so rankings have no meaning."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import rime_pl
+from rime_pl.commands import search
+from rime_pl.errors import RimeError
+from rime_pl.inference.retriever import Retriever
+from rime_pl.options.parser import parse
+from rime_pl.types import Item
+
+INSTRUCTION = "Find the picture."  # of the scenes
+
+
+def test_an_adapter_of_an_earlier_version_loads_and_says_what_is_missing(
+    old_run: Path, pictures: list[Item], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = rime_pl.load(old_run)
+    assert old.encode("a red ring").shape == (64,) and old.unknown_words("zebra") == []
+    for call in (old.encode_query, old.encode_target, old.index):
+        with pytest.raises(
+            RimeError, match="must keep the instructions of its tasks, but an earlier version"
+        ):
+            call("a red ring")
+    old.index(pictures, instruction="")
+    assert old.search("a red ring", instruction=INSTRUCTION).hits
+    words = ["--run", str(old_run), "--mode", "discriminative", "--output", str(old_run / "sheet.png")]
+    rime_search(*words)
+    from_corpus = capsys.readouterr().out
+    assert "warning" not in from_corpus
+    (old_run / "manifest.json").unlink()
+    pictures[0].images[0].save(old_run / "one.png")
+    rime_search(*words, "--images", str(old_run))
+    assert "warning: the adapter does not keep the instructions" in capsys.readouterr().out
+
+
+def rime_search(*words: str) -> int:
+    """What `rime search` does, with its errors as exceptions."""
+    return search.run(**parse(search.run, "rime search", ["a red ring", "--device", "cpu", *words]))
+
+
+def test_search_command_shows_both_modes_over_the_demo_pictures(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "sheet.png"
+    assert rime_search("--run", str(run_folder), "--output", str(output), "--top_k", "3") == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "discriminative: query in",
+        "generative: query in",
+        "ms",
+        "cosine",
+        "as rewritten",
+        "a red ring",
+    ):
+        assert words in printed
+    assert Image.open(output).width > 3 * 148
+
+
+def test_search_command_over_a_folder_of_ones_own(
+    run_folder: Path, pictures: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "below").mkdir()
+    pictures[0].images[0].save(tmp_path / "a.png")
+    pictures[1].images[0].save(tmp_path / "below" / "b.JPG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    words = ["--run", str(run_folder / "cma"), "--images", str(tmp_path), "--mode", "discriminative"]
+    rime_search(*words, "--output", str(tmp_path / "out" / "sheet.png"))
+    printed = capsys.readouterr().out
+    assert "gallery: 2 pictures" in printed and "a.png" in printed and "below/b.JPG" in printed
+    assert "generative" not in printed
+
+
+def test_search_command_names_what_is_wrong(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    run = ["--run", str(run_folder)]
+    with pytest.raises(RimeError, match=r"--images .*empty: no pictures in it"):
+        rime_search(*run, "--images", str(empty))
+    with pytest.raises(RimeError, match=r"--images .*gone: no such folder"):
+        rime_search(*run, "--images", str(tmp_path / "gone"))
+    (empty / "broken.png").write_bytes(b"\x89PNG no picture")
+    with pytest.raises(RimeError, match=r"broken\.png must be a picture, but its format is not known"):
+        rime_search(*run, "--images", str(empty))
+    with monkeypatch.context() as patch:
+        patch.setattr(Retriever, "index", None)  # the gallery would take minutes
+        for query, error in (("", "must have a text"), ("a <gen_emb>", "must not contain '<gen_emb>'")):
+            with pytest.raises(RimeError, match=error):
+                search.run(query, run=run_folder, device="cpu")
+    with pytest.raises(RimeError, match="--top_k must be 1 or more, but is 0"):
+        rime_search(*run, "--top_k", "0")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RimeError, match=r"runs: no finished run here .* `make train-cma`"):
+        rime_search()
+
+
+def test_search_command_names_the_run_and_the_words_that_training_lacks(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {
+        "query": "a red pizza",
+        "output": tmp_path / "sheet.png",
+        "mode": "discriminative",
+        "device": "cpu",
+    }
+    search.run(**words, run=run_folder)
+    printed = capsys.readouterr().out
+    assert f"run: {run_folder / 'cma'}\n" in printed
+    assert "in no training text: pizza. The model may not know" in printed
+    shutil.copytree(run_folder, tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    search.run(**words | {"query": "a red ring"})
+    printed = capsys.readouterr().out
+    assert "run: runs/demo/cma (finished last in runs)\n" in printed and "training text" not in printed
+    with pytest.raises(RimeError, match=r"task must be one .* but is 'nope'"):
+        search.run(**words, task="nope")
+
+
+def test_importing_the_package_stays_fast() -> None:
+    code = "import sys, rime_pl; assert callable(rime_pl.load); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
