@@ -171,7 +171,7 @@ class Rollouts(_Movable):
     completions: Completions  # N rows: rewrite, <gen_emb>, end of turn; the last two are added if missing
     labels: Tensor  # (N, C) int64: the tokens that the model chose, with the first stop token; -100 elsewhere
     lengths: Tensor  # (N,) int64: tokens of the rewrite, without <gen_emb> and end of turn
-    well_formed: Tensor  # (N,) bool: the rewrite is not empty, and the model itself wrote <gen_emb>
+    well_formed: Tensor  # (N,) bool: the rewrite has visible text, and the model itself wrote <gen_emb>
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -225,10 +225,10 @@ class EvalOutput(_Movable):
 
     embeddings: ModeEmbeddings  # gen: with the rewrite that the model wrote
     completions: Completions  # that rewrite
-    ablation: dict[str, Tensor]  # queries: "reference", "shuffled", "empty" -> (R, D); targets: {}
+    ablation: dict[str, Tensor]  # queries: "reference", "empty" -> (R, D); targets: {}
     rewrites: list[str]  # R generated rewrites, without special tokens
     rewrite_lengths: Tensor  # (R,) int64: tokens of the rewrite, without <gen_emb> and end of turn
-    well_formed: Tensor  # (R,) bool: the rewrite is not empty, and the model itself wrote <gen_emb>
+    well_formed: Tensor  # (R,) bool: the rewrite has visible text, and the model itself wrote <gen_emb>
     seconds: dict[str, float]  # wall time of this batch: "discriminative", "generative" (with writing)
     #: test of Refine-RL: "rewriter-embedder", each old or new -> (R, D) generative embeddings
     crossed: dict[str, Tensor] = field(default_factory=dict)

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from rime_pl.backbone.adapters import attach_adapters, base_fingerprint, load_adapter_weights, read_contract
+from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, read_contract
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
@@ -200,6 +201,9 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "
             f"loaded from {config.name_or_path!r} ({error}). `rime base` makes the tiny base model."
         ) from error
+    # generate() fills what a call leaves out from the checkpoint's generation_config.json, such as a
+    # repetition penalty, which also punishes the words of the query, or beams
+    model.generation_config = GenerationConfig()
     return model
 
 
