@@ -55,7 +55,8 @@ class Backbone(nn.Module):
         self.config = config
         self.processor = processor
         model = _load(config, device)
-        self.base_hash = base_fingerprint(model)  # of the checkpoint itself, before rows are added
+        self.base_hash = base_fingerprint(config.name_or_path)
+        self.old_base_hash = embedding_fingerprint(model)  # before rows are added
         self.adapt(model)
 
     def adapt(self, model: Any) -> None:
@@ -183,7 +184,7 @@ def load_backbone(adapter: str | Path, device: str | torch.device | None = None)
     processor = RimeProcessor.from_adapter(adapter)
     config.prompt = processor.prompt
     backbone = Backbone(config, processor, device)
-    load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
+    load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash, backbone.old_base_hash)
     return backbone.eval()
 
 

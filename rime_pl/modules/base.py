@@ -71,7 +71,8 @@ class RimeModule(L.LightningModule):
             # not self.device, which is still the CPU here
             backbone = Backbone(self.config, processor, strategy.root_device)
         if self.init_adapter_from:
-            load_adapter_weights(backbone.peft, self.init_adapter_from, processor, backbone.base_hash)
+            hashes = (backbone.base_hash, backbone.old_base_hash)
+            load_adapter_weights(backbone.peft, self.init_adapter_from, processor, *hashes)
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
         if isinstance(strategy, ModelParallelStrategy):
@@ -119,7 +120,7 @@ class RimeModule(L.LightningModule):
         Raises:
             RimeError: If the base model at ``model.backbone.name_or_path`` has changed.
         """
-        if checkpoint["base_hash"] != self.model.base_hash:
+        if checkpoint["base_hash"] not in (self.model.base_hash, self.model.old_base_hash):
             raise RimeError(
                 f"model.backbone.name_or_path={self.config.name_or_path} is another base model than the one "
                 "that this run was started with. Give the old base model, or start a new run folder."
