@@ -280,7 +280,7 @@ def finish(
             "seed": cli.config.seed_everything,
             "data": str(cli.config.data.path),
             "data_hash": cli.datamodule.data_hash,
-            "negatives_per_query": cli.datamodule.batch_size - 1,
+            "negatives_per_query": cli.model.negatives_per_query,
             "processes": cli.trainer.world_size,
             "steps": steps,
             "steps_timed": steps_timed,

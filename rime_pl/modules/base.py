@@ -136,6 +136,11 @@ class RimeModule(L.LightningModule):
             group["initial_lr"], group["weight_decay"] = self.optimizer_settings.learning_rate, decay
             group["lr"] = self.optimizer_settings.learning_rate * share(schedule.last_epoch)
 
+    @property
+    def negatives_per_query(self) -> dict[str, float] | None:
+        """Return the mean number of negatives of a query, by mode; None without a contrastive loss."""
+        return None
+
     # -- evaluation -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
