@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rime_pl.report.figures import summary_figure
 from rime_pl.report.manifest import build_manifest, git_state
-from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.stage import summary_text, write_report
 from rime_pl.report.summary import build_summary
 from rime_pl.report.table import Table
@@ -182,5 +182,5 @@ def test_sheet_grows_with_rows_and_never_overflows() -> None:
     row = SheetRow(Card(words, "q"), [Card(picture, "x" * 400), Card(words)], "title " * 99, ["note " * 99])
     one, two = sheet([row]), sheet([row, row], "a title")
     assert one.width == two.width and one.height < two.height < 2 * one.height + 60
-    assert thumbnail(picture, 64).images[0].size == (64, 43)
+    assert picture.thumbnail(64).images[0].size == (64, 43)
     assert picture.images[0].size == (300, 200)
