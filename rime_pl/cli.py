@@ -273,7 +273,7 @@ def finish(
         results=recall.results,
         history=recall.history,
         ranks=recall.ranks,
-        before=previous_summary(cli),
+        before=previous_summary(cli) if steps else None,  # untrained, the weights would meet themselves
         seconds=seconds,
         facts={
             "argv": typed,
