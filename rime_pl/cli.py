@@ -235,12 +235,13 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     if resume:
         print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
     if stage == "refine_rl" and (before := previous_summary(cli)):
-        trace = before["after"]["trace"]
-        print(
-            f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
-            f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
-            flush=True,
-        )
+        trace = before["after"].get("trace", {})
+        if trace.get("room") is not None:
+            print(
+                f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
+                f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
+                flush=True,
+            )
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)

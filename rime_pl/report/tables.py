@@ -18,6 +18,11 @@ REWRITES = {
     "own-minus-shuffled": "own - another query's",
     "room": "headroom (reference - own)",
 }
+#: Rewrite that not every query has -> what the note below the table says of the queries that have it.
+_HAVE = {
+    "reference": "have a reference rewrite: its row and the headroom count only these.",
+    "shuffled": "have another query of the same task with other content: its rows count only these.",
+}
 _COST = (
     ("mean rewrite length (tokens)", "rewrite", "mean_length", ".1f"),
     ("share of well-formed rewrites", "rewrite", "well_formed"),
@@ -39,7 +44,7 @@ def summary_tables(summary: Summary) -> list[Table]:
     if "trace" in after:
         title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
         rewrites = [(label, "trace", key) for key, label in REWRITES.items()]
-        tables.append(_before_after(summary, title, rewrites))
+        tables.append(_before_after(summary, title, rewrites, _left_out(summary)))
     if "crossed" in after:
         tables.append(crossed_table({key: f"{value:.3f}" for key, value in after["crossed"].items()}))
     return [*tables, _before_after(summary, "Rewrites and their cost", _COST), _tasks(summary)]
@@ -78,10 +83,17 @@ def _tasks(summary: Summary) -> Table:
     return Table(title, ["task", "gallery", *names], rows)
 
 
-def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+def _left_out(summary: Summary) -> str:
+    """Return how many queries the rewrite ablation could not measure; "" if it measured all."""
+    trace, queries = summary["after"]["trace"], summary["queries"]
+    counts = ((key, trace.get(f"num_{key}", queries)) for key in ("reference", "shuffled"))
+    return "\n".join(f"{count} of {queries} queries {_HAVE[key]}" for key, count in counts if count < queries)
+
+
+def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]], note: str = "") -> Table:
     runs = ["before", "after"] if summary["before"] else ["after"]
     cells = [[label, *(_number(summary[run], *where) for run in runs)] for label, *where in rows]
-    return Table(title, ["", *runs], cells)
+    return Table(title, ["", *runs], cells, note=note)
 
 
 def _number(results: Summary, group: str, key: str, form: str = ".3f") -> str:
