@@ -54,11 +54,11 @@ class StageParser(PlainParser, LightningArgumentParser):
     def refuse_names(self) -> None:
         super().refuse_names()
         if not {"run_dir", "help", "print_config"} & {one.name for one in self.given}:
-            raise RimeError(needs(self.prog))
+            raise RimeError(needs(self.prog, (one.name for one in self.given)))
 
     def missing(self, names: list[str]) -> str:
         if not any(one.name == "config" for one in self.given):
-            return needs(self.prog)
+            return needs(self.prog, (one.name for one in self.given))
         values = " and ".join(f"--{name} VALUE" for name in names)
         return f"The settings in --config leave out {' and '.join(names)}. Add {values}."
 
@@ -176,8 +176,8 @@ class StageCLI(LightningCLI):
         return last if last.is_file() else None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
-        step = _logged_step(self.resume_from) if self.resume_from else None
+        # steps after the checkpoint are trained again: TensorBoard drops the events of an earlier try
+        step = _logged_step(self.resume_from) if self.resume_from else 0
         logger = TensorBoardLogger(self.run_folder.path, name="tensorboard", version="", purge_step=step)
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [EpochsFromOne()]
@@ -234,14 +234,14 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     resume = cli.resume_from
     if resume:
         print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
-    if stage == "refine_rl" and (before := previous_summary(cli)):
-        trace = before["after"].get("trace", {})
-        if trace.get("room") is not None:
-            print(
-                f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
-                f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
-                flush=True,
-            )
+    before = previous_summary(cli) if stage == "refine_rl" else None
+    trace = (before or {"after": {}})["after"].get("trace", {})
+    if trace.get("room") is not None:
+        print(
+            f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
+            f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
+            flush=True,
+        )
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
     trained = time.time()
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
@@ -277,6 +277,7 @@ def finish(
         before=previous_summary(cli) if steps else None,  # untrained, the weights would meet themselves
         seconds=seconds,
         facts={
+            **cli.run_folder.origin,  # first: what was measured counts, not what was meant
             "argv": typed,
             "seed": cli.config.seed_everything,
             "data": str(cli.config.data.path),
@@ -287,7 +288,6 @@ def finish(
             "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
             "broken_samples": cli.datamodule.broken,
-            **cli.run_folder.origin,
         },
     )
 
