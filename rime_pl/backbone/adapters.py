@@ -140,18 +140,7 @@ def load_adapter_weights(
                 f"{contract.get(name)}. Use the model.backbone.prompt and the base model of the adapter; "
                 "only max_rewrite_tokens may be larger than the adapter's."
             )
-    if contract["base_hash"] == old_base_hash:
-        warnings.warn(
-            f"{folder} was saved by an earlier version, whose fingerprint of the base model covers only the "
-            "embedding table. Whether the other weights are those of its training is not checked.",
-            stacklevel=2,
-        )
-    elif contract["base_hash"] != base_hash:
-        raise RimeError(
-            f"{folder}: model.backbone.name_or_path must give the base model that this adapter was trained "
-            f"on, {contract['base']} with fingerprint {contract['base_hash'][:12]}, but gives one with "
-            f"fingerprint {base_hash[:12]}."
-        )
+    _check_base(folder, contract, base_hash, old_base_hash)
     state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
     expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
@@ -162,6 +151,22 @@ def load_adapter_weights(
             f"{found.get(name)} and {expected.get(name)}. Use the lora_r and lora_targets of the adapter."
         )
     set_peft_model_state_dict(model, state)
+
+
+def _check_base(folder: Path, contract: dict[str, Any], base_hash: str, old_base_hash: str) -> None:
+    """Raise a RimeError if the adapter was trained on another base model."""
+    if contract["base_hash"] == old_base_hash:
+        warnings.warn(
+            f"{folder} was saved by an earlier version, whose fingerprint of the base model covers only the "
+            "embedding table. Whether the other weights are those of its training is not checked.",
+            stacklevel=3,
+        )
+    elif contract["base_hash"] != base_hash:
+        raise RimeError(
+            f"{folder}: model.backbone.name_or_path must give the base model that this adapter was trained "
+            f"on, {contract['base']} with fingerprint {contract['base_hash'][:12]}, but gives one with "
+            f"fingerprint {base_hash[:12]}."
+        )
 
 
 def _with_larger_budget(saved: Any, value: Any) -> Any:

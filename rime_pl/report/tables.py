@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rime_pl.report.summary import Summary
+from rime_pl.report.summary import Summary, not_measured
 from rime_pl.report.table import Table
 from rime_pl.types import MODE_PAIRS
 
@@ -17,11 +17,6 @@ REWRITES = {
     "own-minus-empty": "own - empty",
     "own-minus-shuffled": "own - another query's",
     "room": "headroom (reference - own)",
-}
-#: Rewrite that not every query has -> what the note below the table says of the queries that have it.
-_HAVE = {
-    "reference": "have a reference rewrite: its row and the headroom count only these.",
-    "shuffled": "have another query of the same task with other content: its rows count only these.",
 }
 _COST = (
     ("mean rewrite length (tokens)", "rewrite", "mean_length", ".1f"),
@@ -44,7 +39,7 @@ def summary_tables(summary: Summary) -> list[Table]:
     if "trace" in after:
         title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
         rewrites = [(label, "trace", key) for key, label in REWRITES.items()]
-        tables.append(_before_after(summary, title, rewrites, _left_out(summary)))
+        tables.append(_before_after(summary, title, rewrites, not_measured(summary)))
     if "crossed" in after:
         tables.append(crossed_table({key: f"{value:.3f}" for key, value in after["crossed"].items()}))
     return [*tables, _before_after(summary, "Rewrites and their cost", _COST), _tasks(summary)]
@@ -81,13 +76,6 @@ def _tasks(summary: Summary) -> Table:
     names = [REWRITES.get(key, key).replace("- ", "-").replace("-", "-\n") for _, key in where]
     title = f"recall@1 of each task{', after' if summary['before'] else ''} (chance = 1 / gallery)"
     return Table(title, ["task", "gallery", *names], rows)
-
-
-def _left_out(summary: Summary) -> str:
-    """Return how many queries the rewrite ablation could not measure; "" if it measured all."""
-    trace, queries = summary["after"]["trace"], summary["queries"]
-    counts = ((key, trace.get(f"num_{key}", queries)) for key in ("reference", "shuffled"))
-    return "\n".join(f"{count} of {queries} queries {_HAVE[key]}" for key, count in counts if count < queries)
 
 
 def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]], note: str = "") -> Table:
