@@ -1,26 +1,31 @@
 """Measures recall of the four mode pairs, the rewrite ablation and the cost of a rewrite.
 
-Added to every stage by ``cli``; it runs after each validation and on the test split. It reads only the
-``EvalOutput`` of a step. All processes rank the same gathered embeddings and log the same values.
+Added to every stage by ``cli``; it runs after each validation and on the test split. It reads the
+``EvalOutput`` of each step. When all queries have their own rewrite, it reads the queries again and embeds
+each with the rewrite of another query. All processes rank the same embeddings and log the same values.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DataError, RimeError
+from rime_pl.metrics.derangement import derange
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.metrics.words import slot_scores
 from rime_pl.scaling.gather import gather_objects
-from rime_pl.types import EvalBatch, EvalOutput, Side, content_hash
+from rime_pl.types import EvalBatch, EvalOutput, Item, Side, content_hash
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Record:
     length: int  # generated tokens
     well_formed: bool
     slots: tuple[float, float] | None  # recall and F1 of words against the reference rewrite, if there is one
+    content: int  # of the right target
+    tokens: list[int]  # of the generated rewrite, with <gen_emb> and end of turn; only for queries
 
 
 @dataclass
@@ -44,6 +51,15 @@ class Seen:
     records: dict[Side, dict[int, Record]]
     seconds: dict[str, float]  # mode -> wall seconds
     rows: int = 0  # embedded items, repeats counted
+
+
+@dataclass
+class Waiting:
+    """A batch of queries that will also be embedded with the rewrites of other queries."""
+
+    vectors: dict[str, Tensor]  # view -> (R, D)
+    facts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # item, right target, gallery, task, distractor
+    unannotated: Tensor  # (R,) bool: without a reference rewrite
 
 
 class RetrievalRecall(Callback):
@@ -80,6 +96,7 @@ class RetrievalRecall(Callback):
         pairs = {n: views for n, views in RANKED.items() if rewrite_ablation or not n.startswith("trace/")}
         self._metric = RecallMetric(pairs, self.ks, chunk_size)
         self._seen = Seen({"query": {}, "target": {}}, {})
+        self._waiting: list[Waiting] = []  # with the rewrite ablation, the queries of this process
         self._crossed: RecallMetric | None = None  # "rewriter-embedder" views, if a stage returns them
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +125,10 @@ class RetrievalRecall(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not self._finish(_is_limited(trainer.limit_val_batches), "validation"):
+        limited = _is_limited(trainer.limit_val_batches)
+        if trainer.sanity_checking or not self._end(
+            trainer, pl_module, trainer.val_dataloaders, limited, "validation"
+        ):
             return
         self._log(pl_module, "val")
         step = batches_trained(trainer)
@@ -117,14 +137,21 @@ class RetrievalRecall(Callback):
         self.history = [old for old in self.history if old["step"] < step] + [entry]
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._finish(_is_limited(trainer.limit_test_batches), "test"):
+        limited = _is_limited(trainer.limit_test_batches)
+        if self._end(trainer, pl_module, trainer.test_dataloaders, limited, "test"):
             self._log(pl_module, "test")
+
+    def _end(self, trainer: pl.Trainer, module: Any, loaders: Any, limited: bool, split: str) -> bool:
+        """Fill ``results`` (and ``ranks`` on the test split); return False if there was no query."""
+        queries = (trainer.strategy.batch_to_device(batch) for batch in loaders[0])
+        return self._finish(module, queries, limited, split, trainer.precision_plugin.val_step_context())
 
     def _start(self, pl_module: pl.LightningModule) -> None:
         self._metric.reset()
         self._metric.to(pl_module.device)
         self._crossed = None
         self._seen = Seen({"query": {}, "target": {}}, {})
+        self._waiting = []
 
     def _add(self, batch: EvalBatch, output: Any) -> None:
         if not isinstance(output, EvalOutput):
@@ -133,23 +160,22 @@ class RetrievalRecall(Callback):
                 f"{type(output).__name__}."
             )
         vectors = {"disc": output.embeddings.disc, "gen": output.embeddings.gen}
-        if batch.side == "query" and self.rewrite_ablation:
-            vectors.update(output.ablation)
+        is_query = batch.side == "query"
         device = batch.item_ids.device
         tasks = torch.tensor([content_hash(name) for name in batch.datasets], device=device)
         galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)
-        self._metric.update(
-            batch.side, vectors, batch.item_ids, batch.relevant_ids, galleries, tasks, batch.distractor
-        )
+        facts = (batch.item_ids, batch.relevant_ids, galleries, tasks, batch.distractor)
+        if is_query and self.rewrite_ablation:
+            unannotated = torch.tensor([not _annotated(item) for item in batch.items], device=device)
+            self._waiting.append(Waiting(vectors | output.ablation, facts, unannotated))
+        else:
+            self._metric.update(batch.side, vectors, *facts)
         if output.crossed:
             if self._crossed is None:
                 self._crossed = RecallMetric({n: (n, n) for n in output.crossed}, [1]).to(
                     batch.item_ids.device
                 )
-            self._crossed.update(
-                *(batch.side, output.crossed, batch.item_ids, batch.relevant_ids),
-                *(galleries, tasks, batch.distractor),
-            )
+            self._crossed.update(batch.side, output.crossed, *facts)
         columns = zip(
             batch.item_ids.tolist(),
             batch.keys,
@@ -159,9 +185,11 @@ class RetrievalRecall(Callback):
             output.rewrite_lengths.tolist(),
             output.well_formed.tolist(),
             [
-                slot_scores(rewrite, item.rewrite) if item.rewrite else None
+                slot_scores(rewrite, item.rewrite or "") if _annotated(item) else None
                 for rewrite, item in zip(output.rewrites, batch.items, strict=True)
             ],
+            batch.relevant_ids.tolist(),
+            _tokens(output) if is_query else [[]] * len(batch),
             strict=True,
         )
         self._seen.records[batch.side].update({item: Record(*rest) for item, *rest in columns})
@@ -169,12 +197,21 @@ class RetrievalRecall(Callback):
         for mode, seconds in output.seconds.items():
             self._seen.seconds[mode] = self._seen.seconds.get(mode, 0.0) + seconds
 
-    def _finish(self, limited: bool, split: str) -> bool:
-        """Fill ``results`` (and ``ranks`` on the test split); return False if there was no query."""
+    def _finish(
+        self,
+        module: Any,
+        again: Iterable[EvalBatch],
+        limited: bool,
+        split: str,
+        step_context: AbstractContextManager[Any] | None = None,
+    ) -> bool:
+        """Do the work of :meth:`_end`; ``again`` gives the query batches of this process once more."""
         seen = _together(gather_objects(self._seen))
         queries, targets = seen.records["query"], seen.records["target"]
         if not queries:
             return False
+        with step_context or nullcontext():
+            self._add_shuffled(module, again, queries)
         table = self._metric.ranks()
         missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
@@ -199,6 +236,26 @@ class RetrievalRecall(Callback):
             self.ranks = _rank_rows(table, everything, crossed, queries)
         self._metric.reset()
         return True
+
+    def _add_shuffled(self, module: Any, again: Iterable[EvalBatch], queries: dict[int, Record]) -> None:
+        """Rank the waiting queries, also with the rewrites of others; one without a partner is left out.
+
+        The partner is the same for any number of processes and any size of a batch.
+        """
+        partners = _partners(queries)
+        for waiting, batch in zip(self._waiting, again, strict=False):  # a limit may leave batches out
+            items = waiting.facts[0].tolist()
+            if batch.item_ids.tolist() != items:
+                raise RimeError(
+                    "the evaluation loader must give the same queries each time it is read, but gave "
+                    f"{batch.keys[:3]} ... the second time. Set recall.rewrite_ablation to false."
+                )
+            rewrites = [queries[partners[item]].tokens if item in partners else None for item in items]
+            waiting.vectors["shuffled"] = module.embed_rewritten(batch, rewrites)
+            alone = torch.tensor([item not in partners for item in items], device=waiting.unannotated.device)
+            absent = {"reference": waiting.unannotated, "shuffled": alone}
+            self._metric.update("query", waiting.vectors, *waiting.facts, absent=absent)
+        self._waiting = []
 
     def _over(self, table: RankTable, tasks: list[str]) -> Results:
         tables = [table.of_task(content_hash(name)) for name in tasks]
@@ -242,6 +299,29 @@ def _together(parts: list[Seen]) -> Seen:
         for mode, seconds in part.seconds.items():
             whole.seconds[mode] = whole.seconds.get(mode, 0.0) + seconds
     return whole
+
+
+def _annotated(item: Item) -> bool:
+    """Return whether an item has a reference rewrite."""
+    return bool((item.rewrite or "").strip())
+
+
+def _tokens(output: EvalOutput) -> list[list[int]]:
+    """Return the tokens of each generated rewrite, without padding."""
+    rows = zip(output.completions.ids, output.completions.mask, strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
+
+
+def _partners(queries: dict[int, Record]) -> dict[int, int]:
+    """Return for each query the query whose rewrite it gets: of its task, with other content."""
+    tasks: dict[str, list[int]] = {}
+    for item in sorted(queries):  # item ids are hashes, so this order mixes the queries of a task
+        tasks.setdefault(queries[item].task, []).append(item)
+    found = {}
+    for items in tasks.values():
+        others = derange(torch.tensor([queries[item].content for item in items]))
+        found.update({item: items[other] for item, other in zip(items, others.tolist(), strict=True)})
+    return {item: other for item, other in found.items() if item != other}
 
 
 def _costs(seen: Seen) -> Results:
@@ -299,10 +379,12 @@ def _rank_rows(
         record = queries[item]
         row: dict[str, Any] = {"key": record.key, "task": record.task, "rewrite": record.rewrite}
         row["gallery"] = int(table.gallery_sizes[place])
-        row["ranks"] = {pair: int(ranks[place]) for pair, ranks in table.ranks.items()}
+        # 0 is "not measured", in JSON null
+        row["ranks"] = {pair: int(ranks[place]) or None for pair, ranks in table.ranks.items()}
         if crossed is not None:  # the same queries in the same order
             row["ranks"] |= {f"crossed/{name}": int(ranks[place]) for name, ranks in crossed.ranks.items()}
         if everything is not None:
-            row["ranks_all_gallery"] = {pair: int(ranks[place]) for pair, ranks in everything.ranks.items()}
+            ranks_all = {pair: int(ranks[place]) or None for pair, ranks in everything.ranks.items()}
+            row["ranks_all_gallery"] = ranks_all
         rows.append(row)
     return rows

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rime_pl.callbacks.progress import batches_trained
-from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.scaling.gather import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Item, RewriteChange
 
@@ -111,7 +111,7 @@ class RewriteSamples(Callback):
                 batch.datasets[row],
                 batch.galleries[row],
                 relevant[row],
-                thumbnail(batch.items[row]),
+                batch.items[row],
                 output.rewrites[row],
                 {view: vector[row] for view, vector in vectors.items()},
             )

@@ -48,6 +48,7 @@ class _Batches(Dataset[Fetched]):
         self.processor = processor
         self.annotated = annotated
         self.bare = ShardReader(reader.entries)  # requires no rewrites: for samples without annotation
+        self.decoded: Side | None = None  # the side whose images are needed; None for both
 
     def _make(self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch]) -> Fetched:
         fetched = Fetched()
@@ -70,7 +71,7 @@ class _Batches(Dataset[Fetched]):
             try:
                 if self.annotated and not self.annotated[other]:
                     return without_rewrites(self.bare.read(other))
-                return self.reader.read(other)
+                return self.reader.read(other, self.decoded)
             except DataError as error:
                 broken[entries[other].name] = str(error)
         raise DataError(
@@ -114,7 +115,7 @@ class EvalBatches(_Batches):
         self, reader: ShardReader, processor: RimeProcessor, side: Side, batches: Sequence[Sequence[int]]
     ) -> None:
         super().__init__(reader, processor)
-        self.side, self.batches = side, batches
+        self.side, self.decoded, self.batches = side, side, batches
 
     def __getitem__(self, number: int) -> Fetched:
         return self._make(self.batches[number], lambda pairs: self.processor.eval_batch(self.side, pairs))

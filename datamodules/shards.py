@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from rime_pl.datamodules.annotation import CompletionKind, with_completion
 from rime_pl.errors import DataError, RimeError
-from rime_pl.types import Item, Pair
+from rime_pl.types import Item, Pair, Side
 
 FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
@@ -175,8 +175,12 @@ class ShardReader:
         for descriptor in self.__dict__.get("_files", {}).values():
             os.close(descriptor)
 
-    def read(self, index: int) -> Pair:
+    def read(self, index: int, side: Side | None = None) -> Pair:
         """Return one sample with its images decoded to RGB.
+
+        Args:
+            index: Number of the sample in the split.
+            side: The side whose images are needed; None for both and the hard negatives.
 
         Raises:
             DataError: If a member is missing, broken or malformed; it names shard, key and field.
@@ -186,20 +190,20 @@ class ShardReader:
         for field in ("dataset", "gallery", "target"):
             if field not in sample:
                 raise DataError(f"{entry.name}: field {field!r} is missing in the JSON. {_AGAIN}")
-        query, negatives = sample.get("query"), sample.get("hard_negatives") or []
+        query, negatives = sample.get("query"), [] if side else sample.get("hard_negatives") or []
         pair = Pair(
             key=entry.name,
             dataset=sample["dataset"],
             gallery=sample["gallery"],
-            query=None if query is None else self._item(entry, "query", query),
-            target=self._item(entry, "target", sample["target"]),
+            query=None if query is None else self._item(entry, "query", query, side != "target"),
+            target=self._item(entry, "target", sample["target"], side != "query"),
             hard_negatives=tuple(
                 self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
         )
         return with_completion(pair, self.completion)
 
-    def _item(self, entry: Entry, field: str, item: Any) -> Item:
+    def _item(self, entry: Entry, field: str, item: Any, with_images: bool = True) -> Item:
         if not isinstance(item, dict):
             raise DataError(f"{entry.name}: field {field!r} must be an object, but is {item!r:.90}.")
         for name, kinds in _ITEM_FIELDS.items():
@@ -217,7 +221,9 @@ class ShardReader:
             )
         return Item(
             text=item["text"],
-            images=tuple(self._image(entry, f"{field}.images", name) for name in item["images"]),
+            images=tuple(
+                self._image(entry, f"{field}.images", name) for name in item["images"] if with_images
+            ),
             content_id=item["content_id"],
             instruction=item.get("instruction") or "",
             rewrite=item.get("rewrite"),

@@ -235,7 +235,8 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     if resume:
         print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
     before = previous_summary(cli) if stage == "refine_rl" else None
-    if before and (trace := before["after"].get("trace")):
+    trace = (before or {"after": {}})["after"].get("trace", {})
+    if trace.get("room") is not None:
         print(
             f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
             f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
@@ -273,7 +274,7 @@ def finish(
         results=recall.results,
         history=recall.history,
         ranks=recall.ranks,
-        before=previous_summary(cli),
+        before=previous_summary(cli) if steps else None,  # untrained, the weights would meet themselves
         seconds=seconds,
         facts={
             **cli.run_folder.origin,  # first: what was measured counts, not what was meant
@@ -281,7 +282,7 @@ def finish(
             "seed": cli.config.seed_everything,
             "data": str(cli.config.data.path),
             "data_hash": cli.datamodule.data_hash,
-            "negatives_per_query": cli.datamodule.batch_size - 1,
+            "negatives_per_query": cli.model.negatives_per_query,
             "processes": cli.trainer.world_size,
             "steps": steps,
             "steps_timed": steps_timed,

@@ -201,7 +201,7 @@ class RimeProcessor:
             datasets=[pair.dataset if side == "query" else "" for pair in pairs],
             galleries=[pair.gallery for pair in pairs],
             keys=[pair.key for pair in pairs],
-            items=items,
+            items=[item.thumbnail() for item in items],  # full ones would go through the pipe of the workers
         )
 
 

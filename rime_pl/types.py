@@ -27,6 +27,9 @@ MODE_PAIRS: tuple[str, ...] = ("disc-disc", "gen-gen", "gen-disc", "disc-gen")
 #: The rewrites that the rewrite ablation gives to the queries; also keys of summary.json.
 REWRITE_ABLATION: tuple[str, ...] = ("own", "reference", "shuffled", "empty")
 
+#: Pixels of the longer side of a picture in a report.
+THUMBNAIL = 148
+
 
 def content_hash(content_id: str) -> int:
     """Return a signed 64-bit id of a content id, the same on every machine and in every process."""
@@ -54,6 +57,13 @@ class Item:
     instruction: str = ""  # the task's instruction, "" if none
     rewrite: str | None = None  # the reference rewrite; None: not annotated
     cot: str | None = None  # a chain of thought, followed by the same rewrite
+
+    def thumbnail(self, side: int = THUMBNAIL) -> Item:
+        """Return the item with small pictures, so that a whole gallery can be kept or sent."""
+        small = [image.convert("RGB") for image in self.images]  # a copy if it is RGB already
+        for image in small:
+            image.thumbnail((side, side))
+        return replace(self, images=tuple(small))
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ class Rollouts(_Movable):
     completions: Completions  # N rows: rewrite, <gen_emb>, end of turn; the last two are added if missing
     labels: Tensor  # (N, C) int64: the tokens that the model chose, with the first stop token; -100 elsewhere
     lengths: Tensor  # (N,) int64: tokens of the rewrite, without <gen_emb> and end of turn
-    well_formed: Tensor  # (N,) bool: the rewrite is not empty, and the model itself wrote <gen_emb>
+    well_formed: Tensor  # (N,) bool: the rewrite has visible text, and the model itself wrote <gen_emb>
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -196,7 +206,7 @@ class EvalBatch(_Movable):
     datasets: list[str]  # R tasks (targets: "")
     galleries: list[str]  # R gallery names
     keys: list[str]  # R pair keys
-    items: list[Item]  # R raw items, for pictures and texts in reports
+    items: list[Item]  # R items with small pictures, for pictures and texts in reports
 
     def __len__(self) -> int:
         return self.item_ids.shape[0]
@@ -225,10 +235,10 @@ class EvalOutput(_Movable):
 
     embeddings: ModeEmbeddings  # gen: with the rewrite that the model wrote
     completions: Completions  # that rewrite
-    ablation: dict[str, Tensor]  # queries: "reference", "shuffled", "empty" -> (R, D); targets: {}
+    ablation: dict[str, Tensor]  # queries: "reference", "empty" -> (R, D); targets: {}
     rewrites: list[str]  # R generated rewrites, without special tokens
     rewrite_lengths: Tensor  # (R,) int64: tokens of the rewrite, without <gen_emb> and end of turn
-    well_formed: Tensor  # (R,) bool: the rewrite is not empty, and the model itself wrote <gen_emb>
+    well_formed: Tensor  # (R,) bool: the rewrite has visible text, and the model itself wrote <gen_emb>
     seconds: dict[str, float]  # wall time of this batch: "discriminative", "generative" (with writing)
     #: test of Refine-RL: "rewriter-embedder", each old or new -> (R, D) generative embeddings
     crossed: dict[str, Tensor] = field(default_factory=dict)

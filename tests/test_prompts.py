@@ -28,6 +28,15 @@ SYSTEM = "You are a helpful assistant."
 QWEN2_VL = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n{TURNS}"
 
 
+def test_evaluation_keeps_small_pictures_for_its_reports(processor: RimeProcessor) -> None:
+    """Full ones would go through the pipe of the workers; the model sees the full ones."""
+    item = Item("", (picture(600, 400),), "photo")
+    batch = processor.eval_batch("target", [Pair("k", "task", "all", None, item)])
+    assert [shown.size for shown in batch.items[0].images] == [(148, 99)]
+    pixels = batch.prompts.pixel_values
+    assert pixels is not None and pixels.equal(processor.prompts([item]).pixel_values)
+
+
 def picture(width: int, height: int) -> Image.Image:
     return Image.effect_noise((width, height), 60).convert("RGB")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -99,7 +100,7 @@ def save_adapter(
         state: From :func:`adapter_state`.
         processor: Saved too, so that encoding needs only this folder and the base model.
         config: How the base model was loaded.
-        base_hash: Fingerprint of the base model, see :func:`base_fingerprint`.
+        base_hash: ``base_fingerprint`` of the base model.
         tasks: Instructions of the tasks that it was trained on, see ``training_texts.py``.
     """
     folder = Path(folder)
@@ -115,9 +116,20 @@ def save_adapter(
 
 
 def load_adapter_weights(
-    model: PeftModel, folder: str | Path, processor: RimeProcessor, base_hash: str
+    model: PeftModel,
+    folder: str | Path,
+    processor: RimeProcessor,
+    base_hash: str,
+    old_base_hash: str = "",
 ) -> None:
     """Load the weights of an adapter folder into a model that has an adapter, if they fit.
+
+    Args:
+        model: The model with an adapter.
+        folder: The adapter folder.
+        processor: That of the model. Its budget of a rewrite may be larger than the adapter's.
+        base_hash: ``base_fingerprint`` of the model.
+        old_base_hash: Its ``embedding_fingerprint``, for adapters of earlier versions.
 
     Raises:
         RimeError: If the folder holds no adapter or a damaged one, or if prompt, mode tokens, base model or
@@ -126,17 +138,13 @@ def load_adapter_weights(
     folder = Path(folder)
     contract = read_contract(folder)
     for name, value in processor.contract().items():
-        if contract.get(name) != value:
+        if _with_larger_budget(contract.get(name), value) != value:
             raise RimeError(
                 f"{folder / CONTRACT_FILE}: {name} must be that of this run, {value}, but is "
-                f"{contract.get(name)}. Use the model.backbone.prompt and the base model of the adapter."
+                f"{contract.get(name)}. Use the model.backbone.prompt and the base model of the adapter; "
+                "only max_rewrite_tokens may be larger than the adapter's."
             )
-    if contract["base_hash"] != base_hash:
-        raise RimeError(
-            f"{folder}: model.backbone.name_or_path must give the base model that this adapter was trained "
-            f"on, {contract['base']} with fingerprint {contract['base_hash'][:12]}, but gives one with "
-            f"fingerprint {base_hash[:12]}."
-        )
+    _check_base(folder, contract, base_hash, old_base_hash)
     state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
     expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
@@ -147,6 +155,30 @@ def load_adapter_weights(
             f"{found.get(name)} and {expected.get(name)}. Use the lora_r and lora_targets of the adapter."
         )
     set_peft_model_state_dict(model, state)
+
+
+def _check_base(folder: Path, contract: dict[str, Any], base_hash: str, old_base_hash: str) -> None:
+    """Raise a RimeError if the adapter was trained on another base model."""
+    if contract["base_hash"] == old_base_hash:
+        warnings.warn(
+            f"{folder} was saved by an earlier version, whose fingerprint of the base model covers only the "
+            "embedding table. Whether the other weights are those of its training is not checked.",
+            stacklevel=3,
+        )
+    elif contract["base_hash"] != base_hash:
+        raise RimeError(
+            f"{folder}: model.backbone.name_or_path must give the base model that this adapter was trained "
+            f"on, {contract['base']} with fingerprint {contract['base_hash'][:12]}, but gives one with "
+            f"fingerprint {base_hash[:12]}."
+        )
+
+
+def _with_larger_budget(saved: Any, value: Any) -> Any:
+    """Return a saved prompt with the budget of this run, if that is larger; anything else as it is."""
+    name = "max_rewrite_tokens"
+    if not isinstance(saved, dict) or not isinstance(value, dict):
+        return saved
+    return saved | {name: value[name]} if saved.get(name, 0) < value[name] else saved
 
 
 def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
@@ -207,19 +239,4 @@ def state_hash(state: dict[str, Tensor]) -> str:
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def base_fingerprint(model: Any) -> str:
-    """Return a cheap fingerprint of a base model: its size and a few rows of its embedding table.
-
-    It contains no quantised weight, so an adapter trained in 4 bits fits the same base model in 16 bits.
-    """
-    embedding = model.get_input_embeddings().weight
-    # device and dtype are given, because Lightning sets other defaults while the model is built
-    last = min(1000, embedding.shape[0]) - 1
-    rows = torch.linspace(0, last, 64, dtype=torch.float32, device=embedding.device).long()
-    digest = hashlib.sha256(str(model.config.text_config.hidden_size).encode())
-    digest.update(str(model.config.text_config.num_hidden_layers).encode())
-    digest.update(embedding[rows].detach().float().cpu().numpy().round(4).tobytes())
     return digest.hexdigest()

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
-from rime_pl.backbone.adapters import attach_adapters, base_fingerprint, load_adapter_weights, read_contract
+from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, read_contract
 from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
@@ -55,7 +56,8 @@ class Backbone(nn.Module):
         self.config = config
         self.processor = processor
         model = _load(config, device)
-        self.base_hash = base_fingerprint(model)  # of the checkpoint itself, before rows are added
+        self.base_hash = base_fingerprint(config.name_or_path)
+        self.old_base_hash = embedding_fingerprint(model)  # before rows are added
         self.adapt(model)
 
     def adapt(self, model: Any) -> None:
@@ -193,7 +195,7 @@ def load_backbone(
     processor = RimeProcessor.from_adapter(adapter)
     config.prompt = processor.prompt
     backbone = Backbone(config, processor, device)
-    load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
+    load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash, backbone.old_base_hash)
     return backbone.eval()
 
 
@@ -211,6 +213,9 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "
             f"loaded from {config.name_or_path!r} ({error}). `rime base` makes the tiny base model."
         ) from error
+    # generate() fills what a call leaves out from the checkpoint's generation_config.json, such as a
+    # repetition penalty, which also punishes the words of the query, or beams
+    model.generation_config = GenerationConfig()
     return model
 
 

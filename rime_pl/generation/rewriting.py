@@ -64,11 +64,27 @@ def write_rewrites(
         synced_gpus=synced,
         do_sample=False,
     )[:, prompts.input_ids.shape[1] :]
-    return close_rewrites(written, processor.gen_id, processor.turn_end_id, processor.pad_id, budget)
+    return finish_rewrites(written, processor, budget)
+
+
+def finish_rewrites(written: Tensor, processor: RimeProcessor, budget: int) -> Rollouts:
+    """Close the rewrites that a model wrote; one whose text is only white space is not well-formed.
+
+    Args:
+        written: (N, T) int64, see :func:`close_rewrites`.
+        processor: Decodes the rewrites.
+        budget: Maximum length of a rewrite in tokens.
+    """
+    closed = close_rewrites(written, processor.gen_id, processor.turn_end_id, processor.pad_id, budget)
+    says = [bool(text) for text in processor.decode(closed.completions)]
+    closed.well_formed &= torch.tensor(says, dtype=torch.bool, device=written.device)
+    return closed
 
 
 def close_rewrites(written: Tensor, gen_id: int, turn_end_id: int, pad_id: int, budget: int) -> Rollouts:
     """Cut each row at its first stop token or at the budget, and end it with <gen_emb> and end of turn.
+
+    Here a row is well-formed if it has a token and the model wrote <gen_emb>; its text is not read.
 
     Args:
         written: (N, T) int64, the tokens that the model wrote; anything may follow the first stop token.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.rewriting import close_rewrites, suppressed_tokens
+from rime_pl.generation.rewriting import finish_rewrites, suppressed_tokens
 from rime_pl.generation.shared_prompts import DecodingState, decode_step, forward_groups, prefill
 from rime_pl.types import Prompts, Rollouts
 
@@ -120,7 +120,7 @@ def sample_rollouts(
     Returns:
         N rewrites, the G of an item together.
     """
-    processor, training = backbone.processor, backbone.training
+    training = backbone.training
     budget = numbers.shape[1] - 1
     numbers = numbers.to(prompts.input_ids.device)
     backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
@@ -129,7 +129,7 @@ def sample_rollouts(
         written = decode(backbone, state, numbers, temperature)
     finally:
         backbone.train(training)
-    return close_rewrites(written, processor.gen_id, processor.turn_end_id, processor.pad_id, budget)
+    return finish_rewrites(written, backbone.processor, budget)
 
 
 def decode(backbone: Backbone, state: DecodingState, numbers: Tensor, temperature: float) -> Tensor:

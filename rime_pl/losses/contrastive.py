@@ -41,6 +41,27 @@ def same_content(query_content: Tensor, target_content: Tensor, rows: Tensor | N
     return same & (rows.unsqueeze(1) != index)
 
 
+def mean_negatives(contents: Tensor) -> Tensor:
+    """Return the number of negatives of a query, as :func:`info_nce` counts them: a mean over the queries.
+
+    Args:
+        contents: (B, 2) int64 content ids of query and target.
+
+    Returns:
+        Scalar float32, B - 1 without false negatives; 0 if there are no rows.
+
+    Example:
+        >>> mean_negatives(torch.tensor([[1, 7], [2, 7], [3, 8]]))  # the first two share their target
+        tensor(1.3333)
+    """
+    sharing = []  # of each row: the number of rows with its query content, its target content, and both
+    for key in (contents[:, :1], contents[:, 1:], contents):
+        _, inverse, counts = key.unique(dim=0, return_inverse=True, return_counts=True)
+        sharing.append(counts[inverse])
+    query, target, both = sharing
+    return (len(contents) - query - target + both).sum() / max(1, len(contents))
+
+
 def check_temperature(temperature: float) -> None:
     """Raise a ValueError if the temperature is not positive."""
     if temperature <= 0:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from rime_pl.metrics.bootstrap import bootstrap_interval, macro_mean
-from rime_pl.metrics.retrieval import RankTable, recall_at, reciprocal_ranks
+from rime_pl.metrics.retrieval import RankTable, measured, recall_at, reciprocal_ranks
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, content_hash
 
 #: The mode pair in which the rewrite ablation replaces the rewrites of the queries.
@@ -21,6 +21,12 @@ ABLATED = "gen-gen"
 RANKED: dict[str, tuple[str, str]] = {
     **{pair: (pair.split("-")[0], pair.split("-")[1]) for pair in MODE_PAIRS},
     **{f"trace/{name}": (name, "gen") for name in REWRITE_ABLATION if name != "own"},
+}
+#: Difference -> (first, second): recall@1 with the first rewrite minus recall@1 with the second.
+DIFFERENCES = {
+    "own-minus-empty": ("own", "empty"),
+    "own-minus-shuffled": ("own", "shuffled"),
+    "room": ("reference", "own"),
 }
 Results = dict[str, Any]
 
@@ -37,8 +43,7 @@ def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], ablation: bool =
         - ``recall@k`` and ``mrr``: mode pair -> value.
         - ``oracle``: ``recall@k`` -> value, with the better of disc-disc and gen-gen for each query.
         - ``ci``: mode pair -> 95 % bootstrap interval of recall@1.
-        - ``trace``: query's rewrite -> recall@1 of gen-gen, and the differences ``own-minus-empty``,
-          ``own-minus-shuffled`` and ``room``, the headroom: reference minus own.
+        - ``trace``: see :func:`ablation_results`.
     """
     oracle = [table.with_best_of("oracle", ("disc-disc", "gen-gen")) for table in tasks]
     every_k = sorted({1, *ks})
@@ -49,13 +54,38 @@ def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], ablation: bool =
     results["oracle"] = {f"recall@{k}": macro_mean(_hits(oracle, "oracle", k)) for k in every_k}
     results["ci"] = {pair: list(bootstrap_interval(_hits(tasks, pair, 1))) for pair in MODE_PAIRS}
     if ablation:
-        names = {name: ABLATED if name == "own" else f"trace/{name}" for name in REWRITE_ABLATION}
-        recalls = {name: macro_mean(_hits(tasks, pair, 1)) for name, pair in names.items()}
-        recalls["own-minus-empty"] = recalls["own"] - recalls["empty"]
-        recalls["own-minus-shuffled"] = recalls["own"] - recalls["shuffled"]
-        recalls["room"] = recalls["reference"] - recalls["own"]
-        results["trace"] = recalls
+        results["trace"] = ablation_results(tasks)
     return results
+
+
+def ablation_results(tasks: Sequence[RankTable]) -> dict[str, float | None]:
+    """Return recall@1 of gen-gen for each rewrite on the query side, and differences.
+
+    A query without a reference rewrite, or without another query's rewrite, has rank 0 there. It is left out,
+    and a difference compares only the queries that have both rewrites.
+
+    Returns:
+        - ``own``, ``reference``, ``shuffled``, ``empty``: recall@1; None if no query has this rewrite.
+        - ``own-minus-empty``, ``own-minus-shuffled`` and ``room``, the headroom: reference minus own.
+        - ``num_reference``, ``num_shuffled``: number of queries that have this rewrite.
+    """
+    pairs = {name: ABLATED if name == "own" else f"trace/{name}" for name in REWRITE_ABLATION}
+    results = {name: _recall_of(tasks, pair, pair) for name, pair in pairs.items()}
+    for key, (first, second) in DIFFERENCES.items():
+        left = _recall_of(tasks, pairs[first], pairs[second])
+        right = _recall_of(tasks, pairs[second], pairs[first])
+        results[key] = None if left is None or right is None else left - right
+    for name in ("reference", "shuffled"):
+        results[f"num_{name}"] = sum(len(measured(table.ranks[pairs[name]])) for table in tasks)
+    return results
+
+
+def _recall_of(tasks: Sequence[RankTable], pair: str, other: str) -> float | None:
+    """Return recall@1 of a pair over the queries that were measured in both pairs; None without any."""
+    both = [(table.ranks[pair], table.ranks[other]) for table in tasks]
+    kept = [ranks[(ranks > 0) & (others > 0)] for ranks, others in both]
+    hits = [recall_at(ranks, 1) for ranks in kept if len(ranks)]
+    return macro_mean(hits) if hits else None
 
 
 def crossed_results(table: RankTable, tasks: Sequence[str], overall: Results) -> dict[str, float]:

@@ -123,6 +123,16 @@ def recall_at(ranks: Tensor, k: int) -> Tensor:
     return (ranks <= k).float()
 
 
+def measured(ranks: Tensor) -> Tensor:
+    """Return the ranks without those of queries that lack the view.
+
+    Example:
+        >>> measured(torch.tensor([3, 0, 1]))
+        tensor([3, 1])
+    """
+    return ranks[ranks > 0]
+
+
 def reciprocal_ranks(ranks: Tensor) -> Tensor:
     """Return 1 / rank of each query; the mean is MRR (mean reciprocal rank), greater than 0 and at most 1.
 
@@ -147,7 +157,8 @@ class RankTable:
     task_ids: Tensor  # (Q,) int64
     gallery_ids: Tensor  # (Q,) int64
     gallery_sizes: Tensor  # (Q,) int64, number of distinct contents in the gallery of the query
-    ranks: dict[str, Tensor]  # pair -> (Q,) int64; gallery size + 1 where the right target is missing
+    #: pair -> (Q,) int64; gallery size + 1: the right target is missing; 0: the query lacks the view
+    ranks: dict[str, Tensor]
 
     def of_task(self, task_id: int) -> RankTable:
         """Return the rows of one task."""
@@ -211,7 +222,7 @@ class RecallMetric(Metric):
         }
         for side in self.views:
             self.add_state(f"{side}_vectors", default=[], dist_reduce_fx="cat")  # (R, views, D)
-            self.add_state(f"{side}_ids", default=[], dist_reduce_fx="cat")  # (R, 5)
+            self.add_state(f"{side}_ids", default=[], dist_reduce_fx="cat")  # (R, 6)
 
     def update(
         self,
@@ -222,6 +233,7 @@ class RecallMetric(Metric):
         gallery_ids: Tensor,
         task_ids: Tensor,
         distractor: Tensor,
+        absent: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Add R rows of one side.
 
@@ -233,8 +245,13 @@ class RecallMetric(Metric):
             gallery_ids: (R,) int64, the gallery of the row.
             task_ids: (R,) int64, the task of a query; any number for a target.
             distractor: (R,) bool, gallery items that are used only by ``ranks(distractors=True)``.
+            absent: view -> (R,) bool, queries without this view: they get rank 0, which is "not measured".
         """
-        ids = torch.stack([item_ids, relevant_ids, gallery_ids, task_ids, distractor.to(item_ids.dtype)], 1)
+        lacking = torch.zeros_like(item_ids)  # one bit for each view
+        for view, rows in (absent or {}).items():
+            lacking |= rows.to(lacking) << self.views[side].index(view)
+        known = [item_ids, relevant_ids, gallery_ids, task_ids, distractor.to(item_ids), lacking]
+        ids = torch.stack(known, 1)
         stacked = torch.stack([vectors[view].detach().float() for view in self.views[side]], 1)
         states = (
             (self.query_vectors, self.query_ids)
@@ -246,7 +263,7 @@ class RecallMetric(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``recall@k/<pair>`` -> scalar float32: the mean over all queries, without distractors."""
-        ranks = self.ranks().ranks
+        ranks = {pair: measured(ranks) for pair, ranks in self.ranks().ranks.items()}
         return {f"recall@{k}/{pair}": recall_at(ranks[pair], k).mean() for k in self.ks for pair in ranks}
 
     def ranks(self, distractors: bool = False) -> RankTable:
@@ -279,14 +296,15 @@ class RecallMetric(Metric):
             kept = mine[first_rows(target_ids[mine, 1], torch.arange(len(mine), device=mine.device))]
             sizes[asked] = len(kept)
             for pair, (query, target) in self.pairs.items():
+                place = self.views["query"].index(query)
                 found = retrieval_ranks(
-                    query_vectors[asked, self.views["query"].index(query)],
+                    query_vectors[asked, place],
                     target_vectors[kept, self.views["target"].index(target)],
                     target_ids[kept, 1],
                     query_ids[asked, 1],
                     self.chunk_size,
                 )
-                ranks[pair][asked] = found
+                ranks[pair][asked] = found.masked_fill(query_ids[asked, 5] >> place & 1 == 1, 0)
         cut = {pair: found.cpu() for pair, found in ranks.items()}
         ids = query_ids.cpu()
         return RankTable(ids[:, 0], ids[:, 3], ids[:, 2], sizes.cpu(), cut)
@@ -307,4 +325,4 @@ class RecallMetric(Metric):
             if not vectors:
                 shape = (0, len(self.views[side]), int(width))
                 vectors.append(torch.zeros(shape, device=self.device))
-                ids.append(torch.zeros((0, 5), dtype=torch.int64, device=self.device))
+                ids.append(torch.zeros((0, 6), dtype=torch.int64, device=self.device))

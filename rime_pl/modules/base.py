@@ -7,6 +7,7 @@ sft.py, cma.py, refine_rl.py.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -23,10 +24,10 @@ from rime_pl.backbone.quantization import describe
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.settings import OptimizerSettings
-from rime_pl.modules.wrong_rewrites import derange, empty_completions
+from rime_pl.modules.wrong_rewrites import completions_of, empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.scaling.sharding import shard_backbone
-from rime_pl.types import Completions, EvalBatch, EvalOutput, ModeEmbeddings, RewriteChange
+from rime_pl.types import EvalBatch, EvalOutput, ModeEmbeddings, RewriteChange
 
 
 class RimeModule(L.LightningModule):
@@ -71,7 +72,8 @@ class RimeModule(L.LightningModule):
             # not self.device, which is still the CPU here
             backbone = Backbone(self.config, processor, strategy.root_device)
         if self.init_adapter_from:
-            load_adapter_weights(backbone.peft, self.init_adapter_from, processor, backbone.base_hash)
+            hashes = (backbone.base_hash, backbone.old_base_hash)
+            load_adapter_weights(backbone.peft, self.init_adapter_from, processor, *hashes)
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
         if isinstance(strategy, ModelParallelStrategy):
@@ -119,7 +121,7 @@ class RimeModule(L.LightningModule):
         Raises:
             RimeError: If the base model at ``model.backbone.name_or_path`` has changed.
         """
-        if checkpoint["base_hash"] != self.model.base_hash:
+        if checkpoint["base_hash"] not in (self.model.base_hash, self.model.old_base_hash):
             raise RimeError(
                 f"model.backbone.name_or_path={self.config.name_or_path} is another base model than the one "
                 "that this run was started with. Give the old base model, or start a new run folder."
@@ -134,6 +136,11 @@ class RimeModule(L.LightningModule):
         for group, decay, share in zip(optimizer.param_groups, decays, schedule.lr_lambdas, strict=True):
             group["initial_lr"], group["weight_decay"] = self.optimizer_settings.learning_rate, decay
             group["lr"] = self.optimizer_settings.learning_rate * share(schedule.last_epoch)
+
+    @property
+    def negatives_per_query(self) -> dict[str, float] | None:
+        """Return the mean number of negatives of a query, by mode; None without a contrastive loss."""
+        return None
 
     # -- evaluation -----------------------------------------------------------------------------------
 
@@ -158,7 +165,7 @@ class RimeModule(L.LightningModule):
         return EvalOutput(
             embeddings=ModeEmbeddings(disc, gen),
             completions=own.completions,
-            ablation=self.rewrite_ablation(batch, own.completions, images) if batch.side == "query" else {},
+            ablation=self.rewrite_ablation(batch, images) if batch.side == "query" else {},
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,
             well_formed=own.well_formed,
@@ -169,20 +176,27 @@ class RimeModule(L.LightningModule):
         """Return sample queries with rewrites before and after training; only Refine-RL has a before."""
         return []
 
-    def rewrite_ablation(self, batch: EvalBatch, own: Completions, images: Any | None) -> dict[str, Tensor]:
+    def rewrite_ablation(self, batch: EvalBatch, images: Any | None) -> dict[str, Tensor]:
         """Return the queries' generative embeddings with rewrites other than the model's own.
 
+        A rewrite of another query follows by :meth:`embed_rewritten`, once all queries have their own.
+
         Returns:
-            (R, D) each: "reference", the annotated rewrite; "shuffled", the own rewrite of another query of
-            different content; "empty", an empty rewrite.
+            (R, D) each: "reference", the annotated rewrite, without a meaning for items that have none;
+            "empty", an empty rewrite.
         """
-        others = derange(batch.relevant_ids)
         rewrites = {
             "reference": batch.completions,
-            "shuffled": own.select(others),
-            "empty": empty_completions(len(own), 2, self.model.processor, self.device),
+            "empty": empty_completions(len(batch), 2, self.model.processor, self.device),
         }
         return {name: self.model(batch.prompts, c, image_features=images).gen for name, c in rewrites.items()}
+
+    @torch.no_grad()
+    def embed_rewritten(self, batch: EvalBatch, rewrites: Sequence[Sequence[int] | None]) -> Tensor:
+        """Return the generative embeddings (R, D) of items with given rewrites, as tokens; None is empty."""
+        completions = completions_of(rewrites, self.model.processor, self.device)
+        gen: Tensor = self.model(batch.prompts, completions).gen
+        return gen
 
 
 def _by_place(

@@ -19,9 +19,10 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import RimeError
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
+from rime_pl.metrics.derangement import derange
 from rime_pl.modules.contrastive import ContrastiveModule, PairEmbeddings
 from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
-from rime_pl.modules.wrong_rewrites import derange, empty_completions
+from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.scaling.gather import all_gather_completions, all_gather_rows, rank, world_size
 from rime_pl.types import Batch, Completions, ModeEmbeddings, Rows
 
@@ -75,6 +76,7 @@ class CMAModule(ContrastiveModule):
         query, target = self.encode(batch.query), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
         rewritten = pairs.with_rewrites()
+        self.log_negatives(pairs, rewritten)
 
         gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.contents)
         disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)

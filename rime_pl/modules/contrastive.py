@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import RimeError
+from rime_pl.losses.contrastive import mean_negatives
 from rime_pl.losses.language_modeling import token_cross_entropy
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
@@ -71,6 +72,15 @@ class ContrastiveModule(RimeModule):
         self.lambda_ce = lambda_ce
         self.micro_batches = micro_batches
         self.cache = GradientCache()
+        self._negatives: list[tuple[float, float]] = []  # of each step: discriminative, generative
+
+    @property
+    def negatives_per_query(self) -> dict[str, float] | None:
+        """Mean number of negatives of a query, by mode, over the steps since the start or the last resume."""
+        if not self._negatives:
+            return None
+        disc, gen = (sum(values) / len(values) for values in zip(*self._negatives, strict=True))
+        return {"discriminative": disc, "generative": gen}
 
     def encode(self, rows: Rows) -> EncodedSide:
         """Return both embeddings of one side and its share of the cross-entropy.
@@ -126,6 +136,13 @@ class ContrastiveModule(RimeModule):
             known[:, :2],
             known[:, 2].bool(),
         )
+
+    def log_negatives(self, pairs: PairEmbeddings, rewritten: PairEmbeddings) -> None:
+        """Log the negatives of a query in both modes: the generative losses see only annotated pairs."""
+        disc, gen = mean_negatives(pairs.contents), mean_negatives(rewritten.contents)
+        self._negatives.append((float(disc), float(gen)))
+        for mode, value in (("disc", disc), ("gen", gen)):
+            self.log(f"train/negatives_{mode}", value, sync_dist=world_size() > 1, batch_size=1)
 
     def log_losses(self, batch: Batch, **losses: Tensor) -> None:
         """Log each term of the loss as a mean over ranks; the total also in the progress bar."""

@@ -28,6 +28,7 @@ class SFTModule(ContrastiveModule):
         query, target = self.encode(batch.query), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
         rewritten = pairs.with_rewrites()
+        self.log_negatives(pairs, rewritten)
 
         gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.contents)
         disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)

@@ -1,38 +1,17 @@
 """Rewrites that are not the item's own: another item's, or an empty one.
 
 CMA trains against them (the decisive term), and every stage evaluates with them (the rewrite ablation).
+``metrics.derangement`` chooses the other item.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
 
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions
-
-
-def derange(content: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Return for each row the nearest following row (cyclically) of other content, or itself without one.
-
-    Args:
-        content: (R,) int64 content ids.
-        allowed: (R,) bool, the rows that may be picked; None for all.
-
-    Returns:
-        (R,) int64 row numbers.
-
-    Example:
-        >>> derange(torch.tensor([4, 4, 5, 6])).tolist()
-        [2, 2, 3, 0]
-    """
-    rows = len(content)
-    index = torch.arange(rows, device=content.device)
-    step = (index.unsqueeze(1) + 1 + index) % rows  # (R, R): row i, then its followers in order
-    differs = content[step] != content.unsqueeze(1)  # (R, R)
-    if allowed is not None:
-        differs &= allowed[step]
-    return step[index, differs.int().argmax(dim=1)].where(differs.any(dim=1), index)
 
 
 def empty_completions(rows: int, width: int, processor: RimeProcessor, device: torch.device) -> Completions:
@@ -42,3 +21,22 @@ def empty_completions(rows: int, width: int, processor: RimeProcessor, device: t
     mask = torch.zeros_like(ids)
     mask[:, :2] = 1
     return Completions(ids, mask)
+
+
+def completions_of(
+    tokens: Sequence[Sequence[int] | None], processor: RimeProcessor, device: torch.device
+) -> Completions:
+    """Return rewrites as they were written, padded on the right; None becomes the empty rewrite.
+
+    Args:
+        tokens: The tokens of R completions, with <gen_emb> and end of turn.
+        processor: Knows the tokens of the empty rewrite.
+        device: Where the tensors go.
+    """
+    width = max(len(row or "..") for row in tokens)
+    completions = empty_completions(len(tokens), width, processor, device)
+    for number, row in enumerate(tokens):
+        if row is not None:
+            completions.ids[number, : len(row)] = torch.tensor(row, device=device)
+            completions.mask[number, : len(row)] = 1
+    return completions

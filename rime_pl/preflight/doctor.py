@@ -239,7 +239,7 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
         remedy = "Name the folder of the base model with --config and --model.backbone.name_or_path."
         return Check("adapter", "warning", f"not compared with its base model. {error}", remedy)
     try:
-        load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash)
+        load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash, backbone.old_base_hash)
     except RimeError as error:
         return Check("adapter", "problem", str(error), _AGAIN)
     names = processor.prompt

@@ -104,16 +104,20 @@ def draw_ablation(axes: Axes, summary: Mapping[str, Any]) -> None:
         _nothing(axes, "rewrite ablation is switched off")
         return
     for place, name in enumerate(REWRITE_ABLATION):
+        if after[name] is None:
+            axes.text(place, 0.015, "-", ha="center", fontsize=9, color=INK)
+            continue
         axes.bar(place, after[name], 0.62, color=ABLATION[name], zorder=2)
         axes.text(place, after[name] + 0.015, f"{after[name]:.2f}", ha="center", fontsize=9, color=INK)
-        if before:
+        if before and before[name] is not None:
             label = "before" if place == 0 else "_more"  # matplotlib leaves "_..." out of the legend
             axes.hlines(
                 before[name], place - 0.38, place + 0.38, color=INK, linewidth=2, zorder=3, label=label
             )
     axes.set_xticks(range(len(REWRITE_ABLATION)), [short_name(name) for name in REWRITE_ABLATION])
     worth = ("own-minus-empty", "own-minus-shuffled")
-    note = "\n".join(f"{REWRITES[name]:<21} {after[name]:+.2f}" for name in worth)
+    values = {name: "-" if after[name] is None else f"{after[name]:+.2f}" for name in worth}
+    note = "\n".join(f"{REWRITES[name]:<21} {value}" for name, value in values.items())
     axes.text(
         0.98,
         0.97,

@@ -13,11 +13,11 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from rime_pl.types import Item
+from rime_pl.types import THUMBNAIL, Item
 
 INK, SOFT, PAPER, CARD = "#1f2933", "#6b7785", "#ffffff", "#f6f7f9"
 RIGHT, WRONG, QUERY, PLAIN = "#1a9c5b", "#d64545", "#2f6bde", "#cfd6df"
-SIDE = 148  # width and height of a card's picture
+SIDE = THUMBNAIL  # width and height of a card's picture
 GAP = 14
 LINE = 17  # height of a line of text
 CAPTION_LINES = 3
@@ -40,16 +40,6 @@ class SheetRow:
     found: list[Card]
     title: str = ""  # one line above the row
     notes: list[str] = field(default_factory=list)  # small lines below the title, e.g. rewrites
-
-
-def thumbnail(item: Item, side: int = SIDE) -> Item:
-    """Return the item with small pictures, so that a whole gallery can be kept."""
-    small = []
-    for image in item.images:
-        copy = image.convert("RGB")
-        copy.thumbnail((side, side))
-        small.append(copy)
-    return Item(item.text, tuple(small), item.content_id, item.instruction, item.rewrite)
 
 
 def sheet(rows: Sequence[SheetRow], title: str = "") -> Image.Image:

@@ -46,3 +46,17 @@ def build_summary(
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "history": [dict(entry) for entry in history],
     }
+
+
+#: Rewrite that not every query has -> what is said of the queries that have it.
+_HAVE = {
+    "reference": "have a reference rewrite: its row and the headroom count only these.",
+    "shuffled": "have another query of the same task with other content: its rows count only these.",
+}
+
+
+def not_measured(summary: Summary) -> str:
+    """Return how many queries the rewrite ablation measured, in words; "" if it measured all."""
+    trace, queries = summary["after"]["trace"], summary["queries"]
+    counts = ((key, trace.get(f"num_{key}", queries)) for key in ("reference", "shuffled"))
+    return "\n".join(f"{count} of {queries} queries {_HAVE[key]}" for key, count in counts if count < queries)

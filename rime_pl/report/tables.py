@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rime_pl.report.summary import Summary
+from rime_pl.report.summary import Summary, not_measured
 from rime_pl.report.table import Table
 from rime_pl.types import MODE_PAIRS
 
@@ -39,7 +39,7 @@ def summary_tables(summary: Summary) -> list[Table]:
     if "trace" in after:
         title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
         rewrites = [(label, "trace", key) for key, label in REWRITES.items()]
-        tables.append(_before_after(summary, title, rewrites))
+        tables.append(_before_after(summary, title, rewrites, not_measured(summary)))
     if "crossed" in after:
         tables.append(crossed_table({key: f"{value:.3f}" for key, value in after["crossed"].items()}))
     return [*tables, _before_after(summary, "Rewrites and their cost", _COST), _tasks(summary)]
@@ -78,10 +78,10 @@ def _tasks(summary: Summary) -> Table:
     return Table(title, ["task", "gallery", *names], rows)
 
 
-def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]], note: str = "") -> Table:
     runs = ["before", "after"] if summary["before"] else ["after"]
     cells = [[label, *(_number(summary[run], *where) for run in runs)] for label, *where in rows]
-    return Table(title, ["", *runs], cells)
+    return Table(title, ["", *runs], cells, note=note)
 
 
 def _number(results: Summary, group: str, key: str, form: str = ".3f") -> str:

@@ -41,7 +41,7 @@ def comparison_tables(record: Record) -> list[Table]:
         note += " In brackets: the lowest and the highest seed. Seconds: of the run that was disturbed least."
 
     def cells(spreads: Iterable[Sequence[float]]) -> list[str]:
-        return [f"{middle:.3f}" + f" ({low:.2f}-{high:.2f})" * many for middle, low, high in spreads]
+        return [f"{one[0]:.3f}" + f" ({one[1]:.2f}-{one[2]:.2f})" * many if one else "-" for one in spreads]
 
     recalls, ablation = [], []
     for label, one in variants.items():
@@ -99,7 +99,8 @@ def comparison_figure(record: Record) -> Figure:
     modes, ablation, *more = figure.subplots(1, 2 + by_length, sharey=True)
     for place, (name, one) in enumerate(variants.items()):
         label, colour = looks[name]
-        for axes, spreads in ((modes, one["recall@1"].values()), (ablation, one["trace"].values())):
+        for axes, found in ((modes, one["recall@1"].values()), (ablation, one["trace"].values())):
+            spreads = [seeds or [float("nan")] * 3 for seeds in found]  # not measured: not drawn
             xs = [group + (place - (num - 1) / 2) * 0.8 / num for group in range(len(spreads))]
             look = {"width": 0.74 / num, "color": colour, "label": label, "zorder": 2, "ecolor": INK}
             bars = axes.bar(xs, [one[0] for one in spreads], yerr=_errors(spreads), **look)

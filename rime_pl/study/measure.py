@@ -75,10 +75,10 @@ def _variant(stage: str, name: str, runs: Sequence[RunFolder], threads: int | No
     }
 
 
-def spread(values: Iterable[float]) -> list[float]:
-    """Return the mean, the lowest and the highest of the seeds."""
-    found = list(values)
-    return [mean(found), min(found), max(found)]
+def spread(values: Iterable[float | None]) -> list[float]:
+    """Return the mean, the lowest and the highest of the seeds; nothing if it was measured in none."""
+    found = [value for value in values if value is not None]
+    return [mean(found), min(found), max(found)] if found else []
 
 
 def refuse_unlike(runs: Sequence[RunFolder]) -> None:

@@ -14,7 +14,9 @@ WIDTH = 16
 TASKS = ("names", "pictures", "hard")
 
 
-def eval_batch(side: str, numbers: list[int], distractors: tuple[int, ...] = ()) -> EvalBatch:
+def eval_batch(
+    side: str, numbers: list[int], distractors: tuple[int, ...] = (), unannotated: tuple[int, ...] = ()
+) -> EvalBatch:
     """Item i of either side has content ``c<i>``; task and gallery by i."""
     rows = len(numbers)
     ids, ones = torch.zeros(rows, 1, dtype=torch.int64), torch.ones(rows, 1, dtype=torch.int64)
@@ -31,7 +33,10 @@ def eval_batch(side: str, numbers: list[int], distractors: tuple[int, ...] = ())
         datasets=[TASKS[i % 3] if side == "query" else "" for i in numbers],
         galleries=["all"] * rows,
         keys=[f"val-000000.tar/{i:04d}" for i in numbers],
-        items=[Item(f"text {i}", (picture,), f"c{i}", rewrite=f"reference {i}") for i in numbers],
+        items=[
+            Item(f"text {i}", (picture,), f"c{i}", rewrite=None if i in unannotated else f"reference {i}")
+            for i in numbers
+        ],
     )
 
 
@@ -45,7 +50,7 @@ class Replay(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.outputs = True
+        self.given: dict[int, list[int] | None] = {}  # item -> tokens of the rewrite of another
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return self.weight.sum()
@@ -58,10 +63,10 @@ class Replay(pl.LightningModule):
         right = one_hot(numbers)
         wrong = one_hot([(i + 1) % 12 for i in numbers])
         hard = torch.tensor([[i % 3 == 2 and batch.side == "query"] for i in numbers])
-        traces = {"reference": right, "shuffled": wrong, "empty": wrong} if batch.side == "query" else {}
+        traces = {"reference": right, "empty": wrong} if batch.side == "query" else {}
         return EvalOutput(
             embeddings=ModeEmbeddings(right, torch.where(hard, wrong, right)),
-            completions=Completions(torch.zeros(len(numbers), 0), torch.zeros(len(numbers), 0)),
+            completions=Completions(100 + batch.item_ids.unsqueeze(1), torch.ones(len(numbers), 1)),
             ablation=traces,
             rewrites=[f"own {i}" for i in numbers],
             rewrite_lengths=torch.full((len(numbers),), 4 if batch.side == "query" else 8),
@@ -70,6 +75,11 @@ class Replay(pl.LightningModule):
         )
 
     test_step = validation_step
+
+    def embed_rewritten(self, batch: EvalBatch, rewrites: list[list[int] | None]) -> torch.Tensor:
+        """The token of item i's rewrite is 100 + i, and it finds item i. Notes which item got which."""
+        self.given.update(zip(batch.item_ids.tolist(), rewrites, strict=True))
+        return one_hot([0 if rewrite is None else rewrite[0] - 100 for rewrite in rewrites])
 
 
 def loaders(batches: dict[str, list[EvalBatch]]) -> list[DataLoader]:

@@ -39,6 +39,85 @@ def test_validation_logs_the_known_recalls(tmp_path: Path) -> None:
     assert callback.results["all_gallery"] is None
 
 
+def queries(*batches: list[int], unannotated: tuple[int, ...] = ()) -> dict[str, list[EvalBatch]]:
+    return {
+        "query": [eval_batch("query", numbers, unannotated=unannotated) for numbers in batches],
+        "target": [eval_batch("target", list(range(12)))],
+    }
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_rewrites_of_others_are_deranged_over_the_split_and_not_over_a_batch(
+    stage: str, tmp_path: Path
+) -> None:
+    """Also when each batch holds one query, none gets its own rewrite."""
+    given = []
+    for batches in ([[n] for n in range(9)], [[0, 1, 2, 3, 4], [5, 6, 7, 8, 0]], [list(range(9))]):
+        module = Replay()
+        logged = getattr(trainer(tmp_path, RetrievalRecall()), stage)(
+            module, loaders(queries(*batches)), verbose=False
+        )[0]
+        prefix = "val" if stage == "validate" else "test"
+        assert logged[f"{prefix}/trace/shuffled"] == 0.0
+        assert logged[f"{prefix}/trace/num_shuffled"] == logged[f"{prefix}/trace/num_reference"] == 9
+        given.append(module.given)
+    assert given[0] == {item: [100 + (item + 3) % 9] for item in range(9)}  # the next one of the same task
+    assert given[0] == given[1] == given[2]
+
+
+def test_a_query_without_a_partner_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Task "pictures" has one query, so no other query's rewrite is of its kind."""
+    callback, module = RetrievalRecall(), Replay()
+    trainer(tmp_path, callback).test(module, loaders(queries([0, 3], [1])), verbose=False)
+    assert module.given == {0: [103], 3: [100], 1: None}
+    trace = callback.results["overall"]["trace"]
+    assert trace["num_shuffled"] == 2 and trace["shuffled"] == 0.0 and trace["own-minus-shuffled"] == 1.0
+    lonely = callback.results["per_task"]["pictures"]["trace"]
+    assert lonely["shuffled"] is None and lonely["own-minus-shuffled"] is None and lonely["own"] == 1.0
+    assert {row["key"][-1]: row["ranks"]["trace/shuffled"] for row in callback.ranks} == {
+        "0": 12,
+        "1": None,
+        "3": 12,
+    }
+
+
+def test_without_annotation_there_is_no_reference_and_no_headroom(tmp_path: Path) -> None:
+    callback = RetrievalRecall()
+    batches = queries([0, 1, 2], [3, 4, 5], unannotated=tuple(range(6)))
+    logged = trainer(tmp_path, callback).validate(Replay(), loaders(batches), verbose=False)[0]
+    assert "val/trace/reference" not in logged and "val/trace/room" not in logged
+    assert logged["val/trace/num_reference"] == 0
+    assert logged["val/trace/own-minus-empty"] == pytest.approx(2 / 3)
+    trace = callback.results["overall"]["trace"]
+    assert trace["reference"] is None and trace["room"] is None
+
+
+def test_headroom_compares_the_annotated_queries_only(tmp_path: Path) -> None:
+    """Of task "hard", whose own rewrites find nothing, only query 2 has a reference rewrite."""
+    callback = RetrievalRecall()
+    batches = queries([0, 1, 2, 3, 4, 5, 6, 7, 8], unannotated=(0, 1, 3, 4, 5, 6, 7, 8))
+    trainer(tmp_path, callback).validate(Replay(), loaders(batches), verbose=False)
+    trace = callback.results["overall"]["trace"]
+    assert (trace["reference"], trace["room"], trace["num_reference"]) == (1.0, 1.0, 1)
+    assert trace["own"] == pytest.approx(2 / 3)
+
+
+def test_a_loader_that_gives_other_queries_the_second_time_is_refused(tmp_path: Path) -> None:
+    class Other:
+        times = 0
+
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self) -> Any:
+            self.times += 1
+            return iter([eval_batch("query", [self.times, self.times + 3])])
+
+    target = DataLoader([eval_batch("target", list(range(12)))], batch_size=None)
+    with pytest.raises(RimeError, match=r"must give the same queries each time .*rewrite_ablation to false"):
+        trainer(tmp_path, RetrievalRecall()).validate(Replay(), [Other(), target], verbose=False)
+
+
 def test_headline_tasks_choose_what_the_overall_numbers_average(tmp_path: Path) -> None:
     callback = RetrievalRecall(headline_tasks=["names", "pictures"])
     logged = trainer(tmp_path, callback).validate(Replay(), loaders(splits()), verbose=False)[0]
@@ -135,7 +214,7 @@ def evaluated(batches: dict[str, list[EvalBatch]]) -> tuple[dict, list]:
     for side in ("query", "target"):
         for batch in batches[side]:
             callback._add(batch, module.validation_step(batch, 0))
-    assert callback._finish(limited=False, split="test")
+    assert callback._finish(module, batches["query"], limited=False, split="test")
     return callback.results, callback.ranks
 
 

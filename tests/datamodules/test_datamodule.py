@@ -192,6 +192,17 @@ def test_val_loaders_hold_each_query_and_each_distinct_target(make_data: MakeDat
     assert not any(batch.distractor.any() for batch in gallery)
 
 
+def test_evaluation_decodes_the_pictures_of_one_side(make_data: MakeData, tmp_path: Path) -> None:
+    """A picture of the target that cannot be read does not stop the queries, which are texts."""
+    path, name = _with_broken_image(tmp_path, "val")
+    data = make_data(path=path)
+    data.setup("validate")
+    queries, gallery = data.val_dataloader()
+    assert name in [key for batch in queries for key in batch.keys] and not data.broken
+    with pytest.raises(DataError, match=r"1 of 18 samples"):
+        list(gallery)
+
+
 @pytest.mark.parametrize("distractors", [True, False])
 def test_test_gallery_with_and_without_distractors(make_data: MakeData, distractors: bool) -> None:
     data = make_data(distractors=distractors)
@@ -315,10 +326,10 @@ def _on_rank(data: RimeDataModule, rank: int, world_size: int) -> RimeDataModule
     return data
 
 
-def _with_broken_image(tmp_path: Path) -> tuple[Path, str]:
+def _with_broken_image(tmp_path: Path, split: str = "train") -> tuple[Path, str]:
     """A corpus in which the bytes of one picture are garbage."""
     path = write(tmp_path / "broken", make_splits())
-    entry = read_split(path, "train")[7]
+    entry = next(entry for entry in read_split(path, split)[2:] if entry.key.startswith("big"))
     offset, size = entry.members["t0.png"]
     with entry.shard.open("r+b") as file:
         file.seek(offset)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.rewriting import close_rewrites, write_rewrites
+from rime_pl.generation.rewriting import close_rewrites, finish_rewrites, write_rewrites
+from rime_pl.generation.rollouts import random_numbers, sample_rollouts
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Completions, Pair, Prompts
 from tests.conftest import MakeBackbone
-from tests.micro import randomise_adapter
+from tests.micro import build_backbone, micro_config, randomise_adapter
 
 GEN, END, PAD = 1, 2, 0
 
@@ -76,6 +80,18 @@ def test_close_many_rows_equals_the_naive_loop(budget: int) -> None:
         assert (ids[row][len(expected) :] == PAD).all()
         assert (int(closed.lengths[row]), bool(closed.well_formed[row])) == (length, well_formed)
     assert 0 < closed.well_formed.sum() < 200
+
+
+@pytest.mark.parametrize(("text", "says"), [("a", True), (" a", True), (" ", False), ("\n \n", False)])
+def test_only_visible_text_makes_a_rewrite_well_formed(
+    text: str, says: bool, processor: RimeProcessor
+) -> None:
+    """Neither white space nor a padding token that the model wrote."""
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    for row in (ids, [*ids, processor.pad_id]):
+        written = torch.tensor([[*row, processor.gen_id]])
+        assert finish_rewrites(written, processor, budget=9).well_formed.tolist() == [says]
+        assert finish_rewrites(written[:, :-1], processor, budget=9).well_formed.tolist() == [False]
 
 
 # -- writing --------------------------------------------------------------------------------------------
@@ -172,3 +188,32 @@ def test_a_rewrite_that_ends_by_itself_is_well_formed(shared_backbone: Backbone,
     assert out.lengths.tolist() == [2, 0] * 3
     assert out.well_formed.tolist() == [True, False] * 3
     assert out.completions.ids.shape[1] == 4, "no longer than the longest rewrite"
+
+
+def test_the_generation_config_of_the_checkpoint_is_not_used(
+    micro_base: Path, tmp_path: Path, batch: Batch
+) -> None:
+    """Qwen2.5-VL has a repetition penalty of 1.05 there, which also punishes the words of the query."""
+    base = shutil.copytree(micro_base, tmp_path / "base")
+    settings = {
+        "repetition_penalty": 5.0,
+        "num_beams": 3,
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 6,
+        "bad_words_ids": [[number] for number in range(300, 400)],
+        "do_sample": True,
+        "temperature": 9.0,
+    }
+    path = base / "generation_config.json"
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.is_file() else {}) | settings))
+    prompts = batch.query.prompts
+    numbers = random_numbers(0, 0, [str(row) for row in range(len(prompts))], 2, 9)
+    written = []
+    for folder in (micro_base, base):
+        backbone = build_backbone(micro_config(folder)).eval()
+        randomise_adapter(backbone.peft, scale=0.3)
+        greedy = write_rewrites(backbone, prompts, max_new_tokens=8).completions.ids
+        written.append((greedy, sample_rollouts(backbone, prompts, numbers).completions.ids))
+    (greedy, sampled), (greedy_again, sampled_again) = written
+    assert greedy.equal(greedy_again) and sampled.equal(sampled_again)
+    assert any(len(set(row)) < len(row) - 1 for row in greedy.tolist()), "a repetition penalty would show"

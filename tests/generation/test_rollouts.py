@@ -172,7 +172,8 @@ def test_what_rollouts_hold(policy: Backbone, rollouts: Rollouts) -> None:
         assert not stops & set(labels[:-1]) and ids[:-2] == labels[: len(ids) - 2]
         assert len(ids) - 2 == rollouts.lengths[row] <= BUDGET
         ended = labels[-1] == processor.gen_id
-        assert rollouts.well_formed[row] == (ended and len(labels) > 1)
+        says = processor.tokenizer.decode(labels, skip_special_tokens=True).strip()
+        assert rollouts.well_formed[row] == (ended and says != "")
         early += labels[-1] in stops
     assert early > 0, "the fixture holds no rewrite that ends by itself"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rime_pl.losses.contrastive import info_nce, same_content
+from rime_pl.losses.contrastive import info_nce, mean_negatives, same_content
 
 
 def unit(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,6 +54,14 @@ def test_false_negatives_are_left_out_of_both_directions() -> None:
     masked = info_nce(queries, targets, 0.1, contents)
     assert masked.item() == pytest.approx(expected, rel=1e-9)
     assert masked < info_nce(queries, targets, 0.1)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 9, 40])
+def test_mean_negatives_counts_what_the_loss_compares_with(rows: int) -> None:
+    contents = torch.randint(6, (rows, 2), generator=torch.Generator().manual_seed(rows))
+    negatives = ~same_content(*contents.T) & ~torch.eye(rows, dtype=torch.bool)
+    expected = negatives.sum(1).float().mean() if rows else torch.tensor(0.0)
+    torch.testing.assert_close(mean_negatives(contents), expected)
 
 
 def test_same_content_equals_the_naive_loop() -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.datamodules.annotation import without_rewrites
 from rime_pl.modules.cma import CMAModule
+from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
 
@@ -63,6 +65,26 @@ def test_a_wrong_rewrite_is_whole(
     wrong = module.wrong_rewrites(batch, torch.tensor([0, 2]))
     theirs = batch.query.completions.select(torch.tensor([1, 3]))
     assert wrong.ids.equal(theirs.ids) and wrong.mask.equal(theirs.mask)
+
+
+@pytest.mark.parametrize("stage", [SFTModule, CMAModule])
+def test_negatives_are_counted_for_each_mode(
+    stage: type[SFTModule | CMAModule],
+    shared_backbone: Backbone,
+    processor: RimeProcessor,
+    train_pairs: list[Pair],
+) -> None:
+    """Of eight pairs three are annotated, and two of all share their target."""
+    pairs = with_contents(train_pairs[:8], list("abcdefgg"))
+    pairs = [replace(p, query=replace(p.query, content_id=str(n))) for n, p in enumerate(pairs) if p.query]
+    batch = processor.training_batch(pairs[:3] + [without_rewrites(pair) for pair in pairs[3:]])
+    module, logged = stage(shared_backbone.config), {}
+    assert module.negatives_per_query is None
+    module.backbone = shared_backbone
+    module.log = lambda key, value, **_: logged.update({key: float(value)})  # type: ignore[method-assign]
+    module.training_step(batch, 0)
+    assert (logged["train/negatives_disc"], logged["train/negatives_gen"]) == ((6 * 7 + 2 * 6) / 8, 2.0)
+    assert module.negatives_per_query == {"discriminative": 6.75, "generative": 2.0}
 
 
 def test_the_share_of_queries_that_is_encoded_again(

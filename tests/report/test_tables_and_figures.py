@@ -12,7 +12,7 @@ from rich.console import Console
 
 from rime_pl.report.figures import summary_figure
 from rime_pl.report.manifest import build_manifest, git_state
-from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.stage import summary_text, write_report
 from rime_pl.report.summary import build_summary
 from rime_pl.report.table import Table
@@ -99,6 +99,21 @@ def test_table_without_before_trace_or_distractors() -> None:
     assert "->" not in text and "ablation" not in text and "0.916" in text
 
 
+def test_what_was_not_measured_is_a_dash_in_every_place() -> None:
+    """Without annotation, and for queries without a partner, there is nothing to report."""
+    after = overall(0.934, 0.925, 0.916, 0.887)
+    after["trace"] |= {"reference": None, "room": None, "num_reference": 0, "num_shuffled": 200}
+    summary = build_summary({**RESULTS, "overall": after}, HISTORY, {}, BEFORE)
+    assert json.loads(json.dumps(summary, allow_nan=False))["after"]["trace"]["room"] is None
+    rows = [" ".join(line.split()) for line in summary_text(summary).splitlines()]
+    assert "reference rewrite 0.970 -" in rows and "headroom (reference - own) 0.187 -" in rows
+    assert any(row.startswith("0 of 210 queries have a reference rewrite") for row in rows)
+    assert any(row.startswith("200 of 210 queries have another query") for row in rows)
+    drawn = summary_figure(summary).axes[2]
+    assert [bar.get_height() for bar in drawn.patches] == [0.925, 0.05, 0.1]
+    assert "-" in [text.get_text() for text in drawn.texts]
+
+
 def test_table_shows_who_writes_and_who_embeds_after_refine_rl() -> None:
     crossed = {"old-old": 0.5, "new-old": 0.6, "old-new": 0.51, "new-new": 0.62}
     results = {**RESULTS, "overall": {**RESULTS["overall"], "crossed": crossed}}
@@ -182,5 +197,5 @@ def test_sheet_grows_with_rows_and_never_overflows() -> None:
     row = SheetRow(Card(words, "q"), [Card(picture, "x" * 400), Card(words)], "title " * 99, ["note " * 99])
     one, two = sheet([row]), sheet([row, row], "a title")
     assert one.width == two.width and one.height < two.height < 2 * one.height + 60
-    assert thumbnail(picture, 64).images[0].size == (64, 43)
+    assert picture.thumbnail(64).images[0].size == (64, 43)
     assert picture.images[0].size == (300, 200)

@@ -63,6 +63,7 @@ def test_two_processes_equal_one(
         assert max(scalars(single / stage, "train/reward_spread").values()) > 0.1, "else nothing was learned"
     summaries = [read_json(folder / stage / "summary.json")["after"] for folder in (single, tmp_path)]
     assert summaries[0]["recall@1"] == summaries[1]["recall@1"]
+    assert summaries[0]["trace"] == summaries[1]["trace"]  # both give a query the same other rewrite
     adapters = [
         load_file(folder / stage / "adapter" / "adapter_model.safetensors") for folder in (single, tmp_path)
     ]

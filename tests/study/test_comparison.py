@@ -21,6 +21,16 @@ def test_tables_show_the_mean_and_the_range_of_the_seeds() -> None:
     assert "| CMA | 7 | 1.50 | 0.500 | 0.500 |" in page(record("cma", 0.5))  # one seed has no range
 
 
+def test_a_rewrite_that_was_not_measured_is_a_dash_and_no_bar() -> None:
+    """On a corpus without annotations there is no reference rewrite."""
+    found = record("cma", 0.5, 0.7)
+    for one in found["variants"].values():
+        one["trace"] = one["trace"] | {"reference": []}
+    assert "| CMA | 0.600 (0.50-0.70) | - | 0.600 (0.50-0.70) | 0.600 (0.50-0.70) |" in page(found)
+    heights = [bar.get_height() for bar in comparison_figure(found).axes[1].patches]
+    assert heights.count(0.6) == 3 * 4 and sum(height != height for height in heights) == 4
+
+
 def test_differences_show_what_the_claim_needs_and_each_seed() -> None:
     table = differences_table(record("cma", 0.5, 0.7)).markdown()
     assert "| +0.020 | -0.010 to +0.050 | +0.010 | +0.030 | more than 0.30 | does not hold |" in table

@@ -48,6 +48,16 @@ def test_a_record_holds_the_variants_that_all_seeds_have(tmp_path: Path) -> None
     assert not any("without_decisive" in key for key in found["differences"])
 
 
+def test_what_no_seed_measured_is_empty(tmp_path: Path) -> None:
+    """Without annotations, the summary holds null for the reference rewrite."""
+    run = run_folder(tmp_path / "cma", [1, 2])
+    after = run.summary["after"]
+    bare = after | {"trace": after["trace"] | {"reference": None, "room": None}}
+    found = measure("cma", [{"cma": change(run, "summary.json", after=bare)}])
+    trace = found["variants"]["cma"]["trace"]
+    assert trace["reference"] == [] and trace["empty"] == [0.5, 0.5, 0.5]
+
+
 def test_seconds_per_step_are_of_the_steps_that_were_timed(tmp_path: Path) -> None:
     assert run_folder(tmp_path / "resumed", [1], steps_timed=5).seconds_per_step == 2.0
     assert run_folder(tmp_path / "ended", [1], steps_timed=0).seconds_per_step is None

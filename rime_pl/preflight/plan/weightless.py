@@ -74,8 +74,7 @@ def _as_numbers(indices: list[Tensor | None]) -> list[Tensor | None]:
 
 
 def _zeros(value: Any) -> Any:
-    empty = isinstance(value, FakeTensor)
-    return torch.zeros((), dtype=value.dtype).expand(value.shape) if empty else value
+    return torch.zeros((), dtype=value.dtype).expand(value.shape) if isinstance(value, FakeTensor) else value
 
 
 def _zeros_of_whole_numbers(value: Any) -> Any:
@@ -121,6 +120,7 @@ def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> Ri
         image_id=architecture.image_token_id,
         special_ids=[DISC, GEN, TURN_END, PAD, architecture.image_token_id],
         new_tokens=[],  # big checkpoints have spare rows for them
+        decode=lambda completions: [""] * len(completions),
         tokenizer=range(architecture.text_config.vocab_size),
         prompt=config.prompt,
     )

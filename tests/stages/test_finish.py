@@ -1,0 +1,35 @@
+"""What the end of a stage writes, without training one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rime_pl import cli
+from rime_pl.callbacks.retrieval_recall import RetrievalRecall
+
+
+@pytest.mark.parametrize("steps", [0, 9])
+def test_an_adapter_is_not_compared_with_itself(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rime cma test --model.init_adapter_from RUN/adapter` trains nothing, so there is no before."""
+    run = tmp_path / "cma"
+    (run / "adapter").mkdir(parents=True)
+    (run / "manifest.json").write_text(json.dumps({"data_hash": "same"}))
+    (run / "summary.json").write_text(json.dumps({"after": {}}))
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(cli, "write_report", lambda **given: written.update(given))
+    made: Any = SimpleNamespace(
+        trainer=SimpleNamespace(is_global_zero=True, callbacks=[RetrievalRecall()], world_size=1),
+        config=SimpleNamespace(seed_everything=0, data=SimpleNamespace(path="data")),
+        datamodule=SimpleNamespace(data_hash="same", batch_size=4, broken={}),
+        model=SimpleNamespace(init_adapter_from=str(run / "adapter"), negatives_per_query=None),
+        run_folder=SimpleNamespace(path=tmp_path / "all", origin={}),
+    )
+    cli.finish(made, "cma", {"test": 1.0}, [], steps)
+    assert written["before"] == (None if steps == 0 else {"after": {}})
