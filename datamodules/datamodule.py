@@ -154,6 +154,7 @@ class RimeDataModule(L.LightningDataModule):
             self._broken,
             self.num_workers,
             self._position,
+            self.trainer,
         )
 
     @property
@@ -230,6 +231,7 @@ class RimeDataModule(L.LightningDataModule):
             PairBatches(ShardReader(entries, completion=self.completion), self.processor, batches),
             len(batches),
             self._broken,
+            trainer=self.trainer,
         )
 
     # -- evaluation -----------------------------------------------------------------------------------
@@ -273,6 +275,7 @@ class RimeDataModule(L.LightningDataModule):
             len(batches),
             self._broken,
             self.num_workers,
+            trainer=self.trainer,
         )
 
     # -- both -----------------------------------------------------------------------------------------
