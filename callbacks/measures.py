@@ -30,7 +30,7 @@ class Measures(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Log what the step uses; the gradients before Lightning clips them. Refine-RL clips and logs itself."""
+        """Log the gradients before Lightning clips them; Refine-RL clips and logs its gradients itself."""
         pl_module.log("train/learning_rate", optimizer.param_groups[0]["lr"])
         if not pl_module.automatic_optimization:
             return

@@ -5,6 +5,8 @@ Used by cli.py and commands/run.py. A checkpoint is a pickle, and a pickle can n
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RimeError(f"{path}: there is no such checkpoint. Give --ckpt_path the file of one.")
+    content = io.BytesIO(path.read_bytes())
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(content) as parts:  # torch looks at no checksum
+            if changed := parts.testzip():
+                raise zipfile.BadZipFile(changed)
+        content.seek(0)
+        checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any place of zip, pickle or torch
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
         raise RimeError(
             f"{path} is not used: it is damaged, or holds other objects than tensors and plain values. "
             "Nothing in it was run. Put an intact copy in its place, or remove it to train from the start."

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from rime_pl.backbone.adapters import attach_adapters, base_fingerprint, load_adapter_weights, read_contract
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.pooling import first_position, pool_at
+from rime_pl.backbone.precision import check_device
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
@@ -187,6 +188,7 @@ def load_backbone(adapter: str | Path, device: str | torch.device | None = None)
 
 
 def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
+    check_device(device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             config.name_or_path,

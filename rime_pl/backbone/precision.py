@@ -10,6 +10,20 @@ from rime_pl.errors import RimeError
 _REMEDY = "Set --trainer.precision 32-true, and half precision with --model.backbone.dtype bfloat16."
 
 
+def check_device(device: str | torch.device | None) -> None:
+    """Raise if the device is no device, or a GPU on a machine without one.
+
+    Raises:
+        RimeError: If nothing can be computed on the device.
+    """
+    try:
+        kind = torch.device(device or "cpu").type
+    except RuntimeError as error:
+        raise RimeError(f"The device must be cpu or cuda, or cuda:N, but is {device}.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RimeError(f"The device is {device}, but torch finds no GPU here. Use cpu, or see `rime doctor`.")
+
+
 def check_precision(trainer_precision: str | int | None, sharded: bool, load_in_4bit: bool) -> str | None:
     """Refuse a `trainer.precision` that casts weights; return a warning for one that casts activations.
 

@@ -178,7 +178,7 @@ class Retriever:
             return self.encode_full(self.gallery, mode, batch_size, progress=progress)
         file = self.cache / f"{_fingerprint(self.name, mode, self.gallery)}.pt"
         if file.is_file():
-            return Encoded(**torch.load(file))
+            return Encoded(**torch.load(file, weights_only=True))
         encoded = self.encode_full(self.gallery, mode, batch_size, progress=progress)
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
