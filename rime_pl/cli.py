@@ -210,7 +210,10 @@ class StageCLI(LightningCLI):
         try:
             return super().instantiate_trainer(logger=self.logger(), **kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
-            if (named := self.config.trainer.accelerator) in ("gpu", "cuda") and not torch.cuda.is_available():
+            if (named := self.config.trainer.accelerator) in (
+                "gpu",
+                "cuda",
+            ) and not torch.cuda.is_available():
                 raise RimeError(
                     f"trainer.accelerator is {named}, but torch finds no GPU here. Give --trainer.accelerator "
                     "cpu, or see `rime doctor`."
