@@ -63,6 +63,19 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
     quiet_other_libraries()
+    try:
+        code = dispatch(argv)
+        sys.stdout.flush()  # where nobody reads it any more, the error comes here
+        return code
+    except Exception as error:
+        return failed(error)
+    except KeyboardInterrupt:
+        print("rime: stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run what the words ask for and return its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -71,17 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, words = argv[0].replace("-", "_"), argv[1:]
     commands = [each for group in COMMANDS.values() for each in group]
-    try:
-        if name in STAGES:
-            return stage(name, words)
-        if name in commands:
-            return command(importlib.import_module(f"rime_pl.commands.{name}"), f"rime {argv[0]}", words)
-        raise RimeError(no_such("command", argv[0], [*STAGES, *commands]))
-    except Exception as error:
-        return failed(error)
-    except KeyboardInterrupt:
-        print("rime: stopped.", file=sys.stderr)
-        return 128 + signal.SIGINT
+    if name in STAGES:
+        return stage(name, words)
+    if name in commands:
+        return command(importlib.import_module(f"rime_pl.commands.{name}"), f"rime {argv[0]}", words)
+    raise RimeError(no_such("command", argv[0], [*STAGES, *commands]))
 
 
 def failed(error: Exception) -> int:

@@ -210,12 +210,10 @@ class StageCLI(LightningCLI):
         try:
             return super().instantiate_trainer(logger=self.logger(), **kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
-            if (named := self.config.trainer.accelerator) in (
-                "gpu",
-                "cuda",
-            ) and not torch.cuda.is_available():
+            named = self.config.trainer.accelerator
+            if named in ("gpu", "cuda") and not torch.cuda.is_available():
                 raise RimeError(
-                    f"trainer.accelerator is {named}, but torch finds no GPU here. Give --trainer.accelerator "
+                    f"trainer.accelerator is {named}, but torch finds no GPU. Give --trainer.accelerator "
                     "cpu, or see `rime doctor`."
                 ) from error
             raise RimeError(f"The trainer refuses these settings. {error}") from error

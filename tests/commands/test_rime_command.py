@@ -285,7 +285,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """As in ``rime --help | head -1``, with more output than a pipe holds."""
-    code = "import sys; from rime_pl import __main__ as m; m.overview = lambda: 'x' * 10**6; sys.exit(m.main([]))"
+    code = "import rime_pl.__main__ as m, sys; m.overview = lambda: 'x' * 10**6; sys.exit(m.main([]))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
