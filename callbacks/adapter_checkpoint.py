@@ -8,6 +8,7 @@ at once.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -24,6 +25,7 @@ from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError, StoppedError, ToldElsewhereError
 from rime_pl.run_folder import RunFolder
+from rime_pl.scaling.gather import rank
 
 #: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
 PREVIOUS, DIVERGED = "previous.ckpt", "diverged.ckpt"
@@ -57,6 +59,8 @@ class AdapterCheckpoint(Checkpoint):
         if self._signals:
             raise KeyboardInterrupt
         self._signals.append(signum)
+        if rank() == 0:  # not print, which the signal may have interrupted
+            os.write(2, b"\nStopping after this batch, with a checkpoint. Ctrl-C again stops at once.\n")
 
     def _give_signals_back(self) -> None:
         for signum, handler in self._handlers.items():

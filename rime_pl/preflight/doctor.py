@@ -26,7 +26,7 @@ from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.errors import RimeError
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
-from rime_pl.processing import RimeProcessor
+from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 from rime_pl.run_folder import RunFolder
 
 #: Releases that were published by an attacker.
@@ -224,12 +224,12 @@ def batch(batch_size: int, processes: int) -> Check:
 def check_adapter(folder: Path, base: str | None = None) -> Check:
     """Load the adapter onto its base model, without 4 bits, by the code that a run uses.
 
-    ``folder`` is a run, or lies above it: then its newest finished run. ``base`` replaces the model that the
-    adapter names.
+    ``folder`` is an adapter or a run, or lies above runs: then the newest finished one. ``base`` replaces the
+    model that the adapter names.
     """
     try:
-        run = RunFolder(folder)
-        adapter = run.adapter if run.adapter.is_dir() else RunFolder.newest(folder).adapter
+        own = (folder / CONTRACT_FILE).is_file()
+        adapter = folder if own else RunFolder.with_adapter(folder).adapter
         contract = read_contract(adapter)
         processor = RimeProcessor.from_adapter(adapter)
         config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})
