@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
     quiet_other_libraries()
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = failed_thread
     try:
         code = dispatch(argv)
         sys.stdout.flush()  # where nobody reads it any more, the error comes here
@@ -111,6 +114,14 @@ def failed(error: Exception) -> int:
         raise error
     print(f"rime: error: {machine_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
     return 2
+
+
+def failed_thread(args: threading.ExceptHookArgs) -> None:
+    """Print what the machine did to a thread in one sentence, as when TensorBoard cannot write its curves."""
+    if isinstance(args.exc_value, OSError):
+        print(f"rime: error: {machine_error(args.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
 
 
 def machine_error(error: OSError) -> str:

@@ -24,9 +24,7 @@ def check_device(device: str | torch.device | None) -> None:
         raise RimeError(f"The device must be cpu or cuda, or cuda:N, but is {device}.") from error
     if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
         found = f"{torch.cuda.device_count() or 'no'} GPU"
-        raise RimeError(
-            f"The device is {device}, but torch finds {found} here. Use cpu, or see `rime doctor`."
-        )
+        raise RimeError(f"The device is {device}, but torch finds {found}. Use cpu, or see `rime doctor`.")
 
 
 def check_precision(trainer_precision: str | int | None, sharded: bool, load_in_4bit: bool) -> str | None:

@@ -290,3 +290,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_a_thread_that_cannot_write_is_one_sentence_too() -> None:
+    """TensorBoard writes its curves in a thread."""
+    code = (
+        "import threading, rime_pl.__main__ as m; m.main(['--version'])\n"
+        "def fail(error): raise error\n"
+        "for error in (OSError(28, 'No space left', 'events'), KeyError('a fault')):\n"
+        "    thread = threading.Thread(target=fail, args=[error]); thread.start(); thread.join()"
+    )
+    said = in_a_process(code).stderr
+    assert said.startswith("rime: error: events: No space left. Make room on the disk")
+    assert said.count("Traceback") == 1 and "KeyError: 'a fault'" in said

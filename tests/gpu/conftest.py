@@ -22,7 +22,7 @@ FindRun = Callable[[str], Run]
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    """Fail where only the checks on a GPU are asked for and there is none: skipping all of them is no check."""
+    """Fail where only checks on a GPU are asked for and there is none: skipping all of them is no check."""
     if config.getoption("markexpr") == "gpu" and not torch.cuda.is_available():
         pytest.exit("torch finds no CUDA device on this machine, so nothing was checked.", returncode=1)
 
