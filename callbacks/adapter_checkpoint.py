@@ -2,25 +2,32 @@
 
 Added to every stage by ``cli``. ``RunFolder.last_checkpoint`` holds the trainable weights, the optimiser, the
 loops, the random state and the position in the data; ``adapter/`` holds what a user of the model needs.
+Ctrl-C and SIGTERM end the run after the batch that is being trained, with a checkpoint. A second one ends it
+at once.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
-from rime_pl.errors import DivergedError
+from rime_pl.errors import DivergedError, StoppedError, ToldElsewhereError
 from rime_pl.run_folder import RunFolder
+from rime_pl.scaling.gather import rank
 from rime_pl.training_texts import MAX_SAMPLES, MAX_VOCABULARY, TrainingTexts, tasks_to_json, write_words
 
 #: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
@@ -39,6 +46,29 @@ class AdapterCheckpoint(Checkpoint):
         self.run = RunFolder(run_dir)
         self.every_n_steps = every_n_steps
         self._trained_since = 0  # batches since last.ckpt was written or read
+        self._signals: list[int] = []  # that came in while training
+        self._handlers: dict[int, Any] = {}  # of these signals, before training
+        self._adapter_due = False  # whether this fit has not written the adapter yet
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._adapter_due = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._signals = []
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, signum: int, frame: Any) -> None:
+        if self._signals:
+            raise KeyboardInterrupt
+        self._signals.append(signum)
+        if rank() == 0:  # not print, which the signal may have interrupted
+            os.write(2, b"\nStopping after this batch, with a checkpoint. Ctrl-C again stops at once.\n")
+
+    def _give_signals_back(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -46,15 +76,30 @@ class AdapterCheckpoint(Checkpoint):
         self._trained_since += 1
         # Not on the last batch of an epoch: Lightning would restore wrong counters, and the end of the epoch
         # saves anyway.
-        last_of_epoch = batch_idx + 1 == trainer.num_training_batches
-        if batches_trained(trainer) % self.every_n_steps == 0 and not last_of_epoch:
+        if batch_idx + 1 == trainer.num_training_batches:
+            return
+        stops = trainer.strategy.reduce_boolean_decision(bool(self._signals), all=False)
+        if stops or batches_trained(trainer) % self.every_n_steps == 0:
             self._save(trainer)
+        self._stop_if(stops)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stops = trainer.strategy.reduce_boolean_decision(bool(self._signals), all=False)
         self._save(trainer)
+        self._stop_if(stops)
+
+    def _stop_if(self, stops: bool) -> None:
+        if stops:
+            raise StoppedError("stopped by a signal", self._signals[0] if self._signals else signal.SIGINT)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._give_signals_back()
         self.write_adapter(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the adapter of a run that was killed between its last checkpoint and its adapter."""
+        if self._adapter_due:
+            self.write_adapter(trainer, pl_module)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -64,6 +109,7 @@ class AdapterCheckpoint(Checkpoint):
         Only a later batch shows that saved weights are good. If no batch was trained since the last save, the
         saved weights may have diverged: they are put aside, and the previous checkpoint becomes the last.
         """
+        self._give_signals_back()
         if not isinstance(exception, DivergedError):
             return
         last = self.run.last_checkpoint
@@ -78,14 +124,22 @@ class AdapterCheckpoint(Checkpoint):
         exception.args = (f"{exception} Last good checkpoint: {where}.{aside}",)
 
     def _save(self, trainer: L.Trainer) -> None:
+        """Write ``last.ckpt``, whole or not at all; where the disk is full, all processes stop."""
         path = self.run.last_checkpoint
-        path.parent.mkdir(parents=True, exist_ok=True)
         half_written = path.with_suffix(".half")
         module: Any = trainer.lightning_module
-        if trainer.is_global_zero and module.may_diverge and path.is_file():
-            shutil.copyfile(path, half_written)
-            half_written.replace(path.with_name(PREVIOUS))
-        trainer.save_checkpoint(half_written, weights_only=False)
+        failed: OSError | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero and module.may_diverge and path.is_file():
+                shutil.copyfile(path, half_written)
+                half_written.replace(path.with_name(PREVIOUS))
+            trainer.save_checkpoint(half_written, weights_only=False)
+        except OSError as error:
+            failed = error
+            half_written.unlink(missing_ok=True)
+            trainer.strategy.barrier()  # the others are in the one of save_checkpoint
+        _stop_together(trainer, failed)
         if trainer.is_global_zero:
             half_written.replace(path)  # atomic: a kill leaves the old file or the new one
         self._trained_since = 0
@@ -96,10 +150,19 @@ class AdapterCheckpoint(Checkpoint):
         backbone: Any = pl_module.model  # a Backbone; callbacks do not import the model
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         gathered: Any = get_model_state_dict(backbone.peft, options=options)
-        if trainer.is_global_zero:
-            state = adapter_state(backbone.peft, gathered)
-            _save_with_texts(self.run.adapter, backbone, state, trainer.datamodule)  # type: ignore[attr-defined]
-        trainer.strategy.barrier()
+        half_written, failed = self.run.adapter.with_suffix(".half"), None
+        try:
+            if trainer.is_global_zero:
+                state = adapter_state(backbone.peft, gathered)
+                shutil.rmtree(half_written, ignore_errors=True)
+                _save_with_texts(half_written, backbone, state, trainer.datamodule)  # type: ignore[attr-defined]
+                shutil.rmtree(self.run.adapter, ignore_errors=True)  # of an earlier end of this run
+                half_written.replace(self.run.adapter)
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
+            shutil.rmtree(half_written, ignore_errors=True)
+            failed = error if isinstance(error, OSError) else OSError(f"{self.run.adapter}: {error}")
+        _stop_together(trainer, failed)
+        self._adapter_due = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"torch": torch.get_rng_state(), "python": random.getstate()}
@@ -120,3 +183,9 @@ def _save_with_texts(folder: Path, backbone: Any, state: dict[str, Tensor], data
         for pair in data.caption_texts():
             texts.add_words(pair)
         write_words(folder, texts.words)
+
+
+def _stop_together(trainer: L.Trainer, failed: OSError | None) -> None:
+    """Raise on all processes if the first could not write: the others must not wait for it."""
+    if trainer.strategy.reduce_boolean_decision(failed is not None, all=False):
+        raise failed or ToldElsewhereError("the first process could not write")

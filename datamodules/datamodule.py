@@ -155,6 +155,7 @@ class RimeDataModule(L.LightningDataModule):
             self._broken,
             self.num_workers,
             self._position,
+            self.trainer,
         )
 
     @property
@@ -241,6 +242,7 @@ class RimeDataModule(L.LightningDataModule):
             PairBatches(ShardReader(entries, completion=self.completion), self.processor, batches),
             len(batches),
             self._broken,
+            trainer=self.trainer,
         )
 
     # -- evaluation -----------------------------------------------------------------------------------
@@ -284,6 +286,7 @@ class RimeDataModule(L.LightningDataModule):
             len(batches),
             self._broken,
             self.num_workers,
+            trainer=self.trainer,
         )
 
     # -- both -----------------------------------------------------------------------------------------

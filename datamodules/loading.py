@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from rime_pl.datamodules.annotation import without_rewrites
 from rime_pl.datamodules.batch_plan import BatchPlan, rank_slice
 from rime_pl.datamodules.shards import ShardReader
+from rime_pl.datamodules.together import in_step
 from rime_pl.errors import DataError
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, EvalBatch, Pair, Side
@@ -195,6 +196,7 @@ class BatchLoader:
         num_workers: Number of worker processes; 0 reads in this process.
         position: Position of training, read when the first batch of an epoch is needed, because a resumed
             trainer knows it only then. None starts every epoch at batch 0.
+        trainer: Knows the other processes, which stop together; None without others.
     """
 
     def __init__(
@@ -204,17 +206,22 @@ class BatchLoader:
         broken: BrokenSamples,
         num_workers: int = 0,
         position: Position | None = None,
+        trainer: L.Trainer | None = None,
     ) -> None:
         self.batches = batches
         self._length = length
         self._broken = broken
         self._num_workers = num_workers
         self._position = position
+        self._trainer = trainer
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch | EvalBatch]:
+        return in_step(self._read(), self._trainer)
+
+    def _read(self) -> Iterator[Batch | EvalBatch]:
         if self._num_workers:  # forked tokenizers would warn and switch this off themselves
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         whole = range(self._length)
@@ -229,6 +236,7 @@ class BatchLoader:
                 self._broken.add(fetched.broken, len(self.batches.reader))
             if fetched.error is not None:
                 raise fetched.error
+            assert fetched.batch is not None, "a batch or an error"
             yield fetched.batch
 
     # Lightning resumes in the middle of an epoch only if a loader has these two methods.

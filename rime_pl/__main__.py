@@ -6,15 +6,18 @@ Nothing heavy is imported before it is known what is wanted, so that `rime --hel
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import inspect
 import os
+import signal
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 
 from rime_pl import __version__
-from rime_pl.errors import RimeError
+from rime_pl.errors import RimeError, StoppedError, ToldElsewhereError
 from rime_pl.quiet import quiet_other_libraries
 
 STAGES = {
@@ -30,6 +33,9 @@ COMMANDS = {
     "data and models": {
         "shards": "build or check a corpus: openmoji, scenes, or your own folder",
         "base": "make the tiny base model from the captions of a corpus",
+    },
+    "look at runs": {
+        "runs": "list runs side by side: state, recalls and what differs from the recipe",
     },
     "use": {
         "search": "search the pictures of a finished run, or a folder of your own",
@@ -51,10 +57,28 @@ ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 well, 1 problems found, 2 an error of the user."""
+    """Run one command and return its exit code.
+
+    0 is well, 1 problems found, 2 an error that the user or the machine made, 130 stopped by Ctrl-C.
+    """
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
     quiet_other_libraries()
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = failed_thread
+    try:
+        code = dispatch(argv)
+        sys.stdout.flush()  # where nobody reads it any more, the error comes here
+        return code
+    except Exception as error:
+        return failed(error)
+    except KeyboardInterrupt:
+        print("rime: stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run what the words ask for and return its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -63,15 +87,56 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, words = argv[0].replace("-", "_"), argv[1:]
     commands = [each for group in COMMANDS.values() for each in group]
-    try:
-        if name in STAGES:
-            return stage(name, words)
-        if name in commands:
-            return command(importlib.import_module(f"rime_pl.commands.{name}"), f"rime {argv[0]}", words)
-        raise RimeError(no_such("command", argv[0], [*STAGES, *commands]))
-    except RimeError as error:
-        print(f"rime: error: {error}", file=sys.stderr)
-        return 2
+    if name in STAGES:
+        return stage(name, words)
+    if name in commands:
+        return command(importlib.import_module(f"rime_pl.commands.{name}"), f"rime {argv[0]}", words)
+    raise RimeError(no_such("command", argv[0], [*STAGES, *commands]))
+
+
+def failed(error: Exception) -> int:
+    """Print an error that is not a fault of this program, in one sentence, and return the exit code.
+
+    Raises:
+        Exception: The error itself, if it is a fault of this program.
+    """
+    if isinstance(error, ToldElsewhereError):
+        return (
+            0  # not 2: Lightning kills the first process when another one fails, maybe before it has spoken
+        )
+    if isinstance(error, StoppedError):
+        print(f"rime: {error}", file=sys.stderr)
+        return 128 + error.signum
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `rime ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if not isinstance(error, (RimeError, OSError)):
+        raise error
+    print(f"rime: error: {machine_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+    return 2
+
+
+def failed_thread(args: threading.ExceptHookArgs) -> None:
+    """Print what the machine did to a thread in one sentence, as when TensorBoard cannot write its curves."""
+    if isinstance(args.exc_value, OSError):
+        print(f"rime: error: {machine_error(args.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
+
+
+def machine_error(error: OSError) -> str:
+    """Return what went wrong with a file or the disk, and what to do about it."""
+    remedies = {
+        errno.ENOSPC: "Make room on the disk, and give the same command again.",
+        errno.EDQUOT: "Make room within the quota, and give the same command again.",
+        errno.EROFS: "Choose a folder that can be written.",
+        errno.EACCES: "Change the permissions of the file or folder, or choose another one.",
+        errno.EMFILE: "Raise the limit of open files: ulimit -n 4096.",
+    }
+    if error.errno is None:
+        return str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{error.strerror}. {remedies.get(error.errno, '')}".strip()
 
 
 def overview() -> str:

@@ -7,38 +7,49 @@ tests and writes the report. From here the loss is one file away: rime_pl/module
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
+from rime_pl.callbacks.measures import Measures
 from rime_pl.callbacks.progress import EpochsFromOne
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
+from rime_pl.callbacks.settings_record import SettingsRecord
+from rime_pl.checkpoints import global_step, logged_step
 from rime_pl.datamodules.datamodule import RimeDataModule
-from rime_pl.errors import RimeError
+from rime_pl.errors import RimeError, StoppedError, ToldElsewhereError
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.options.parser import PlainParser
 from rime_pl.options.words import needs
+from rime_pl.pipeline import differences, listed
 from rime_pl.report.stage import write_report
 from rime_pl.run_folder import RunFolder
+from rime_pl.run_lock import claimed
 
 STAGES: dict[str, type[RimeModule]] = {
     "sft": SFTModule,
     "cma": CMAModule,
     "refine_rl": RefineRLModule,
 }
+#: Settings of the backbone that a resumed run may change: how it computes, and where the base model lies. A
+#: checkpoint holds the hash of the base model, so that another one is refused.
+FREE = ("gradient_checkpointing", "attn_implementation", "shard_base", "name_or_path")
 
 
 class StageParser(PlainParser, LightningArgumentParser):
@@ -168,6 +179,12 @@ class StageCLI(LightningCLI):
         return RunFolder(self.config.run_dir)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain data, as ``config.yaml`` holds them."""
+        values: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        return values
+
+    @property
     def resume_from(self) -> Path | None:
         """The checkpoint to continue from: the one named, else the last of this run folder."""
         if self.config.ckpt_path:
@@ -175,16 +192,52 @@ class StageCLI(LightningCLI):
         last = self.run_folder.last_checkpoint
         return last if last.is_file() else None
 
+    def logger(self, purge_step: int | None = None) -> TensorBoardLogger:
+        """Return TensorBoard's logger, which drops earlier events from ``purge_step`` on."""
+        return TensorBoardLogger(
+            self.run_folder.path,
+            name="tensorboard",
+            version="",
+            default_hp_metric=False,
+            purge_step=purge_step,
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        # steps after the checkpoint are trained again: TensorBoard drops the events of an earlier try
-        step = _logged_step(self.resume_from) if self.resume_from else 0
-        logger = TensorBoardLogger(self.run_folder.path, name="tensorboard", version="", purge_step=step)
+        callbacks = [SettingsRecord(self.run_folder, self.settings), Measures()]
         if self.config.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"] = [EpochsFromOne()]
+            callbacks.append(EpochsFromOne())
+        self.trainer_defaults["callbacks"] = callbacks
         try:
-            return super().instantiate_trainer(logger=logger, **kwargs)
+            return super().instantiate_trainer(logger=self.logger(), **kwargs)
         except (ValueError, TypeError, MisconfigurationException) as error:
+            named = self.config.trainer.accelerator
+            if named in ("gpu", "cuda") and not torch.cuda.is_available():
+                raise RimeError(
+                    f"trainer.accelerator is {named}, but torch finds no GPU. Give --trainer.accelerator "
+                    "cpu, or see `rime doctor`."
+                ) from error
             raise RimeError(f"The trainer refuses these settings. {error}") from error
+
+    @contextmanager
+    def in_run_folder(self) -> Iterator[None]:
+        """Work in the run folder alone; say how to go on when somebody stops the run."""
+        first, handler = self.trainer.is_global_zero, signal.getsignal(signal.SIGINT)
+        try:
+            with claimed(self.run_folder) if first else nullcontext():
+                yield
+        except (KeyboardInterrupt, SystemExit, StoppedError) as stopped:  # Lightning exits after Ctrl-C
+            signal.signal(signal.SIGINT, handler)  # and lets nobody press it again
+            if not first:
+                raise ToldElsewhereError("stopped") from stopped
+            signum = stopped.signum if isinstance(stopped, StoppedError) else signal.SIGINT
+            raise StoppedError(self.how_to_go_on(), signum) from stopped
+
+    def how_to_go_on(self) -> str:
+        """Return the sentence for somebody who stopped the run."""
+        last = self.run_folder.last_checkpoint
+        if not last.is_file():
+            return "stopped before the first checkpoint. The same command starts from the beginning."
+        return f"stopped. The checkpoint is {last} (step {global_step(last)}). Go on with the same command."
 
 
 def run_stage(stage: str, action: str, words: list[str]) -> int:
@@ -218,8 +271,12 @@ def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
             f"with itself. Use --ckpt_path {RunFolder('RUN').last_checkpoint}."
         )
     path = cli.config.ckpt_path
-    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=path, weights_only=False)
-    finish(cli, stage, {"test": time.time() - started}, typed, global_step(Path(path)) if path else 0)
+    steps = global_step(Path(path)) if path else 0  # also refuses a file that is no checkpoint
+    with cli.in_run_folder():
+        cli.trainer.test(
+            cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=path, weights_only=True
+        )
+        finish(cli, stage, {"test": time.time() - started}, typed, steps)
 
 
 def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
@@ -228,12 +285,46 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     if run.finished:
         print(f"{run} is finished; see {run.summary_text}. Another --run_dir starts a new run.")
         return
-    if cli.trainer.is_global_zero:
-        run.path.mkdir(parents=True, exist_ok=True)
-        cli.parser.save(cli.config, run.config, skip_unset=False, overwrite=True)
-    resume = cli.resume_from
+    with cli.in_run_folder():
+        resume = cli.resume_from
+        done = global_step(resume) if resume else 0
+        # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
+        cli.trainer.logger = cli.logger(logged_step(resume) if resume else 0)
+        if cli.trainer.is_global_zero:
+            announce(cli, stage, resume, done)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        trained = time.time()
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        steps, seconds = cli.trainer.global_step, {"fit": trained - started, "test": time.time() - trained}
+        finish(cli, stage, seconds, typed, steps, steps - done)
+
+
+def announce(cli: StageCLI, stage: str, resume: Path | None, done: int) -> None:
+    """Say where the run goes on and what has changed.
+
+    Raises:
+        RimeError: If a setting of the backbone has changed since the run began.
+    """
+    run = cli.run_folder
     if resume:
-        print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
+        print(f"continuing from {resume} (step {done})", flush=True)
+    if resume == run.last_checkpoint and run.config.is_file():
+        changed = differences(cli.settings, run.settings)
+        for name in ("run_dir", "ckpt_path"):
+            changed.pop(name, None)
+        backbone = "model.backbone."
+        refused = {
+            name: pair
+            for name, pair in changed.items()
+            if name.startswith(backbone) and name.removeprefix(backbone) not in FREE
+        }
+        if refused:
+            raise RimeError(
+                f"{run}: a resumed run must keep its backbone, but has {listed(refused)}. Give the old "
+                "values, or another folder for a new run."
+            )
+        if changed:
+            print(f"changed since the run began: {listed(changed)}", flush=True)
     before = previous_summary(cli) if stage == "refine_rl" else None
     trace = (before or {"after": {}})["after"].get("trace", {})
     if trace.get("room") is not None:
@@ -242,12 +333,6 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
             f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
             flush=True,
         )
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=False)
-    trained = time.time()
-    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-    steps = cli.trainer.global_step
-    timed = steps - (global_step(resume) if resume else 0)
-    finish(cli, stage, {"fit": trained - started, "test": time.time() - trained}, typed, steps, timed)
 
 
 def finish(
@@ -288,6 +373,10 @@ def finish(
             "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
             "broken_samples": cli.datamodule.broken,
+            "base": cli.model.config.name_or_path,
+            "base_hash": cli.model.model.base_hash,
+            "start": cli.model.init_adapter_from,
+            "start_hash": cli.model.start_hash,
         },
     )
 
@@ -299,14 +388,3 @@ def previous_summary(cli: StageCLI) -> dict[str, Any] | None:
     run = RunFolder(Path(cli.model.init_adapter_from).parent)
     same = run.reported and run.manifest["data_hash"] == cli.datamodule.data_hash
     return run.summary if same else None
-
-
-def global_step(checkpoint: Path) -> int:
-    """Return the optimiser steps behind a checkpoint; its tensors stay on disk."""
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])
-
-
-def _logged_step(checkpoint: Path) -> int:
-    """Batches trained on: what TensorBoard counts, also with several updates per batch."""
-    loops = torch.load(checkpoint, map_location="cpu", weights_only=False)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"])

@@ -13,3 +13,20 @@ class DivergedError(RimeError):
 
 class DataError(RimeError):
     """A sample or shard that cannot be used."""
+
+
+class StoppedError(RimeError):
+    """Somebody stopped the command, with Ctrl-C or a signal. The message says how to go on.
+
+    Args:
+        message: What stopped where, and how to go on.
+        signum: Number of the signal.
+    """
+
+    def __init__(self, message: str, signum: int = 2) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class ToldElsewhereError(RimeError):
+    """The first process of a distributed run tells this error; the others only end."""

@@ -252,10 +252,14 @@ def describe(differing: Mapping[str, Mapping[str, Any]]) -> str:
     >>> describe({"model.temperature": {"value": 0.05, "recipe": 0.02}})
     'differs from the recipe: model.temperature 0.05 instead of 0.02'
     """
-    if not differing:
-        return "as in the recipe"
-    parts = (f"{name} {pair['value']} instead of {pair['recipe']}" for name, pair in differing.items())
-    return "differs from the recipe: " + ", ".join(parts)
+    return f"differs from the recipe: {listed(differing)}" if differing else "as in the recipe"
+
+
+def listed(differing: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return each setting with its value and the value it replaces."""
+    return ", ".join(
+        f"{name} {pair['value']} instead of {pair['recipe']}" for name, pair in differing.items()
+    )
 
 
 def _shown(path: Path) -> Path:

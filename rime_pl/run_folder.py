@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
+    def lock(self) -> Path:
+        """The file that a process locks while it works in the folder; see run_lock.py."""
+        return self.path / "lock.json"
+
+    @property
     def summary_text(self) -> Path:
         """The table of results, as text."""
         return self.path / "summary.txt"
@@ -104,14 +109,18 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The complete settings of the run, as plain data."""
         self._need("config.yaml")
-        values: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        try:
+            values = yaml.safe_load(self.config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RimeError(f"{self.config} is damaged: {str(error).splitlines()[0]}.") from error
+        if not isinstance(values, dict):
+            raise RimeError(f"{self.config} is damaged: it holds no settings.")
         return values
 
     @property
     def origin(self) -> dict[str, Any]:
         """What `rime run` wrote before the run began: recipe, differences, start; empty for other runs."""
-        file = self.path / ORIGIN
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        return dict(self._read(ORIGIN)) if (self.path / ORIGIN).is_file() else {}
 
     def before(self) -> RunFolder | None:
         """The run whose adapter this one started from; None if it started from the base model."""
@@ -151,7 +160,7 @@ class RunFolder:
         """Claim the folder for a run that is about to start, so that no other settings take it."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / ORIGIN, origin)
-        self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
+        write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
 
     def give_up(self) -> None:
         """Free a folder that was claimed, where no checkpoint was written; its curves go, too."""
@@ -207,11 +216,23 @@ class RunFolder:
         return file
 
     def _read(self, name: str) -> Any:
-        return json.loads(self._need(name).read_text())
+        file = self._need(name)
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise RimeError(f"{file} is damaged: {error}.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` whole or not at all: a kill while writing leaves no half file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` whole or not at all."""
     half_written = path.with_suffix(".half")
-    half_written.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    half_written.replace(path)
+    try:
+        half_written.write_text(text)
+        half_written.replace(path)
+    finally:
+        half_written.unlink(missing_ok=True)  # where the disk is full

@@ -22,6 +22,7 @@ from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.pooling import first_position, pool_at
+from rime_pl.backbone.precision import check_device
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
@@ -200,6 +201,7 @@ def load_backbone(
 
 
 def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
+    check_device(device)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             config.name_or_path,

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from rich.console import Console
 
 from rime_pl.backbone.adapters import CONTRACT_FILE, read_contract
-from rime_pl.cli import global_step
+from rime_pl.checkpoints import global_step
 from rime_pl.commands.settings import complete_settings, split_words
 from rime_pl.datamodules.shards import CORPUS_FILE, read_corpus
-from rime_pl.errors import RimeError
+from rime_pl.errors import RimeError, StoppedError
 from rime_pl.options.parser import options_of
 from rime_pl.options.parser import parse as parse_options
 from rime_pl.options.words import nearest, options_given
@@ -38,6 +38,10 @@ from rime_pl.pipeline import (
     with_few_rewrites,
 )
 from rime_pl.run_folder import RunFolder
+from rime_pl.run_lock import claimed, give_up, holder
+
+#: Exit codes of a stage that somebody stopped -> number of the signal.
+STOPPED = {code: one for one in (signal.SIGINT, signal.SIGTERM) for code in (128 + one, -one)}
 
 
 def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +185,8 @@ def _line(step: Step) -> str:
     run, checkpoint = step.run, step.run.last_checkpoint
     if run.finished:
         doing = f"found finished in {run}"
+    elif process := holder(run):
+        doing = f"{run} is in use by {process}"
     elif checkpoint.is_file():
         doing = f"resuming at step {global_step(checkpoint)} in {run}"
     else:
@@ -191,19 +197,38 @@ def _line(step: Step) -> str:
 def _train(step: Step) -> None:
     """Train one stage. A failure before anything was trained leaves the folder free for other settings."""
     run = step.run
-    run.begin(step.settings | {"run_dir": str(run)}, step.origin)
+    with claimed(run):  # for this moment: the stage takes the lock itself
+        run.begin(step.settings | {"run_dir": str(run)}, step.origin)
     code = _start([*step.words, "--run_dir", str(run)])
     if run.finished:
         return
-    if run.last_checkpoint.is_file():
-        raise RimeError(f"{step.stage} stopped (exit code {code}). The same command goes on from there.")
-    run.give_up()
-    raise RimeError(f"{step.stage} stopped (exit code {code}) before its first checkpoint.")
+    kept = run.last_checkpoint.is_file()
+    if not kept:
+        give_up(run)
+    where = "The same command goes on from there." if kept else "There is no checkpoint yet."
+    if code in STOPPED:
+        raise StoppedError(f"{step.stage} was stopped. {where}", STOPPED[code])
+    raise RimeError(f"{step.stage} stopped (exit code {code}). {where}")
 
 
 def _make(name: str, words: list[str]) -> None:
-    if code := _start(words):
+    code = _start(words)
+    if code in STOPPED:
+        raise StoppedError(f"{name} was stopped.", STOPPED[code])
+    if code:
         raise RimeError(f"{name} stopped (exit code {code}); the reason is above.")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of a stage. Ctrl-C in a terminal reaches the stage, too, so it ends by itself."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            return process.wait() or 128 + signal.SIGINT
+        except KeyboardInterrupt:
+            process.terminate()
+            return process.wait() or 128 + signal.SIGINT
 
 
 def _start(words: list[str]) -> int:
@@ -211,9 +236,7 @@ def _start(words: list[str]) -> int:
     process = subprocess.Popen([sys.executable, "-m", "rime_pl", *words])
     handler = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
-        code = process.wait()
-    except KeyboardInterrupt:  # the stage got it, too, and ends by itself
-        code = process.wait() or 130
+        code = _wait(process)
     finally:
         signal.signal(signal.SIGTERM, handler)
     return code

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rime_pl.backbone.config import BackboneConfig
@@ -134,9 +133,7 @@ def split_words(words: Sequence[str], names: set[str]) -> tuple[list[str], list[
 def complete_settings(stage: str, words: list[str]) -> dict[str, Any]:
     """Return the settings that ``words`` give to a stage, as the run's config.yaml would hold them."""
     command = f"rime {stage.replace('_', '-')} fit"
-    reader = SettingsReader(stage, ["--run_dir", "runs/none", *words], command)
-    values: dict[str, Any] = yaml.safe_load(reader.parser.dump(reader.config, skip_unset=False))
-    return values
+    return SettingsReader(stage, ["--run_dir", "runs/none", *words], command).settings
 
 
 def _backbone(values: Any) -> BackboneConfig:

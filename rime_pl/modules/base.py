@@ -7,7 +7,8 @@ sft.py, cma.py, refine_rl.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
-from rime_pl.backbone.adapters import load_adapter_weights
+from rime_pl.backbone.adapters import load_adapter_weights, read_contract
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
@@ -55,6 +56,7 @@ class RimeModule(L.LightningModule):
         # Lightning's checkpoints hold what trains; the frozen base model is read from its own folder.
         self.strict_loading = False
         self.backbone: Backbone | None = None
+        self.start_hash: str | None = None  # of the adapter in init_adapter_from, once it is loaded
 
     # -- building -------------------------------------------------------------------------------------
 
@@ -66,14 +68,12 @@ class RimeModule(L.LightningModule):
         sharded = isinstance(strategy, ModelParallelStrategy)
         check_precision(self.trainer.precision, sharded, self.config.load_in_4bit)
         processor = RimeProcessor.from_pretrained(self.config.name_or_path, self.config.prompt)
-        # LoRA's random start must not depend on what ran before.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            # not self.device, which is still the CPU here
+        with seeded(self.run_seed, strategy.root_device):  # not self.device, which is still the CPU here
             backbone = Backbone(self.config, processor, strategy.root_device)
         if self.init_adapter_from:
             hashes = (backbone.base_hash, backbone.old_base_hash)
             load_adapter_weights(backbone.peft, self.init_adapter_from, processor, *hashes)
+            self.start_hash = read_contract(self.init_adapter_from)["weights_hash"]
         if self.trainer.is_global_zero:
             print(describe(backbone), flush=True)
         if isinstance(strategy, ModelParallelStrategy):
@@ -85,6 +85,12 @@ class RimeModule(L.LightningModule):
             assert self.device_mesh is not None, "ModelParallelStrategy sets it before configure_model"
             shard_backbone(backbone, self.device_mesh["data_parallel"])
         self.backbone = backbone
+
+    @property
+    def run_seed(self) -> int:
+        """The seed of the run; 0 without a data module, as in a test."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return int(data.seed) if data is not None else 0
 
     @property
     def model(self) -> Backbone:
@@ -110,7 +116,7 @@ class RimeModule(L.LightningModule):
         """Keep only what trains: the base model would make each checkpoint as large as itself."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
-        checkpoint["base_hash"] = self.model.base_hash
+        checkpoint["base_hash"], checkpoint["start_hash"] = self.model.base_hash, self.start_hash
         if not isinstance(self.trainer.strategy, ModelParallelStrategy):  # which numbers them so by itself
             states = zip(self.trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False)
             checkpoint["optimizer_states"] = [_by_place(self, *both) for both in states]
@@ -119,12 +125,28 @@ class RimeModule(L.LightningModule):
         """Refuse to resume with another base model: the frozen weights are not in the checkpoint.
 
         Raises:
-            RimeError: If the base model at ``model.backbone.name_or_path`` has changed.
+            RimeError: If the base model at ``model.backbone.name_or_path`` or the adapter to start from has
+                changed, or if the checkpoint holds other tensors than those that train.
         """
         if checkpoint["base_hash"] not in (self.model.base_hash, self.model.old_base_hash):
             raise RimeError(
                 f"model.backbone.name_or_path={self.config.name_or_path} is another base model than the one "
                 "that this run was started with. Give the old base model, or start a new run folder."
+            )
+        if checkpoint.get("start_hash", self.start_hash) != self.start_hash:
+            raise RimeError(
+                f"model.init_adapter_from={self.init_adapter_from} is another adapter than the one that "
+                "this run was started with. Give the old one, or start a new run folder."
+            )
+        if "state_dict" not in checkpoint:  # of a sharded run: its strategy has loaded the tensors before
+            return
+        trained = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        if trained != found:
+            name = next(n for n in sorted(trained | found) if trained.get(n) != found.get(n))
+            raise RimeError(
+                f"The checkpoint must hold what trains in this run, but {name} has shape {found.get(name)} "
+                f"there and {trained.get(name)} here. Use lora_r and lora_targets of the run that wrote it."
             )
 
     def on_train_start(self) -> None:
@@ -197,6 +219,17 @@ class RimeModule(L.LightningModule):
         completions = completions_of(rewrites, self.model.processor, self.device)
         gen: Tensor = self.model(batch.prompts, completions).gen
         return gen
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from ``seed`` on the CPU and on ``device``, and leave their random numbers as they were.
+
+    LoRA's random start depends on the seed of the run then, and not on what ran before.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _by_place(

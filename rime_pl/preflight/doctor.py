@@ -27,7 +27,7 @@ from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.errors import RimeError
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
-from rime_pl.processing import RimeProcessor
+from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 from rime_pl.run_folder import RunFolder
 
 #: Releases that were published by an attacker.
@@ -222,10 +222,11 @@ def batch(batch_size: int, processes: int) -> Check:
 def check_adapter(folder: Path, base: str | None = None) -> Check:
     """Load the adapter onto its base model, without 4 bits, by the code that a run uses.
 
-    ``folder`` is a run, or lies above its newest finished run. ``base`` is the model in place of its own.
+    ``folder`` is an adapter, a run, or lies above one run. ``base`` is the model in place of its own.
     """
     try:
-        adapter = RunFolder.with_adapter(folder).adapter
+        own = (folder / CONTRACT_FILE).is_file()
+        adapter = folder if own else RunFolder.with_adapter(folder).adapter
         contract = read_contract(adapter)
         processor = RimeProcessor.from_adapter(adapter)
         config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})

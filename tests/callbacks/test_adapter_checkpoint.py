@@ -25,6 +25,7 @@ def test_only_weights_that_a_batch_has_passed_are_good(
         previous.write_text("old")
     trainer: Any = SimpleNamespace(
         is_global_zero=True,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
         num_training_batches=100,
         fit_loop=SimpleNamespace(
             epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=11)))

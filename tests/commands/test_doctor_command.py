@@ -162,6 +162,7 @@ def change_contract(folder: Path, change: Callable[[dict[str, Any]], None]) -> N
 
 def test_a_good_adapter(adapter: Path) -> None:
     found = check_adapter(adapter.parent)
+    assert check_adapter(adapter) == found, "the folder that --model.init_adapter_from takes"
     assert found.level == "ok" and "<disc_emb>" in found.seen
     assert check_adapter(adapter.parents[2]).level == "problem", "no finished run in there yet"
     (adapter.parent / "done.json").touch()
@@ -210,6 +211,7 @@ def test_damaged_weights_and_missing_files(adapter: Path, tmp_path: Path) -> Non
     assert check_adapter(adapter.parent).level == "problem"
     found = check_adapter(tmp_path / "empty")
     assert found.level == "problem" and "no finished run here" in found.seen and "--adapter" in found.remedy
+    assert "--run" not in found.seen + found.remedy, "the option is --adapter"
 
 
 # -- the command ----------------------------------------------------------------------------------------

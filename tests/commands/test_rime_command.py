@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import subprocess
@@ -15,7 +16,7 @@ from rime_pl import __version__
 from rime_pl.__main__ import COMMANDS, STAGES, command, main
 from rime_pl.commands import run
 from rime_pl.commands.settings import StageWords, parse_with_settings
-from rime_pl.errors import RimeError
+from rime_pl.errors import RimeError, StoppedError, ToldElsewhereError
 from rime_pl.options.parser import command_parser
 
 RECIPE = Path(__file__).parents[2] / "configs/tiny/cma.yaml"
@@ -231,3 +232,74 @@ def test_a_stage_says_what_is_wrong_with_its_settings(
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     assert main(["cma", "fit", *words]) == 2
     assert capsys.readouterr().err.startswith(f"rime: error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            2,
+            "runs/x: No space left on device. Make room",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "runs"),
+            2,
+            "runs: Read-only file system. Choose a folder",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs"),
+            2,
+            "runs: Permission denied. Change the",
+        ),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "Too many open files. Raise the limit"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.yaml"),
+            2,
+            "a.yaml: No such file or directory.",
+        ),
+        (OSError("the first line\nand many others"), 2, "the first line"),
+        (OSError(), 2, "OSError"),
+        (StoppedError("stopped. Go on with the same command.", 15), 143, "Go on with the same command."),
+        (KeyboardInterrupt(), 130, "rime: stopped."),
+        (ToldElsewhereError("by the first process"), 0, ""),
+    ],
+)
+def test_what_the_machine_or_a_person_does_is_one_sentence(
+    error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def fail(*words: str) -> int:
+        raise error
+
+    monkeypatch.setattr("rime_pl.__main__.command", fail)
+    assert main(["plan"]) == code
+    said = capsys.readouterr().err
+    assert told in said and said.count("\n") == bool(told)
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rime_pl.__main__.command", lambda *words: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["plan"])
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in ``rime --help | head -1``, with more output than a pipe holds."""
+    code = "import rime_pl.__main__ as m, sys; m.overview = lambda: 'x' * 10**6; sys.exit(m.main([]))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_a_thread_that_cannot_write_is_one_sentence_too() -> None:
+    """TensorBoard writes its curves in a thread."""
+    code = (
+        "import threading, rime_pl.__main__ as m; m.main(['--version'])\n"
+        "def fail(error): raise error\n"
+        "for error in (OSError(28, 'No space left', 'events'), KeyError('a fault')):\n"
+        "    thread = threading.Thread(target=fail, args=[error]); thread.start(); thread.join()"
+    )
+    said = in_a_process(code).stderr
+    assert said.startswith("rime: error: events: No space left. Make room on the disk")
+    assert said.count("Traceback") == 1 and "KeyError: 'a fault'" in said

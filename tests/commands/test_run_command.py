@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from rime_pl.__main__ import main
+from rime_pl.__main__ import failed, main
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands import run as command
 from rime_pl.datamodules.shards import FORMAT_VERSION
+from rime_pl.errors import StoppedError
 from rime_pl.pipeline import BASE_MARKER
 from rime_pl.run_folder import RunFolder, write_json
+from rime_pl.run_lock import locked
 
 RUNS = Path("runs/scenes-tiny-seed0")
 ARGUMENTS = ["--corpus", "scenes"]
+CHECKPOINT = {"global_step": 7, "loops": {}, "state_dict": {}, "optimizer_states": [], "base_hash": "b"}
 
 
 class Stages:
@@ -48,7 +52,7 @@ class Stages:
         if self.fails == "early":
             return 2
         run.last_checkpoint.parent.mkdir(exist_ok=True)
-        torch.save({"global_step": 7}, run.last_checkpoint)
+        torch.save(CHECKPOINT, run.last_checkpoint)
         if self.fails:
             return 2
         run.adapter.mkdir(exist_ok=True)
@@ -200,3 +204,53 @@ def test_looking_changes_nothing(stages: Stages, capsys) -> None:
 def test_a_start_of_ones_own_needs_no_run_before(stages: Stages) -> None:
     assert main(["run", "cma", *ARGUMENTS, "--model.init_adapter_from", "mine/adapter"]) == 0
     assert stages.folders() == ["cma"]
+
+
+def test_a_run_that_another_process_trains_is_left_alone(stages: Stages, capsys) -> None:
+    stages.fails = "late"
+    assert main(["run", "sft", *ARGUMENTS]) == 2
+    run = RunFolder(RUNS / "sft")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with locked(run):
+        stages.folders()
+        for look in ([], ["--dry_run"]):
+            capsys.readouterr()
+            assert main(["run", "sft", *ARGUMENTS, *look]) == (0 if look else 2)
+            said = capsys.readouterr()
+            assert f"sft: {run} is in use by process {os.getpid()} on " in said.out
+        assert not stages.folders()
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_stage_that_failed_before_its_first_checkpoint_leaves_no_folder(stages: Stages) -> None:
+    stages.fails = "early"
+    assert main(["run", "sft", *ARGUMENTS]) == 2
+    assert not RUNS.exists()
+
+
+class Stopped:
+    """A stage that gets Ctrl-C together with `rime run`, saves its checkpoint and ends."""
+
+    def __init__(self, code: int, presses: int) -> None:
+        self.code, self.presses, self.terminated = code, presses, False
+
+    def wait(self) -> int:
+        self.presses -= 1
+        if self.presses >= 0:
+            raise KeyboardInterrupt
+        return self.code
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+
+@pytest.mark.parametrize(
+    ("code", "presses"), [(130, 0), (130, 1), (130, 2), (-2, 1), (0, 1), (143, 0), (-15, 0)]
+)
+def test_a_stopped_stage_stops_rime_run(code: int, presses: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Stopped(code, presses)
+    monkeypatch.setattr("subprocess.Popen", lambda words: process)
+    with pytest.raises(StoppedError, match="sft was stopped") as stopped:
+        command._make("sft", ["sft", "fit"])
+    assert failed(stopped.value) == (143 if code in (143, -15) else 130)
+    assert process.terminated is (presses == 2)

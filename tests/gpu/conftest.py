@@ -21,6 +21,12 @@ GPU = [
 FindRun = Callable[[str], Run]
 
 
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """Fail where only checks on a GPU are asked for and there is none: skipping all of them is no check."""
+    if config.getoption("markexpr") == "gpu" and not torch.cuda.is_available():
+        pytest.exit("torch finds no CUDA device on this machine, so nothing was checked.", returncode=1)
+
+
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=GPU)])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """A 2B-shaped checkpoint on a GPU, a micro one on the CPU."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
 
+from rime_pl.backbone.adapters import trained_values
+from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.modules.base import seeded
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.modules.wrong_rewrites import empty_completions
@@ -99,3 +107,61 @@ def test_settings_that_make_no_sense_are_named(shared_backbone: Backbone) -> Non
             CMAModule(shared_backbone.config, wrong_share=share)
     with pytest.raises(RimeError, match=r"configure_model\(\) builds it"):
         _ = SFTModule(shared_backbone.config).model
+
+
+def started(config: BackboneConfig, seed: int) -> dict[str, torch.Tensor]:
+    """What a run with this seed starts from, whatever random numbers were drawn before."""
+    module = SFTModule(config)
+    trainer: Any = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.datamodule = SimpleNamespace(seed=seed)
+    module.trainer = trainer
+    before = torch.get_rng_state()
+    module.configure_model()
+    assert torch.get_rng_state().equal(before), "the run goes on as if nothing had been drawn"
+    return trained_values(module.model)
+
+
+def test_loras_start_follows_the_seed_of_the_run(
+    backbone_config: BackboneConfig, make_backbone: Callable[[], Backbone]
+) -> None:
+    torch.manual_seed(5)
+    first, second = started(backbone_config, 1), started(backbone_config, 2)
+    torch.manual_seed(6)
+    again, zero = started(backbone_config, 1), started(backbone_config, 0)
+    matrices = [name for name in first if "lora_A" in name]
+    assert matrices and not any(first[name].equal(second[name]) for name in matrices)
+    assert all(first[name].equal(again[name]) for name in first)
+    fixed = trained_values(make_backbone())  # drawn from seed 0, as every run was before
+    assert all(zero[name].equal(fixed[name]) for name in zero)
+
+
+def test_the_devices_random_numbers_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    forked: list[Any] = []
+
+    @contextmanager
+    def fork_rng(devices: Any) -> Iterator[None]:
+        forked.append(devices)
+        yield
+
+    monkeypatch.setattr("torch.random.fork_rng", fork_rng)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        with seeded(3, device):
+            pass
+    assert forked == [[], [torch.device("cuda", 1)]]
+
+
+def test_a_checkpoint_of_another_start_or_shape_is_refused(shared_backbone: Backbone) -> None:
+    module = evaluated(shared_backbone)
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    name = next(iter(checkpoint["state_dict"]))
+    changes = (
+        ({"start_hash": "other"}, "is another adapter than the one"),
+        ({"base_hash": "other"}, "is another base model than the one"),
+        ({"state_dict": checkpoint["state_dict"] | {name: torch.ones(3, 3)}}, r"has shape \(3, 3\) there"),
+        ({"state_dict": {}}, "has shape None there"),
+    )
+    for change, words in changes:
+        with pytest.raises(RimeError, match=words):
+            module.on_load_checkpoint(checkpoint | change)

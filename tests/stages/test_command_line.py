@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from statistics import mean
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rime_pl.__main__ import main
+from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import load_backbone
 from rime_pl.backbone.quantization import packed_weights_hash
+from rime_pl.cli import StageCLI, announce
 from tests.micro import build_base
 from tests.stages.runs import ENDING, read_json, refine_rl_arguments, scalars, stage_arguments
 
@@ -45,6 +50,10 @@ def test_a_run_leaves_everything_a_reader_needs(runs: Path) -> None:
     assert manifest["negatives_per_query"]["discriminative"] <= 3
     assert manifest["steps"] == 6
     assert manifest["argv"]
+    start, own = (read_contract(runs / stage / "adapter") for stage in ("sft", "cma"))
+    assert manifest["base_hash"] == own["base_hash"] and manifest["base"] == own["base"]
+    assert manifest["start_hash"] == start["weights_hash"] != own["weights_hash"]
+    assert read_json(runs / "sft" / "manifest.json")["start_hash"] is None
     summary = read_json(runs / "cma" / "summary.json")
     assert summary["before"] == read_json(runs / "sft" / "summary.json")["after"]
     assert set(summary["after"]["recall@1"]) == {"disc-disc", "gen-gen", "gen-disc", "disc-gen"}
@@ -62,6 +71,83 @@ def test_every_part_of_the_loss_is_logged(runs: Path) -> None:
     for step, value in total.items():
         assert value == pytest.approx(sum(part[step] for part in parts.values()), rel=1e-5)
     assert all(value > 0 for value in parts["decisive"].values())
+
+
+@pytest.mark.parametrize("stage", ["sft", "cma", "refine_rl"])
+def test_how_training_goes_and_the_settings_are_in_tensorboard(stage: str, runs: Path) -> None:
+    values = {
+        name: scalars(runs / stage, f"train/{name}")
+        for name in ("learning_rate", "grad_norm", "pairs_per_second", "peak_memory_gib")
+    }
+    assert all(len(steps) == 6 for steps in values.values()), values
+    first, *others = values.pop("learning_rate").values()
+    assert first == 0 and max(others) > 0, "the rate of the batch itself: warm-up starts at 0"
+    assert all(min(steps.values()) > 0 for steps in values.values()), values
+    events = EventAccumulator(str(runs / stage / "tensorboard"))
+    events.Reload()
+    kept = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"data.batch_size" in kept and b"model.backbone.lora_r" in kept
+    shown = yaml.safe_load((runs / stage / "tensorboard" / "hparams.yaml").read_text())
+    assert shown["model.backbone.lora_r"] == 4 and shown["seed_everything"] == 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def unfinished(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the SFT run, as if it had been killed before its adapter was written."""
+    folder = Path(shutil.copytree(runs / "sft", tmp_path / "sft"))
+    (folder / "done.json").unlink()
+    shutil.rmtree(folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        (("lora_alpha", "64"), "model.backbone.lora_alpha 64 instead of 32"),
+        (("lora_r", "8"), "model.backbone.lora_r 8 instead of 4"),
+        (
+            ("prompt.rewrite_instruction", "Say it."),
+            "model.backbone.prompt.rewrite_instruction Say it. instead",
+        ),
+    ],
+)
+def test_a_resumed_run_keeps_its_backbone(
+    setting: tuple[str, str], told: str, unfinished: Path, scenes_corpus: Path, micro_base: Path, capsys
+) -> None:
+    before = contents(unfinished)
+    words = stage_arguments("sft", scenes_corpus, micro_base, unfinished, *ENDING)
+    assert main([*words, f"--model.backbone.{setting[0]}", setting[1]]) == 2
+    said = capsys.readouterr().err
+    assert "a resumed run must keep its backbone, but has" in said and told in said
+    assert contents(unfinished) == before
+
+
+def test_other_settings_of_a_resumed_run_are_printed(
+    unfinished: Path, scenes_corpus: Path, micro_base: Path, capsys
+) -> None:
+    more = ("--model.temperature", "0.5", "--model.backbone.gradient_checkpointing", "true")
+    words = stage_arguments("sft", scenes_corpus, micro_base, unfinished, *ENDING, *more)
+    stage = StageCLI("sft", words[2:], "rime sft fit")
+    announce(stage, "sft", stage.resume_from, 6)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"changed since the run began: model\.backbone\.gradient_checkpointing True instead of False, "
+        r"model\.temperature 0\.5 instead of 0\.\d+",
+        last,
+    )
+
+
+def test_a_run_killed_before_its_adapter_was_written_gets_it(
+    unfinished: Path, runs: Path, scenes_corpus: Path, micro_base: Path
+) -> None:
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, unfinished, *ENDING)) == 0
+    whole, again = (contents(folder / "adapter") for folder in (runs / "sft", unfinished))
+    assert list(whole.values()) == list(again.values()) and (unfinished / "done.json").is_file()
 
 
 def test_the_base_is_untouched_and_every_adapter_tensor_moved(
@@ -106,13 +192,17 @@ def test_an_adapter_of_another_base_is_refused(
         (("--model.backbone.prompt.max_rewrite_tokens", "2"), "rewrite"),
         (("--model.backbone.name_or_path", "no/such/model"), "name_or_path"),
         (("--trainer.precision", "bf16-true"), "model.backbone.dtype bfloat16"),
+        (("--trainer.accelerator", "gpu"), "trainer.accelerator is gpu, but torch finds no GPU."),
     ],
 )
 def test_bad_settings_are_named(
     arguments: tuple[str, ...], culprit: str, scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
 ) -> None:
-    assert main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "run", *arguments)) == 2
+    assert (
+        main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "below" / "run", *arguments)) == 2
+    )
     assert culprit in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "a refused run leaves no folder"
 
 
 def test_an_unknown_config_key_is_named(

@@ -1,0 +1,104 @@
+"""`rime runs`: the runs below a folder side by side, whether finished, unfinished or being trained now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rime_pl.errors import RimeError
+from rime_pl.options.parser import parse as parse_options
+from rime_pl.pipeline import listed
+from rime_pl.report.table import Table
+from rime_pl.run_folder import RUNS, RunFolder
+from rime_pl.run_lock import holder
+from rime_pl.types import MODE_PAIRS
+
+#: Each run has one of these from its first moment on.
+FILES = ("config.yaml", "manifest.json", "lock.json")
+#: Characters in a line, where the output is no terminal.
+PLAIN_WIDTH = 140
+HEAD = ("run", "stage", "corpus", "seed", "state", *(pair.replace("-", "-\n") for pair in MODE_PAIRS))
+
+
+def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of ``run``; the folder may be given by its place."""
+    by_place = bool(words) and not words[0].startswith("-")
+    return parse_options(command, prog, ["--folder", *words] if by_place else words)
+
+
+def run(*, folder: Path = RUNS) -> int:
+    """List the runs below a folder: stage, corpus, seed, state, recall@1 of the test split, other settings.
+
+    The folder may be given without --folder: rime runs runs/openmoji-tiny-seed0
+
+    Args:
+        folder: Folder of the runs.
+    """
+    rows = [row(one, folder) for one in find_runs(folder)]
+    if not rows:
+        raise RimeError(f"{folder}: no run here or below. `rime run cma` trains one.")
+    table = Table(
+        f"Runs in {folder}",
+        [*HEAD, "differs from\nthe recipe"],
+        rows,
+        note="Recalls: recall@1 on the test split, query mode - target mode. ?: not started by `rime run`.",
+    )
+    console = Console()
+    (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table.terminal())
+    return 0
+
+
+def find_runs(folder: Path) -> Iterator[RunFolder]:
+    """Yield the runs at or below a folder, controls too, sorted by name."""
+    for path in sorted({file.parent for name in FILES for file in folder.rglob(name)}):
+        yield RunFolder(path)
+
+
+def row(one: RunFolder, folder: Path) -> list[str]:
+    """Return the cells of one run."""
+    name = str(one.path.relative_to(folder))
+    name = one.path.name if name == "." else name
+    try:
+        manifest, settings = facts(one)
+        recalls = one.summary["after"]["recall@1"] if one.reported else {}
+        return [
+            name,
+            manifest.get("stage") or stage_of(settings),
+            Path(str(manifest.get("data") or settings.get("data", {}).get("path", "?"))).name,
+            str(manifest.get("seed", settings.get("seed_everything", "?"))),
+            state(one),
+            *(f"{recalls[pair]:.3f}" if pair in recalls else "-" for pair in MODE_PAIRS),
+            differing(one, manifest),
+        ]
+    except (RimeError, KeyError, TypeError, AttributeError) as error:  # the other runs are still listed
+        return [name, "?", "?", "?", "damaged", *("-" for _ in MODE_PAIRS), str(error)]
+
+
+def facts(one: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the manifest and the settings of a run, each empty if it is not written yet."""
+    return one.manifest if one.reported else {}, one.settings if one.config.is_file() else {}
+
+
+def state(one: RunFolder) -> str:
+    """Return how far a run is."""
+    if process := holder(one):
+        return f"running (process {process.pid} on {process.host})"
+    if one.finished:
+        return "finished"
+    return "tested" if one.reported else "unfinished"
+
+
+def stage_of(settings: dict[str, Any]) -> str:
+    """Return the stage that takes these settings."""
+    model = settings.get("model", {})
+    marks = {"rollouts": "refine_rl", "lambda_cma": "cma", "lambda_ce": "sft"}
+    return next((stage for mark, stage in marks.items() if mark in model), "?")
+
+
+def differing(one: RunFolder, manifest: dict[str, Any]) -> str:
+    """Return the settings that differ from the recipe; ? where the run was not started by `rime run`."""
+    found = (one.origin or manifest).get("differs_from_recipe")
+    return "?" if found is None else listed(found) or "-"

@@ -1,0 +1,72 @@
+"""`rime runs`: every run of a folder with its state, its recalls and what differs, also a damaged one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rime_pl.__main__ import main
+from rime_pl.commands.runs import find_runs, row
+from rime_pl.run_folder import RunFolder, write_json
+from rime_pl.run_lock import locked
+from rime_pl.types import MODE_PAIRS
+
+DIFFERS = {"model.temperature": {"value": 0.05, "recipe": 0.02}}
+SETTINGS: dict[str, Any] = {
+    "seed_everything": 3,
+    "data": {"path": "data/scenes"},
+    "model": {"lambda_ce": 1, "lambda_cma": 1},
+}
+
+
+def finish(run: RunFolder, **manifest: Any) -> None:
+    facts = {"stage": "cma", "seed": 3, "data": "data/scenes"} | manifest
+    write_json(run.path / "manifest.json", facts)
+    recalls = {pair: n / 10 for n, pair in enumerate(MODE_PAIRS)}
+    write_json(run.path / "summary.json", {"after": {"recall@1": recalls}})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six runs: finished, a control of it, unfinished, tested, damaged, and one that is just beginning."""
+    whole = RunFolder(tmp_path / "scenes-tiny-seed3" / "cma")
+    for run in (whole, whole.control("plain")):
+        run.begin(SETTINGS, {"differs_from_recipe": DIFFERS if run == whole else {}})
+        finish(run)
+        write_json(run.marker, {})
+    RunFolder(tmp_path / "unfinished").begin(SETTINGS | {"model": {"lambda_ce": 1}}, {"recipe": []})
+    (tmp_path / "tested").mkdir()
+    finish(RunFolder(tmp_path / "tested"), seed=None)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.yaml").write_text("{a: ")
+    (tmp_path / "begins").mkdir()
+    RunFolder(tmp_path / "begins").lock.write_text("")
+    return tmp_path
+
+
+def test_each_run_has_a_row(folder: Path) -> None:
+    with locked(RunFolder(folder / "begins")):
+        begins, damaged, cma, plain, tested, unfinished = (row(run, folder) for run in find_runs(folder))
+    recalls = ["0.000", "0.100", "0.200", "0.300"]
+    told = "model.temperature 0.05 instead of 0.02"
+    assert cma == ["scenes-tiny-seed3/cma", "cma", "scenes", "3", "finished", *recalls, told]
+    assert plain == ["scenes-tiny-seed3/cma/controls/plain", "cma", "scenes", "3", "finished", *recalls, "-"]
+    assert unfinished == ["unfinished", "sft", "scenes", "3", "unfinished", *"----", "?"]
+    assert tested == ["tested", "cma", "scenes", "None", "tested", *recalls, "?"]
+    assert damaged[:5] == ["damaged", "?", "?", "?", "damaged"] and "config.yaml is damaged" in damaged[-1]
+    assert begins[:4] == ["begins", "?", "?", "?"] and begins[4].startswith("running (process ")
+
+
+@pytest.mark.parametrize("option", [[], ["--folder"]])
+def test_the_folder_is_given_by_its_place_or_by_name(option: list[str], folder: Path, capsys) -> None:
+    assert main(["runs", *option, str(folder / "scenes-tiny-seed3" / "cma")]) == 0
+    said = capsys.readouterr().out
+    assert "Runs in" in said and "controls/plain" in said and "unfinished" not in said
+
+
+def test_no_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 2
+    assert "runs: no run here or below. `rime run cma` trains one." in capsys.readouterr().err
