@@ -15,7 +15,7 @@ from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import MODES, Found, Hit, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source
-from rime_pl.report.sheets import Card, SheetRow, sheet, thumbnail
+from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
@@ -192,7 +192,7 @@ def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
 def sheet_row(query: Item, mode: Mode, found: Found, images: Path | None = None) -> SheetRow:
     """One row of the PNG; nothing is marked, as nobody knows what is right."""
     cards = [
-        Card(thumbnail(hit.item), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
+        Card(hit.item.thumbnail(), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
         for rank, hit in enumerate(found.hits, 1)
     ]
     notes = [f"rewritten: {found.rewrite}"] if found.rewrite is not None else []
