@@ -52,7 +52,8 @@ COMMANDS = {
 FIRST_STEPS = """\
 first steps, in a checkout of the repository:
   make train-cma                 build the demo data and train stages 1 and 2, minutes on a laptop's CPU
-  rime search "a firefighter"    search the demo pictures in both modes"""
+  rime search "a woman firefighter with medium skin"
+                                 search the demo pictures in both modes"""
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 

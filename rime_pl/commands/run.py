@@ -79,8 +79,8 @@ def run(
     """Train a stage, and before it everything that it needs and that is missing.
 
     A finished run with the same settings is found again, and an unfinished one is resumed. Other settings get
-    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.05.
-    Settings of an earlier stage have its name in front: --sft.model.temperature 0.05.
+    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.1.
+    Settings of an earlier stage have its name in front: --sft.model.temperature 0.1.
 
     Args:
         stage: Stage to train. data and base make only the corpus, or the tiny base model.
