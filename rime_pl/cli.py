@@ -116,7 +116,8 @@ class StageCLI(LightningCLI):
                 parser_kwargs={
                     "prog": prog,
                     "usage": f"{prog} --config FILE --run_dir FOLDER [--SETTING VALUE ...]",
-                    "description": (sys.modules[STAGES[stage].__module__].__doc__ or "").split("\n\n")[0],
+                    "description": (sys.modules[STAGES[stage].__module__].__doc__ or "").split("\n\n")[0]
+                    + " Defaults are those without a settings file; a recipe sets its own.",
                 },
             )
         finally:
