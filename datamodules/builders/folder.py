@@ -59,16 +59,14 @@ def build(
     pictures = Pictures(found.faults, skip_broken)
     wanted = {split: len(of_split) for split, of_split in rows.items()}
     if not found.faults:
-        for note in (*found.notes, *missing_splits(table, wanted)):
-            _say(note)
+        missing_splits(table, wanted)  # raises before any picture is opened
 
     def left_out() -> list[str]:
         if found.faults and not skip_broken:
             raise DataError(_refusal(table, found.faults))
-        if found.faults:
-            kept = {split: wanted[split] - pictures.left_out[split] for split in wanted}
-            for note in (*found.notes, *missing_splits(table, kept)):
-                _say(note)
+        kept = {split: wanted[split] - pictures.left_out[split] for split in wanted}
+        for note in (*found.notes, *missing_splits(table, kept)):
+            _say(note)
         return [str(fault) for fault in found.faults]
 
     write_corpus(

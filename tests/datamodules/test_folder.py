@@ -193,7 +193,7 @@ def test_a_corpus_for_evaluation_only(tmp_path: Path, rows: Rows, capsys: pytest
     found = build(tmp_path, [row for row in rows if row["split"] == "test"])
     assert {split: len(pairs) for split, pairs in found.items()} == {"test": 4}
     told = capsys.readouterr().out
-    assert "pairs.jsonl has no rows for train and val: the corpus can be evaluated, but not trained" in told
+    assert told.count("pairs.jsonl has no rows for train and val: the corpus can be evaluated") == 1
     bare = [{name: value for name, value in row.items() if name != "split"} for row in rows]
     assert list(build(tmp_path, bare, val_share=0, test_share=1)) == ["test"]
 
