@@ -64,8 +64,7 @@ def run(
     retriever.encode(
         query, instruction=asked
     )  # a query that cannot be embedded is told before the gallery is
-    shown = _instruction(retriever, "target", task)
-    retriever.index(gallery, modes, batch_size, instruction=shown, progress=True)
+    retriever.index(gallery, modes, batch_size, None, _instruction(retriever, "target", task), progress=True)
     if words := retriever.unknown_words(query):
         console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
     found = search_modes(retriever, query, modes, top_k, asked)
