@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -52,26 +53,29 @@ def run(
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
-    if top_k < 1:
-        raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
+    _check(top_k, output)
     modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
     gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage)
     retriever = _load(stage, device, base, console)
     asked = _instruction(retriever, "query", task) if instruction is None else instruction
-    retriever.encode(
-        query, instruction=asked
-    )  # a query that cannot be embedded is told before the gallery is
-    shown = _instruction(retriever, "target", task)
-    retriever.index(gallery, modes, batch_size, instruction=shown, progress=True)
+    retriever.encode(query, instruction=asked)  # raises before minutes go into the gallery
+    retriever.index(gallery, modes, batch_size, None, _instruction(retriever, "target", task), progress=True)
     if words := retriever.unknown_words(query):
         console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
     found = search_modes(retriever, query, modes, top_k, asked)
     console.print(f"gallery: {len(gallery)} pictures   query: {query}")
     show(found, Item(query, instruction=asked), output, f"{query}   ({len(gallery)} pictures)", images)
     return 0
+
+
+def _check(top_k: int, output: Path) -> None:
+    if top_k < 1:
+        raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
+    if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+        raise RimeError(f"--output must be the name of a picture, such as search.png, but is {output}.")
 
 
 def _load(stage: RunFolder, device: str | None, base: str | None, console: Console) -> Retriever:
@@ -92,12 +96,12 @@ def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
 
 def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images: Path | None = None) -> None:
     """Print a table for each mode and write the sheet of pictures; file names count from ``images``."""
-    console = Console()
+    console = Console(highlight=False, markup=False, emoji=False)  # brackets in a rewrite are no markup
     for mode, result in found.items():
         console.print(result_table(mode, result, images))
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet([sheet_row(query, mode, result, images) for mode, result in found.items()], title).save(output)
-    console.print(f"pictures: {output}", highlight=False)
+    console.print(f"pictures: {output}")
 
 
 def search_modes(

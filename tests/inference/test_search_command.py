@@ -95,6 +95,8 @@ def test_search_command_names_what_is_wrong(
         for query, error in (("", "must have a text"), ("a <gen_emb>", "must not contain '<gen_emb>'")):
             with pytest.raises(RimeError, match=error):
                 search.run(query, run=run_folder, device="cpu")
+    with pytest.raises(RimeError, match=r"--output must be the name of a picture, .* but is sheet.pnk"):
+        rime_search(*run, "--output", "sheet.pnk")
     with pytest.raises(RimeError, match="--top_k must be 1 or more, but is 0"):
         rime_search(*run, "--top_k", "0")
     monkeypatch.chdir(tmp_path)
@@ -122,6 +124,16 @@ def test_search_command_names_the_run_and_the_words_that_training_lacks(
     assert "run: runs/demo/cma (finished last in runs)\n" in printed and "training text" not in printed
     with pytest.raises(RimeError, match=r"task must be one .* but is 'nope'"):
         search.run(**words, task="nope")
+
+
+def test_brackets_in_a_query_are_no_markup(
+    run_folder: Path, pictures: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures[0].images[0].save(tmp_path / "[bold] ring.png")
+    words = {"run": run_folder, "images": tmp_path, "output": tmp_path / "out" / "sheet.png", "device": "cpu"}
+    search.run("a [/red] ring :star:", mode="discriminative", **words)
+    printed = capsys.readouterr().out
+    assert "query: a [/red] ring :star:" in printed and "[bold] ring.png" in printed
 
 
 def test_importing_the_package_stays_fast() -> None:
