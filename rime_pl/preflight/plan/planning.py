@@ -138,7 +138,7 @@ def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -
     """Return a batch of the task with the longest pairs; pairs stand in it several times if need be."""
     data = settings.values.data
     entries = read_split(data.path, "train", data.tasks)
-    reader = ShardReader(entries, data.require_rewrites, completion=data.completion)
+    reader = ShardReader(entries, data.require_rewrites and data.rewrites != "none", data.completion)
     batches: list[Batch] = []
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
