@@ -165,7 +165,9 @@ def test_texts_and_rewrites_are_cut_at_the_end_of_a_word(processor: RimeProcesso
 
 
 @pytest.mark.parametrize(
-    "text", ["\u4e00" * 400, "\u0958" * 400, "e\u0301" * 400, "x" * 400, "\U0001f9d1" * 99]
+    "text",
+    ["\u4e00" * 400, "\u0958" * 400, "e\u0301" * 400, "x" * 400, "\U0001f9d1" * 99],
+    ids=["Chinese", "Devanagari", "accents", "one word", "emoji"],
 )
 def test_a_text_without_spaces_is_cut_too(text: str, processor: RimeProcessor) -> None:
     ours = RimeProcessor(processor.processor, replace(PROMPT, max_text_tokens=20))
