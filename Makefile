@@ -16,6 +16,7 @@ cma = $(sft) $(patsubst --%,--cma.%,$(CMA_ARGS))
 refine-rl = $(cma)
 train = $(RIME) run $(1) --corpus $(DATA) --recipe $(CONFIG) --seed $(2) $($(1)) $(ARGS)
 folder = $$($(train) --print_folder)
+$(if $(ANNOTATED),$(error ANNOTATED is gone. Use ARGS="--data.annotated_share $(ANNOTATED)"))
 OUTPUT = runs/$(notdir $(DATA))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
 
 .DEFAULT_GOAL := help

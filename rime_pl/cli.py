@@ -55,11 +55,11 @@ class StageParser(PlainParser, LightningArgumentParser):
     def refuse_names(self) -> None:
         super().refuse_names()
         if not {"run_dir", "help", "print_config"} & {one.name for one in self.given}:
-            raise RimeError(needs(self.prog))
+            raise RimeError(needs(self.prog, (one.name for one in self.given)))
 
     def missing(self, names: list[str]) -> str:
         if not any(one.name == "config" for one in self.given):
-            return needs(self.prog)
+            return needs(self.prog, (one.name for one in self.given))
         values = " and ".join(f"--{name} VALUE" for name in names)
         return f"The settings in --config leave out {' and '.join(names)}. Add {values}."
 
@@ -177,8 +177,8 @@ class StageCLI(LightningCLI):
         return last if last.is_file() else None
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        # steps after the checkpoint are trained again: TensorBoard drops the events of the first time
-        step = _logged_step(self.resume_from) if self.resume_from else None
+        # steps after the checkpoint are trained again: TensorBoard drops the events of an earlier try
+        step = _logged_step(self.resume_from) if self.resume_from else 0
         logger = TensorBoardLogger(self.run_folder.path, name="tensorboard", version="", purge_step=step)
         if self.config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"] = [EpochsFromOne()]
@@ -235,8 +235,8 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
     resume = cli.resume_from
     if resume:
         print(f"continuing from {resume} (step {global_step(resume)})", flush=True)
-    if stage == "refine_rl" and (before := previous_summary(cli)):
-        trace = before["after"]["trace"]
+    before = previous_summary(cli) if stage == "refine_rl" else None
+    if before and (trace := before["after"].get("trace")):
         print(
             f"room for the rewrite: gen-gen recall@1 is {trace['own']:.3f} with the own one, "
             f"{trace['reference']:.3f} with the reference's: {trace['room']:+.3f}",
@@ -279,6 +279,7 @@ def finish(
         before=previous_summary(cli),
         seconds=seconds,
         facts={
+            **cli.run_folder.origin,  # first: what was measured counts, not what was meant
             "argv": typed,
             "seed": cli.config.seed_everything,
             "data": str(cli.config.data.path),
@@ -290,7 +291,6 @@ def finish(
             "checkpoint_rule": "the last step",
             "broken_samples": {name: wrong for broken, _ in read for name, wrong in broken.items()},
             "cut_texts": sorted({name for _, cut in read for name in cut}),
-            **cli.run_folder.origin,
         },
     )
 

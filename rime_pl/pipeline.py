@@ -16,19 +16,17 @@ from typing import Any
 import yaml
 
 from rime_pl.errors import RimeError
-from rime_pl.options.words import CONFIGS
+from rime_pl.options.words import CONFIGS, in_our_spelling
 from rime_pl.run_folder import RUNS, RunFolder
 
 #: The stages in the order in which each starts from the adapter of the one before.
 STAGES = ("sft", "cma", "refine_rl")
-#: Everything that `rime run` can be asked for, in order.
-GOALS = ("data", "base", *STAGES)
 #: Recipes that have a name: a folder with one YAML file for each stage.
 RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS}
 #: Corpora that can be built without further input.
 BUILT_IN = ("openmoji", "scenes")
-#: A recipe whose base model begins so trains on one that `rime base` makes for the corpus.
-TINY_BASE = "models/tiny-"
+#: A recipe with this base model trains on one that `rime base` makes for the corpus: models/tiny-<corpus>.
+TINY_BASE = "models/tiny-openmoji"
 #: The file of a base model that is written last.
 BASE_MARKER = "processor_config.json"
 #: Options of `rime base`. Words of other languages would take the room of those that are trained.
@@ -67,8 +65,15 @@ class Pipeline:
     @property
     def tiny_base(self) -> Path | None:
         """The recipe's base model if it is one that is made for each corpus, else None."""
-        named = yaml.safe_load(self.file("sft").read_text())["model"]["backbone"]["name_or_path"]
-        return Path(f"{TINY_BASE}{self.corpus.name}") if named.startswith(TINY_BASE) else None
+        named = yaml.safe_load(self.file("sft").read_text()) or {}
+        for name in ("model", "backbone", "name_or_path"):
+            named = named.get(name) or {}
+        if not named and not self.base:
+            raise RimeError(
+                f"--recipe {self.recipe}: sft.yaml must name a base model (model.backbone.name_or_path), but "
+                "does not. Add it, or give --base."
+            )
+        return Path(f"models/tiny-{self.corpus.name}") if named == TINY_BASE else None
 
     def file(self, stage: str) -> Path:
         """Return the recipe's file of a stage."""
@@ -91,11 +96,12 @@ class Pipeline:
             as_recipe: Whether the settings that were typed are left out.
         """
         words = [word for file in self.configs(stage) for word in ("--config", str(file))]
+        words += () if as_recipe else self.given.get(stage, ())
+        # last, because a settings file among the typed words may name another corpus or seed
         words += ["--data.path", str(self.corpus), "--seed_everything", str(self.seed)]
         base = self.tiny_base if as_recipe else self.base or self.tiny_base
         words += ["--model.backbone.name_or_path", str(base)] if base else []
-        words += ["--model.init_adapter_from", str(before.adapter)] if before else []
-        return words if as_recipe else [*words, *self.given.get(stage, ())]
+        return [*words, "--model.init_adapter_from", str(before.adapter)] if before else words
 
     def stages_to(self, goal: str) -> list[str]:
         """Return the stages that must be finished to reach ``goal``, itself included, in order."""
@@ -158,6 +164,7 @@ def sort_settings(goal: str, words: Sequence[str]) -> dict[str, list[str]]:
     """
     stages = STAGES[: STAGES.index(goal) + 1] if goal in STAGES else ()
     given: dict[str, list[str]] = {stage: [] for stage in stages}
+    words = list(in_our_spelling(words))
     if words and not (stages and words[0].startswith("--")):
         raise RimeError(f"rime run {goal}: {words[0]} is no setting of a stage (--NAME VALUE).")
     stage = goal
@@ -165,8 +172,8 @@ def sort_settings(goal: str, words: Sequence[str]) -> dict[str, list[str]]:
         if word.startswith("--"):
             stage = goal
             prefix, _, rest = word[2:].partition(".")
-            if prefix.replace("-", "_") in STAGES:
-                stage, word = prefix.replace("-", "_"), f"--{rest}"
+            if prefix in STAGES:
+                stage, word = prefix, f"--{rest}"
             if stage not in given:
                 raise RimeError(f"--{prefix}.{rest}: rime run {goal} ends before {prefix}.")
             name = word[2:].partition("=")[0]
@@ -214,12 +221,13 @@ def _same_settings(run: RunFolder, settings: Settings) -> bool:
 
 
 def _same_start(run: RunFolder, start: Mapping[str, Any]) -> bool:
-    """A run that was not started by `rime run` has no origin: its settings name its start."""
-    return all(run.origin.get(name, value) == value for name, value in start.items())
+    """A run that was not started by `rime run` has no origin, but a manifest when it is finished."""
+    known = (run.manifest if run.reported else {}) | run.origin
+    return all(known.get(name, value) == value for name, value in start.items())
 
 
 def _taken(run: RunFolder) -> bool:
-    return any(path.exists() for path in (run.config, run.marker, run.adapter, run.last_checkpoint.parent))
+    return any(path.exists() for path in (run.config, run.marker, run.adapter, run.last_checkpoint))
 
 
 def differences(settings: Settings, recipe: Settings, above: str = "") -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ Used by the command line, by inference, by callbacks, and by the study. A run fo
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ class RunFolder:
         self.config.write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def give_up(self) -> None:
-        """Free a folder that was claimed, where nothing was trained."""
+        """Free a folder that was claimed, where no checkpoint was written; its curves go, too."""
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         self.config.unlink(missing_ok=True)
         (self.path / ORIGIN).unlink(missing_ok=True)
 

@@ -49,7 +49,7 @@ def test_words_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         *("--model.backbone.name_or_path", "models/tiny-scenes"),
         *("--model.init_adapter_from", "runs/scenes-tiny-seed3/sft/adapter"),
     ]
-    assert made.words("cma", sft) == [*words, *given]
+    assert made.words("cma", sft) == [*words[:4], *given, *words[4:]]
     assert made.words("cma", sft, as_recipe=True) == words
     assert made.folder == Path("runs/scenes-tiny-seed3")
 
@@ -81,6 +81,11 @@ def test_recipes_and_corpora_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RimeError, match=r"--recipe mine: no sft\.yaml"):
         find_recipe("mine")
     (tmp_path / "mine" / "sft.yaml").touch()
+    without = Pipeline(Path("c"), tmp_path / "mine", "mine", 0, None, {})
+    with pytest.raises(RimeError, match=r"sft.yaml must name a base model .*or give --base"):
+        without.words("sft")
+    (tmp_path / "mine" / "sft.yaml").write_text("model: {backbone: {name_or_path: models/tiny-big}}")
+    assert without.tiny_base is None  # a model of one's own is not replaced by one for the corpus
     assert find_recipe("mine") == ("mine", (tmp_path / "mine").resolve())
     with pytest.raises(RimeError, match=r"--recipe .*mine: cma.yaml is missing"):
         Pipeline(Path("c"), tmp_path / "mine", "mine", 0, None, {}).file("cma")
@@ -101,6 +106,8 @@ def test_recipes_and_corpora_are_found(tmp_path: Path, monkeypatch: pytest.Monke
         ("base", ["--model.temperature", "1"], "--model.temperature is no setting of a stage"),
         ("cma", ["--sft.run_dir", "x"], "--run_dir cannot be given to rime run"),
         ("cma", ["--seed_everything=3"], "use --seed"),
+        ("cma", ["--seed-everything", "3"], "use --seed"),
+        ("cma", ["--sft.model.backbone.name-or-path", "x"], "use --base"),
         ("cma", ["--data.path", "x"], "use --corpus"),
         ("cma", ["--model.backbone.name_or_path", "x"], "use --base"),
     ],
@@ -112,11 +119,11 @@ def test_settings_that_no_stage_can_take(goal: str, words: list[str], message: s
 
 def test_settings_go_to_the_stage_that_they_name() -> None:
     words = ["--sft.data.tasks", "[a,", "b]", "--model.kl_coef", "-1", "--refine-rl.sides", "query"]
-    words += ["--sft.trainer.max_epochs=1"]
+    words += ["--sft.trainer.max-epochs=1", "--sft.config", "x.yaml", "-c", "mine.yaml"]
     assert sort_settings("refine_rl", words) == {
-        "sft": ["--data.tasks", "[a,", "b]", "--trainer.max_epochs=1"],
+        "sft": ["--data.tasks", "[a,", "b]", "--trainer.max_epochs=1", "--config", "x.yaml"],
         "cma": [],
-        "refine_rl": ["--model.kl_coef", "-1", "--sides", "query"],
+        "refine_rl": ["--model.kl_coef", "-1", "--sides", "query", "--config", "mine.yaml"],
     }
 
 

@@ -1,6 +1,6 @@
 """Check the installation, the settings and the adapter of a run; the exit code is 1 if there is a problem.
 
-rime doctor --config configs/cma.yaml --adapter runs/openmoji-tiny-seed0/cma
+rime doctor --config configs/tiny/cma.yaml --adapter runs/openmoji-tiny-seed0/cma
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse
-from rime_pl.preflight.plan.planning import GIB, UTILISATION, make_plan
+from rime_pl.preflight.plan.planning import GIB, UTILISATION, fits, make_plan
 from rime_pl.report.table import Table
 
 __all__ = ["parse", "run"]
@@ -96,11 +96,11 @@ def hours(plan: Mapping[str, Any]) -> Table:
 def changes(plan: Mapping[str, Any]) -> Table:
     """Return whether the run fits in the memory given, or each change that brings its peak down."""
     limit, peaks = plan["memory_gib"], {one["stage"]: one["peak"] for one in plan["stages"]}
-    if (peak := peaks[plan["stage"]]) <= limit * GIB:
+    if fits(peak := peaks[plan["stage"]], limit):
         title = f"{plan['stage']} fits in {limit:g} GiB: {_size(peak)} at the peak."
         return Table(title, ["stage", "peak"], [[plan["stage"], _size(peak)]])
     rows = [
-        [change["setting"], _size(change["peak"]), "yes" if change["peak"] <= limit * GIB else "no"]
+        [change["setting"], _size(change["peak"]), "yes" if fits(change["peak"], limit) else "no"]
         for change in plan["changes"]
     ]
     title = f"{plan['stage']} does not fit in {limit:g} GiB. Each change by itself:"

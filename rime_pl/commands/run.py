@@ -6,6 +6,7 @@ folder of their own. What a stage needs and where it lies is decided in rime_pl/
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rime_pl.datamodules.shards import CORPUS_FILE, read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import options_of
 from rime_pl.options.parser import parse as parse_options
+from rime_pl.options.words import nearest, options_given
 from rime_pl.pipeline import (
     BASE_MARKER,
     BASE_OPTIONS,
@@ -40,7 +42,11 @@ from rime_pl.run_folder import RunFolder
 
 def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of ``run``: its own options, and every other word as a setting of a stage."""
-    own, settings = split_words(words, {*options_of(command), "help"})
+    names = {*options_of(command), "help"}
+    own, settings = split_words(words, names)
+    for given in options_given(settings):
+        if "." not in given.name and (near := nearest(given.name, names)):
+            raise RimeError(f"{given} is not an option of `{prog}`. Did you mean --{near}?")
     return parse_options(command, prog, own) | {"settings": settings}
 
 
@@ -113,16 +119,19 @@ def _prepare(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -
     if not (corpus / CORPUS_FILE).is_file():
         console.print(f"data: building {corpus}")
         if not only_look:
-            _start("data", ["shards", corpus.name, "--output", str(corpus)])
+            _make("data", ["shards", corpus.name, "--output", str(corpus)])
     else:
         console.print(f"data: found in {corpus}")
+    if goal == "base" and base is None:
+        named = f"--base {pipeline.base}" if pipeline.base else f"the recipe {pipeline.recipe_name}"
+        raise RimeError(f"{named} names a base model, so there is none to make.")
     if goal == "data" or base is None:
         return corpus
     if not (base / BASE_MARKER).is_file():
         console.print(f"base: making {base}")
         if not only_look:
             options = BASE_OPTIONS.get(corpus.name, ())
-            _start("base", ["base", "--data", str(corpus), "--output", str(base), *options])
+            _make("base", ["base", "--data", str(corpus), "--output", str(base), *options])
     else:
         console.print(f"base: found in {base}")
     return base
@@ -144,14 +153,28 @@ def _next_step(pipeline: Pipeline, stage: str, settings: dict[str, Any], before:
 
 
 def _start_of(corpus: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the content hashes of the corpus and of the adapter to start from, where they are there."""
+    """Return the content hashes of corpus, base model and adapter to start from, where they are there."""
     start: dict[str, Any] = {}
+    base = Path(settings["model"]["backbone"]["name_or_path"])
+    if files := sorted(base.glob("*.safetensors")):
+        start["base_files"] = _ends(files)
     if (corpus / CORPUS_FILE).is_file():
         start["data_hash"] = read_corpus(corpus)["data_hash"]
     adapter = settings["model"]["init_adapter_from"]
     if adapter and (Path(adapter) / CONTRACT_FILE).is_file():
         start["start_hash"] = read_contract(adapter)["weights_hash"]
     return start
+
+
+def _ends(files: Sequence[Path]) -> str:
+    """Return a hash of the names, sizes and last MiB of files: quick for large ones, too."""
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            opened.seek(max(0, size - 2**20))
+            digest.update(f"{file.name} {size}".encode() + opened.read())
+    return digest.hexdigest()
 
 
 def _line(step: Step) -> str:
@@ -169,16 +192,21 @@ def _train(step: Step) -> None:
     """Train one stage. A failure before anything was trained leaves the folder free for other settings."""
     run = step.run
     run.begin(step.settings | {"run_dir": str(run)}, step.origin)
-    try:
-        _start(step.stage, [*step.words, "--run_dir", str(run)])
-    finally:
-        if not run.finished and not run.last_checkpoint.parent.is_dir():
-            run.give_up()
-    if not run.finished:
-        raise RimeError(f"{step.stage} was stopped. The next `rime run` starts from there.")
+    code = _start([*step.words, "--run_dir", str(run)])
+    if run.finished:
+        return
+    if run.last_checkpoint.is_file():
+        raise RimeError(f"{step.stage} stopped (exit code {code}). The same command goes on from there.")
+    run.give_up()
+    raise RimeError(f"{step.stage} stopped (exit code {code}) before its first checkpoint.")
 
 
-def _start(name: str, words: list[str]) -> None:
+def _make(name: str, words: list[str]) -> None:
+    if code := _start(words):
+        raise RimeError(f"{name} stopped (exit code {code}); the reason is above.")
+
+
+def _start(words: list[str]) -> int:
     """Run `rime` in a process of its own: seeds, threads and loggers of one stage never reach the next."""
     process = subprocess.Popen([sys.executable, "-m", "rime_pl", *words])
     handler = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -188,5 +216,4 @@ def _start(name: str, words: list[str]) -> None:
         code = process.wait() or 130
     finally:
         signal.signal(signal.SIGTERM, handler)
-    if code:
-        raise RimeError(f"{name} stopped with exit code {code}. The next `rime run` starts from there.")
+    return code

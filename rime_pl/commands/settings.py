@@ -18,7 +18,7 @@ from rime_pl.options.words import nearest, options_given
 from rime_pl.preflight.plan.planning import RunSettings
 from rime_pl.prompts import PromptConfig
 
-Stage = Literal["sft", "cma", "refine_rl"]
+Stage = Literal["sft", "cma", "refine-rl", "refine_rl"]
 
 
 class SettingsReader(StageCLI):
@@ -110,10 +110,11 @@ def parse_with_settings(command: Callable[..., int], prog: str, words: Sequence[
     given = list(options_given(others))
     configs = tuple(Path(str(one.value)) for one in given if one.name == "config")
     if given and not configs:
-        near = nearest(given[0].name, names)
+        near = nearest(given[0].name, {*names, "config"})
         hint = f"Did you mean --{near}?" if near else "Add --config FILE if it is a setting of a stage."
         raise RimeError(f"{given[0]} is not an option of `{prog}`. {hint}")
-    settings = StageWords(configs, values["stage"], tuple(others), prog, command)
+    stage = values["stage"] and values["stage"].replace("-", "_")
+    settings = StageWords(configs, stage, tuple(others), prog, command)
     return {"settings": settings, **{name: values[name] for name in options_of(command)}}
 
 

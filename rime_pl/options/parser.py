@@ -70,9 +70,9 @@ class PlainHelp(DefaultHelpFormatter):
             return f"{types[1].upper()} ..."
         return types[0].upper() if len(types) == 1 else "VALUE"
 
-    def kind(self, action: argparse.Action) -> str:
+    def kind(self, action: argparse.Action | None) -> str:
         """Return the type of a value as jsonargparse names it, such as ``Optional[list[str]]``."""
-        return self._get_type_str(action) or ""
+        return (action and self._get_type_str(action)) or ""
 
 
 class PlainParser(ArgumentParser):
@@ -104,7 +104,10 @@ class PlainParser(ArgumentParser):
         at = 0
         while at < len(words):
             word, at = words[at], at + 1
-            kind = formatter.kind(actions[word]) if word in actions else ""
+            name, equals, value = word.partition("=")
+            if equals and "list[" in formatter.kind(actions.get(name)):
+                words[at:at], word = [value], name
+            kind = formatter.kind(actions.get(word))
             end = next((n for n in range(at, len(words)) if words[n].startswith("--")), len(words))
             values = words[at:end]
             if re.match(r"(Optional\[)?list\[", kind) and values and not re.match(r"\[|null$", values[0]):

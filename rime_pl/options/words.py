@@ -89,13 +89,19 @@ def settings_given(words: Iterable[str]) -> Iterator[Given]:
         yield from _leaves(values, file)
 
 
-def needs(prog: str) -> str:
-    """Return what to say when a stage is started without its settings, e.g. ``rime cma fit``."""
-    _, stage, _ = prog.split()
-    return (
-        f"`{prog}` needs --config FILE (for example configs/tiny/{stage.replace('-', '_')}.yaml) and "
-        f"--run_dir FOLDER. `rime run {stage}` sets both."
-    )
+def needs(prog: str, given: Iterable[str] = ()) -> str:
+    """Return what to say when a stage is started without its settings, e.g. ``rime cma fit``.
+
+    Args:
+        prog: The command, its stage and its action.
+        given: Names of the settings that are there.
+    """
+    _, stage, action = prog.split()
+    example = f"--config FILE (for example configs/tiny/{stage.replace('-', '_')}.yaml)"
+    both = {"config": example, "run_dir": "--run_dir FOLDER"}
+    there = set(given)
+    missing = [words for name, words in both.items() if name not in there]
+    return f"`{prog}` needs {' and '.join(missing)}." + f" `rime run {stage}` sets both." * (action == "fit")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -152,9 +152,6 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
     return next((word for word in file.read_text().split() if word[:1].isdigit() and "." in word), None)
 
 
-# -- the settings and the adapter of a run -------------------------------------------------------------
-
-
 def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
     """Check the checkpoint, the LoRA targets, the storage types and the vision tower."""
     try:
@@ -228,8 +225,7 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
     adapter names.
     """
     try:
-        run = RunFolder(folder)
-        adapter = run.adapter if run.adapter.is_dir() else RunFolder.newest(folder).adapter
+        adapter = RunFolder.with_adapter(folder).adapter
         contract = read_contract(adapter)
         processor = RimeProcessor.from_adapter(adapter)
         config = BackboneConfig(**contract["backbone"] | {"load_in_4bit": False, "prompt": processor.prompt})

@@ -127,9 +127,6 @@ def _errors(spreads: Iterable[Sequence[float]]) -> list[list[float]]:
     return [[max(0.0, one[0] - one[1]) for one in spreads], [max(0.0, one[2] - one[0]) for one in spreads]]
 
 
-# -- the page of the claims ---------------------------------------------------------------------------
-
-
 def pool(folders: Sequence[Path]) -> list[Record]:
     """Return a record per stage and corpus, over all seeds in the folders that `rime compare` wrote."""
     seeds: dict[tuple[str, str], dict[int, dict[str, str]]] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rime_pl.__main__ import main
+from rime_pl.preflight.plan.predict import StagePlan
 
 RECIPE = Path(__file__).parents[2] / "configs/tiny/cma.yaml"
 
@@ -21,7 +22,7 @@ def without_weights(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def plan(base: Path, corpus: Path, *more: str) -> int:
-    words = ["--model.backbone.name_or_path", str(base), "--data.path", str(corpus), "--data.batch_size", "8"]
+    words = ["--model.backbone.name_or_path", str(base), "--data.path", str(corpus), "--data.batch_size", "4"]
     return main(["plan", "--config", str(RECIPE), *words, *more])
 
 
@@ -30,7 +31,7 @@ def test_json_needs_no_weights(
 ) -> None:
     assert plan(without_weights, scenes_corpus, "--json", "--memory", "0.001") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["negatives_per_query"] == 7 and told["steps"] == 200 and "read from" in told["lengths"]
+    assert told["negatives_per_query"] == 3 and told["steps"] == 200 and "read from" in told["lengths"]
     sft, cma = told["stages"]
     assert (sft["stage"], cma["stage"]) == ("sft", "cma") and cma["peak"] > sft["peak"]
     assert sft["peak"] == sum(sft["parts"].values()) and min(sft["parts"].values()) >= 0
@@ -38,7 +39,7 @@ def test_json_needs_no_weights(
     assert all(row["seconds_per_step"] > 0 for row in told["hours"])
     smaller = {change["setting"]: change["peak"] for change in told["changes"]}
     assert smaller["--model.backbone.gradient_checkpointing true"] < cma["peak"]
-    fewer = next(peak for setting, peak in smaller.items() if setting.startswith("--data.batch_size 4 "))
+    fewer = next(peak for setting, peak in smaller.items() if setting.startswith("--data.batch_size 2 "))
     assert fewer < cma["peak"]
     one_row = next(p for setting, p in smaller.items() if setting.startswith("--model.micro_batches.size 1 "))
 
@@ -46,9 +47,10 @@ def test_json_needs_no_weights(
     cached = json.loads(capsys.readouterr().out)
     peak = cached["stages"][1]["peak"]
     assert peak < cma["peak"] and peak == pytest.approx(one_row, rel=0.1)
-    assert cached["negatives_per_query"] == 7 and cached["flops_per_step"] > told["flops_per_step"]
+    assert cached["negatives_per_query"] == 3 and cached["flops_per_step"] > told["flops_per_step"]
 
 
+@pytest.mark.long
 def test_refine_rl_is_planned_by_its_own_settings(
     without_weights: Path,
     scenes_corpus: Path,
@@ -86,10 +88,16 @@ def test_refine_rl_is_planned_by_its_own_settings(
 
 
 def test_steps_are_those_of_the_pairs_that_the_stage_takes(
-    without_weights: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
+    without_weights: Path,
+    scenes_corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = ["--data.steps_per_epoch", "null", "--trainer.max_epochs", "1", "--data.annotated_share", "0.5"]
     whole += ["--data.batch_size", "2"]
+    monkeypatch.setattr(
+        "rime_pl.preflight.plan.planning.predict_stage", lambda *_: StagePlan("cma", {}, 0, "", 1.0, 1, 1)
+    )
     steps = {}
     for rewrites in ("all", "annotated", "unannotated"):
         assert plan(without_weights, scenes_corpus, "--json", *whole, "--data.rewrites", rewrites) == 0
@@ -130,7 +138,7 @@ def test_several_processes_share(
         two["4-bit weights"] * 2 == one["4-bit weights"]
         and two["other frozen weights"] == one["other frozen weights"]
     )
-    assert two["backward"] < 0.7 * one["backward"] and seen[1]["negatives_per_query"] == 7
+    assert two["backward"] < 0.7 * one["backward"] and seen[1]["negatives_per_query"] == 3
     assert plan(without_weights, tmp_path, *overlay, "--data.batch_size", "7") == 2
     assert "must be a multiple of the number of processes, but is 7 with 2" in capsys.readouterr().err
 
@@ -144,8 +152,14 @@ def test_several_processes_share(
             "the name of the file is not a stage. Add --stage",
         ),
         (["--config", str(RECIPE), "--model.backbone.name_or_path", "nothing/here"], "no config.json for"),
+        (
+            ["--config", str(RECIPE), "--model.backbone.name_or_path", "TEXT_ONLY"],
+            "must be a Qwen2-VL, Qwen2.5",
+        ),
     ],
 )
-def test_errors(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    words = [str(tmp_path) if word == "TEXT_ONLY" else word for word in words]
     assert main(["plan", *words]) == 2
     assert message in capsys.readouterr().err

@@ -200,7 +200,7 @@ def test_our_own_settings_come_first_and_the_trainers_on_request(capsys: pytest.
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--config", str(RECIPE)], "`rime cma fit` needs --config FILE"),
+        (["--config", str(RECIPE)], "`rime cma fit` needs --run_dir FOLDER. `rime run cma` sets both."),
         (["--run_dir", "x", "--data.path", "y"], "`rime cma fit` needs --config FILE"),
         (
             ["--run_dir", "x", "--config", str(RECIPE.parents[1] / "overlays/ddp.yaml")],

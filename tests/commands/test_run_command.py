@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands import run as command
 from rime_pl.datamodules.shards import FORMAT_VERSION
-from rime_pl.errors import RimeError
 from rime_pl.pipeline import BASE_MARKER
 from rime_pl.run_folder import RunFolder, write_json
 
@@ -27,31 +27,36 @@ class Stages:
         self.started: list[list[str]] = []
         self.fails = ""  # "early": before the first checkpoint; "late": after it
 
-    def start(self, name: str, words: list[str]) -> None:
+    def start(self, words: list[str]) -> int:
         self.started.append(words)
         folder = Path(words[-1])
-        if name == "data":
+        if words[0] == "shards":
             folder.mkdir(parents=True)
             write_json(folder / "corpus.json", {"format": FORMAT_VERSION, "data_hash": "d"})
-        elif name == "base":
+        elif words[0] == "base":
+            folder = Path(words[words.index("--output") + 1])
             folder.mkdir(parents=True)
             (folder / BASE_MARKER).touch()
+            (folder / "model.safetensors").write_text(f"weights {len(self.started)}")
         else:
-            self.train(RunFolder(folder))
+            return self.train(RunFolder(folder))
+        return 0
 
-    def train(self, run: RunFolder) -> None:
+    def train(self, run: RunFolder) -> int:
         assert run.config.is_file() and not run.finished, "claimed before the stage starts"
+        (run.path / "tensorboard").mkdir(exist_ok=True)
         if self.fails == "early":
-            raise RimeError("stopped")
+            return 2
         run.last_checkpoint.parent.mkdir(exist_ok=True)
         torch.save({"global_step": 7}, run.last_checkpoint)
         if self.fails:
-            raise RimeError("stopped")
+            return 2
         run.adapter.mkdir(exist_ok=True)
         (run.adapter / WEIGHTS_FILE).touch()
         write_json(run.adapter / CONTRACT_FILE, {"weights_hash": f"{run} {len(self.started)}"})
         run.summary_text.write_text(f"table of {run}\n")
         write_json(run.marker, {})
+        return 0
 
     def folders(self) -> list[str]:
         """The folders of the runs that were started since the last call, below ``RUNS``."""
@@ -136,7 +141,8 @@ def test_an_unfinished_run_is_resumed_and_one_that_never_began_leaves_its_name_f
     stages.fails = "early"
     for size in ("16", "8"):  # neither got as far as a checkpoint
         assert main(["run", "sft", *ARGUMENTS, "--data.batch_size", size]) == 2
-        assert not RunFolder(RUNS / "sft-2").config.exists()
+        left = RUNS / "sft-2"
+        assert not RunFolder(left).config.exists() and not (left / "tensorboard").exists()
     stages.fails = ""
     stages.folders()
     assert main(["run", "sft", *ARGUMENTS, "--data.batch_size", "4"]) == 0
@@ -153,6 +159,28 @@ def test_an_sft_trained_anew_or_other_shards_are_another_start(stages: Stages) -
     corpus = Path("data/scenes/corpus.json")
     write_json(corpus, json.loads(corpus.read_text()) | {"data_hash": "other"})
     assert main(["run", "cma", *ARGUMENTS]) == 0 and stages.folders() == ["sft-2", "cma-3"]
+
+
+def test_a_base_made_anew_is_another_start(stages: Stages) -> None:
+    assert main(["run", "sft", *ARGUMENTS]) == 0 and stages.folders() == ["sft"]
+    assert main(["run", "sft", *ARGUMENTS]) == 0 and stages.folders() == []
+    (Path("models/tiny-scenes") / BASE_MARKER).unlink()
+    shutil.rmtree("models/tiny-scenes")
+    assert main(["run", "sft", *ARGUMENTS]) == 0 and stages.folders() == ["sft-2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["base", "--recipe", "2b"], "the recipe 2b names a base model, so there is none to make"),
+        (["base", "--base", "mine"], "--base mine names a base model, so there is none to make"),
+        (["cma", "--corpsu", "scenes"], "--corpsu is not an option of `rime run`. Did you mean --corpus?"),
+        (["cma", "--sed", "3"], "Did you mean --seed?"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(stages: Stages, words: list[str], message: str, capsys) -> None:
+    assert main(["run", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_typing_error_is_told_before_anything_starts(stages: Stages, capsys) -> None:

@@ -66,6 +66,7 @@ def test_the_signature_is_the_command_line() -> None:
     assert (given["top_k"], given["json"], given["tasks"], given["ks"]) == (3, True, ["a", "b"], [1, 5])
     assert found("c", "--output", "x", "--json", "false", "--tasks", "[a, b]")["tasks"] == ["a", "b"]
     assert found("c", "--output", "x", "--tasks", "null", "--json")["tasks"] is None
+    assert found("c", "--output", "x", "--tasks=a", "--ks=[1, 5]")["tasks"] == ["a"]
 
 
 @pytest.mark.parametrize("query", ["3", "null", "[a", "a: b", "true", "red apple"])

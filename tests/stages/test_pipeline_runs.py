@@ -52,5 +52,5 @@ def test_a_stage_and_what_is_missing_before_it(
     assert main([*cma, "--dry_run"]) == 0
     assert f"cma: resuming at step 2 in {aligned}" in capfd.readouterr().out
     assert main([*cma, "--data.batch_size", "500"]) == 2
-    assert "cma stopped with exit code 2" in capfd.readouterr().err
+    assert "cma stopped (exit code 2) before its first checkpoint" in capfd.readouterr().err
     assert not RunFolder(f"{aligned}-2").config.exists()  # the name stays free for settings that work

@@ -91,7 +91,6 @@ def make_plan(
     own = stages[settings.stage]
     tokens = [side.prompts.input_ids.shape[1] + side.completions.ids.shape[1] for side in batch.sides]
     batch_size, num_steps = settings.values.data.batch_size, steps or count_steps(settings)
-    fits = memory is None or own.peak <= memory * GIB
     return {
         "stage": settings.stage,
         "checkpoint": settings.backbone.name_or_path,
@@ -113,7 +112,8 @@ def make_plan(
         # settings that bring the peak down; the first ones cost no quality
         "changes": [
             {"setting": typed, "peak": predict(settings, settings.module_class, architecture, rows, new).peak}
-            for typed, rows, new in (() if fits else variants(settings, batch))
+            for typed, rows, new in variants(settings, batch)
+            if memory is not None and not fits(own.peak, memory)
         ],
     }
 
@@ -130,8 +130,9 @@ def read_batch(
     image_tokens, words = assumed[0], settings.backbone.prompt.budget(assumed[1])
     side = assumed_rows(processor, architecture, rows, image_tokens, words)
     contents = torch.arange(rows)
+    why = "no tokenizer here" if _corpus_is_there(settings) else "no corpus here"
     sizes = f"{PROMPT_TOKENS} words, {image_tokens} visual tokens, {words} of rewrite"
-    return Batch(side, side, contents, contents, "assumed"), f"assumed on each side: {sizes}"
+    return Batch(side, side, contents, contents, "assumed"), f"assumed ({why}) on each side: {sizes}"
 
 
 def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -> Batch:
@@ -178,7 +179,7 @@ def count_steps(settings: RunSettings) -> int | None:
     """Return the optimizer steps of the run, where settings or corpus say it."""
     trainer, data = settings.values.trainer, settings.values.data
     if trainer.max_steps and trainer.max_steps > 0:
-        return int(trainer.max_steps)
+        return int(trainer.max_steps)  # with several updates of a batch each one counts
     length = data.steps_per_epoch
     if length is None and _corpus_is_there(settings):
         entries = read_split(data.path, "train", data.tasks)
@@ -191,17 +192,18 @@ def _corpus_is_there(settings: RunSettings) -> bool:
     return (Path(settings.values.data.path) / CORPUS_FILE).is_file()
 
 
-def hours(flops: float, peak: int, num_steps: int | None) -> list[dict[str, Any]]:
-    """Return for each GPU whether a run fits, the seconds of a step, and the class of hours of the run.
+def fits(peak: int, gib: float) -> bool:
+    """Return whether a peak fits in a GPU; 5 % of its memory are left to the driver and to fragmentation."""
+    return peak <= 0.95 * gib * GIB
 
-    FLOPs of a step and bytes at the peak are those of one process. 5 % of the memory are left to the driver
-    and to fragmentation.
-    """
+
+def hours(flops: float, peak: int, num_steps: int | None) -> list[dict[str, Any]]:
+    """Return for each GPU whether one process fits, the seconds of its step, and the hours of the run."""
     rows = []
     for gpu, (gib, tflops) in GPUS.items():
         seconds = flops / (tflops * 1e12 * UTILISATION)
         run = next(name for name, end in CLASSES.items() if seconds * (num_steps or 0) < 3600 * end)
-        row = {"gpu": gpu, "fits": peak <= 0.95 * gib * GIB, "seconds_per_step": seconds}
+        row = {"gpu": gpu, "fits": fits(peak, gib), "seconds_per_step": seconds}
         rows.append(row | {"class": run if num_steps else "-"})
     return rows
 

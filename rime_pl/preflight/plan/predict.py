@@ -1,7 +1,7 @@
 """From a stage's module and a batch to its plan: one real ``training_step`` on a backbone without weights.
 
-Shallow models and small batches are simulated, and extrapolated to the whole. Nothing here knows a stage or
-a loss: what a module computes is counted. Called by planning.py, tests/gpu and benchmarks/plan_error.py.
+Shallow models and small batches are simulated, and extrapolated to the whole. Nothing here repeats what a
+stage computes: it is counted. Called by planning.py, tests/gpu and benchmarks/plan_error.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rime_pl.types import Batch, Rows
 #: Layers of the models that are simulated; a deeper one is extrapolated from them.
 SHALLOW, DEEPER = 2, 4
 #: Passes (micro-batches, or items_per_pass) of the batches that are simulated; a larger one is extrapolated.
-FEW, MORE = 2, 6
+FEW, MORE = 2, 3
 #: Tokens of a rewrite that are sampled; the keys and values of those before are there without that.
 LAST_TOKENS = 3
 #: Bytes of each trained number, and of each of the optimizer's two moments: float32.
@@ -75,9 +75,9 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     batch = rows_of(batch, torch.arange(len(batch)))
     shallow, deeper = _shallow(architecture)
     small, more = batch, batch
-    if len(batch) > MORE:
+    if len(batch) > FEW + MORE:
         size = rows_of_a_pass(module, shallow, processor, batch)
-        if len(batch) > MORE * size:
+        if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
             small, more = _longest(batch, FEW * size), _longest(batch, FEW * size, (MORE - FEW) * size)
     base, largest = simulate(module, shallow, processor, small)
     numbers = dict(base)
@@ -170,9 +170,6 @@ def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> S
     )
 
 
-# -- one step ----------------------------------------------------------------------------------------
-
-
 class _FirstPass(Exception):
     """Ends a simulation that only asks how many rows go through the decoder together."""
 
@@ -225,7 +222,7 @@ def _prepared(
     _detach_from_trainer(step, live)
     with backbone.values:
         batch = replace(batch, query=without_values(batch.query), target=without_values(batch.target))
-    with mock.patch.object(rollouts, "decode", _last_tokens(rollouts.decode)), live:
+    with mock.patch.object(rollouts, "decode", _last_tokens(rollouts.decode, live)), live:
         if isinstance(module, RefineRLModule):
             with live.counting("reference adapter"):
                 step.reference = trained_values(backbone)
@@ -256,10 +253,11 @@ def without_values(rows: Rows) -> Rows:
     return replace(rows, prompts=replace(rows.prompts, pixel_values=empty))
 
 
-def _last_tokens(decode: Any) -> Any:
+def _last_tokens(decode: Any, live: LiveBytes) -> Any:
     """Return ``decode`` of generation/rollouts.py that runs the model only for the last tokens.
 
-    Keys and values are there as if it had run for all, because most memory is in use at the end.
+    Keys and values are there as if it had run for all, because most memory is in use at the end. The tokens
+    that are left out count as many FLOPs as the last ones.
     """
 
     def decode_last(backbone: Any, state: Any, numbers: Tensor, temperature: float) -> Tensor:
@@ -270,7 +268,9 @@ def _last_tokens(decode: Any) -> Any:
                 for kept in (layer.keys, layer.values)
             )
         state.mask = torch.cat([state.mask, torch.ones(len(state.mask), skipped, dtype=torch.int64)], dim=1)
+        before = live.flops
         written = decode(backbone, state, numbers[:, skipped:], temperature)
+        live.flops += (live.flops - before) * skipped // max(1, numbers.shape[1] - skipped)
         return torch.cat([torch.zeros(len(written), skipped, dtype=torch.int64), written], dim=1)
 
     return decode_last

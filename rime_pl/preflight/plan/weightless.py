@@ -88,10 +88,10 @@ def read_architecture(name_or_path: str) -> PretrainedConfig:
     """Return the config.json of a checkpoint: a folder, a download, or the one shape that is built in.
 
     Raises:
-        RimeError: If there is none.
+        RimeError: If there is none, or it is of another kind of model.
     """
     try:
-        return AutoConfig.from_pretrained(name_or_path, local_files_only=name_or_path in KNOWN)
+        found = AutoConfig.from_pretrained(name_or_path, local_files_only=name_or_path in KNOWN)
     except (OSError, ValueError) as error:
         if name_or_path in KNOWN:
             return model_config(KNOWN[name_or_path])
@@ -99,6 +99,10 @@ def read_architecture(name_or_path: str) -> PretrainedConfig:
             f"model.backbone.name_or_path: no config.json for {name_or_path!r} ({error}). Give a folder that "
             f"holds the checkpoint's config.json (weights are not needed), or {', '.join(KNOWN)}."
         ) from error
+    if not {"vision_config", "image_token_id"} <= found.to_dict().keys():
+        kinds = "must be a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint"
+        raise RimeError(f"model.backbone.name_or_path {kinds}, but {name_or_path} is {found.model_type!r}.")
+    return found
 
 
 def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> RimeProcessor:
