@@ -16,8 +16,9 @@ from rime_pl.datamodules.annotation import is_annotated
 from rime_pl.datamodules.shards import Entry
 from rime_pl.errors import RimeError
 
-#: The training pairs that a stage uses: all, those with rewrites, or those without.
-Rewrites = Literal["all", "annotated", "unannotated"]
+#: The training pairs that a stage uses: all, those with both rewrites, or the others. With "none" it uses all
+#: pairs and reads no rewrite.
+Rewrites = Literal["all", "annotated", "unannotated", "none"]
 
 _LOOK_AHEAD = 8  # how many batches of samples are searched for distinct contents
 
@@ -42,7 +43,7 @@ class BatchPlan:
         contents: Content id of each sample's target.
         batch_size: Number of pairs in a global batch, over all processes.
         seed: Seed of the order; nothing else is random.
-        annotated: Whether each sample has rewrites; None if it does not matter.
+        annotated: Whether each sample has both rewrites; None if it does not matter.
         num_annotated: Number of annotated samples in each batch; they repeat as often as needed.
             None samples from all pairs alike.
 
@@ -85,13 +86,7 @@ class BatchPlan:
             if annotated is None or num_annotated is None:
                 continue
             known = sum(annotated[index] for index in indices)
-            if known < num_annotated or len(indices) - known < batch_size - num_annotated:
-                raise RimeError(
-                    f"Each batch of {batch_size} must hold {num_annotated} annotated pairs and "
-                    f"{batch_size - num_annotated} others, but task {dataset!r} has {known} annotated pairs "
-                    f"and {len(indices) - known} others. Change data.annotated_share, or set "
-                    "data.annotated_batch_share to null to sample from all pairs alike."
-                )
+            _refuse_small_pools(dataset, known, len(indices) - known, batch_size, num_annotated)
 
     def __len__(self) -> int:
         """Return the number of batches in one pass over the data."""
@@ -155,6 +150,84 @@ class BatchPlan:
         return taken + duplicates[:missing]
 
 
+def _refuse_small_pools(dataset: str, known: int, others: int, batch_size: int, num_annotated: int) -> None:
+    """Raise a RimeError if a task cannot fill batches with ``num_annotated`` annotated pairs and others."""
+    fewest, most = max(2, batch_size - others), min(batch_size, known)
+    if fewest <= num_annotated <= most:
+        return
+    remedies = ["Use a smaller data.batch_size"]
+    if fewest <= most:
+        fitting = min(max(num_annotated, fewest), most) / batch_size
+        remedies.append(f"set data.annotated_batch_share to {fitting:.4g}")
+    remedies.append("set data.annotated_batch_share to null to sample from all pairs alike")
+    if known < fewest:
+        remedies.append(f"add rewrites to {dataset!r} (if data.annotated_share is below 1, raise it)")
+    raise RimeError(
+        f"Each batch of {batch_size} must hold {num_annotated} annotated pairs, at least 2, and "
+        f"{batch_size - num_annotated} others (data.annotated_batch_share), but task {dataset!r} has {known} "
+        f"annotated pairs and {others} others. {', or '.join(remedies)}."
+    )
+
+
+@dataclass(frozen=True)
+class TrainingPairs:
+    """The pairs of the training split that a run uses."""
+
+    entries: list[Entry]
+    annotated: list[bool]  # both sides have a rewrite, and the settings let it be read: the losses' own rule
+    hidden: list[bool]  # the settings hide the rewrites
+    counts: dict[str, tuple[int, int]]  # task -> annotated pairs and all pairs of the split, used or not
+
+    def report(self, annotated_share: float, rewrites: Rewrites) -> str:
+        """Return what is printed at the start of training.
+
+        Example:
+            >>> TrainingPairs([], [], [], {"a": (20, 25), "b": (11, 20)}).report(1.0, "all")
+            '31 of 45 pairs annotated (a: 20 of 25, b: 11 of 20)'
+        """
+        if rewrites == "none":
+            return f"{len(self.entries)} pairs; no rewrite is read (data.rewrites none)"
+        known, total = (sum(column) for column in zip(*self.counts.values(), strict=True))
+        tasks = ", ".join(f"{task}: {few} of {all_}" for task, (few, all_) in sorted(self.counts.items()))
+        words = f"{known} of {total} pairs annotated" + (f" ({tasks})" if len(self.counts) > 1 else "")
+        if annotated_share < 1:
+            words += f", other rewrites are hidden (data.annotated_share {annotated_share})"
+        return words + ("" if rewrites == "all" else f", {len(self.entries)} used (data.rewrites {rewrites})")
+
+
+def choose_pairs(entries: Sequence[Entry], annotated_share: float, rewrites: Rewrites) -> TrainingPairs:
+    """Return the training pairs that the settings choose.
+
+    Raises:
+        RimeError: If no pair is left, or if none is annotated, unless ``rewrites`` asks for that by name.
+    """
+    wanted = {"annotated": (True,), "unannotated": (False,)}.get(rewrites, (True, False))
+    shown = [rewrites != "none" and is_annotated(entry.name, annotated_share) for entry in entries]
+    annotated = [readable and all(entry.has_rewrite) for entry, readable in zip(entries, shown, strict=True)]
+    places = [place for place, known in enumerate(annotated) if known in wanted]
+    if rewrites in ("all", "annotated") and not any(annotated):
+        raise RimeError(
+            f"At least one training pair must have a rewrite on both sides, but of {len(entries)} none has "
+            f"with data.annotated_share={annotated_share}. The generative mode would learn nothing. Add "
+            "rewrites to queries and targets. To train the discriminative mode only, or for Refine-RL, which "
+            "reads no rewrites, set data.rewrites to none."
+        )
+    if not places:
+        raise RimeError(
+            f"data.rewrites={rewrites} and data.annotated_share={annotated_share} leave no training pair. "
+            "Change data.annotated_share, or set data.rewrites to all."
+        )
+    tasks: dict[str, list[bool]] = {}
+    for entry, known in zip(entries, annotated, strict=True):
+        tasks.setdefault(entry.dataset, []).append(known)
+    return TrainingPairs(
+        entries=[entries[place] for place in places],
+        annotated=[annotated[place] for place in places],
+        hidden=[rewrites == "unannotated" or not shown[place] for place in places],
+        counts={task: (sum(flags), len(flags)) for task, flags in tasks.items()},
+    )
+
+
 def plan_training(
     entries: Sequence[Entry],
     batch_size: int,
@@ -162,7 +235,7 @@ def plan_training(
     annotated_share: float = 1.0,
     annotated_batch_share: float | None = 0.5,
     rewrites: Rewrites = "all",
-) -> tuple[list[Entry], BatchPlan]:
+) -> tuple[TrainingPairs, BatchPlan]:
     """Return the training pairs that the settings choose, and the plan of their batches.
 
     Args:
@@ -170,22 +243,15 @@ def plan_training(
         batch_size, seed, annotated_share, annotated_batch_share, rewrites: As in ``RimeDataModule``.
 
     Raises:
-        RimeError: If no pair is left, or if ``BatchPlan`` cannot fill a batch.
+        RimeError: If ``choose_pairs`` finds no pairs, or ``BatchPlan`` cannot fill a batch.
     """
-    wanted = {"all": (True, False), "annotated": (True,), "unannotated": (False,)}[rewrites]
-    shown = [any(entry.has_rewrite) and is_annotated(entry.name, annotated_share) for entry in entries]
-    chosen = [entry for entry, annotated in zip(entries, shown, strict=True) if annotated in wanted]
-    flags = [annotated for annotated in shown if annotated in wanted]
-    if not chosen:
-        raise RimeError(
-            f"data.rewrites={rewrites} and data.annotated_share={annotated_share} leave no training pair. "
-            "Change data.annotated_share, or set data.rewrites to all."
-        )
-    both_kinds = not all(flags) and (any(flags) or annotated_share < 1)
-    share = annotated_batch_share if both_kinds and rewrites == "all" else None
-    datasets, contents = [entry.dataset for entry in chosen], [entry.target_content for entry in chosen]
+    pairs = choose_pairs(entries, annotated_share, rewrites)
+    flags = pairs.annotated
+    share = annotated_batch_share if rewrites == "all" and not all(flags) else None
+    datasets = [entry.dataset for entry in pairs.entries]
+    contents = [entry.target_content for entry in pairs.entries]
     num_annotated = None if share is None else round(share * batch_size)
-    return chosen, BatchPlan(datasets, contents, batch_size, seed, flags, num_annotated)
+    return pairs, BatchPlan(datasets, contents, batch_size, seed, flags, num_annotated)
 
 
 def local_batch_size(batch_size: int, processes: int) -> int:
@@ -207,8 +273,18 @@ def local_batch_size(batch_size: int, processes: int) -> int:
     return batch_size // processes
 
 
-def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
-    """Return the contiguous part of a global batch that one process works on.
+def rank_slice(
+    indices: Sequence[int], rank: int, world_size: int, annotated: Sequence[bool] | None = None
+) -> Sequence[int]:
+    """Return the part of a global batch that one process works on.
+
+    All processes get the same number of samples. The annotated ones stand first in a batch, so they are
+    spread evenly: otherwise the first process would get them all.
+
+    Args:
+        indices: The samples of the global batch.
+        rank, world_size: This process, and how many there are.
+        annotated: Whether each sample of the split is annotated; None if it does not matter.
 
     Raises:
         RimeError: If the batch cannot be divided by the number of processes.
@@ -216,9 +292,16 @@ def rank_slice(indices: Sequence[int], rank: int, world_size: int) -> Sequence[i
     Example:
         >>> rank_slice([5, 6, 7, 8], rank=1, world_size=2)
         [7, 8]
+        >>> rank_slice([0, 1, 2, 3], rank=1, world_size=2, annotated=[True, True, False, False])
+        [1, 3]
     """
     size = local_batch_size(len(indices), world_size)
-    return indices[rank * size : (rank + 1) * size]
+    if annotated is None or world_size == 1:
+        return indices[rank * size : (rank + 1) * size]
+    known = [index for index in indices if annotated[index]]
+    others = [index for index in indices if not annotated[index]]
+    first, last = (len(known) * turn // world_size for turn in (rank, rank + 1))
+    return known[first:last] + others[rank * size - first : (rank + 1) * size - last]
 
 
 def rank_batches(indices: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
-from rime_pl.datamodules.annotation import CompletionKind, is_annotated, without_rewrites
-from rime_pl.datamodules.batch_plan import BatchPlan, Rewrites, local_batch_size, plan_training, rank_batches
-from rime_pl.datamodules.loading import (
-    BatchLoader,
-    BrokenSamples,
-    EvalBatches,
-    PairBatches,
-    Position,
-    TrainBatches,
+from rime_pl.datamodules.annotation import CompletionKind
+from rime_pl.datamodules.batch_plan import (
+    BatchPlan,
+    Rewrites,
+    TrainingPairs,
+    local_batch_size,
+    plan_training,
+    rank_batches,
 )
+from rime_pl.datamodules.broken_samples import BrokenSamples
+from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
-from rime_pl.errors import RimeError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Pair, Side
@@ -60,18 +63,24 @@ class RimeDataModule(L.LightningDataModule):
             gallery is always complete.
         distractors: Whether the test gallery also holds items that answer no query.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
-        max_broken_share: Largest share of broken samples that are skipped; with more, the run stops and
-            lists them.
+        max_broken_share: Largest share of broken samples of a split that are left out; with more, the run
+            stops and lists them. In training another sample of the task takes the place of a broken one.
+        too_long: What happens to texts and rewrites with more tokens than model.backbone.prompt allows: their
+            sample counts as broken, or they are cut and counted. An instruction is never cut.
         annotated_share: Share of the training pairs that keep their rewrites, more than 0 and at most 1. The
             other pairs train the discriminative embedding only.
         annotated_batch_share: Share of annotated pairs in each batch, if not every pair is annotated. The
             annotated pairs then repeat more often. Null samples from all pairs alike.
-        rewrites: Training pairs to use: all, annotated (with rewrites) or unannotated (without, for
-            Refine-RL).
+        rewrites: Training pairs to use: all, annotated (a rewrite on both sides) or unannotated (the others,
+            for Refine-RL). With none, all pairs are used and no rewrite is read: only the discriminative
+            mode trains.
         completion: Text that the model learns to write before the generative embedding: rewrite, cot (the
             chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
             rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
     """
+
+    _train: TrainingPairs | None = None  # with the plan of their batches, from setup("fit") on
+    _plan: BatchPlan | None = None
 
     def __init__(
         self,
@@ -88,6 +97,7 @@ class RimeDataModule(L.LightningDataModule):
         distractors: bool = True,
         require_rewrites: bool = True,
         max_broken_share: float = 0.0,
+        too_long: Literal["broken", "cut"] = "broken",
         annotated_share: float = 1.0,
         annotated_batch_share: float | None = 0.5,
         rewrites: Rewrites = "all",
@@ -114,15 +124,13 @@ class RimeDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.limit_val_queries = limit_val_queries
         self.distractors = distractors
-        self.require_rewrites = require_rewrites
-        self.annotated_share = annotated_share
-        self.annotated_batch_share = annotated_batch_share
-        self.rewrites = rewrites
-        self.completion = completion
+        self.max_broken_share, self.too_long = max_broken_share, too_long
+        self.annotated_share, self.annotated_batch_share = annotated_share, annotated_batch_share
+        self.require_rewrites, self.rewrites, self.completion = require_rewrites, rewrites, completion
         self.processor: RimeProcessor | None = None
-        self._broken = BrokenSamples(path, max_broken_share)
+        self._broken: dict[str, BrokenSamples] = {}
+        self._tars = TarFiles()
         self._position = Position()
-        self._plan: BatchPlan | None = None
 
     def setup(self, stage: str) -> None:
         """Read indices and processor; raise on every fault of the corpus that an index shows."""
@@ -140,19 +148,56 @@ class RimeDataModule(L.LightningDataModule):
                 self.rewrites,
             )
             local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
+            self._refuse_missing_rewrites(self._train)
+            self._print(self._train.report(self.annotated_share, self.rewrites))
+
+    def teardown(self, stage: str) -> None:
+        """Print which samples were left out, and which texts were cut; the first process tells its own."""
+        for samples in self._broken.values():
+            for words in samples.news():
+                self._print(words)
+
+    def _print(self, words: str) -> None:
+        if self._rank()[0] == 0:
+            print(words, flush=True)
 
     def _train_entries(self) -> list[Entry]:
+        if "train" not in (splits := read_corpus(self.path)["splits"]):
+            raise DataError(
+                f"Training needs a corpus with the split 'train', but {self.path} has only {sorted(splits)}. "
+                "Set data.path to another corpus. To evaluate on this one, use `rime STAGE test`."
+            )
         return read_split(self.path, "train", self.tasks)
+
+    def _refuse_missing_rewrites(self, pairs: TrainingPairs) -> None:
+        """Raise before training what would end it later: samples that ``require_rewrites`` calls broken."""
+        both = zip(pairs.entries, pairs.hidden, strict=True)
+        missing = [entry.name for entry, hidden in both if not hidden and not all(entry.has_rewrite)]
+        total = len(pairs.entries)
+        if self.require_rewrites and len(missing) > self.max_broken_share * total:
+            raise DataError(
+                f"data.require_rewrites is true, but {len(missing)} of {total} training pairs have no "
+                f"rewrite on one side or both, for example {', '.join(missing[:3])}. Add the rewrites, or "
+                "set data.require_rewrites to false: such pairs then train the discriminative mode."
+            )
+
+    def _samples(self, split: str) -> BrokenSamples:
+        """Return what is known about the broken samples of a split."""
+        where = str(Path(self.path) / split)
+        return self._broken.setdefault(split, BrokenSamples(where, self.max_broken_share))
 
     # -- training -------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchLoader:
-        assert self._plan is not None and self.processor is not None, "setup('fit') comes first"
-        reader = ShardReader(self._train, self.require_rewrites, self.completion)
+        pairs, cut = self._train, self.too_long == "cut"
+        assert self._plan is not None and pairs is not None and self.processor is not None, (
+            "setup comes first"
+        )
+        reader = ShardReader(pairs.entries, self.require_rewrites, self.completion, pairs.hidden, self._tars)
         return BatchLoader(
-            TrainBatches(reader, self.processor, self._plan, *self._rank()),
+            TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),
             self.steps_per_epoch or len(self._plan),
-            self._broken,
+            self._samples("train"),
             self.num_workers,
             self._position,
             self.trainer,
@@ -166,7 +211,12 @@ class RimeDataModule(L.LightningDataModule):
     @property
     def broken(self) -> dict[str, str]:
         """The broken samples found so far on this process: name of the sample -> what is wrong."""
-        return self._broken.found
+        return {name: wrong for samples in self._broken.values() for name, wrong in samples.found.items()}
+
+    @property
+    def cut(self) -> list[str]:
+        """The texts cut so far on this process, such as "train-000000.tar/x (query): text"."""
+        return sorted(name for samples in self._broken.values() for name in samples.cut)
 
     @property
     def data_hash(self) -> str:
@@ -200,8 +250,8 @@ class RimeDataModule(L.LightningDataModule):
 
     def training_texts(self, most: int | None = None) -> Iterator[Pair]:
         """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
-        for pair in read_texts(TextReader(self._train), most):
-            yield pair if is_annotated(pair.key, self.annotated_share) else without_rewrites(pair)
+        assert self._train is not None, "setup comes first"
+        yield from read_texts(TextReader(self._train.entries, hidden=self._train.hidden), most)
 
     def caption_texts(self) -> Iterator[Pair]:
         """Yield the captions that the tiny base model learned from, if the corpus has any."""
@@ -221,7 +271,7 @@ class RimeDataModule(L.LightningDataModule):
             of_task = chosen.setdefault(entries[index].dataset, {})
             if len(of_task) < num_anchors:
                 of_task.setdefault(entries[index].target_content, index)
-        return self._pair_loader(entries, [list(chosen[task].values()) for task in sorted(chosen)])
+        return self._pair_loader("train", entries, [list(chosen[task].values()) for task in sorted(chosen)])
 
     def sample_batches(self, num_samples: int) -> BatchLoader:
         """Return ``num_samples`` pairs of the val split, chosen evenly from the tasks, to report on.
@@ -232,18 +282,21 @@ class RimeDataModule(L.LightningDataModule):
         tasks: dict[str, list[int]] = {}
         for index in _sample_per_task(entries, num_samples, self.seed):
             tasks.setdefault(entries[index].dataset, []).append(index)
-        return self._pair_loader(entries, [tasks[task] for task in sorted(tasks)])
+        return self._pair_loader("val", entries, [tasks[task] for task in sorted(tasks)])
 
-    def _pair_loader(self, entries: list[Entry], groups: list[list[int]]) -> BatchLoader:
+    def _pair_loader(self, split: str, entries: list[Entry], groups: list[list[int]]) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
         size = self.eval_batch_size
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
         return BatchLoader(
-            PairBatches(ShardReader(entries, completion=self.completion), self.processor, batches),
+            PairBatches(self._reader(entries), self.processor, batches, self.too_long == "cut"),
             len(batches),
-            self._broken,
+            self._samples(split),
             trainer=self.trainer,
         )
+
+    def _reader(self, entries: list[Entry]) -> ShardReader:
+        return ShardReader(entries, completion=self.completion, tars=self._tars)
 
     # -- evaluation -----------------------------------------------------------------------------------
 
@@ -251,7 +304,7 @@ class RimeDataModule(L.LightningDataModule):
         """Return two loaders: the queries of the val split and its gallery."""
         entries = read_split(self.path, "val", self.tasks)
         queries = _sample_per_task(entries, self.limit_val_queries, self.seed)
-        return self._eval_loaders(entries, queries, _gallery(entries))
+        return self._eval_loaders("val", entries, queries, _gallery(entries))
 
     def test_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the test split and its gallery, with or without distractors."""
@@ -260,15 +313,15 @@ class RimeDataModule(L.LightningDataModule):
         if self.distractors and "distractors" in read_corpus(self.path)["splits"]:
             galleries = {entry.gallery for entry in entries}
             entries = entries + [e for e in read_split(self.path, "distractors") if e.gallery in galleries]
-        return self._eval_loaders(entries, queries, _gallery(entries))
+        return self._eval_loaders("test", entries, queries, _gallery(entries))
 
     def _eval_loaders(
-        self, entries: list[Entry], queries: list[int], gallery: list[int]
+        self, split: str, entries: list[Entry], queries: list[int], gallery: list[int]
     ) -> list[BatchLoader]:
         sides: tuple[tuple[Side, list[int]], ...] = (("query", queries), ("target", gallery))
-        return [self._eval_loader(entries, side, indices) for side, indices in sides]
+        return [self._eval_loader(split, entries, side, indices) for side, indices in sides]
 
-    def _eval_loader(self, entries: list[Entry], side: Side, indices: list[int]) -> BatchLoader:
+    def _eval_loader(self, split: str, entries: list[Entry], side: Side, indices: list[int]) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
         rank, world_size = self._rank()
         kinds: dict[str, list[int]] = {}  # a batch holds one task or one gallery: only pictures or only texts
@@ -281,10 +334,11 @@ class RimeDataModule(L.LightningDataModule):
             for kind in sorted(kinds)
             for batch in rank_batches(kinds[kind], self.eval_batch_size, rank, world_size)
         ]
+        reader, cut = self._reader(entries), self.too_long == "cut"
         return BatchLoader(
-            EvalBatches(ShardReader(entries, completion=self.completion), self.processor, side, batches),
+            EvalBatches(reader, self.processor, side, list(kinds.values()), batches, cut),
             len(batches),
-            self._broken,
+            self._samples(split),
             self.num_workers,
             trainer=self.trainer,
         )

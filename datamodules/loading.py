@@ -1,98 +1,109 @@
 """Turns planned indices into pairs and pairs into batches of tokens, in this process or in workers.
 
 Used by datamodule.py only. Workers return broken samples together with the batch, so that the main process
-can count them and decide whether to stop.
+can count them (broken_samples.py) and decide whether to stop.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
-from rime_pl.datamodules.annotation import without_rewrites
 from rime_pl.datamodules.batch_plan import BatchPlan, rank_slice
+from rime_pl.datamodules.broken_samples import BrokenSamples, Fetched
 from rime_pl.datamodules.shards import ShardReader
 from rime_pl.datamodules.together import in_step
-from rime_pl.errors import DataError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, EvalBatch, Pair, Side
 
 
-@dataclass
-class Fetched:
-    """A batch from a worker. Errors are values here, so that the user sees no traceback of a worker."""
-
-    batch: Batch | EvalBatch | None = None
-    broken: dict[str, str] = field(default_factory=dict)  # sample -> what is wrong
-    error: DataError | None = None
-
-
 class _Batches(Dataset[Fetched]):
-    """Reads pairs and replaces a broken one by the next good one of the same task.
+    """Reads pairs, and another good pair in place of a broken one.
 
     Args:
         reader: Reader of the split.
         processor: Processor that makes tokens and patches.
-        annotated: Whether each sample keeps its rewrites; None keeps all rewrites.
+        sides: The sides of a pair that the batches hold.
+        cut: Whether a text that is too long is cut; otherwise its sample is broken.
     """
 
     def __init__(
-        self, reader: ShardReader, processor: RimeProcessor, annotated: Sequence[bool] | None = None
+        self, reader: ShardReader, processor: RimeProcessor, sides: Sequence[Side], cut: bool
     ) -> None:
-        self.reader = reader
-        self.processor = processor
-        self.annotated = annotated
-        self.bare = ShardReader(reader.entries)  # requires no rewrites: for samples without annotation
+        self.reader, self.processor, self.sides, self.cut = reader, processor, sides, cut
         self.decoded: Side | None = None  # the side whose images are needed; None for both
 
     def _make(self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch]) -> Fetched:
         fetched = Fetched()
         try:
-            pairs = [self._read(index, fetched.broken) for index in indices]
-            fetched.batch = collate(pairs)
-        except DataError as error:
+            fetched.batch = collate([self._read(index, fetched) for index in indices])
+        except RimeError as error:
             fetched.error = error
+        except MemoryError:
+            fetched.error = RimeError(
+                "Reading a batch must fit in the memory of this machine, but it is used up. Set "
+                "data.num_workers, data.batch_size or model.backbone.prompt.max_pixels lower."
+            )
         return fetched
 
-    def _read(self, index: int, broken: dict[str, str]) -> Pair:
-        """Return the sample, or the next good one of its task, independent of ranks and workers."""
-        entries = self.reader.entries
-        for step in range(len(entries)):
-            other = (index + step) % len(entries)
-            if entries[other].dataset != entries[index].dataset:
-                continue
-            if self.annotated and self.annotated[other] != self.annotated[index]:
-                continue
+    def _read(self, index: int, fetched: Fetched) -> Pair:
+        """Return the sample, or the first good one that may stand in for it, independent of the workers."""
+        for other in (index, *self._instead(index)):
             try:
-                if self.annotated and not self.annotated[other]:
-                    return without_rewrites(self.bare.read(other))
-                return self.reader.read(other, self.decoded)
+                pair = self.reader.read(other, self.decoded)
+                pair, cut = self.processor.check(pair, self.sides, self.cut)
             except DataError as error:
-                broken[entries[other].name] = str(error)
+                fetched.broken[self.reader.entries[other].name] = str(error)
+            else:
+                fetched.cut.update(cut)
+                return pair
         raise DataError(
-            f"Every sample of task {entries[index].dataset!r} is broken, for example: "
-            f"{next(iter(broken.values()))} Build the corpus again, or leave the task out with data.tasks."
+            f"Every sample that could stand in for {self.reader.entries[index].name} is broken, too, for "
+            f"example: {next(iter(fetched.broken.values()))} Repair the corpus or build it again."
         )
+
+    def _instead(self, index: int) -> Iterable[int]:
+        """Yield the following samples of the same task that have, or lack, rewrites alike."""
+        entries, annotated = self.reader.entries, self._annotated
+        for step in range(1, len(entries)):
+            other = (index + step) % len(entries)
+            same_kind = annotated is None or annotated[other] == annotated[index]
+            if entries[other].dataset == entries[index].dataset and same_kind:
+                yield other
+
+    @property
+    def _annotated(self) -> Sequence[bool] | None:
+        return None
 
 
 class TrainBatches(_Batches):
     """Maps a position in the plan to this process's part of the batch."""
 
     def __init__(
-        self, reader: ShardReader, processor: RimeProcessor, plan: BatchPlan, rank: int, world_size: int
+        self,
+        reader: ShardReader,
+        processor: RimeProcessor,
+        plan: BatchPlan,
+        rank: int,
+        world_size: int,
+        cut: bool = False,
     ) -> None:
-        super().__init__(reader, processor, plan.annotated)
+        super().__init__(reader, processor, ("query", "target"), cut)
         self.plan, self.rank, self.world_size = plan, rank, world_size
+
+    @property
+    def _annotated(self) -> Sequence[bool] | None:
+        return self.plan.annotated
 
     def __getitem__(self, position: int) -> Fetched:
         planned = self.plan.batch(position)
-        mine = rank_slice(planned.indices, self.rank, self.world_size)
+        mine = rank_slice(planned.indices, self.rank, self.world_size, self.plan.annotated)
         return self._make(mine, lambda pairs: self.processor.training_batch(pairs, position))
 
 
@@ -100,9 +111,13 @@ class PairBatches(_Batches):
     """Maps the number of a batch to the batch of whole pairs, query and target together."""
 
     def __init__(
-        self, reader: ShardReader, processor: RimeProcessor, batches: Sequence[Sequence[int]]
+        self,
+        reader: ShardReader,
+        processor: RimeProcessor,
+        batches: Sequence[Sequence[int]],
+        cut: bool = False,
     ) -> None:
-        super().__init__(reader, processor)
+        super().__init__(reader, processor, ("query", "target"), cut)
         self.batches = batches
 
     def __getitem__(self, number: int) -> Fetched:
@@ -110,44 +125,42 @@ class PairBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Maps the number of a batch to the batch of queries or of gallery items."""
+    """Maps the number of a batch to the batch of queries or of gallery items.
+
+    A broken item is left out: an item that is evaluated anyway fills its row, and the metric drops repeats.
+    Only a duplicate of a gallery item, which has the same content, may take its place.
+
+    Args:
+        kinds: Indices of the items of each task (queries) or gallery, on all processes.
+        batches: Indices of this process, by batch; a batch holds one kind.
+    """
 
     def __init__(
-        self, reader: ShardReader, processor: RimeProcessor, side: Side, batches: Sequence[Sequence[int]]
+        self,
+        reader: ShardReader,
+        processor: RimeProcessor,
+        side: Side,
+        kinds: Sequence[Sequence[int]],
+        batches: Sequence[Sequence[int]],
+        cut: bool = False,
     ) -> None:
-        super().__init__(reader, processor)
-        self.side, self.decoded, self.batches = side, side, batches
+        super().__init__(reader, processor, (side,), cut)
+        self.side, self.kinds, self.batches, self.decoded = side, kinds, batches, side
+
+    def _instead(self, index: int) -> Iterable[int]:
+        entries = self.reader.entries
+        if self.side == "target":
+            wanted = (entries[index].gallery, entries[index].target_content)
+            for other, entry in enumerate(entries):
+                if other != index and (entry.gallery, entry.target_content) == wanted:
+                    yield other
+        for kind in self.kinds:
+            if index in kind:
+                start = kind.index(index) + 1
+                yield from (*kind[start:], *kind[: start - 1])
 
     def __getitem__(self, number: int) -> Fetched:
         return self._make(self.batches[number], lambda pairs: self.processor.eval_batch(self.side, pairs))
-
-
-class BrokenSamples:
-    """Collects the broken samples of this process and stops the run when there are too many.
-
-    Args:
-        path: Corpus folder, for the message.
-        max_share: Largest share of broken samples that the run accepts.
-    """
-
-    def __init__(self, path: str, max_share: float) -> None:
-        self.path, self.max_share = path, max_share
-        self.found: dict[str, str] = {}  # sample -> what is wrong
-
-    def add(self, broken: dict[str, str], num_samples: int) -> None:
-        """Add the broken samples of one batch, read from a split of ``num_samples``.
-
-        Raises:
-            DataError: If more than ``max_share`` of the samples are broken; it lists them.
-        """
-        self.found.update(broken)
-        if len(self.found) > self.max_share * num_samples:
-            listed = "\n".join(f"  {message}" for _, message in sorted(self.found.items()))
-            raise DataError(
-                f"At most {self.max_share} of the samples may be broken (data.max_broken_share), but "
-                f"{len(self.found)} of {num_samples} samples in {self.path} are broken:\n{listed}\n"
-                "Repair the corpus or build it again, or raise data.max_broken_share to skip broken samples."
-            )
 
 
 class Position:
@@ -232,8 +245,7 @@ class BatchLoader:
             num_workers=self._num_workers,
         )
         for fetched in loader:
-            if fetched.broken:
-                self._broken.add(fetched.broken, len(self.batches.reader))
+            self._broken.add(fetched, len(self.batches.reader))
             if fetched.error is not None:
                 raise fetched.error
             assert fetched.batch is not None, "a batch or an error"

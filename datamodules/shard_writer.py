@@ -194,7 +194,9 @@ def _index(path: Path, pairs: list[Pair]) -> dict[str, Any]:
             "gallery": pair.gallery,
             "query_content": None if pair.query is None else pair.query.content_id,
             "target_content": pair.target.content_id,
-            "has_rewrite": [bool(pair.query and pair.query.rewrite), bool(pair.target.rewrite)],
+            "has_rewrite": [
+                bool(item and (item.rewrite or "").strip()) for item in (pair.query, pair.target)
+            ],
             "members": members[pair.key],
         }
         for pair in pairs

@@ -7,19 +7,20 @@ The format is documented in docs/reference/data-format.md.
 
 from __future__ import annotations
 
-import io
 import json
-import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL.Image import Image
 
-from rime_pl.datamodules.annotation import CompletionKind, with_completion
+from rime_pl.datamodules.annotation import CompletionKind, with_completion, without_rewrites
+from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.errors import DataError, RimeError
+from rime_pl.media import open_picture
 from rime_pl.types import Item, Pair, Side
 
 FORMAT_VERSION = 1
@@ -30,6 +31,7 @@ _ITEM_FIELDS = {
 }
 _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
 _BLOCK = 512  # bytes of a tar header
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tokenizer can read it
 _AGAIN = "Build the corpus again."
 
 
@@ -71,7 +73,18 @@ def read_corpus(path: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{file}: field 'format' must be {FORMAT_VERSION}, but is {corpus.get('format')!r}. {_AGAIN}"
         )
+    splits = corpus.get("splits")
+    if not isinstance(splits, dict) or not all(_names_shards(split) for split in splits.values()):
+        raise DataError(f"{file}: field 'splits' must name the tars of each split, but does not. {_AGAIN}")
     return corpus
+
+
+def _names_shards(split: Any) -> bool:
+    """Return whether a split of ``corpus.json`` lists plain file names, and so none outside its folder."""
+    shards = split.get("shards") if isinstance(split, dict) else None
+    return isinstance(shards, list) and all(
+        isinstance(name, str) and name.endswith(".tar") and Path(name).name == name for name in shards
+    )
 
 
 def read_split(path: str | Path, split: str, tasks: Collection[str] | None = None) -> list[Entry]:
@@ -117,10 +130,12 @@ def _read_index(shard: Path) -> Iterator[Entry]:
     for field in ("size", "samples"):
         if field not in index:
             raise DataError(f"{file}: field {field!r} is missing. {_AGAIN}")
+    if not isinstance(index["samples"], list):
+        raise DataError(f"{file}: field 'samples' must be a list, but is {index['samples']!r:.90}. {_AGAIN}")
     for sample in index["samples"]:
         try:
             entry = _entry(shard, sample)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"{file}: sample {sample!r:.90} is malformed ({error!r}). {_AGAIN}") from error
         for name, (start, length) in entry.members.items():
             if start + length > size:
@@ -138,6 +153,13 @@ def _read_index(shard: Path) -> Iterator[Entry]:
 
 def _entry(shard: Path, sample: dict[str, Any]) -> Entry:
     query, target = sample["has_rewrite"]
+    names = [sample[field] for field in ("key", "dataset", "gallery", "target_content")]
+    if not all(isinstance(name, str) for name in [*names, sample["query_content"] or ""]):
+        raise TypeError("names must be strings")
+    "".join(names).encode()  # half a character is no name either
+    members = {name: (int(start), int(length)) for name, (start, length) in sample["members"].items()}
+    if any(start < _BLOCK or length < 0 for start, length in members.values()):
+        raise ValueError("an offset or a size is too small")
     return Entry(
         shard=shard,
         key=sample["key"],
@@ -146,7 +168,7 @@ def _entry(shard: Path, sample: dict[str, Any]) -> Entry:
         query_content=sample["query_content"],
         target_content=sample["target_content"],
         has_rewrite=(bool(query), bool(target)),
-        members={name: (int(start), int(length)) for name, (start, length) in sample["members"].items()},
+        members=members,
     )
 
 
@@ -157,23 +179,24 @@ class ShardReader:
         entries: Index of the split, from ``read_split``.
         require_rewrites: Whether a query or target without a rewrite is an error.
         completion: Text in the place of the rewrite. A target without a chain of thought keeps its rewrite.
+        hidden: Whether each sample is read as if it had no rewrites; None hides none.
+        tars: The open tars (default: its own).
     """
 
     def __init__(
-        self, entries: list[Entry], require_rewrites: bool = False, completion: CompletionKind = "rewrite"
+        self,
+        entries: list[Entry],
+        require_rewrites: bool = False,
+        completion: CompletionKind = "rewrite",
+        hidden: Sequence[bool] | None = None,
+        tars: TarFiles | None = None,
     ) -> None:
         self.entries, self.require_rewrites, self.completion = entries, require_rewrites, completion
-        self._files: dict[Path, int] = {}
+        self.hidden = hidden
+        self.tars = tars or TarFiles()
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # a spawned worker opens the tars itself
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_files", {}).values():
-            os.close(descriptor)
 
     def read(self, index: int, side: Side | None = None) -> Pair:
         """Return one sample with its images decoded to RGB.
@@ -184,13 +207,17 @@ class ShardReader:
 
         Raises:
             DataError: If a member is missing, broken or malformed; it names shard, key and field.
+            RimeError: If the machine fails to read the tar.
         """
         entry = self.entries[index]
         sample = _json(self._member(entry, "json"), f"{entry.name}: field 'json'")
         for field in ("dataset", "gallery", "target"):
             if field not in sample:
                 raise DataError(f"{entry.name}: field {field!r} is missing in the JSON. {_AGAIN}")
-        query, negatives = sample.get("query"), [] if side else sample.get("hard_negatives") or []
+        negatives = [] if side else sample.get("hard_negatives") or []
+        if not isinstance(negatives, list):
+            raise DataError(f"{entry.name}: field 'hard_negatives' must be a list, but is {negatives!r:.90}.")
+        query = sample.get("query")
         pair = Pair(
             key=entry.name,
             dataset=sample["dataset"],
@@ -201,6 +228,15 @@ class ShardReader:
                 self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
         )
+        _refuse_unlike(entry, pair)
+        if self.hidden and self.hidden[index]:
+            return without_rewrites(pair)
+        for name, item in (("query", pair.query), ("target", pair.target)):
+            if self.require_rewrites and item is not None and item.rewrite is None:
+                raise DataError(
+                    f"{entry.name}: field '{name}.rewrite' is missing or empty, but data.require_rewrites is "
+                    "true. Add a rewrite to the sample, or set data.require_rewrites to false."
+                )
         return with_completion(pair, self.completion)
 
     def _item(self, entry: Entry, field: str, item: Any, with_images: bool = True) -> Item:
@@ -212,13 +248,13 @@ class ShardReader:
                 raise DataError(
                     f"{entry.name}: field '{field}.{name}' must be {allowed}, but is {item.get(name)!r:.90}."
                 )
-        if not item["text"] and not item["images"]:
+            if isinstance(item.get(name), str) and (broken := _LONE_SURROGATE.search(item[name])):
+                raise DataError(
+                    f"{entry.name}: field '{field}.{name}' must be text, but holds {broken.group()!r}, half "
+                    "of a character. Correct the text in the program that wrote it."
+                )
+        if not item["text"].strip() and not item["images"]:
             raise DataError(f"{entry.name}: field {field!r} must have text or images, but has neither.")
-        if self.require_rewrites and field in ("query", "target") and not (item.get("rewrite") or "").strip():
-            raise DataError(
-                f"{entry.name}: field '{field}.rewrite' is missing or empty, but data.require_rewrites is "
-                "true. Add a rewrite to the sample, or set data.require_rewrites to false."
-            )
         return Item(
             text=item["text"],
             images=tuple(
@@ -226,25 +262,19 @@ class ShardReader:
             ),
             content_id=item["content_id"],
             instruction=item.get("instruction") or "",
-            rewrite=item.get("rewrite"),
+            rewrite=item.get("rewrite") if (item.get("rewrite") or "").strip() else None,
             cot=item.get("cot"),
         )
 
-    def _image(self, entry: Entry, field: str, name: str) -> Image.Image:
+    def _image(self, entry: Entry, field: str, name: str) -> Image:
         data = self._member(entry, name, f"field '{field}': ")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                turned = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
-                return turned.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{entry.name}: field '{field}': {name!r} cannot be read ({error}).") from error
+        return open_picture(data, f"{entry.name}: field '{field}': {name!r}")
 
     def _member(self, entry: Entry, name: str, field: str = "") -> bytes:
         if not isinstance(name, str) or name not in entry.members:
             raise DataError(f"{entry.name}: {field}member {name!r} is not in the tar {entry.shard}. {_AGAIN}")
         offset, size = entry.members[name]
-        # pread does not move a shared file position, so a forked worker can use inherited descriptors.
-        block = os.pread(self._descriptor(entry), size + _BLOCK, offset - _BLOCK)
+        block = self.tars.read(entry.shard, offset - _BLOCK, size + _BLOCK)
         if len(block) != size + _BLOCK:
             raise DataError(
                 f"{entry.name}: member {name!r} ends after the end of {entry.shard}. "
@@ -257,19 +287,30 @@ class ShardReader:
             )
         return block[_BLOCK:]
 
-    def _descriptor(self, entry: Entry) -> int:
-        if entry.shard not in self._files:
-            try:
-                self._files[entry.shard] = os.open(entry.shard, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(f"{entry.name}: the tar {entry.shard} cannot be opened ({error}).") from error
-        return self._files[entry.shard]
+
+def _refuse_unlike(entry: Entry, pair: Pair) -> None:
+    """Raise a DataError if a sample is not what its index says, because epochs are planned from the index."""
+    query, target = pair.query, pair.target
+    for field, indexed, found in (
+        ("dataset", entry.dataset, pair.dataset),
+        ("gallery", entry.gallery, pair.gallery),
+        ("query.content_id", entry.query_content, query and query.content_id),
+        ("target.content_id", entry.target_content, target.content_id),
+        ("query.rewrite", entry.has_rewrite[0], query is not None and query.rewrite is not None),
+        ("target.rewrite", entry.has_rewrite[1], target.rewrite is not None),
+    ):
+        if indexed != found:
+            name = "has_rewrite" if field.endswith("rewrite") else field
+            raise DataError(
+                f"{entry.name}: the index of the tar must describe the sample, but says {name} {indexed!r} "
+                f"where field {field!r} gives {found!r:.90}. {_AGAIN}"
+            )
 
 
 def _json(data: bytes, name: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: malformed JSON ({error}). {_AGAIN}") from error
     if not isinstance(content, dict):
         raise DataError(f"{name}: must hold a JSON object, but holds {content!r:.90}. {_AGAIN}")

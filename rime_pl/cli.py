@@ -41,6 +41,7 @@ from rime_pl.pipeline import differences, listed
 from rime_pl.report.stage import write_report
 from rime_pl.run_folder import RunFolder
 from rime_pl.run_lock import claimed
+from rime_pl.scaling.gather import gather_objects
 
 STAGES: dict[str, type[RimeModule]] = {
     "sft": SFTModule,
@@ -350,6 +351,8 @@ def finish(
         steps: That the tested weights were trained for in this stage.
         steps_timed: Steps that ``seconds["fit"]`` covers: all, unless the run was resumed.
     """
+    # each process has read its own part of the data
+    read = gather_objects((cli.datamodule.broken, cli.datamodule.cut))
     if not cli.trainer.is_global_zero:
         return
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
@@ -373,7 +376,8 @@ def finish(
             "steps": steps,
             "steps_timed": steps_timed,
             "checkpoint_rule": "the last step",
-            "broken_samples": cli.datamodule.broken,
+            "broken_samples": {name: wrong for broken, _ in read for name, wrong in broken.items()},
+            "cut_texts": sorted({name for _, cut in read for name in cut}),
             "base": cli.model.config.name_or_path,
             "base_hash": cli.model.model.base_hash,
             "start": cli.model.init_adapter_from,

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,10 @@ class RimeProcessor:
         special = {i: t.content for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
         self.special_ids: list[int] = sorted(special)
         self.special_pattern = re.compile("|".join(map(re.escape, special.values())))
+        self.picture_size = picture_size(processor.image_processor, prompt)
+        for limit in ("max_rewrite_tokens", "max_text_tokens"):
+            if (value := getattr(prompt, limit)) is not None and value < 1:
+                raise RimeError(f"model.backbone.prompt.{limit} must be at least 1, but is {value}.")
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, prompt: PromptConfig) -> RimeProcessor:
@@ -86,8 +91,76 @@ class RimeProcessor:
         self.processor.save_pretrained(folder)
 
     def contract(self) -> dict[str, Any]:
-        """Return what must be equal in training and in use, as JSON."""
-        return {"prompt": asdict(self.prompt), "disc_token_id": self.disc_id, "gen_token_id": self.gen_id}
+        """Return what must be equal in training and in use, as JSON.
+
+        A setting that is None is left out, so that adapters from before it existed are still equal.
+        """
+        prompt = {name: value for name, value in asdict(self.prompt).items() if value is not None}
+        return {"prompt": prompt, "disc_token_id": self.disc_id, "gen_token_id": self.gen_id}
+
+    # -- one pair -------------------------------------------------------------------------------------
+
+    def check(
+        self, pair: Pair, sides: Sequence[Side] = ("query", "target"), cut: bool = False
+    ) -> tuple[Pair, list[str]]:
+        """Return a pair that fits into a batch, so that no pair can make a whole batch fail.
+
+        Args:
+            pair: A pair from a shard; its pictures are decoded.
+            sides: The sides that the batch will hold.
+            cut: Whether texts and rewrites that are too long are cut; otherwise they are errors. An
+                instruction is never cut.
+
+        Returns:
+            The pair, and which texts were cut, such as "train-000000.tar/x (query): text".
+
+        Raises:
+            DataError: If a side is missing, or a text is too long or contains a special token.
+        """
+        shortened: list[str] = []
+        for side in sides:
+            item, name = _query(pair) if side == "query" else pair.target, f"{pair.key} ({side})"
+            for field in ("instruction", "text", "rewrite"):
+                text = getattr(item, field) or ""
+                self._refuse_special([text], field, [name])
+                fitting = self._within(field, text, name, cut)
+                if fitting != text:
+                    changes: dict[str, Any] = {field: fitting}
+                    item = replace(item, **changes)
+                    shortened.append(f"{name}: {field}")
+            if shortened:
+                checked: dict[str, Any] = {side: item}
+                pair = replace(pair, **checked)
+        return pair, shortened
+
+    def _within(self, field: str, text: str, name: str, cut: bool = False) -> str:
+        """Return the text, or its beginning if it is longer than ``prompt`` allows and may be cut."""
+        limit = self.prompt.max_rewrite_tokens if field == "rewrite" else self.prompt.max_text_tokens
+        # a token has at least one byte, and the tokenizer's normal form (NFC) at most triples the bytes
+        if limit is None or 3 * len(text.encode()) <= limit:
+            return text
+        length = len(self._tokens(text))
+        if length <= limit:
+            return text
+        if not cut or field == "instruction":
+            raise _too_long(name, field, limit, length)
+        return self._cut(text.strip(), limit)
+
+    def _cut(self, text: str, limit: int) -> str:
+        """Return the first ``limit`` tokens of a text, up to the end of a word."""
+        places = self._tokens(text).offsets
+        for _, end in reversed(places[:limit]):
+            short = text[:end]
+            if not text[end : end + 1].isspace():
+                whole_words = short.rpartition(" ")[0]
+                short = whole_words if 2 * len(whole_words) > end else short  # some scripts have no spaces
+            if len(self._tokens(short := short.rstrip())) <= limit:
+                return short
+        return ""
+
+    def _tokens(self, text: str) -> Any:
+        """Return the tokens of one text and their places; a call of the tokenizer costs more for one text."""
+        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
 
     # -- tokens ---------------------------------------------------------------------------------------
 
@@ -102,15 +175,18 @@ class RimeProcessor:
             R prompts; ``pixel_values`` is None if no item has an image.
 
         Raises:
-            DataError: If a text or an instruction contains a special token.
+            DataError: If a text or an instruction contains a special token, or an instruction is too long. A
+                text that is too long is cut, with a warning.
         """
         for field in ("text", "instruction"):
             self._refuse_special([getattr(item, field) for item in items], field, keys)
+        items = [self._bounded(item, keys[n] if keys else f"row {n}") for n, item in enumerate(items)]
         images = [image for item in items for image in item.images]
         pixel_values = grid = None
         tokens_per_image: list[int] = []
         if images:
-            features = self.processor.image_processor(images=images, return_tensors="pt")
+            size = {} if self.picture_size is None else {"size": self.picture_size}
+            features = self.processor.image_processor(images=images, return_tensors="pt", **size)
             pixel_values, grid = features["pixel_values"], features["image_grid_thw"]
             tokens_per_image = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
         texts, start = [], 0
@@ -121,6 +197,16 @@ class RimeProcessor:
         rows = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         ids, mask = _pad(rows, self.pad_id, side="left")
         return Prompts(ids, mask, pixel_values, grid, torch.tensor([len(item.images) for item in items]))
+
+    def _bounded(self, item: Item, name: str) -> Item:
+        """Return an item whose text is not too long; those of a corpus were checked before."""
+        self._within("instruction", item.instruction, name)
+        text = self._within("text", item.text, name, cut=True)
+        if text == item.text:
+            return item
+        limit = self.prompt.max_text_tokens
+        warnings.warn(f"{name}: the text has more than {limit} tokens and is cut there.", stacklevel=3)
+        return replace(item, text=text)
 
     def completions(self, rewrites: Sequence[str | None], keys: Sequence[str] | None = None) -> Completions:
         """Return the rewrites as right-padded completions; None becomes the empty rewrite.
@@ -138,10 +224,7 @@ class RimeProcessor:
         for number, row in enumerate(rows):
             if len(row) - 2 > self.prompt.max_rewrite_tokens:
                 name = keys[number] if keys else f"row {number}"
-                raise DataError(
-                    f"{name}: field 'rewrite' must have at most {self.prompt.max_rewrite_tokens} tokens, but "
-                    f"has {len(row) - 2}. Shorten it or raise model.backbone.prompt.max_rewrite_tokens."
-                )
+                raise _too_long(name, "rewrite", self.prompt.max_rewrite_tokens, len(row) - 2)
         ids, mask = _pad(rows, self.pad_id, side="right")
         return Completions(ids, mask)
 
@@ -203,6 +286,46 @@ class RimeProcessor:
             keys=[pair.key for pair in pairs],
             items=[item.thumbnail() for item in items],  # full ones would go through the pipe of the workers
         )
+
+
+def picture_size(images: Any, prompt: PromptConfig) -> dict[str, int] | None:
+    """Return the smallest and largest area of a picture, as Qwen's image processor takes them.
+
+    Returns:
+        None if the base model's own bounds hold.
+
+    Raises:
+        RimeError: If a bound leaves no visual token, or the smallest area is larger than the largest one.
+    """
+    name = "model.backbone.prompt"
+    if prompt.max_pixels is None and prompt.min_pixels is None:
+        return None
+    side = images.patch_size * images.merge_size
+    smallest, largest = images.size["shortest_edge"], images.size["longest_edge"]
+    if prompt.max_pixels is not None:
+        if prompt.max_pixels < side**2:
+            raise RimeError(
+                f"{name}.max_pixels must be at least {side**2}, the {side} x {side} pixels of one visual "
+                f"token, but is {prompt.max_pixels}. For N visual tokens, set it to N x {side**2}."
+            )
+        smallest, largest = min(smallest, prompt.max_pixels), prompt.max_pixels
+    if prompt.min_pixels is not None:
+        if not 1 <= prompt.min_pixels <= largest:
+            raise RimeError(
+                f"{name}.min_pixels must be at least 1 and at most the {largest} pixels of the largest "
+                f"picture, but is {prompt.min_pixels}. Lower it, or raise {name}.max_pixels."
+            )
+        smallest = prompt.min_pixels
+    return {"shortest_edge": int(smallest), "longest_edge": int(largest)}
+
+
+def _too_long(name: str, field: str, limit: int, length: int) -> DataError:
+    setting = "max_rewrite_tokens" if field == "rewrite" else "max_text_tokens"
+    cut = "" if field == "instruction" else ", or set data.too_long to cut"
+    return DataError(
+        f"{name}: field {field!r} must have at most {limit} tokens, but has {length}. Shorten it or raise "
+        f"model.backbone.prompt.{setting}{cut}."
+    )
 
 
 def _query(pair: Pair) -> Item:

@@ -24,6 +24,12 @@ class PromptConfig:
         rewrite_instruction: Instruction after the discriminative token that asks for the rewrite.
         system_prompt: Text of the system turn, "You are a helpful assistant." for Qwen2-VL (default: none).
         max_rewrite_tokens: Maximum length of a rewrite in tokens, without <gen_emb> and end of turn.
+        max_text_tokens: Maximum length of an item's text in tokens (default: none). The instruction may have
+            that length in addition, and is never cut.
+        max_pixels: Largest area of a picture in pixels; a larger one is shrunk to it (default: that of the
+            base model's image processor).
+        min_pixels: Smallest area of a picture in pixels; a smaller one is enlarged to it (default: that of
+            the base model's image processor).
     """
 
     disc_token: str = "<disc_emb>"
@@ -31,6 +37,9 @@ class PromptConfig:
     rewrite_instruction: str = "Rewrite this for retrieval in one to three self-contained sentences."
     system_prompt: str = ""
     max_rewrite_tokens: int = 128
+    max_text_tokens: int | None = None
+    max_pixels: int | None = None
+    min_pixels: int | None = None
 
     def budget(self, max_new_tokens: int | None = None) -> int:
         """Return the maximum length of a rewrite: ``max_new_tokens``, or ``max_rewrite_tokens`` if None."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
+from transformers import Qwen2VLImageProcessor
 
-from rime_pl.errors import DataError
-from rime_pl.processing import RimeProcessor
+from rime_pl.errors import DataError, RimeError
+from rime_pl.processing import RimeProcessor, picture_size
 from rime_pl.prompts import PromptConfig, chat_prompt, completion
 from rime_pl.types import Item, Pair
 from tests.micro import PROMPT
@@ -123,3 +126,134 @@ def test_a_special_token_inside_a_text_names_key_and_field(
         processor.training_batch([good, bad])
     with pytest.raises(DataError, match=message):
         processor.eval_batch("target", [good, bad])
+
+
+# -- one pair at a time --------------------------------------------------------------------------------
+
+WORDS = "a red ring and a blue star on a small table "
+
+
+def test_a_pair_is_checked_before_it_can_spoil_a_batch(processor: RimeProcessor) -> None:
+    """Whatever ``check`` lets through fits into a batch, and what it refuses has a name."""
+    good = Pair("tar/x", "task", "all", Item("a", (), "c", rewrite="b"), Item("d", (), "e"))
+    assert processor.check(good) == (good, [])
+    for side, changes, message in (
+        ("target", {"text": "a <|im_end|>"}, r"tar/x \(target\): field 'text' must not contain '<|im_end|>'"),
+        (
+            "query",
+            {"rewrite": " red" * 33},
+            r"tar/x \(query\): field 'rewrite' must have at most 32 tokens, but",
+        ),
+        ("query", {"instruction": "<gen_emb>"}, r"tar/x \(query\): field 'instruction' must not contain"),
+    ):
+        bad = replace(good, **{side: replace(getattr(good, side), **changes)})
+        with pytest.raises(DataError, match=message):
+            processor.check(bad)
+        other = "target" if side == "query" else "query"
+        assert processor.check(bad, [other]) == (bad, []), "the other side is not at fault"
+    with pytest.raises(DataError, match=r"tar/x: field 'query' must not be null here"):
+        processor.check(replace(good, query=None))
+
+
+def test_texts_and_rewrites_are_cut_at_the_end_of_a_word(processor: RimeProcessor) -> None:
+    ours = RimeProcessor(processor.processor, replace(PROMPT, max_text_tokens=20, max_rewrite_tokens=10))
+    pair = Pair("x", "task", "all", Item(WORDS * 9, (), "c", "Find it.", WORDS * 9), Item("d", (), "e"))
+    with pytest.raises(
+        DataError, match=r"must have at most 20 tokens, .* raise .*max_text_tokens, or set data"
+    ):
+        ours.check(pair)
+    fitting, cut = ours.check(pair, cut=True)
+    assert cut == ["x (query): text", "x (query): rewrite"] and fitting.query and pair.query
+    for text, limit in ((fitting.query.text, 20), (fitting.query.rewrite or "", 10)):
+        length = len(ours.tokenizer(text, add_special_tokens=False)["input_ids"])
+        assert limit - 4 <= length <= limit
+        assert (WORDS * 9).startswith(f"{text} "), "no word is cut"
+    ours.training_batch([fitting])
+    assert fitting.query.instruction == pair.query.instruction
+    assert ours.check(fitting) == (fitting, [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\u4e00" * 400, "\u0958" * 400, "e\u0301" * 400, "x" * 400, "\U0001f9d1" * 99],
+    ids=["Chinese", "Devanagari", "accents", "one word", "emoji"],
+)
+def test_a_text_without_spaces_is_cut_too(text: str, processor: RimeProcessor) -> None:
+    ours = RimeProcessor(processor.processor, replace(PROMPT, max_text_tokens=20))
+    pair = Pair("x", "task", "all", None, Item(text, (), "c"))
+    short = ours.check(pair, ["target"], cut=True)[0].target.text
+    assert short and text.startswith(short)
+    assert 15 <= len(ours.tokenizer(short, add_special_tokens=False)["input_ids"]) <= 20
+
+
+def test_an_instruction_is_never_cut(processor: RimeProcessor) -> None:
+    ours = RimeProcessor(processor.processor, replace(PROMPT, max_text_tokens=20))
+    item = Item("d", (), "c", WORDS * 9)
+    with pytest.raises(
+        DataError, match=r"field 'instruction' must have at most 20 tokens, .*max_text_tokens.$"
+    ):
+        ours.check(Pair("x", "task", "all", None, item), ["target"], cut=True)
+    with pytest.raises(DataError, match=r"row 0: field 'instruction' must have at most 20 tokens"):
+        ours.prompts([item])
+
+
+def test_search_cuts_what_training_would_never_have_seen(processor: RimeProcessor) -> None:
+    ours = RimeProcessor(processor.processor, replace(PROMPT, max_text_tokens=20))
+    pair = ours.check(Pair("x", "task", "all", None, Item(WORDS * 9, (), "c")), ["target"], cut=True)[0]
+    with pytest.warns(UserWarning, match=r"row 0: the text has more than 20 tokens and is cut there"):
+        prompts = ours.prompts([Item(WORDS * 9, (), "c")])
+    assert prompts.input_ids.equal(ours.prompts([pair.target]).input_ids)
+
+
+# -- the size of pictures ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (600, 3), (1, 1), (48, 48)])
+def test_pictures_are_bounded_by_the_contract(size: tuple[int, int], processor: RimeProcessor) -> None:
+    side = processor.processor.image_processor.patch_size * processor.processor.image_processor.merge_size
+    bounds = {"max_pixels": 16 * side**2, "min_pixels": 4 * side**2}
+    ours = RimeProcessor(processor.processor, replace(PROMPT, **bounds))
+    grid = ours.prompts([Item("", (picture(*size),), "c")]).image_grid_thw
+    assert grid is not None and 4 <= grid.prod() // 4 <= (16 if size != (600, 3) else 60)
+    again = RimeProcessor(processor.processor, PROMPT)  # the settings of one do not leak into another
+    assert again.picture_size is None and again.contract()["prompt"].keys().isdisjoint(bounds)
+    assert ours.contract()["prompt"].items() >= bounds.items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"max_pixels": 10},
+            r"max_pixels must be at least 576, the 24 x 24 pixels of one visual token, but is 10",
+        ),
+        ({"min_pixels": 0}, r"min_pixels must be at least 1 and at most the 2304 pixels .* but is 0"),
+        ({"min_pixels": 900, "max_pixels": 600}, r"min_pixels must be at least 1 and at most the 600 pixels"),
+        ({"max_text_tokens": 0}, r"max_text_tokens must be at least 1, but is 0"),
+        ({"max_rewrite_tokens": -1}, r"max_rewrite_tokens must be at least 1, but is -1"),
+    ],
+)
+def test_bounds_that_leave_nothing_are_refused(
+    changes: dict[str, int], message: str, processor: RimeProcessor
+) -> None:
+    with pytest.raises(RimeError, match=rf"model.backbone.prompt.{message}"):
+        RimeProcessor(processor.processor, replace(PROMPT, **changes))
+
+
+def test_an_adapter_from_before_the_bounds_still_fits(processor: RimeProcessor) -> None:
+    before = {
+        name: getattr(PROMPT, name)
+        for name in ("disc_token", "gen_token", "rewrite_instruction", "system_prompt", "max_rewrite_tokens")
+    }
+    assert processor.contract()["prompt"] == before and PromptConfig(**before) == PROMPT
+
+
+@pytest.mark.parametrize("stage", ["sft", "cma", "refine_rl"])
+def test_the_2b_recipes_give_a_picture_256_visual_tokens(stage: str) -> None:
+    """Qwen2-VL: patches of 14 pixels, 2 x 2 of them a token."""
+    recipe = yaml.safe_load((Path(__file__).parents[1] / f"configs/{stage}.yaml").read_text())
+    prompt = PromptConfig(**recipe["model"]["backbone"]["prompt"])
+    images = Qwen2VLImageProcessor()
+    size = picture_size(images, prompt)
+    grid = images(images=[picture(4000, 3000)], size=size, return_tensors="pt")["image_grid_thw"]
+    assert 220 <= grid.prod() // images.merge_size**2 <= 256

@@ -80,8 +80,7 @@ def commands(run: RunFolder, skip: Sequence[str], seeds: Sequence[RunFolder]) ->
     elif run.stage == "refine_rl":
         yield from _of_refine_rl(run, again, skip, seeds)
     else:
-        no_rewrites = ["--data.annotated_share", "1e-9", "--data.rewrites", "unannotated"]
-        yield "discriminative_only", [*again, *no_rewrites, "--data.require_rewrites", "false"]
+        yield "discriminative_only", [*again, "--data.rewrites", "none"]
         yield "filler_tokens", [*again, "--data.completion", "filler"]
         if not {"chain_of_thought", "chain_of_thought_same_tokens"} <= set(skip):
             longest, share = chain_of_thought_lengths(run)

@@ -60,7 +60,7 @@ def test_batches_show_the_share_alone(scenes_corpus: Path, micro_base: Path) -> 
         assert expected == [True, True, False, False]
         assert batch.query.annotated.tolist() == expected == batch.target.annotated.tolist()
     with pytest.raises(RimeError, match=r"Each batch of 8 must hold 4 annotated pairs"):
-        data(scenes_corpus, micro_base, batch_size=8, annotated_share=0.01)
+        data(scenes_corpus, micro_base, batch_size=8, annotated_share=0.2)
     with pytest.raises(RimeError, match=r"annotated_share must be greater than 0 and at most 1, but is 0"):
         data(scenes_corpus, micro_base, annotated_share=0)
 

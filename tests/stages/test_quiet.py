@@ -1,4 +1,4 @@
-"""What a stage prints: the table of what trains, the progress with the loss, the result, and nothing else."""
+"""What a stage prints: the data, the table of what trains, the progress, the result, and nothing else."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def test_a_stage_prints_what_trains_the_progress_and_the_result(
         assert noise not in done.stdout, noise
     before, _, results = done.stdout.partition("Retrieval on the test split")
     table, epoch, test = re.split(r"\n(?=Epoch|Testing)", before.rstrip())
+    data, table = table.split("\n", 1)
+    assert data.startswith("48 of 48 pairs annotated (composed: 8 of 8, ")
     assert table.startswith("part") and table.splitlines()[-1].startswith("total")
     assert re.match(r"Epoch 1 of 1 .* 1/1 .*train/loss: \d", epoch)
     assert test.startswith("Testing") and "2/2" in test and "\n" not in test

@@ -139,12 +139,14 @@ def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -
     """Return a batch of the task with the longest pairs; pairs stand in it several times if need be."""
     data = settings.values.data
     entries = read_split(data.path, "train", data.tasks)
-    reader = ShardReader(entries, data.require_rewrites, completion=data.completion)
+    reader = ShardReader(entries, data.require_rewrites and data.rewrites != "none", data.completion)
     batches: list[Batch] = []
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
         chosen = places[:: max(1, len(places) // SAMPLE)][:SAMPLE]
-        batches.append(processor.training_batch([reader.read(place) for place in chosen]))
+        batches.append(
+            processor.training_batch([processor.check(reader.read(n), cut=True)[0] for n in chosen])
+        )
     longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in one.sides))
     with torch.device("meta"):  # thousands of pictures take no memory
         query, target = map(without_values, longest.sides)

@@ -1,0 +1,184 @@
+"""Reading in the real world: odd pictures, many tars, a machine that fails, files with any content."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from colour_corpus import make_pairs, write
+from PIL import Image
+
+from rime_pl.datamodules.shards import Entry, ShardReader, read_split
+from rime_pl.errors import DataError, RimeError
+from rime_pl.types import Item, Pair
+
+
+@pytest.fixture
+def copy(corpus: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(corpus, tmp_path / "copy"))
+
+
+def _edit_json(file: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def _read_member(entry: Entry, name: str) -> bytes:
+    offset, size = entry.members[name]
+    return entry.shard.read_bytes()[offset : offset + size]
+
+
+def _overwrite(entry: Entry, name: str, data: bytes) -> None:
+    with entry.shard.open("r+b") as stream:
+        stream.seek(entry.members[name][0])
+        stream.write(data)
+
+
+def test_pictures_are_opened_as_a_person_sees_them(tmp_path: Path) -> None:
+    """A PNG that is turned by EXIF and one with 16 bits, in a tar of another program."""
+    turned = Image.new("RGB", (8, 4), "red")
+    turned.paste("blue", (4, 0, 8, 4))  # the right half, which the orientation turns to the bottom
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {"q0": io.BytesIO(), "t0": io.BytesIO()}
+    turned.save(files["q0"], "PNG", exif=exif)
+    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(files["t0"], "PNG")
+    pair = Pair("k", "t", "g", Item("", (turned,), "a"), Item("", (turned,), "b"))
+    path = write(tmp_path, {"train": [pair]})
+    entry = read_split(path, "train")[0]
+    tar = path / "train" / "other.tar"
+    sample = json.dumps(json.loads(_read_member(entry, "json")) | {"key": "k"}).encode()
+    members = {"json": sample, **{f"{name}.png": file.getvalue() for name, file in files.items()}}
+    with tar.open("wb") as stream, webdataset.TarWriter(stream, encoder=False) as out:
+        out.write({"__key__": "k", **members})
+    with tarfile.open(tar) as found:
+        places = {m.name.partition(".")[2]: (m.offset_data, m.size) for m in found}
+    read = ShardReader([replace(entry, shard=tar, members=places)]).read(0)
+    assert read.query is not None
+    (upright,), (grey,) = read.query.images, read.target.images
+    assert upright.size == (4, 8) and upright.getpixel((0, 0)) == (255, 0, 0)
+    assert upright.getpixel((0, 7)) == (0, 0, 255)
+    assert grey.getpixel((0, 0)) == (117, 117, 117)  # 30000 / 257
+
+
+# -- many tars, and a machine that fails ---------------------------------------------------------------
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _read_all(reader: ShardReader) -> int:
+    before = _open_files()
+    keys = [reader.read(index).key for index in range(len(reader))]
+    assert keys == [entry.name for entry in reader.entries]
+    return _open_files() - before
+
+
+def test_more_tars_than_files_may_be_open(tmp_path: Path) -> None:
+    path = write(tmp_path, {"train": make_pairs("a", 200, 200)}, samples_per_shard=1)
+    reader = ShardReader(read_split(path, "train"))
+    assert len({entry.shard for entry in reader.entries}) == 200
+    assert _read_all(reader) == 128
+    worker = get_context("fork").Process(target=_read_all, args=(reader,))
+    worker.start()  # it closes what it inherited, and only for itself
+    worker.join()
+    assert worker.exitcode == 0
+    assert _read_all(reader) == 0
+    before = _open_files()
+    del reader
+    assert _open_files() == before - 128
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE])
+def test_a_fault_of_the_machine_is_no_broken_sample(
+    corpus: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = read_split(corpus, "train")
+
+    def fails(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    for call in ("pread", "open"):
+        with monkeypatch.context() as patch, pytest.raises(RimeError) as error:
+            patch.setattr(os, call, fails)
+            ShardReader(entries).read(0)
+        assert not isinstance(error.value, DataError)
+        assert re.search(rf"train-000000.tar must be readable.*{os.strerror(code)}", str(error.value))
+
+
+def test_a_tar_that_is_gone_is_no_broken_sample(copy: Path) -> None:
+    reader = ShardReader(read_split(copy, "train"))
+    shutil.rmtree(copy / "train")
+    with pytest.raises(RimeError, match=r"No such file .* Was the corpus moved or built again") as error:
+        reader.read(0)
+    assert not isinstance(error.value, DataError)
+
+
+# -- what a file may hold ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"dataset": "big"', b'"dataset": "bag"', "says dataset 'big' where field 'dataset' gives 'bag'"),
+        (b'"colour 4"', b'"colour 5"', "says query.content_id 'colour 4' where .* gives 'colour 5'"),
+        (
+            b'"rewrite": "It is',
+            b'"rewrote": "It is',
+            "says has_rewrite True where field 'query.rewrite' gives Fal",
+        ),
+        (b'"number 4"', b'"\\ud800 4"', r"field 'query.text' must be text, but holds '\\ud800', half"),
+    ],
+)
+def test_a_sample_that_its_index_does_not_describe(copy: Path, old: bytes, new: bytes, message: str) -> None:
+    entry = read_split(copy, "train")[4]
+    content = _read_member(entry, "json")
+    assert old in content and len(old) == len(new)
+    _overwrite(entry, "json", content.replace(old, new))
+    with pytest.raises(DataError, match=rf"^train-000000.tar/big-0004: .*{message}"):
+        ShardReader(read_split(copy, "train")).read(4)
+
+
+@pytest.mark.parametrize("name", ["../train/train-000000.tar", "/etc/passwd", 3, "a.zip"])
+def test_a_corpus_names_no_file_outside_its_folder(copy: Path, name: object) -> None:
+    _edit_json(copy / "corpus.json", lambda corpus: corpus["splits"]["train"].update(shards=[name]))
+    with pytest.raises(DataError, match=r"corpus.json: field 'splits' must name the tars of each split"):
+        read_split(copy, "train")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"members": {"json": [-1, 4]}},
+        {"members": {"json": [512, -4]}},
+        {"members": {"json": [1e400, 4]}},
+        {"dataset": ["big"]},
+        {"key": None},
+        {"target_content": "\ud800"},
+    ],
+)
+def test_an_index_with_impossible_values(copy: Path, change: dict[str, Any]) -> None:
+    _edit_json(copy / "train" / "train-000000.json", lambda index: index["samples"][0].update(change))
+    with pytest.raises(DataError, match=r"train-000000.json: sample .* is malformed"):
+        read_split(copy, "train")
+
+
+def test_an_index_nested_without_end(copy: Path) -> None:
+    (copy / "train" / "train-000000.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"train-000000.json: malformed JSON"):
+        read_split(copy, "train")
