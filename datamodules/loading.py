@@ -37,7 +37,6 @@ class _Batches(Dataset[Fetched]):
         self, reader: ShardReader, processor: RimeProcessor, sides: Sequence[Side], cut: bool
     ) -> None:
         self.reader, self.processor, self.sides, self.cut = reader, processor, sides, cut
-        self.decoded: Side | None = None  # the side whose images are needed; None for both
 
     def _make(self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch]) -> Fetched:
         fetched = Fetched()
@@ -56,7 +55,7 @@ class _Batches(Dataset[Fetched]):
         """Return the sample, or the first good one that may stand in for it, independent of the workers."""
         for other in (index, *self._instead(index)):
             try:
-                pair = self.reader.read(other, self.decoded)
+                pair = self.reader.read(other, self.sides[0] if len(self.sides) == 1 else None)
                 pair, cut = self.processor.check(pair, self.sides, self.cut)
             except DataError as error:
                 fetched.broken[self.reader.entries[other].name] = str(error)
@@ -145,7 +144,7 @@ class EvalBatches(_Batches):
         cut: bool = False,
     ) -> None:
         super().__init__(reader, processor, (side,), cut)
-        self.side, self.kinds, self.batches, self.decoded = side, kinds, batches, side
+        self.side, self.kinds, self.batches = side, kinds, batches
 
     def _instead(self, index: int) -> Iterable[int]:
         entries = self.reader.entries

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import lightning as L
 
-from rime_pl.errors import DataError, ToldElsewhereError
+from rime_pl.errors import DataError, RimeError, ToldElsewhereError
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ def in_step(batches: Iterator[T], trainer: L.Trainer | None) -> Iterator[T]:
     """Yield what ``batches`` yields, as many on each process; an error of one process ends all.
 
     Raises:
-        DataError: On the first process, with the message of the one that failed.
+        RimeError: On the first process, with the message of the one that failed; a DataError if it was one.
         ToldElsewhereError: On the other processes.
     """
     while True:
@@ -47,5 +47,7 @@ def _agree(error: Exception | None, trainer: L.Trainer | None) -> None:
     first = next(rank for rank, words in enumerate(told) if words)
     message = f"{told[first]} (read by process {first} of {trainer.world_size})"
     if trainer.is_global_zero:
-        raise DataError(message) from error
+        raise (RimeError if isinstance(error, RimeError) and not isinstance(error, DataError) else DataError)(
+            message
+        ) from error
     raise ToldElsewhereError(message) from error
