@@ -227,7 +227,7 @@ def test_pictures_are_bounded_by_the_contract(size: tuple[int, int], processor: 
             {"max_pixels": 10},
             r"max_pixels must be at least 576, the 24 x 24 pixels of one visual token, but is 10",
         ),
-        ({"min_pixels": 0}, r"min_pixels must be at least 1 and at most the 2304 pixels .* but is 0"),
+        ({"min_pixels": 0}, r"min_pixels must be at least 1 and at most the \d+ pixels .* but is 0"),
         ({"min_pixels": 900, "max_pixels": 600}, r"min_pixels must be at least 1 and at most the 600 pixels"),
         ({"max_text_tokens": 0}, r"max_text_tokens must be at least 1, but is 0"),
         ({"max_rewrite_tokens": -1}, r"max_rewrite_tokens must be at least 1, but is -1"),

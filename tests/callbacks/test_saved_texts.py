@@ -26,7 +26,7 @@ def save(shared_backbone: Backbone, scenes_corpus: Path, micro_base: Path, tmp_p
     def saved(**settings: Any) -> Path:
         data = RimeDataModule(str(scenes_corpus), str(micro_base), PROMPT, batch_size=4, **settings)
         data.setup("fit")
-        strategy = SimpleNamespace(barrier=lambda: None)
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
         trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data, strategy=strategy)
         module: Any = SimpleNamespace(model=shared_backbone)
         AdapterCheckpoint(str(tmp_path / "run")).write_adapter(trainer, module)

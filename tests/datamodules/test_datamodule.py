@@ -321,7 +321,9 @@ def _loader(data: RimeDataModule) -> list[Batch]:
 
 def _on_rank(data: RimeDataModule, rank: int, world_size: int) -> RimeDataModule:
     place = {"rank": rank, "num_replicas": world_size}
-    data.trainer = SimpleNamespace(distributed_sampler_kwargs=place, state=SimpleNamespace(fn=None))  # type: ignore
+    data.trainer = SimpleNamespace(
+        distributed_sampler_kwargs=place, state=SimpleNamespace(fn=None), world_size=1
+    )  # type: ignore
     return data
 
 
