@@ -205,7 +205,9 @@ class _Check:
     def texts(self, where: str, pair: Pair) -> None:
         """Look at the texts of a pair, whether its pictures are good or not."""
         if pair.query is not None and len(rewritten := _rewritten(pair)) == 1:
-            said = f"only the {rewritten[0]} has a rewrite, so the pair does not count as annotated. Add the other one."
+            said = (
+                f"only the {rewritten[0]} has a rewrite: the pair does not count as annotated. Add the other."
+            )
             self._tell("half annotated", where, said, warning=True)
         for name, item in _sides(pair).items():
             self._texts(where, name, item)

@@ -251,7 +251,9 @@ class RimeDataModule(L.LightningDataModule):
     def training_texts(self, most: int | None = None) -> Iterator[Pair]:
         """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
         assert self._train is not None, "setup comes first"
-        yield from read_texts(TextReader(self._train.entries, hidden=self._train.hidden), most)
+        yield from read_texts(
+            TextReader(self._train.entries, hidden=self._train.hidden, tars=self._tars), most
+        )
 
     def caption_texts(self) -> Iterator[Pair]:
         """Yield the captions that the tiny base model learned from, if the corpus has any."""

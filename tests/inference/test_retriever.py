@@ -106,7 +106,8 @@ def test_pictures_are_opened_for_their_batch_and_not_kept(
     monkeypatch.setattr(sources, "open_picture", watched)
     loaded.encode(paths, batch_size=2)
     assert len(opened) == 8 and max(alive) <= 1, "when the second of a batch is opened"
-    monkeypatch.setattr(sources, "MAX_PIXELS", 2 * 48 * 48)
+    smallest = min(item.images[0].width * item.images[0].height for item in pictures)
+    monkeypatch.setattr(sources, "MAX_PIXELS", 2 * smallest)
     alive.clear()
     loaded.encode(paths, batch_size=32)
     assert len(alive) == 8 and max(alive) <= 1, "large pictures make a batch smaller"
