@@ -45,15 +45,12 @@ def write_corpus(
 ) -> dict[str, Any]:
     """Write a corpus folder and return its ``corpus.json``.
 
-    The corpus is built beside ``output`` and renamed at the end. If anything fails, what was there stays.
-
     Args:
-        output: Folder to write. A corpus that is already there is replaced.
+        output: Folder to write. A corpus that is there is replaced at the end; if anything fails, it stays.
         name: Name of the corpus.
         licence: Licence and attribution of the content.
         splits: Samples of each split; None is one that is left out. A key must be unique in its split and
-            must not contain a dot, because WebDataset splits file names at the first dot. A split without
-            samples is not written.
+            must not contain a dot, because WebDataset splits file names at the first dot.
         totals: Number of samples of each split, for the progress bar.
         seed: Seed of the builder; recorded.
         arguments: Other settings of the builder; recorded.
@@ -65,25 +62,24 @@ def write_corpus(
         RimeError: If ``output`` holds other files, or cannot be written.
     """
     with replacing(Path(output), _strangers) as folder:
-        digest, about = hashlib.sha256(), {}
+        digest = hashlib.sha256()
+        about: dict[str, Any] = {}
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
             bar = progress.add_task(f"shards of {name}", total=sum(totals.values()))
             for split, pairs in splits.items():
                 tasks: Counter[str] = Counter()
                 stream = _checked(split, pairs, tasks, lambda: progress.advance(bar))
                 shards = _write_split(folder / split, stream, samples_per_shard, digest)
-                if shards:
-                    tasks_of_split = dict(sorted(tasks.items()))
-                    about[split] = {"shards": shards, "samples": tasks.total(), "tasks": tasks_of_split}
+                counts = {"samples": tasks.total(), "tasks": dict(sorted(tasks.items()))}
+                about[split] = {"shards": shards, **counts}
         corpus = {
             **{"name": name, "format": FORMAT_VERSION, "licence": licence, "seed": seed},
-            **{"arguments": dict(arguments or {}), "data_hash": digest.hexdigest(), "splits": about},
+            **{"arguments": dict(arguments or {}), "data_hash": digest.hexdigest()},
+            "splits": {split: told for split, told in about.items() if told["samples"]},
         }
         if broken := left_out() if left_out else ():
-            (folder / _BROKEN_FILE).write_text("".join(f"{line}\n" for line in broken), encoding="utf-8")
-        (folder / CORPUS_FILE).write_text(
-            json.dumps(corpus, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+            _write_text(folder / _BROKEN_FILE, "\n".join(broken))
+        _write_text(folder / CORPUS_FILE, json.dumps(corpus, indent=1, ensure_ascii=False))
     return corpus
 
 
@@ -97,6 +93,10 @@ def _write_split(folder: Path, pairs: Iterator[Pair], samples_per_shard: int, di
         digest.update(f"{folder.name}/{path.name}\n".encode() + path.read_bytes())
         shards.append(path.name)
     return shards
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _strangers(folder: Path) -> list[str]:
@@ -130,7 +130,7 @@ def _write_shard(path: Path, pairs: list[Pair], encoder: _Encoder) -> None:
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as tar:
         for pair in pairs:
             tar.write({"__key__": pair.key, **_members(pair, encoder)})
-    path.with_suffix(".json").write_text(json.dumps(_index(path, pairs), ensure_ascii=False) + "\n")
+    _write_text(path.with_suffix(".json"), json.dumps(_index(path, pairs), ensure_ascii=False))
 
 
 class _Encoder:

@@ -51,8 +51,7 @@ def build(
         skip_broken: Whether faulty rows are left out and listed in broken.txt of the corpus.
 
     Raises:
-        DataError: If the table is missing or empty, or if it has faulty rows; they are listed.
-        RimeError: If the shares do not fit, or if a split that is needed gets no rows.
+        RimeError: If the table has faulty rows (they are listed), or if a split that is needed gets no rows.
     """
     found = read_table(table, media)
     rows = deal(found.rows, seed, val_share, test_share)
@@ -69,19 +68,11 @@ def build(
             _say(note)
         return [str(fault) for fault in found.faults]
 
-    write_corpus(
-        output,
-        name=name,
-        licence=licence,
-        splits={split: pictures.pairs(split, of_split) for split, of_split in rows.items() if of_split},
-        totals=wanted,
-        seed=seed,
-        arguments={"table": table.name, "val_share": val_share, "test_share": test_share},
-        left_out=left_out,
-    )
+    splits = {split: pictures.pairs(split, of_split) for split, of_split in rows.items()}
+    arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}
+    write_corpus(output, name, licence, splits, wanted, seed, arguments, left_out=left_out)
     if found.faults:
-        lines = len({fault.where for fault in found.faults})
-        _say(f"{lines} rows were left out. {output / 'broken.txt'} lists them:")
+        _say(f"{_rows(found.faults)} rows were left out. {output / 'broken.txt'} lists them:")
         _say(listed(found.faults, _SHOWN))
 
 
@@ -188,11 +179,15 @@ def _split_of(row: Row, seed: int, val_share: float, test_share: float) -> str:
 def _refusal(table: Path, faults: Sequence[Fault]) -> str:
     if len(faults) == 1:
         return str(faults[0])
-    lines = len({fault.where for fault in faults})
     return (
-        f"{lines} rows of {table} have faults, so nothing was built:\n{listed(faults, _SHOWN)}\n"
+        f"{_rows(faults)} rows of {table} have faults, so nothing was built:\n{listed(faults, _SHOWN)}\n"
         "Repair them, or leave them out with --skip_broken. `rime shards check` lists all of them."
     )
+
+
+def _rows(faults: Sequence[Fault]) -> int:
+    """Return the number of rows that have faults; some have several."""
+    return len({fault.where for fault in faults})
 
 
 def _say(text: str) -> None:

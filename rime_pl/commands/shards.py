@@ -118,10 +118,10 @@ def _print_check(found: Checked, name: str, shown: int) -> None:
     console.print(table)
     for note in found.notes:
         console.print(note)
-    told = []
+    totals = []
     for level in ("problem", "warning"):
         faults = [fault for fault in found.faults if fault.level == level]
-        told.append(f"{len(faults)} {level}{'' if len(faults) == 1 else 's'}")
+        totals.append(f"{len(faults)} {level}{'' if len(faults) == 1 else 's'}")
         if faults:
-            console.print(f"\n{told[-1]}:\n{listed(faults, shown)}")
-    console.print(f"\n{', '.join(told)}")
+            console.print(f"\n{totals[-1]}:\n{listed(faults, shown)}")
+    console.print(f"\n{', '.join(totals)}")
