@@ -233,6 +233,10 @@ class StageCLI(LightningCLI):
                 raise ToldElsewhereError("stopped") from stopped
             signum = stopped.signum if isinstance(stopped, StoppedError) else signal.SIGINT
             raise StoppedError(self.how_to_go_on(), signum) from stopped
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # a full disk does not say where
+                error.filename = str(self.run_folder)
+            raise
 
     def how_to_go_on(self) -> str:
         """Return the sentence for somebody who stopped the run."""
