@@ -62,25 +62,39 @@ def write_corpus(
         RimeError: If ``output`` holds other files, or cannot be written.
     """
     with replacing(Path(output), _strangers) as folder:
-        digest = hashlib.sha256()
-        about: dict[str, Any] = {}
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
             bar = progress.add_task(f"shards of {name}", total=sum(totals.values()))
-            for split, pairs in splits.items():
-                tasks: Counter[str] = Counter()
-                stream = _checked(split, pairs, tasks, lambda: progress.advance(bar))
-                shards = _write_split(folder / split, stream, samples_per_shard, digest)
-                counts = {"samples": tasks.total(), "tasks": dict(sorted(tasks.items()))}
-                about[split] = {"shards": shards, **counts}
+            about, data_hash = _write_splits(folder, splits, samples_per_shard, lambda: progress.advance(bar))
         corpus = {
             **{"name": name, "format": FORMAT_VERSION, "licence": licence, "seed": seed},
-            **{"arguments": dict(arguments or {}), "data_hash": digest.hexdigest()},
+            **{"arguments": dict(arguments or {}), "data_hash": data_hash},
             "splits": {split: told for split, told in about.items() if told["samples"]},
         }
         if broken := left_out() if left_out else ():
             _write_text(folder / _BROKEN_FILE, "\n".join(broken))
         _write_text(folder / CORPUS_FILE, json.dumps(corpus, indent=1, ensure_ascii=False))
     return corpus
+
+
+def _write_splits(
+    folder: Path,
+    splits: Mapping[str, Iterable[Pair | None]],
+    samples_per_shard: int,
+    advance: Callable[[], None],
+) -> tuple[dict[str, Any], str]:
+    """Write all splits; return what is in each, and a hash of all."""
+    digest = hashlib.sha256()
+    about: dict[str, Any] = {}
+    for split, pairs in splits.items():
+        tasks: Counter[str] = Counter()
+        stream = _checked(split, pairs, tasks, advance)
+        shards = _write_split(folder / split, stream, samples_per_shard, digest)
+        about[split] = {
+            "shards": shards,
+            "samples": tasks.total(),
+            "tasks": dict(sorted(tasks.items())),
+        }
+    return about, digest.hexdigest()
 
 
 def _write_split(folder: Path, pairs: Iterator[Pair], samples_per_shard: int, digest: Any) -> list[str]:

@@ -36,7 +36,7 @@ class Stages:
         folder = Path(words[-1])
         if words[0] == "shards":
             folder.mkdir(parents=True)
-            write_json(folder / "corpus.json", {"format": FORMAT_VERSION, "data_hash": "d"})
+            write_json(folder / "corpus.json", {"format": FORMAT_VERSION, "data_hash": "d", "splits": {}})
         elif words[0] == "base":
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir(parents=True)
