@@ -29,14 +29,23 @@ def plan(base: Path, corpus: Path, *more: str) -> int:
 def test_json_needs_no_weights(
     without_weights: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan(without_weights, scenes_corpus, "--json", "--memory", "0.001") == 0
+    assert plan(without_weights, scenes_corpus, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told["negatives_per_query"] == 3 and told["steps"] == 200 and "read from" in told["lengths"]
     sft, cma = told["stages"]
     assert (sft["stage"], cma["stage"]) == ("sft", "cma") and cma["peak"] > sft["peak"]
     assert sft["peak"] == sum(sft["parts"].values()) and min(sft["parts"].values()) >= 0
     assert told["disk_bytes"]["adapter"] == 4 * told["trained_parameters"]
-    assert all(row["seconds_per_step"] > 0 for row in told["hours"])
+    assert all(row["seconds_per_step"] > 0 for row in told["hours"]) and not told["changes"]
+
+
+@pytest.mark.long
+def test_what_to_change_if_it_does_not_fit(
+    without_weights: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan(without_weights, scenes_corpus, "--json", "--memory", "0.001") == 0
+    told = json.loads(capsys.readouterr().out)
+    _, cma = told["stages"]
     smaller = {change["setting"]: change["peak"] for change in told["changes"]}
     assert smaller["--model.backbone.gradient_checkpointing true"] < cma["peak"]
     fewer = next(peak for setting, peak in smaller.items() if setting.startswith("--data.batch_size 2 "))
@@ -94,7 +103,7 @@ def test_steps_are_those_of_the_pairs_that_the_stage_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = ["--data.steps_per_epoch", "null", "--trainer.max_epochs", "1", "--data.annotated_share", "0.5"]
-    whole += ["--data.batch_size", "2"]
+    whole += ["--data.batch_size", "2", "--data.annotated_batch_share", "null"]
     monkeypatch.setattr(
         "rime_pl.preflight.plan.planning.predict_stage", lambda *_: StagePlan("cma", {}, 0, "", 1.0, 1, 1)
     )
