@@ -18,7 +18,7 @@ WITH_EXAMPLES = {
     "rime_pl.losses.contrastive",
     "rime_pl.losses.language_modeling",
     "rime_pl.losses.policy_gradient",
-    "rime_pl.modules.wrong_rewrites",
+    "rime_pl.metrics.derangement",
     "rime_pl.losses.advantages",
     "rime_pl.losses.rewards",
 }

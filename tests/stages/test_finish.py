@@ -27,8 +27,14 @@ def test_an_adapter_is_not_compared_with_itself(
     made: Any = SimpleNamespace(
         trainer=SimpleNamespace(is_global_zero=True, callbacks=[RetrievalRecall()], world_size=1),
         config=SimpleNamespace(seed_everything=0, data=SimpleNamespace(path="data")),
-        datamodule=SimpleNamespace(data_hash="same", batch_size=4, broken={}),
-        model=SimpleNamespace(init_adapter_from=str(run / "adapter"), negatives_per_query=None),
+        datamodule=SimpleNamespace(data_hash="same", batch_size=4, broken={}, cut=[]),
+        model=SimpleNamespace(
+            init_adapter_from=str(run / "adapter"),
+            negatives_per_query=None,
+            start_hash="a",
+            config=SimpleNamespace(name_or_path="base"),
+            model=SimpleNamespace(base_hash="b"),
+        ),
         run_folder=SimpleNamespace(path=tmp_path / "all", origin={}),
     )
     cli.finish(made, "cma", {"test": 1.0}, [], steps)
