@@ -144,9 +144,8 @@ def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
         chosen = places[:: max(1, len(places) // SAMPLE)][:SAMPLE]
-        batches.append(
-            processor.training_batch([processor.check(reader.read(n), cut=True)[0] for n in chosen])
-        )
+        pairs = [processor.check(reader.read(n), cut=True)[0] for n in chosen]
+        batches.append(processor.training_batch(pairs))
     longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in one.sides))
     with torch.device("meta"):  # thousands of pictures take no memory
         query, target = map(without_values, longest.sides)
