@@ -11,12 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from rime_pl.commands.settings import StageWords
-from rime_pl.commands.settings import parse_with_settings as parse
+from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
 from rime_pl.errors import RimeError
 from rime_pl.preflight import doctor
 from rime_pl.preflight.plan.planning import RunSettings
-
-__all__ = ["parse", "run"]
 
 STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 

@@ -12,11 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
-from rime_pl.commands.settings import parse_with_settings as parse
+from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
 from rime_pl.preflight.plan.planning import GIB, UTILISATION, fits, make_plan
 from rime_pl.report.table import Table
-
-__all__ = ["parse", "run"]
 
 
 def run(

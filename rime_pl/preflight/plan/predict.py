@@ -32,7 +32,7 @@ from rime_pl.types import Batch, Rows
 #: Layers of the models that are simulated; a deeper one is extrapolated from them.
 SHALLOW, DEEPER = 2, 4
 #: Passes (micro-batches, or items_per_pass) of the batches that are simulated; a larger one is extrapolated.
-FEW, MORE = 2, 3
+FEW, MORE = 2, 4
 #: Tokens of a rewrite that are sampled; the keys and values of those before are there without that.
 LAST_TOKENS = 3
 #: Bytes of each trained number, and of each of the optimizer's two moments: float32.
@@ -86,11 +86,15 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
         few, several = _highest(base), _highest(simulate(module, shallow, processor, more)[0])
-        times = (len(batch) - len(small)) / (len(more) - len(small))
+        times = (_tokens(batch) - _tokens(small)) / (_tokens(more) - _tokens(small))
         flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
         _extend(numbers, few, several, times)
         numbers["flops",] = flops
     return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, *largest)
+
+
+def _tokens(batch: Batch) -> int:
+    return sum(int(side.lengths().sum()) for side in batch.sides)
 
 
 def _extend(numbers: Numbers, base: Numbers, other: Numbers, times: float) -> None:
