@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.callbacks.progress import batches_trained
-from rime_pl.errors import DivergedError, StoppedError, ToldElsewhereError
+from rime_pl.errors import DivergedError, RimeError, StoppedError, ToldElsewhereError
 from rime_pl.run_folder import RunFolder
 from rime_pl.scaling.gather import rank
 from rime_pl.training_texts import MAX_SAMPLES, MAX_VOCABULARY, TrainingTexts, tasks_to_json, write_words
@@ -59,10 +60,11 @@ class AdapterCheckpoint(Checkpoint):
             self._handlers = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, signum: int, frame: Any) -> None:
-        if self._signals:
+        if signum == signal.SIGINT and signal.SIGINT in self._signals:
             raise KeyboardInterrupt
-        self._signals.append(signum)
-        if rank() == 0:  # not print, which the signal may have interrupted
+        first = not self._signals
+        self._signals.append(signum)  # SIGTERM may come twice: to the whole group, and from `rime run`
+        if first and rank() == 0:  # not print, which the signal may have interrupted
             os.write(2, b"\nStopping after this batch, with a checkpoint. Ctrl-C again stops at once.\n")
 
     def _give_signals_back(self) -> None:
@@ -175,13 +177,16 @@ class AdapterCheckpoint(Checkpoint):
 def _save_with_texts(folder: Path, backbone: Any, state: dict[str, Tensor], data: Any) -> None:
     """Save the adapter with its tasks' instructions and, for a tiny base model, the words of its training."""
     texts, tiny = TrainingTexts(), len(backbone.processor.tokenizer) <= MAX_VOCABULARY
-    for pair in data.training_texts(None if tiny else MAX_SAMPLES):
-        texts.add(pair, words=tiny)
+    try:
+        for pair in data.training_texts(None if tiny else MAX_SAMPLES):
+            texts.add(pair, words=tiny)
+        for pair in data.caption_texts() if tiny else ():
+            texts.add_words(pair)
+    except RimeError as error:  # what was trained must not be lost for a damaged file
+        warnings.warn(f"The adapter keeps not all texts of its training. {error}", stacklevel=2)
     fingerprint, tasks = backbone.base_hash, tasks_to_json(texts.tasks())
     save_adapter(folder, backbone.peft, state, backbone.processor, backbone.config, fingerprint, tasks)
     if tiny:
-        for pair in data.caption_texts():
-            texts.add_words(pair)
         write_words(folder, texts.words)
 
 

@@ -226,8 +226,8 @@ class _Check:
             if (tokens := self._tokens(text)) > most:
                 about = "" if self.processor else "about "
                 said = (
-                    f"{field} has {about}{tokens} tokens, but {option} is {most}. Shorten it, or train with "
-                    f"a higher limit and give --{option} here."
+                    f"{field} has {about}{tokens} tokens, but {option} is {most}. Shorten it, set "
+                    f"data.too_long to cut, or train with a higher limit and give --{option} here."
                 )
                 self._tell(f"over-long {name}", where, said)
 

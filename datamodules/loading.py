@@ -7,6 +7,7 @@ can count them (broken_samples.py) and decide whether to stop.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -242,6 +243,7 @@ class BatchLoader:
             batch_size=None,
             sampler=whole if self._position is None else self._position.rest_of_epoch(self._length),
             num_workers=self._num_workers,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         for fetched in loader:
             self._broken.add(fetched, len(self.batches.reader))
@@ -256,3 +258,9 @@ class BatchLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing: the trainer restores its own counters, and the position is read from them."""
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole group: the trainer ends the batch, and then its workers."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)

@@ -20,7 +20,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
 from rime_pl.callbacks.measures import Measures
@@ -231,7 +231,8 @@ class StageCLI(LightningCLI):
             signal.signal(signal.SIGINT, handler)  # and lets nobody press it again
             if not first:
                 raise ToldElsewhereError("stopped") from stopped
-            signum = stopped.signum if isinstance(stopped, StoppedError) else signal.SIGINT
+            by_term = isinstance(stopped, SIGTERMException)
+            signum = signal.SIGTERM if by_term else getattr(stopped, "signum", signal.SIGINT)
             raise StoppedError(self.how_to_go_on(), signum) from stopped
         except OSError as error:
             if error.errno is not None and error.filename is None:  # a full disk does not say where

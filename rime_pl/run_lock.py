@@ -25,6 +25,8 @@ from rime_pl.run_folder import CONTROLS, RunFolder
 
 #: Seconds that a start waits for a process that only looks whether the lock is held.
 PATIENCE = 1.0
+#: What a stage writes into its folder before the first checkpoint: a run that leaves nothing leaves none.
+OWN = ("config.yaml", "origin.json", "tensorboard", "checkpoints", "adapter.half")
 #: What a file system without locks answers.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -176,7 +178,9 @@ def _contents(run: RunFolder) -> dict[Path, bytes | None]:
 
 
 def _restore(run: RunFolder, files: dict[Path, bytes | None]) -> None:
-    for path in _contents(run).keys() - files.keys() - {run.lock}:
+    for path in _contents(run).keys() - files.keys():
+        if path.relative_to(run.path).parts[0] not in OWN:
+            continue  # of somebody else: notes, a search that runs meanwhile
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -123,7 +123,7 @@ class DemoPictures(Sequence[Source]):
         return len(self.reader)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.reader.read(range(len(self))[index]).target
+        return self.reader.read(range(len(self))[index], "target").target
 
 
 def demo_pictures(stage: RunFolder) -> DemoPictures:

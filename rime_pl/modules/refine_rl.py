@@ -133,6 +133,11 @@ class RefineRLModule(RimeModule):
             raise RimeError(
                 "--ckpt_path: this checkpoint belongs to another stage. Give one of a Refine-RL run."
             )
+        if checkpoint["reference_hash"] != state_hash(self.reference):
+            raise RimeError(
+                f"model.init_adapter_from={self.init_adapter_from} is another adapter than the one that "
+                "this run was started with. Give the old one, or start a new run folder."
+            )
 
     @torch.no_grad()
     def on_fit_start(self) -> None:

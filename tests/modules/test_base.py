@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.config import BackboneConfig
@@ -152,6 +153,7 @@ def test_the_devices_random_numbers_are_left_as_they_were(monkeypatch: pytest.Mo
 
 def test_a_checkpoint_of_another_start_or_shape_is_refused(shared_backbone: Backbone) -> None:
     module = evaluated(shared_backbone)
+    module.trainer.state.fn = TrainerFn.FITTING
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     module.on_load_checkpoint(checkpoint)
@@ -165,3 +167,5 @@ def test_a_checkpoint_of_another_start_or_shape_is_refused(shared_backbone: Back
     for change, words in changes:
         with pytest.raises(RimeError, match=words):
             module.on_load_checkpoint(checkpoint | change)
+    module.trainer.state.fn = TrainerFn.TESTING  # all that trained is in the checkpoint
+    module.on_load_checkpoint(checkpoint | {"start_hash": "other"})

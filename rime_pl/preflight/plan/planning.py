@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.datamodules.batch_plan import local_batch_size, plan_training
+from rime_pl.datamodules.batch_plan import choose_pairs, local_batch_size, plan_training
 from rime_pl.datamodules.shards import CORPUS_FILE, ShardReader, read_split
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
@@ -138,8 +138,8 @@ def read_batch(
 def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -> Batch:
     """Return a batch of the task with the longest pairs; pairs stand in it several times if need be."""
     data = settings.values.data
-    entries = read_split(data.path, "train", data.tasks)
-    reader = ShardReader(entries, data.require_rewrites and data.rewrites != "none", data.completion)
+    used = choose_pairs(read_split(data.path, "train", data.tasks), data.annotated_share, data.rewrites)
+    entries, reader = used.entries, ShardReader(used.entries, completion=data.completion, hidden=used.hidden)
     batches: list[Batch] = []
     for task in sorted({entry.dataset for entry in entries}):
         places = [n for n, entry in enumerate(entries) if entry.dataset == task]
