@@ -6,6 +6,7 @@ can count them (broken_samples.py) and decide whether to stop.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,7 +55,7 @@ class _Batches(Dataset[Fetched]):
 
     def _read(self, index: int, fetched: Fetched) -> Pair:
         """Return the sample, or the first good one that may stand in for it, independent of the workers."""
-        for other in (index, *self._instead(index)):
+        for other in itertools.chain([index], self._instead(index)):  # looked for only if need be
             try:
                 pair = self.reader.read(other, self.sides[0] if len(self.sides) == 1 else None)
                 pair, cut = self.processor.check(pair, self.sides, self.cut)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +120,17 @@ def test_memory_that_is_used_up_while_a_batch_is_made(
     monkeypatch.setattr(data.processor, "training_batch", fails)
     with pytest.raises(RimeError, match=r"must fit in the memory of this machine, but it is used up"):
         [*data.train_dataloader()]
+
+
+def test_others_are_looked_for_only_if_a_sample_is_broken(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(self: Any, index: int) -> Iterator[int]:
+        raise AssertionError("this walks through the whole split, for each sample")
+        yield index
+
+    monkeypatch.setattr("rime_pl.datamodules.loading._Batches._instead", looked)
+    assert train(make_data())
 
 
 def test_each_split_has_its_own_share(make_data: MakeData, tmp_path: Path) -> None:
