@@ -155,7 +155,7 @@ class _Encoder:
         self._known: OrderedDict[int, tuple[Image.Image, bytes]] = OrderedDict()
 
     def __call__(self, image: Image.Image, name: str) -> bytes:
-        # A picture that nobody has decoded keeps the bytes of its file: a photo is not smaller as PNG.
+        # An opened file that was not changed keeps its bytes, because a photo as PNG is larger.
         if isinstance(image, ImageFile.ImageFile) and image.format in ("PNG", "JPEG") and image.fp:
             image.fp.seek(0)
             return image.fp.read()

@@ -41,7 +41,7 @@ class TarFiles:
         return {"limit": self.limit}  # a spawned worker opens the tars itself
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["limit"])  # type: ignore[misc]
+        self.limit, self._open = state["limit"], OrderedDict()
 
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():

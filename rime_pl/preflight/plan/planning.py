@@ -178,7 +178,7 @@ def count_steps(settings: RunSettings) -> int | None:
     """Return the optimizer steps of the run, where settings or corpus say it."""
     trainer, data = settings.values.trainer, settings.values.data
     if trainer.max_steps and trainer.max_steps > 0:
-        return int(trainer.max_steps)  # with several updates of a batch each one counts
+        return int(trainer.max_steps)  # updates: with policy.num_updates above 1, hours are too high
     length = data.steps_per_epoch
     if length is None and _corpus_is_there(settings):
         entries = read_split(data.path, "train", data.tasks)
