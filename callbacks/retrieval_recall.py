@@ -67,14 +67,16 @@ class RetrievalRecall(Callback):
 
     Args:
         ks: Values of k for recall@k; null for 1, 5 and 10.
-        headline_tasks: Tasks that the overall results average over; null for all tasks of the split.
+        headline_tasks: Tasks that the overall results average over; null for all but the memory tasks.
+        memory_tasks: Tasks whose targets training has shown. They have a table of their own, and are never in
+            the overall results.
         rewrite_ablation: Whether to report the rewrite ablation, logged as ``trace/...``.
         chunk_size: Number of queries and of gallery items scored at once; limits memory, changes no result.
 
     Attributes:
         results: Last evaluation: ``overall`` (the ``before`` or ``after`` of ``summary.json``),
             ``per_task``, ``all_gallery`` (with distractors, None if there are none), ``gallery``, ``chance``,
-            ``queries``, ``missing`` (queries whose gallery lacks the right answer; they count as not found).
+            ``queries``, ``memory`` (tasks in ``per_task`` only), ``missing`` (queries whose gallery lacks the right answer; they count as not found).
         history: One entry per validation: epoch, step and every overall result by its metric name. It is
             saved in the checkpoint, so that a resumed run keeps it.
         ranks: For each query of the last test: key, task, generated rewrite and rank in each mode pair.
@@ -84,11 +86,12 @@ class RetrievalRecall(Callback):
         self,
         ks: list[int] | None = None,
         headline_tasks: list[str] | None = None,
+        memory_tasks: list[str] | None = None,
         rewrite_ablation: bool = True,
         chunk_size: int = 4096,
     ) -> None:
         self.ks = [1, 5, 10] if ks is None else ks
-        self.headline_tasks = headline_tasks
+        self.headline_tasks, self.memory_tasks = headline_tasks, set(memory_tasks or ())
         self.rewrite_ablation = rewrite_ablation
         self.results: Results = {}
         self.history: list[dict[str, float]] = []
@@ -225,7 +228,7 @@ class RetrievalRecall(Callback):
             for name in names
         }
         facts = gallery_facts([table.of_task(content_hash(name)) for name in headline])
-        facts["missing"] = missing
+        facts |= {"missing": missing, "memory": [name for name in names if name in self.memory_tasks]}
         self.results = {"overall": overall, "per_task": per_task, "all_gallery": None, **facts}
         everything = None
         if any(record.distractor for record in targets.values()):
@@ -263,7 +266,9 @@ class RetrievalRecall(Callback):
 
     def _headline(self, tasks: set[str], split: str, limited: bool) -> list[str]:
         """Return the tasks that the overall results average over."""
-        wanted = sorted(tasks if self.headline_tasks is None else self.headline_tasks)
+        wanted = sorted(tasks - self.memory_tasks if self.headline_tasks is None else self.headline_tasks)
+        if unfit := sorted(self.memory_tasks & set(wanted)):
+            raise RimeError(f"recall.headline_tasks must not name memory tasks, but names {unfit}.")
         missing = [name for name in wanted if name not in tasks]
         if missing and not limited:
             raise RimeError(

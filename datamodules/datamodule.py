@@ -25,7 +25,7 @@ from rime_pl.datamodules.batch_plan import (
 )
 from rime_pl.datamodules.broken_samples import BrokenSamples
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
-from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.shards import DISTRACTORS, Entry, ShardReader, read_corpus, read_split
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
@@ -62,6 +62,8 @@ class RimeDataModule(L.LightningDataModule):
         limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all. The
             gallery is always complete.
         distractors: Whether the test gallery also holds items that answer no query.
+        memory_splits: Further splits whose queries the test asks, each in galleries of its own, for example about
+            items that training has seen. Name their tasks in recall.memory_tasks.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
         max_broken_share: Largest share of broken samples of a split that are left out; with more, the run
             stops and lists them. In training another sample of the task takes the place of a broken one.
@@ -95,6 +97,7 @@ class RimeDataModule(L.LightningDataModule):
         eval_batch_size: int = 64,
         limit_val_queries: int | None = None,
         distractors: bool = True,
+        memory_splits: list[str] | None = None,
         require_rewrites: bool = True,
         max_broken_share: float = 0.0,
         too_long: Literal["broken", "cut"] = "broken",
@@ -123,7 +126,7 @@ class RimeDataModule(L.LightningDataModule):
         self.tasks = tasks
         self.eval_batch_size = eval_batch_size
         self.limit_val_queries = limit_val_queries
-        self.distractors = distractors
+        self.distractors, self.memory_splits = distractors, memory_splits or []
         self.max_broken_share, self.too_long = max_broken_share, too_long
         self.annotated_share, self.annotated_batch_share = annotated_share, annotated_batch_share
         self.require_rewrites, self.rewrites, self.completion = require_rewrites, rewrites, completion
@@ -309,12 +312,14 @@ class RimeDataModule(L.LightningDataModule):
         return self._eval_loaders("val", entries, queries, _gallery(entries))
 
     def test_dataloader(self) -> list[BatchLoader]:
-        """Return two loaders: the queries of the test split and its gallery, with or without distractors."""
+        """Return two loaders: the queries of the test splits and their gallery, with or without distractors."""
         entries = read_split(self.path, "test", self.tasks)
-        queries = list(range(len(entries)))
-        if self.distractors and "distractors" in read_corpus(self.path)["splits"]:
+        for split in self.memory_splits:
+            entries = entries + read_split(self.path, split)
+        queries = [number for number, entry in enumerate(entries) if entry.query_content is not None]
+        if self.distractors and DISTRACTORS in read_corpus(self.path)["splits"]:
             galleries = {entry.gallery for entry in entries}
-            entries = entries + [e for e in read_split(self.path, "distractors") if e.gallery in galleries]
+            entries = entries + [e for e in read_split(self.path, DISTRACTORS) if e.gallery in galleries]
         return self._eval_loaders("test", entries, queries, _gallery(entries))
 
     def _eval_loaders(

@@ -25,6 +25,8 @@ from rime_pl.types import Item, Pair, Side
 
 FORMAT_VERSION = 1
 CORPUS_FILE = "corpus.json"
+#: The split of gallery items that answer no query of the test split.
+DISTRACTORS = "distractors"
 _ITEM_FIELDS = {
     **{"text": (str,), "images": (list,), "content_id": (str,)},
     **dict.fromkeys(("instruction", "rewrite", "cot"), (str, NoneType)),
@@ -227,6 +229,7 @@ class ShardReader:
             hard_negatives=tuple(
                 self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
+            distractor=entry.shard.parent.name == DISTRACTORS,
         )
         _refuse_unlike(entry, pair)
         if self.hidden and self.hidden[index]:

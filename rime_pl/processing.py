@@ -280,7 +280,7 @@ class RimeProcessor:
             item_ids=torch.tensor([content_hash(f"{side} {pair.key}") for pair in pairs]),
             content_ids=_hashes(items),
             relevant_ids=_hashes([pair.target for pair in pairs]),
-            distractor=torch.tensor([pair.query is None for pair in pairs]),
+            distractor=torch.tensor([pair.distractor for pair in pairs]),
             datasets=[pair.dataset if side == "query" else "" for pair in pairs],
             galleries=[pair.gallery for pair in pairs],
             keys=[pair.key for pair in pairs],

@@ -68,14 +68,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Pair:
-    """A query and its target. A distractor is a pair without a query: its target is only in the gallery."""
+    """A query and its target. Without a query, the target is only in the gallery."""
 
     key: str  # "<shard file>/<sample key>", unique in the corpus
     dataset: str  # the task; a training batch holds one task
     gallery: str  # which gallery holds the target (e.g. "pictures" or "names")
-    query: Item | None  # None: a distractor
+    query: Item | None
     target: Item
     hard_negatives: tuple[Item, ...] = ()
+    distractor: bool = False  # the target counts only where results with distractors are asked for
 
 
 @dataclass
@@ -202,7 +203,7 @@ class EvalBatch(_Movable):
     item_ids: Tensor  # (R,) int64, unique per side; rows that the sampler repeats have the same id
     content_ids: Tensor  # (R,) int64: content of this item
     relevant_ids: Tensor  # (R,) int64: content of the right target; of a target: its own content
-    distractor: Tensor  # (R,) bool: a gallery item that is the target of no query of this split
+    distractor: Tensor  # (R,) bool: a gallery item that counts only in results with distractors
     datasets: list[str]  # R tasks (targets: "")
     galleries: list[str]  # R gallery names
     keys: list[str]  # R pair keys

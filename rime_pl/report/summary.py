@@ -30,7 +30,7 @@ def build_summary(
 
     Returns:
         ``before`` (overall numbers or None), ``after``, ``per_task``, ``per_task_before``, ``all_gallery``
-        (None without distractors), ``gallery`` (distinct contents; the smallest among the tasks), ``chance``
+        (None without distractors), ``memory`` (tasks of ``per_task`` whose targets training showed), ``gallery`` (distinct contents; the smallest among the tasks), ``chance``
         of recall@1, ``queries``, ``seconds``, ``history``.
     """
     return {
@@ -40,6 +40,7 @@ def build_summary(
         "per_task": dict(results["per_task"]),
         "per_task_before": dict(before["per_task"]) if before else None,
         "all_gallery": results["all_gallery"],
+        "memory": list(results["memory"]),
         "gallery": results["gallery"],
         "chance": results["chance"],
         "queries": results["queries"],

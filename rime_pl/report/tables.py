@@ -36,6 +36,8 @@ def summary_tables(summary: Summary) -> list[Table]:
         rows = [[pair, *(f"{everything[name][pair]:.3f}" for name in names)] for pair in MODE_PAIRS]
         size = f"smallest gallery {everything['gallery']}, chance {everything['chance']:.5f}"
         tables.append(Table(f"The same queries among all distractors ({size})", ["mode", *names], rows))
+    if summary.get("memory"):
+        tables.append(_memory(summary))
     if "trace" in after:
         title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
         rewrites = [(label, "trace", key) for key, label in REWRITES.items()]
@@ -66,6 +68,19 @@ def _recalls(summary: Summary) -> Table:
     note += f"chance of recall@1: {summary['chance']:.4f}; "
     note += "oracle: the better of disc-disc and gen-gen per query"
     return Table(title, ["query mode -\ntarget mode", ks[0], "95 %\ninterval", *ks[1:]], rows, note=note)
+
+
+def _memory(summary: Summary) -> Table:
+    """Return recall@k of the tasks whose targets training showed."""
+    ks = [name for name in summary["after"] if name.startswith("recall@")]
+    rows = [
+        [f"{name} ({task['queries']} queries, gallery {task['gallery']})", pair, *(_number(task, k, pair) for k in ks)]
+        for name in summary["memory"]
+        for task in [summary["per_task"][name]]
+        for pair in MODE_PAIRS
+    ]
+    note = "Training showed these targets, and asked for them in other words. Not in the mean above."
+    return Table("Memory of things seen", ["task", "mode", *ks], rows, note=note)
 
 
 def _tasks(summary: Summary) -> Table:

@@ -30,7 +30,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def splits(path: Path) -> dict[str, list[Pair]]:
     found = {}
-    for split in ("train", "val", "test", "distractors", "captions"):
+    for split in ("train", "val", "test", "everyday", "distractors", "captions"):
         reader = ShardReader(read_split(path, split))
         found[split] = [reader.read(index) for index in range(len(reader))]
     return found
@@ -144,10 +144,50 @@ def test_captions_use_other_sentences_than_rewrites(splits: dict[str, list[Pair]
         assert pair.target.rewrite is None
 
 
-def test_untoned_share(splits: dict[str, list[Pair]]) -> None:
-    named = [pair for pair in splits["train"] if pair.dataset == "name_to_picture"]
-    untoned = [pair for pair in named if base_and_tone(pair.target.content_id)[1] == ""]
-    assert 0 < len(untoned) / len(named) <= 0.16
+def training_texts(splits: dict[str, list[Pair]]) -> set[str]:
+    """All texts that a stage or the base model learns from, one for each line, lower case."""
+    items = [item for pair in splits["train"] + splits["captions"] for item in (pair.query, pair.target) if item]
+    lines = {line for item in items for text in (item.text, item.rewrite) for line in (text or "").splitlines()}
+    return {line.lower() for line in lines}
+
+
+def test_every_thing_is_shown_in_training(splits: dict[str, list[Pair]]) -> None:
+    things = {content for content in contents(splits["captions"]) if not base_and_tone(content)[1]}
+    assert len(things) == SETTINGS["limit"]
+    for task in ("name_to_picture", "picture_to_name"):
+        shown = Counter(pair.target.content_id for pair in splits["train"] if pair.dataset == task)
+        assert all(shown[thing] == 3 for thing in things)
+
+
+def test_everyday_queries_ask_for_known_things_in_unknown_words(splits: dict[str, list[Pair]]) -> None:
+    known = training_texts(splits)
+    asked = [pair for pair in splits["everyday"] if pair.query]
+    assert {pair.target.content_id for pair in asked} <= contents(splits["train"])
+    assert len(asked) == SETTINGS["limit"]
+    for pair in asked:
+        assert pair.query is not None and not base_and_tone(pair.target.content_id)[1]
+        name = words.object_concept(pair.target.content_id.replace("_", " ")).head
+        around = pair.query.text.lower().replace(name.lower(), "{}")
+        assert around != pair.query.text.lower(), "the name is in the query"
+        assert pair.query.text.lower() not in known
+        assert not any(around.format(thing.lower()) in known for thing in ("pizza", name)), around
+
+
+def test_the_everyday_gallery_holds_every_picture(splits: dict[str, list[Pair]]) -> None:
+    everything = contents(splits["test"]) | contents(splits["distractors"])
+    assert contents(splits["everyday"]) == everything
+    assert {pair.gallery for pair in splits["everyday"]} == {"all pictures"}
+    assert not any(pair.distractor for pair in splits["everyday"])
+    assert all(pair.distractor for pair in splits["distractors"])
+
+
+def test_further_names_belong_to_one_picture(splits: dict[str, list[Pair]]) -> None:
+    pictures = openmoji_pictures.load_pictures(24)
+    owners = Counter(n for p in pictures if not p.concept.tone for n in (p.concept.head, *p.concept.also))
+    assert max(owners.values()) == 1 and any(picture.concept.also for picture in pictures)
+    things = {picture.concept.head: picture.concept.also for picture in pictures if not picture.concept.tone}
+    assert len(things) > 1000 and "car" in things["automobile"]
+    assert not [name for name in things if name.startswith(("flag of", "family"))]
 
 
 def test_same_seed_same_bytes(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """Builds the openmoji corpus from OpenMoji pictures and their names in many languages.
 
-Val and test hold out combinations of a base emoji ("woman cook") and a skin tone. Training shows the base
-with other tones, and the tone on other bases, but not both together. Called by ``rime shards openmoji``.
+Two questions, two kinds of picture. *People*: val and test hold out combinations of a base emoji ("woman
+cook") and a skin tone. Training shows the base with other tones, and the tone on other bases, but not both
+together. *Things* (animals, food, objects, vehicles, faces): training shows all of them, and the split
+"everyday" asks for each in a wording that training never used. Called by ``rime shards openmoji``.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ def build(
     output: Path,
     seed: int = 0,
     size: int = 72,
-    test_pictures: int = 256,
-    val_pictures: int = 128,
+    test_pictures: int = 80,
+    val_pictures: int = 40,
     wordings: int = 2,
-    untoned_share: float = 0.15,
+    thing_wordings: int = 3,
     limit: int | None = None,
 ) -> None:
     """Render the OpenMoji pictures, divide them into splits and write the shards.
@@ -42,17 +44,18 @@ def build(
         size: Width and height of a picture in pixels.
         test_pictures: Number of pictures held out for the test split.
         val_pictures: Number of pictures held out for the validation split.
-        wordings: Number of training pairs for each picture and task, each with its own wording or change.
-        untoned_share: Share of the name and picture pairs in training whose picture has no single skin tone
-            (food, flags, signs, couples with two tones).
-        limit: Number of base emojis and of other pictures to use, for tests; all if not given.
+        wordings: Number of training pairs for each picture of a person and task, each with its own wording
+            or change.
+        thing_wordings: Number of training pairs for each thing and task.
+        limit: Number of people (each in every tone) and of things to use, for tests; all if not given.
     """
     deal = _deal(load_pictures(size, limit), seed, test_pictures, val_pictures)
-    pairs = _Pairs(deal, seed, wordings, untoned_share)
+    pairs = _Pairs(deal, seed, wordings, thing_wordings)
     splits = {
         "train": pairs.train(),
         "val": pairs.held_out("val", deal.val),
         "test": pairs.held_out("test", deal.test),
+        "everyday": pairs.everyday(),
         "distractors": [*pairs.distractors()],
         "captions": [*pairs.captions()],
     }
@@ -68,7 +71,7 @@ def build(
             "test_pictures": test_pictures,
             "val_pictures": val_pictures,
             "wordings": wordings,
-            "untoned_share": untoned_share,
+            "thing_wordings": thing_wordings,
             "limit": limit,
         },
     )
@@ -81,17 +84,17 @@ class _Deal:
     train: list[Picture]  # one tone or yellow, not held out
     val: list[Picture]
     test: list[Picture]
-    others: list[Picture]  # without a single skin tone
+    things: list[Picture]
 
 
 def _deal(pictures: list[Picture], seed: int, num_test: int, num_val: int) -> _Deal:
     by_base: dict[str, dict[str, Picture]] = defaultdict(dict)
-    others = []
+    things = []
     for picture in pictures:
-        if picture.concept.tone in (*words.TONES, words.YELLOW):
+        if picture.concept.tone:
             by_base[picture.concept.base][picture.concept.tone] = picture
         else:
-            others.append(picture)
+            things.append(picture)
     bases = sorted(base for base, tones in by_base.items() if set(words.TONES) <= set(tones))
     random.Random(f"deal {seed}").shuffle(bases)
     # Test takes bases from the front and val from the back. Each takes at most one tone of a base, so that
@@ -100,19 +103,17 @@ def _deal(pictures: list[Picture], seed: int, num_test: int, num_val: int) -> _D
     first_val = max(0, len(bases) - num_val)
     val = [by_base[base].pop(words.TONES[(n + 2) % 5]) for n, base in enumerate(bases) if n >= first_val]
     train = [picture for tones in by_base.values() for picture in tones.values()]
-    return _Deal(train, val, test, others)
+    return _Deal(train, val, test, things)
 
 
 class _Pairs:
     """Makes the samples of every split."""
 
-    def __init__(self, deal: _Deal, seed: int, wordings: int, untoned_share: float) -> None:
+    def __init__(self, deal: _Deal, seed: int, wordings: int, thing_wordings: int) -> None:
         self.deal = deal
         self.seed = seed
         self.wordings = wordings
-        people = len(deal.train) * wordings
-        count = min(len(deal.others), round(people * untoned_share / (1 - untoned_share)))
-        self.others_in_training = random.Random(f"others {seed}").sample(deal.others, count)
+        self.thing_wordings = thing_wordings
         self.sources = _Sources(deal.train)
 
     def train(self) -> list[Pair]:
@@ -122,8 +123,9 @@ class _Pairs:
             for _ in range(self.wordings):
                 pairs += _named(picture, rng)
                 pairs += self._changed(picture, rng)
-        for picture in self.others_in_training:
-            pairs += _named(picture, rng)
+        for picture in self.deal.things:
+            for _ in range(self.thing_wordings):
+                pairs += _named(picture, rng)
         rng.shuffle(pairs)
         return _numbered(pairs)
 
@@ -136,16 +138,28 @@ class _Pairs:
         pairs.sort(key=lambda pair: pair.dataset)
         return _numbered(pairs)
 
+    def everyday(self) -> list[Pair]:
+        """Ask for each thing in a new wording; the gallery holds every picture of the corpus."""
+        rng = random.Random(f"everyday {self.seed}")
+        pairs = []
+        for picture in [*self.deal.things, *self.deal.train, *self.deal.val, *self.deal.test]:
+            query = None
+            if not picture.concept.tone:
+                text = rng.choice(words.everyday_queries(picture.concept))
+                query = Item(text, (), picture.content_id, _FIND_PICTURE, _asked(picture, rng))
+            pairs.append(Pair("", "everyday_words", "all pictures", query, _picture(picture, rng)))
+        return _numbered(pairs)
+
     def distractors(self) -> Iterator[Pair]:
         """Yield every picture that is not a target of the test split."""
         rng = random.Random(f"distractors {self.seed}")
-        pictures = [*self.deal.train, *self.deal.val, *self.deal.others]
+        pictures = [*self.deal.train, *self.deal.val, *self.deal.things]
         for number, picture in enumerate(pictures):
             yield Pair(f"distractors-{number:06d}", "distractors", "pictures", None, _picture(picture, rng))
 
     def captions(self) -> Iterator[Pair]:
         """Yield training pictures with captions: facts that a downloaded base model might know."""
-        for number, picture in enumerate([*self.deal.train, *self.others_in_training]):
+        for number, picture in enumerate([*self.deal.train, *self.deal.things]):
             query = Item("", (picture.image,), picture.content_id)
             target = Item("\n".join(words.captions(picture.concept)), (), picture.content_id)
             yield Pair(f"captions-{number:06d}", "captions", "captions", query, target)

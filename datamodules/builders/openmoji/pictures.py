@@ -1,5 +1,6 @@
-"""Joins the pictures of the OpenMoji package with the names of the ``emoji`` package, by code points.
+"""Chooses pictures of the OpenMoji package and joins them with names and groups, by code points.
 
+The names come from the ``emoji`` package.
 OpenMoji draws some emojis twice, under two names. These duplicates are merged here, so that no two pictures
 of the corpus look the same. Used by builder.py beside it.
 """
@@ -7,7 +8,8 @@ of the corpus look the same. Used by builder.py beside it.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,18 @@ from rime_pl.errors import RimeError
 
 _DUPLICATE = 1.0  # mean squared difference of 8-bit pixels below which two pictures look the same
 _VARIATION_SELECTOR = "\ufe0f"
+#: Emojis that are no things: keycaps, then the groups "Symbols" and "Component" of Unicode 15.1 (emoji-test.txt), by
+#: first code point. A small world that is known beats a large one that is not.
+_SYMBOLS = """23-39 A9-21AA 23CF-23EF 23F8-25FE 2611 2622-2638 2640-2653 267B-267F 2695 269B-26A0 26A7-26AB 26CE 26D4
+    2705 2714-2721 2733-2734 2747-2757 2795-2B1C 2B55-3299 1F170-1F251 1F3A6 1F3E7 1F3FB-1F3FF 1F4A0 1F4B1-1F4B2
+    1F4DB 1F4F3-1F4F6 1F500-1F506 1F518-1F524 1F52F-1F549 1F54E 1F6AB 1F6AD-1F6B1 1F6B3 1F6B7-1F6BC 1F6BE
+    1F6C2-1F6C5 1F6D0 1F6DC 1F7E0-1F7F0 1F9B0-1F9B3 1FAAF"""
+_FLAGS = {"chequered_flag", "triangular_flag", "crossed_flags", "black_flag", "white_flag", "rainbow_flag"}
+_FLAGS |= {"transgender_flag", "pirate_flag"}
+_ALIKE = "family"  # "family_man_woman_boy" ...: their pictures differ by less than a person would name
+#: Groups of words.person_concept() that come in all tones, and those that are one yellow thing ("thumbs up").
+_PEOPLE = {"portrait", "job", "fantasy", "appearance"}
+_YELLOW_THINGS = {"hand", "body part"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,28 +51,57 @@ class _Emoji:
     tones: tuple[str, ...]
     svg: Path
     characters: str
+    also: tuple[str, ...]  # further English names
     translations: dict[str, str]
 
 
 def load_pictures(size: int, limit: int | None = None) -> list[Picture]:
-    """Return all pictures, rendered on white, without duplicates, in a fixed order.
+    """Return people in every tone and things, rendered on white, without duplicates, in a fixed order.
 
     Args:
         size: Width and height in pixels.
-        limit: Number of base emojis with skin tones, and of other emojis; None for all.
+        limit: Number of people (each in every tone) and of things; None for all.
 
     Raises:
         RimeError: If the packages with pictures and names are not installed.
     """
-    emojis = _limited(_catalogue(), limit)
-    rendered = [(emoji, _render(emoji.svg, size)) for emoji in track(emojis, f"{len(emojis)} pictures")]
-    toned = {emoji.base for emoji in emojis if len(emoji.tones) == 1}
-    merged = _merged_bases(rendered)
+    people, things = _people_and_things(_catalogue())
+    people, things = _limited(people, limit), things[:limit]
+    drawn = track([*people, *things], f"{len(people) + len(things)} pictures")
+    rendered = [(emoji, _render(emoji.svg, size)) for emoji in drawn]
+    merged = _merged_bases(rendered[: len(people)])
     pictures: dict[bytes, Picture] = {}
-    for emoji, image in rendered:
-        if emoji.base not in merged:
-            pictures.setdefault(image.tobytes(), _picture(emoji, image, toned))
-    return list(pictures.values())
+    for number, (emoji, image) in enumerate(rendered):
+        if number >= len(people):
+            picture = _thing(emoji, image)
+        elif emoji.base not in merged:
+            picture = _person(emoji, image)
+        else:
+            continue
+        pictures.setdefault(image.tobytes(), picture)
+    return _without_shared_names(list(pictures.values()))
+
+
+def _people_and_things(emojis: list[_Emoji]) -> tuple[list[_Emoji], list[_Emoji]]:
+    """Divide the emojis into people, each in every tone and in yellow, and things; leave out the rest."""
+    toned = {emoji.base for emoji in emojis if len(emoji.tones) == 1}
+    people, things = [], []
+    for emoji in emojis:
+        group = words.person_concept(emoji.base).group if emoji.base in toned else ""
+        if group in _PEOPLE and len(emoji.tones) < 2:
+            people.append(emoji)
+        elif not emoji.tones and (group in _YELLOW_THINGS or (not group and _is_thing(emoji))):
+            things.append(emoji)
+    return people, things
+
+
+def _is_thing(emoji: _Emoji) -> bool:
+    """Return whether an emoji without skin tones is an animal, food, an object, a vehicle, a place, a face ..."""
+    first = ord(emoji.characters[0])
+    ranges = (part.partition("-") for part in _SYMBOLS.split())
+    symbol = any(int(start, 16) <= first <= int(end or start, 16) for start, _, end in ranges)
+    flag = first in range(0x1F1E6, 0x1F200) or emoji.base in _FLAGS or "\U000e007f" in emoji.characters
+    return not (symbol or flag or emoji.base.startswith(_ALIKE))
 
 
 def _catalogue() -> list[_Emoji]:
@@ -84,7 +127,8 @@ def _catalogue() -> list[_Emoji]:
             for language in emoji.LANGUAGES
             if language != "en" and language in data
         }
-        found[svg] = _Emoji(base, tuple(tones), svg, plain, translations)
+        also = words.further_names(base, data.get("alias", ()))
+        found[svg] = _Emoji(base, tuple(tones), svg, plain, also, translations)
     return [found[svg] for svg in sorted(found)]
 
 
@@ -92,18 +136,15 @@ def _code_points(characters: str) -> str:
     return "-".join(f"{ord(character):04X}" for character in characters)
 
 
-def _limited(emojis: list[_Emoji], limit: int | None) -> list[_Emoji]:
-    """Return the emojis of the first ``limit`` bases with skin tones, relatives together, and some others."""
-    if limit is None:
-        return emojis
-    bases = {emoji.base for emoji in emojis if len(emoji.tones) == 1}
+def _limited(people: list[_Emoji], limit: int | None) -> list[_Emoji]:
+    """Return the emojis of the first ``limit`` people, relatives together."""
 
     def family(base: str) -> tuple[bool, str, str]:
         concept = words.person_concept(base)
         return concept.group != "job", concept.role, base
 
-    kept = {*sorted(bases, key=family)[:limit], *sorted({emoji.base for emoji in emojis} - bases)[:limit]}
-    return [emoji for emoji in emojis if emoji.base in kept]
+    kept = set(sorted({emoji.base for emoji in people}, key=family)[:limit])
+    return [emoji for emoji in people if emoji.base in kept]
 
 
 def _render(svg: Path, size: int) -> Image.Image:
@@ -143,16 +184,27 @@ def _merged_bases(rendered: list[tuple[_Emoji, Image.Image]]) -> set[str]:
     return merged
 
 
-def _picture(emoji: _Emoji, image: Image.Image, toned: set[str]) -> Picture:
-    if len(emoji.tones) > 0 or emoji.base in toned:
-        concept = words.person_concept(emoji.base).with_tone(" and ".join(emoji.tones) or words.YELLOW)
-    else:
-        name = emoji.base.replace("_", " ")
-        concept = words.object_concept(f"flag of {name}" if _is_flag(emoji.characters) else name)
-    return Picture(f"{emoji.base} {concept.tone}".strip(), concept, image, emoji.translations)
+def _person(emoji: _Emoji, image: Image.Image) -> Picture:
+    concept = words.person_concept(emoji.base).with_tone(" ".join(emoji.tones) or words.YELLOW)
+    return Picture(f"{emoji.base} {concept.tone}", concept, image, emoji.translations)
 
 
-def _is_flag(characters: str) -> bool:
-    """Return whether this is the flag of a country (two regional indicators) or of a region (with tags)."""
-    regional = all(0x1F1E6 <= ord(character) <= 0x1F1FF for character in characters)
-    return regional or any(0xE0000 <= ord(character) <= 0xE007F for character in characters)
+def _thing(emoji: _Emoji, image: Image.Image) -> Picture:
+    concept = words.object_concept(emoji.base.replace("_", " "), emoji.also)
+    return Picture(emoji.base, concept, image, emoji.translations)
+
+
+def _without_shared_names(pictures: list[Picture]) -> list[Picture]:
+    """Take from each thing the further names that another picture has, too: they would be ambiguous."""
+    names = Counter(
+        name for picture in pictures for name in {picture.concept.head, *picture.concept.also}
+    )
+    return [
+        replace(
+            picture,
+            concept=replace(
+                picture.concept, also=tuple(name for name in picture.concept.also if names[name] == 1)
+            ),
+        )
+        for picture in pictures
+    ]

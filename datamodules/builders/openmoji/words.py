@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 YELLOW = "yellow"  # the colour of an emoji without skin tone
+_LETTERS = re.compile("[a-z][a-z ]{2,}")
 _TONE = re.compile(r"_(medium-light|medium-dark|light|medium|dark)_skin_tone")
 
 _JOBS = {
@@ -165,7 +167,8 @@ class Concept:
     gender: str = ""  # "man", "woman", "person" or "" where there is no gender
     role: str = ""  # the part that stays when the gender changes, e.g. "cook"; "" if there is none
     group: str = ""  # "job", "activity", "hand" ...; "" for objects
-    tone: str = ""  # a skin tone, "yellow", or "" for things without skin
+    tone: str = ""  # a skin tone, "yellow", or "" for things
+    also: tuple[str, ...] = ()  # further names of a thing: "car" for "automobile"
 
     def with_tone(self, tone: str) -> Concept:
         return replace(self, tone=tone)
@@ -217,9 +220,23 @@ def person_concept(base: str) -> Concept:
     return Concept(base, _spaced(plain), group="hand")
 
 
-def object_concept(name: str) -> Concept:
-    """Return the content of an emoji without skin; ``name`` is already readable."""
-    return Concept(name, name)
+def object_concept(name: str, also: tuple[str, ...] = ()) -> Concept:
+    """Return the content of a thing; both its name and its further names are already readable."""
+    return Concept(name, name, also=also)
+
+
+def further_names(base: str, short_names: Iterable[str]) -> tuple[str, ...]:
+    """Return the short names that are other words than ``base``, readable, without repeats.
+
+    Example:
+        >>> further_names("automobile", [":car:", ":red_car:", ":automobile:", "car"])
+        ('car', 'red car')
+    """
+    plain = [re.sub("[:_-]+", " ", name).strip() for name in short_names]
+    known = {_spaced(base).lower()}
+    return tuple(
+        name for name in dict.fromkeys(plain) if _LETTERS.fullmatch(name) and name not in known
+    )
 
 
 def _spaced(name: str) -> str:
@@ -254,7 +271,8 @@ _ADJECTIVE = {"man": "male", "woman": "female", "person": "of any gender", "": "
 def names(concept: Concept) -> list[str]:
     """Return names that a person would type or read below the picture, the plainest first."""
     if not concept.group:
-        return [concept.head, f"{concept.head} emoji", f"emoji: {concept.head}"]
+        frames = ("{}", "{} emoji", "emoji: {}", "i need {}", "one {} here", "draw: {}")
+        return [frame.format(name) for name in (concept.head, *concept.also) for frame in frames]
     tone, details = concept.tone, concept.details
     joint = {"with": " and" + details[4:], "": ""}.get(
         details.split(" ")[0], f" {details}" if details.startswith("in ") else f", {details}"
@@ -264,6 +282,11 @@ def names(concept: Concept) -> list[str]:
         f"{_full(concept, article=False)}, {tone} skin tone",
         _a(f"{tone}-skinned {_full(concept, article=False)}"),
     ]
+
+
+def everyday_queries(concept: Concept) -> list[str]:
+    """Return ways to ask for a thing in words that no training text has around its name."""
+    return [f"Show me the {concept.head}!", f"{concept.head}, please", f"where is my {concept.head}?"]
 
 
 def query_rewrites(concept: Concept) -> list[str]:
@@ -297,7 +320,8 @@ def _subject(concept: Concept) -> str:
 def captions(concept: Concept) -> list[str]:
     """Return captions to pre-train the tiny base model, in other words than names and rewrites."""
     if not concept.group:
-        return [f"a drawing: {concept.head}", f"this is what {concept.head} looks like", concept.head]
+        plain = [f"a drawing: {concept.head}", f"this is what {concept.head} looks like", concept.head]
+        return plain + [f"{name}, or {concept.head}" for name in concept.also]
     full = _full(concept, article=False)
     return [
         f"a drawing: {full} ({concept.tone} complexion)",
