@@ -8,7 +8,7 @@ each with the rewrite of another query. All processes rank the same embeddings a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,8 @@ class RetrievalRecall(Callback):
     Attributes:
         results: Last evaluation: ``overall`` (the ``before`` or ``after`` of ``summary.json``),
             ``per_task``, ``all_gallery`` (with distractors, None if there are none), ``gallery``, ``chance``,
-            ``queries``, ``memory`` (tasks in ``per_task`` only), ``missing`` (queries whose gallery lacks the right answer; they count as not found).
+            ``queries``, ``memory`` (the memory tasks), ``missing`` (queries whose gallery
+            lacks the right answer; they count as not found).
         history: One entry per validation: epoch, step and every overall result by its metric name. It is
             saved in the checkpoint, so that a resumed run keeps it.
         ranks: For each query of the last test: key, task, generated rewrite and rank in each mode pair.
@@ -218,7 +219,7 @@ class RetrievalRecall(Callback):
         table = self._metric.ranks()
         missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
-        overall = {**self._over(table, headline), **_costs(seen)}
+        overall = {**self._over(table, headline), **_costs(seen, self.memory_tasks)}
         crossed = self._crossed.ranks() if self._crossed is not None else None
         if crossed is not None:
             overall["crossed"] = crossed_results(crossed, headline, overall)
@@ -329,10 +330,11 @@ def _partners(queries: dict[int, Record]) -> dict[int, int]:
     return {item: other for item, other in found.items() if item != other}
 
 
-def _costs(seen: Seen) -> Results:
+def _costs(seen: Seen, memory: Collection[str]) -> Results:
     """Return length and form of the rewrites over distinct items, and milliseconds per embedding."""
     records = [*seen.records["query"].values(), *seen.records["target"].values()]
-    slots = [record.slots for record in seen.records["query"].values() if record.slots]
+    asked = [record for record in seen.records["query"].values() if record.task not in memory]
+    slots = [record.slots for record in asked if record.slots]
     named = (
         {
             "slot_recall": sum(recall for recall, _ in slots) / len(slots),

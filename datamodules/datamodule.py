@@ -62,8 +62,8 @@ class RimeDataModule(L.LightningDataModule):
         limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all. The
             gallery is always complete.
         distractors: Whether the test gallery also holds items that answer no query.
-        memory_splits: Further splits whose queries the test asks, each in galleries of its own, for example about
-            items that training has seen. Name their tasks in recall.memory_tasks.
+        memory_splits: Further splits whose queries the test asks, in galleries of their own, about items that
+            training has seen. Name their tasks in recall.memory_tasks.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
         max_broken_share: Largest share of broken samples of a split that are left out; with more, the run
             stops and lists them. In training another sample of the task takes the place of a broken one.
@@ -312,7 +312,7 @@ class RimeDataModule(L.LightningDataModule):
         return self._eval_loaders("val", entries, queries, _gallery(entries))
 
     def test_dataloader(self) -> list[BatchLoader]:
-        """Return two loaders: the queries of the test splits and their gallery, with or without distractors."""
+        """Return two loaders: the queries of the test and memory splits, and their galleries."""
         entries = read_split(self.path, "test", self.tasks)
         for split in self.memory_splits:
             entries = entries + read_split(self.path, split)

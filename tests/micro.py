@@ -49,6 +49,7 @@ MICRO = TinyConfig(
     vocab_size=600,
     vision_steps=2,
     vision_batch_size=4,
+    copy_steps=2,
     num_steps=2,
     batch_size=4,
 )

@@ -30,6 +30,7 @@ def run(
     seed: int = 0,
     tasks: list[str] | None = None,
     vision_steps: int = TinyConfig.vision_steps,
+    copy_steps: int = TinyConfig.copy_steps,
     num_steps: int = TinyConfig.num_steps,
     batch_size: int = TinyConfig.batch_size,
     num_threads: int = 2,
@@ -42,23 +43,27 @@ def run(
         seed: Seed of the weights and of the order of the captions.
         tasks: Tasks whose words the tokenizer learns (default: all of the corpus).
         vision_steps: Training steps of the vision tower, on the words of the captions.
-        num_steps: Training steps of the whole model, on captions.
-        batch_size: Captions of a step.
+        copy_steps: Training steps of the decoder, on copying words.
+        num_steps: Training steps of the decoder, on captions.
+        batch_size: Texts or captions of a step.
         num_threads: CPU threads.
     """
     torch.set_num_threads(num_threads)
-    config = TinyConfig(vision_steps=vision_steps, num_steps=num_steps, batch_size=batch_size)
+    config = TinyConfig(
+        vision_steps=vision_steps, copy_steps=copy_steps, num_steps=num_steps, batch_size=batch_size
+    )
     samples, texts = read_captions(data)
     texts += read_words(data, tasks)
     columns = (
-        TextColumn("pre-training on captions"),
+        TextColumn("pre-training"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     with Progress(*columns) as progress:
-        task = progress.add_task("", total=config.vision_steps + config.num_steps, loss=float("nan"))
+        total = config.vision_steps + config.copy_steps + config.num_steps
+        task = progress.add_task("", total=total, loss=float("nan"))
         on_step = partial(_advance, progress, task)
         make_base(output, samples, texts, config, seed, on_step)
     print(f"base model: {output}")

@@ -1,14 +1,14 @@
 """Make the tiny base model, a real Qwen3-VL of 2 to 4 million parameters, in place of a downloaded one.
 
-Called by `rime base`. It trains a tokenizer, and then the model on captions of pictures only. The model sees
-no mode token, no task of the stages and no rewrite. The result is an ordinary Hugging Face folder.
+Called by `rime base`. It trains a tokenizer, then the vision tower on the words of captions, then the decoder
+on copying words, then the decoder on captions. The model sees no mode token, no task of the stages and no
+rewrite. The result is an ordinary Hugging Face folder.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
@@ -25,11 +24,10 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
-    get_cosine_schedule_with_warmup,
 )
 
 from rime_pl.backbone.vision_attention import attend_pictures_together
-from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN
+from rime_pl.miniature.pretraining import decoder_batches, pretrain, pretrain_vision
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -52,8 +50,10 @@ class TinyConfig:
         patch_size: Pixels of each side of a patch; 2 x 2 patches make one visual token.
         vocab_size: Maximum size of the vocabulary.
         vision_steps, vision_batch_size: Training of the vision tower, on the words of the captions.
-        num_steps, batch_size: Training of the whole model, on captions.
-        learning_rate: Peak learning rate of both.
+        copy_steps: Training of the decoder, on copying words.
+        num_steps: Training of the decoder, on captions.
+        batch_size: Rows of a step of the decoder.
+        learning_rate: Peak learning rate of all three.
     """
 
     hidden_size: int = 160
@@ -70,6 +70,7 @@ class TinyConfig:
     vocab_size: int = 4000
     vision_steps: int = 500
     vision_batch_size: int = 64
+    copy_steps: int = 800
     num_steps: int = 600
     batch_size: int = 32
     learning_rate: float = 2e-3
@@ -170,134 +171,6 @@ def build_model(
     )
 
 
-def pretrain_vision(
-    model: Qwen3VLForConditionalGeneration,
-    processor: Qwen3VLProcessor,
-    samples: Sequence[tuple[Image, list[str]]],
-    config: TinyConfig,
-    seed: int,
-    on_step: Callable[[int, float], None],
-) -> None:
-    """Train only the vision tower to tell which words the captions of a picture hold.
-
-    Real towers come pre-trained, too. Without this step, a few minutes of captioning teach colours, but no
-    shapes. The score of a word is a log-sum-exp over the visual tokens of the picture, so one token that
-    shows it is enough. A softmax over all words learns hundreds of rare ones; a word counts the more, the
-    fewer pictures have it. The linear head is not kept.
-
-    Source: caption words as classes, with inverse document frequency, arXiv 2411.03313.
-    """
-    rng = random.Random(f"vision {seed}")
-    held = [set(processor.tokenizer("\n".join(captions))["input_ids"]) for _, captions in samples]
-    counts = Counter(word for words in held for word in words)
-    classes = sorted(word for word, count in counts.items() if count / len(samples) <= 0.5)
-    vocabulary = {word: place for place, word in enumerate(classes)}
-    rarity = torch.tensor([len(samples) / counts[word] for word in classes]).log()
-    wanted = torch.zeros(len(samples), len(vocabulary))
-    for row, known in enumerate(held):
-        wanted[row, [vocabulary[word] for word in known if word in vocabulary]] = 1
-    wanted = torch.nn.functional.normalize(wanted * rarity, p=1, dim=1)
-    words = model.get_input_embeddings().weight  # tied to the output: a visual token comes to mean words
-    rows_of = torch.tensor(classes)
-    bias = torch.nn.Parameter(torch.zeros(len(classes)))
-    parameters = [*model.model.visual.parameters(), words, bias]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.vision_steps // 10, config.vision_steps)
-    prepared = [processor.image_processor(images=[image], return_tensors="pt") for image, _ in samples]
-    for step in range(config.vision_steps):
-        rows = [rng.randrange(len(samples)) for _ in range(config.vision_batch_size)]
-        features = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[0]}
-        tokens = model.model.get_image_features(**features, return_dict=True).pooler_output
-        table = words[rows_of]
-        scores = torch.stack([(shown @ table.T + bias).logsumexp(0) for shown in tokens])
-        loss = torch.nn.functional.cross_entropy(scores, wanted[rows])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        on_step(step, float(loss.detach()))
-
-
-def pretrain(
-    model: Qwen3VLForConditionalGeneration,
-    processor: Qwen3VLProcessor,
-    samples: Sequence[tuple[Image, list[str]]],
-    config: TinyConfig,
-    seed: int,
-    on_step: Callable[[int, float], None],
-) -> None:
-    """Train the whole model to predict captions, from the picture or from another caption of the picture.
-
-    Args:
-        model, processor: The tiny base model.
-        samples: Pictures with their captions.
-        config: Length of the training.
-        seed: Seed of the order.
-        on_step: Called with the number and the loss of each step, for the progress bar.
-    """
-    rng = random.Random(f"base {seed}")
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.num_steps // 20, config.num_steps)
-    model.train()
-    for step in range(config.num_steps):
-        chosen = [samples[rng.randrange(len(samples))] for _ in range(config.batch_size)]
-        inputs, labels = caption_batch(processor, chosen, rng)
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:] != -100
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        on_step(step, float(loss.detach()))
-    model.eval()
-
-
-def caption_batch(
-    processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]], rng: random.Random
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return model inputs and labels (-100 where there is no loss) for pictures with captions."""
-    tokenizer = processor.tokenizer
-    asked: list[Image | str] = []
-    answers = []
-    for image, captions in samples:
-        other, answer = rng.choice(captions), rng.choice(captions)
-        # sometimes another caption replaces the picture, so that the model also learns to read
-        asked.append(image if rng.random() > 0.35 else other)
-        answers.append(f"{answer}<|im_end|>")
-    features: dict[str, Tensor] = {}
-    if images := [given for given in asked if isinstance(given, Image)]:
-        features = dict(processor.image_processor(images=images, return_tensors="pt"))
-        tokens = iter(features["image_grid_thw"].prod(-1) // processor.image_processor.merge_size**2)
-    rows = []
-    for given in asked:
-        words = given if isinstance(given, str) else IMAGE_SLOT.format(pads=IMAGE_TOKEN * int(next(tokens)))
-        rows.append(f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n")
-    prompts = tokenizer(rows, add_special_tokens=False)["input_ids"]
-    completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
-    length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
-    ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    labels = torch.full_like(ids, -100)
-    mask = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        end = len(prompt) + len(completion)
-        ids[row, :end] = torch.tensor(prompt + completion)
-        labels[row, len(prompt) : end] = torch.tensor(completion)
-        mask[row, :end] = 1
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "mm_token_type_ids": (ids == processor.image_token_id).int(),
-        **features,
-    }
-    return inputs, labels
-
-
 def make_base(
     output: Path,
     samples: Sequence[tuple[Image, list[str]]],
@@ -317,12 +190,16 @@ def make_base(
         on_step: Called with the number and the loss of each step, for the progress bar.
     """
     torch.manual_seed(seed)
+    rng = random.Random(f"base {seed}")
     image_size = max(max(image.size) for image, _ in samples)
     tokenizer = train_tokenizer(texts, config.vocab_size)
     processor = build_processor(tokenizer, config, image_size)
     model = build_model(tokenizer, config, image_size)
     attend_pictures_together(model)
-    pretrain_vision(model, processor, samples, config, seed, on_step)
-    pretrain(model, processor, samples, config, seed, lambda n, loss: on_step(config.vision_steps + n, loss))
+    rate, steps = config.learning_rate, (config.vision_steps, config.copy_steps, config.num_steps)
+    vision_rng = random.Random(f"vision {seed}")
+    pretrain_vision(model, processor, samples, steps[0], config.vision_batch_size, rate, vision_rng, on_step)
+    batches = decoder_batches(processor, samples, *steps[1:], config.batch_size, rng)
+    pretrain(model, batches, sum(steps[1:]), rate, lambda step, loss: on_step(steps[0] + step, loss))
     model.save_pretrained(output)
     processor.save_pretrained(output)

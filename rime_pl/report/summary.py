@@ -30,8 +30,9 @@ def build_summary(
 
     Returns:
         ``before`` (overall numbers or None), ``after``, ``per_task``, ``per_task_before``, ``all_gallery``
-        (None without distractors), ``memory`` (tasks of ``per_task`` whose targets training showed), ``gallery`` (distinct contents; the smallest among the tasks), ``chance``
-        of recall@1, ``queries``, ``seconds``, ``history``.
+        (None without distractors), ``memory`` (tasks of ``per_task`` whose targets training showed),
+        ``gallery`` (distinct contents; the smallest among the tasks), ``chance`` of recall@1, ``queries``,
+        ``seconds``, ``history``.
     """
     return {
         "stage": stage,

@@ -73,13 +73,14 @@ def _recalls(summary: Summary) -> Table:
 def _memory(summary: Summary) -> Table:
     """Return recall@k of the tasks whose targets training showed."""
     ks = [name for name in summary["after"] if name.startswith("recall@")]
+    tasks = [(name, summary["per_task"][name]) for name in summary["memory"]]
     rows = [
-        [f"{name} ({task['queries']} queries, gallery {task['gallery']})", pair, *(_number(task, k, pair) for k in ks)]
-        for name in summary["memory"]
-        for task in [summary["per_task"][name]]
-        for pair in MODE_PAIRS
+        [name, pair, *(_number(task, k, pair) for k in ks)] for name, task in tasks for pair in MODE_PAIRS
     ]
-    note = "Training showed these targets, and asked for them in other words. Not in the mean above."
+    sizes = "; ".join(f"{name}: {task['queries']} queries, gallery {task['gallery']}" for name, task in tasks)
+    note = (
+        f"Training showed these targets, and asked for them in other words. Not in the mean above.\n{sizes}"
+    )
     return Table("Memory of things seen", ["task", "mode", *ks], rows, note=note)
 
 

@@ -146,8 +146,12 @@ def test_captions_use_other_sentences_than_rewrites(splits: dict[str, list[Pair]
 
 def training_texts(splits: dict[str, list[Pair]]) -> set[str]:
     """All texts that a stage or the base model learns from, one for each line, lower case."""
-    items = [item for pair in splits["train"] + splits["captions"] for item in (pair.query, pair.target) if item]
-    lines = {line for item in items for text in (item.text, item.rewrite) for line in (text or "").splitlines()}
+    items = [
+        item for pair in splits["train"] + splits["captions"] for item in (pair.query, pair.target) if item
+    ]
+    lines = {
+        line for item in items for text in (item.text, item.rewrite) for line in (text or "").splitlines()
+    }
     return {line.lower() for line in lines}
 
 

@@ -1,16 +1,22 @@
-"""The tiny base model: its tokenizer loses nothing, and it learns captions only."""
+"""The tiny base model: its tokenizer loses nothing, and it learns to copy and to caption, nothing else."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor
 from transformers import AutoConfig, AutoProcessor
 
-from rime_pl.miniature.tiny import SPECIAL_TOKENS, caption_batch, train_tokenizer
+from rime_pl.errors import DataError
+from rime_pl.miniature import pretraining
+from rime_pl.miniature.pretraining import caption_batches, content_words, copy_batches
+from rime_pl.miniature.tiny import SPECIAL_TOKENS, train_tokenizer
 from rime_pl.processing import RimeProcessor
 
 TEXTS = [
@@ -47,34 +53,111 @@ def test_folder_is_an_ordinary_checkpoint_without_our_tokens(micro_base: Path) -
     assert not {"<disc_emb>", "<gen_emb>"} & {token["content"] for token in added}
 
 
-def test_there_is_a_loss_on_captions_and_none_on_prompts(processor: RimeProcessor) -> None:
+SAMPLES = [
+    (Image.new("RGB", (48, 48), "red"), ["this shows a red square", "a square, red"]),
+    (Image.new("RGB", (31, 77), "blue"), ["counted by colour: 1 blue", "this shows blue"]),  # odd sizes
+] * 8
+
+
+def rows(batch: tuple[dict[str, Tensor], Tensor]) -> list[tuple[list[int], list[int]]]:
+    """The tokens of prompt and answer of each row, without padding."""
+    inputs, labels = batch
+    found = []
+    for ids, mask, wanted in zip(inputs["input_ids"], inputs["attention_mask"].bool(), labels, strict=True):
+        learned = wanted != -100
+        assert ids[learned].equal(wanted[learned])
+        found.append((ids[mask & ~learned].tolist(), ids[learned].tolist()))
+    return found
+
+
+def content(processor: RimeProcessor) -> list[int]:
+    return [*content_words(processor.processor, SAMPLES)]
+
+
+def batch_of(
+    processor: RimeProcessor, samples: list[tuple[Image.Image, list[str]]], seed: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    words = content(processor)
+    return next(caption_batches(processor.processor, samples, words, len(samples), random.Random(seed)))
+
+
+def test_there_is_a_loss_on_captions_and_none_on_prompts(
+    processor: RimeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The prompt holds a picture or one of its captions; the answer is a caption of the same picture."""
-    samples = [
-        (Image.new("RGB", (48, 48), "red"), ["this shows a red square", "a square, red"]),
-        (Image.new("RGB", (31, 77), "blue"), ["counted by colour: 1 blue", "this shows blue"]),  # odd sizes
-    ] * 8
-    inputs, labels = caption_batch(processor.processor, samples, random.Random(0))
-    tokenizer, given = processor.tokenizer, []
-    for row, (_, captions) in enumerate(samples):
-        ids, mask, learned = (
-            inputs["input_ids"][row],
-            inputs["attention_mask"][row].bool(),
-            labels[row] != -100,
-        )
-        answers = [f"{caption}<|im_end|>" for caption in captions]
-        assert ids[learned].equal(labels[row][learned]) and tokenizer.decode(ids[learned]) in answers
-        prompt = tokenizer.decode(ids[mask & ~learned])
-        assert prompt.startswith("<|im_start|>user\n") and prompt.endswith("<|im_start|>assistant\n")
-        given.append(prompt.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0])
-        assert "<|image_pad|>" in given[-1] or given[-1] in captions
-    with_picture = sum("<|image_pad|>" in words for words in given)
-    assert 0 < with_picture < len(samples) and len(inputs["image_grid_thw"]) == with_picture
+    monkeypatch.setattr(pretraining, "_RENAMED", 0.0)
+    batch = batch_of(processor, SAMPLES, 0)
+    tokenizer, with_picture = processor.tokenizer, 0
+    for prompt, answer in rows(batch):
+        words = tokenizer.decode(prompt)
+        assert words.startswith("<|im_start|>user\n") and words.endswith("<|im_start|>assistant\n")
+        given = words.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
+        caption = tokenizer.decode(answer).removesuffix("<|im_end|>")
+        (captions,) = [captions for _, captions in SAMPLES[:2] if caption in captions]
+        assert "<|image_pad|>" in given or given in captions
+        with_picture += "<|image_pad|>" in given
+    inputs = batch[0]
+    assert 0 < with_picture < len(SAMPLES) and len(inputs["image_grid_thw"]) == with_picture
     assert inputs["mm_token_type_ids"].sum() == inputs["image_grid_thw"].prod(-1).sum() // 4
 
 
+def test_each_picture_has_its_own_captions(processor: RimeProcessor) -> None:
+    """Pictures of other sizes have other numbers of tokens: a picture in the wrong row would show."""
+    batch = batch_of(processor, SAMPLES, 1)
+    pads = {"red": 0, "blue": 0}
+    for name, image in (("red", SAMPLES[0][0]), ("blue", SAMPLES[1][0])):
+        grid = processor.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
+        pads[name] = int(grid.prod()) // 4
+    assert pads["red"] != pads["blue"]
+    for prompt, answer in rows(batch):
+        if shown := prompt.count(processor.processor.image_token_id):
+            assert shown == pads["red" if "red" in processor.tokenizer.decode(answer) else "blue"]
+
+
 def test_a_batch_without_any_picture(processor: RimeProcessor) -> None:
-    sample = (Image.new("RGB", (48, 48)), ["black"])
-    batches = [caption_batch(processor.processor, [sample], random.Random(seed))[0] for seed in range(20)]
+    batches = [batch_of(processor, SAMPLES[:1], seed)[0] for seed in range(20)]
     without = [inputs for inputs in batches if "pixel_values" not in inputs]
     assert 0 < len(without) < len(batches)
     assert not any(inputs["mm_token_type_ids"].any() for inputs in without)
+
+
+def test_two_captions_get_the_same_other_words(
+    processor: RimeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "_RENAMED", 1.0)
+    words, plain = set(content(processor)), processor.tokenizer(["a square, red"], add_special_tokens=False)
+    changed = 0
+    for prompt, answer in rows(batch_of(processor, SAMPLES[:1] * 64, 0)):
+        if processor.processor.image_token_id in prompt:
+            continue  # a picture keeps its words
+        # what the answer shares with the prompt is found by copying
+        shared = {word for word in answer if word in words and word in prompt}
+        changed += not shared <= set(plain["input_ids"][0])
+    assert changed > 5
+
+
+def test_copying_asks_for_the_content_words_in_their_order(processor: RimeProcessor) -> None:
+    words, seen = content(processor), Counter[int]()
+    layout = ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"]
+    start, stop = map(len, processor.tokenizer(layout, add_special_tokens=False)["input_ids"])
+    batches = copy_batches(processor.processor, words, 8, random.Random(0))
+    for batch in itertools.islice(batches, 30):
+        assert not set(batch[0]) & {"pixel_values", "image_grid_thw"}
+        for prompt, answer in rows(batch):
+            *copied, end = answer
+            assert processor.tokenizer.decode([end]) == "<|im_end|>"
+            assert [word for word in prompt[start:-stop] if word in words] == copied
+            seen[len(copied)] += 1
+    assert set(seen) == {1, 2, 3, 4}
+
+
+def test_content_words_are_those_that_tell_pictures_apart(processor: RimeProcessor) -> None:
+    words = content_words(processor.processor, SAMPLES)
+    named = {processor.tokenizer.decode([word]).strip(): count for word, count in words.items()}
+    assert "this" not in named  # in the captions of all pictures
+    assert max(words.values()) <= len(SAMPLES) / 2
+
+
+def test_captions_that_are_all_alike_are_refused(processor: RimeProcessor) -> None:
+    with pytest.raises(DataError, match=r"no word .* tells"):
+        content_words(processor.processor, [(SAMPLES[0][0], ["a square"])] * 4)

@@ -21,12 +21,12 @@ from rime_pl.errors import RimeError
 
 _DUPLICATE = 1.0  # mean squared difference of 8-bit pixels below which two pictures look the same
 _VARIATION_SELECTOR = "\ufe0f"
-#: Emojis that are no things: keycaps, then the groups "Symbols" and "Component" of Unicode 15.1 (emoji-test.txt), by
-#: first code point. A small world that is known beats a large one that is not.
-_SYMBOLS = """23-39 A9-21AA 23CF-23EF 23F8-25FE 2611 2622-2638 2640-2653 267B-267F 2695 269B-26A0 26A7-26AB 26CE 26D4
-    2705 2714-2721 2733-2734 2747-2757 2795-2B1C 2B55-3299 1F170-1F251 1F3A6 1F3E7 1F3FB-1F3FF 1F4A0 1F4B1-1F4B2
-    1F4DB 1F4F3-1F4F6 1F500-1F506 1F518-1F524 1F52F-1F549 1F54E 1F6AB 1F6AD-1F6B1 1F6B3 1F6B7-1F6BC 1F6BE
-    1F6C2-1F6C5 1F6D0 1F6DC 1F7E0-1F7F0 1F9B0-1F9B3 1FAAF"""
+#: First code points of emojis that are no things: keycaps, then the groups "Symbols" and "Component" of
+#: Unicode 15.1 (emoji-test.txt). A small world that is known beats a large one that is not.
+_SYMBOLS = """23-39 A9-21AA 23CF-23EF 23F8-25FE 2611 2622-2638 2640-2653 267B-267F 2695 269B-26A0 26A7-26AB
+    26CE 26D4 2705 2714-2721 2733-2734 2747-2757 2795-2B1C 2B55-3299 1F170-1F251 1F3A6 1F3E7 1F3FB-1F3FF
+    1F4A0 1F4B1-1F4B2 1F4DB 1F4F3-1F4F6 1F500-1F506 1F518-1F524 1F52F-1F549 1F54E 1F6AB 1F6AD-1F6B1 1F6B3
+    1F6B7-1F6BC 1F6BE 1F6C2-1F6C5 1F6D0 1F6DC 1F7E0-1F7F0 1F9B0-1F9B3 1FAAF"""
 _FLAGS = {"chequered_flag", "triangular_flag", "crossed_flags", "black_flag", "white_flag", "rainbow_flag"}
 _FLAGS |= {"transgender_flag", "pirate_flag"}
 _ALIKE = "family"  # "family_man_woman_boy" ...: their pictures differ by less than a person would name
@@ -96,7 +96,7 @@ def _people_and_things(emojis: list[_Emoji]) -> tuple[list[_Emoji], list[_Emoji]
 
 
 def _is_thing(emoji: _Emoji) -> bool:
-    """Return whether an emoji without skin tones is an animal, food, an object, a vehicle, a place, a face ..."""
+    """Return whether an emoji without skin tones is an animal, food, an object, a vehicle, a face ..."""
     first = ord(emoji.characters[0])
     ranges = (part.partition("-") for part in _SYMBOLS.split())
     symbol = any(int(start, 16) <= first <= int(end or start, 16) for start, _, end in ranges)
@@ -196,9 +196,7 @@ def _thing(emoji: _Emoji, image: Image.Image) -> Picture:
 
 def _without_shared_names(pictures: list[Picture]) -> list[Picture]:
     """Take from each thing the further names that another picture has, too: they would be ambiguous."""
-    names = Counter(
-        name for picture in pictures for name in {picture.concept.head, *picture.concept.also}
-    )
+    names = Counter(name for picture in pictures for name in {picture.concept.head, *picture.concept.also})
     return [
         replace(
             picture,

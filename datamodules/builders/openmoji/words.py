@@ -234,9 +234,7 @@ def further_names(base: str, short_names: Iterable[str]) -> tuple[str, ...]:
     """
     plain = [re.sub("[:_-]+", " ", name).strip() for name in short_names]
     known = {_spaced(base).lower()}
-    return tuple(
-        name for name in dict.fromkeys(plain) if _LETTERS.fullmatch(name) and name not in known
-    )
+    return tuple(name for name in dict.fromkeys(plain) if _LETTERS.fullmatch(name) and name not in known)
 
 
 def _spaced(name: str) -> str:
@@ -320,7 +318,7 @@ def _subject(concept: Concept) -> str:
 def captions(concept: Concept) -> list[str]:
     """Return captions to pre-train the tiny base model, in other words than names and rewrites."""
     if not concept.group:
-        plain = [f"a drawing: {concept.head}", f"this is what {concept.head} looks like", concept.head]
+        plain = [concept.head, f"a drawing: {concept.head}", f"{concept.head} is here"]
         return plain + [f"{name}, or {concept.head}" for name in concept.also]
     full = _full(concept, article=False)
     return [

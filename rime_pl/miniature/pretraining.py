@@ -1,0 +1,237 @@
+"""The training of the tiny base model: its tower on words, its decoder on copying and on captions.
+
+Called by tiny.py beside it, which makes the untrained model. Everything here is about words as tokens, so the
+tokenizer must be trained before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor, get_cosine_schedule_with_warmup
+
+from rime_pl.errors import DataError
+from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN
+
+#: A content word stands in the captions of at most this share of the pictures; the others frame them.
+_CONTENT = 0.5
+#: Share of the pairs of captions whose shared content words are replaced.
+_RENAMED = 0.8
+
+
+def content_words(processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]]) -> dict[int, int]:
+    """Return the content words of the captions, as tokens -> number of pictures whose captions hold them.
+
+    Raises:
+        DataError: If there is none, because all captions are alike.
+    """
+    held = (set(processor.tokenizer("\n".join(captions))["input_ids"]) for _, captions in samples)
+    counts = Counter(word for words in held for word in words)
+    found = {word: counts[word] for word in sorted(counts) if counts[word] <= _CONTENT * len(samples)}
+    if not found:
+        raise DataError(
+            "The captions split must describe different things, but no word of it tells pictures apart."
+        )
+    return found
+
+
+def pretrain_vision(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    samples: Sequence[tuple[Image, list[str]]],
+    num_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    rng: random.Random,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Train the vision tower to tell which content words the captions of a picture hold.
+
+    Real towers come pre-trained, too. Without this step, a few minutes of captioning teach colours, but no
+    shapes. A word's score is its best match with a visual token, so one token that shows it is enough. Words
+    are compared by their rows of the embedding table, so that a visual token means words to the decoder, too.
+    A softmax over all words learns hundreds of rare ones; the fewer pictures have a word, the more it counts.
+
+    Source: caption words as classes, with inverse document frequency, arXiv 2411.03313.
+    """
+    counts = content_words(processor, samples)
+    places = {word: place for place, word in enumerate(counts)}
+    wanted = torch.zeros(len(samples), len(places))
+    for row, (_, captions) in enumerate(samples):
+        for word in set(processor.tokenizer("\n".join(captions))["input_ids"]) & places.keys():
+            wanted[row, places[word]] = math.log(len(samples) / counts[word])
+    wanted = torch.nn.functional.normalize(wanted, p=1, dim=1)
+    table, rows_of = model.get_input_embeddings().weight, torch.tensor([*places])
+    bias = torch.nn.Parameter(torch.zeros(len(places)))
+    parameters = [*model.model.visual.parameters(), table, bias]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
+    prepared = [processor.image_processor(images=[image], return_tensors="pt") for image, _ in samples]
+    for step in range(num_steps):
+        rows = [rng.randrange(len(samples)) for _ in range(batch_size)]
+        features = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[0]}
+        tokens = model.model.get_image_features(**features, return_dict=True).pooler_output
+        words = table[rows_of]
+        scores = torch.stack([(shown @ words.T + bias).logsumexp(0) for shown in tokens])
+        loss = torch.nn.functional.cross_entropy(scores, wanted[rows])
+        _update(loss, parameters, optimizer, schedule)
+        on_step(step, float(loss.detach()))
+
+
+def pretrain(
+    model: Qwen3VLForConditionalGeneration,
+    batches: Iterable[tuple[dict[str, Tensor], Tensor]],
+    num_steps: int,
+    learning_rate: float,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Train the decoder on ``num_steps`` batches; the vision tower is frozen, as in the stages.
+
+    Args:
+        model: The tiny base model.
+        batches: Model inputs and labels (-100 where there is no loss).
+        num_steps: Length of the training.
+        learning_rate: Its peak.
+        on_step: Called with the number and the loss of each step, for the progress bar.
+    """
+    model.model.visual.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.05},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
+    model.train()
+    for step, (inputs, labels) in enumerate(itertools.islice(batches, num_steps)):
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:] != -100
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+        _update(loss, trained, optimizer, schedule)
+        on_step(step, float(loss.detach()))
+    model.requires_grad_(True).eval()
+
+
+def _update(loss: Tensor, parameters: Sequence[Tensor], optimizer: Optimizer, schedule: LRScheduler) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad()
+
+
+def decoder_batches(
+    processor: Qwen3VLProcessor,
+    samples: Sequence[tuple[Image, list[str]]],
+    copy_steps: int,
+    num_steps: int,
+    batch_size: int,
+    rng: random.Random,
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield half of the batches of copying, and then the rest of them among those of captions."""
+    content = [*content_words(processor, samples)]
+    copies = copy_batches(processor, content, batch_size, rng)
+    captions = caption_batches(processor, samples, content, batch_size, rng)
+    first = copy_steps // 2
+    yield from itertools.islice(copies, first)
+    rest = [copies] * (copy_steps - first) + [captions] * num_steps
+    rng.shuffle(rest)
+    yield from map(next, rest)
+
+
+def copy_batches(
+    processor: Qwen3VLProcessor, content: Sequence[int], batch_size: int, rng: random.Random
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield batches of random texts, to be answered with their content words.
+
+    One to four content words stand in a row, with up to three other words on either side. Nothing but copying
+    answers this. A large model copies words that it has never seen; a small one has to learn that on many
+    random words, because captions of a thousand things are learned by heart sooner.
+    """
+    tokenizer = processor.tokenizer
+    others = sorted(set(range(len(tokenizer))) - set(content) - set(tokenizer.all_special_ids))
+    while True:
+        before, size, after = rng.randint(0, 3), rng.randint(1, 4), rng.randint(0, 3)
+        prompts, answers = [], []
+        for _ in range(batch_size):
+            words = rng.choices(content, k=size)
+            prompts.append([*rng.choices(others, k=before), *words, *rng.choices(others, k=after)])
+            answers.append(words)
+        yield _batch(processor, prompts, answers, {})
+
+
+def caption_batches(
+    processor: Qwen3VLProcessor,
+    samples: Sequence[tuple[Image, list[str]]],
+    content: Sequence[int],
+    batch_size: int,
+    rng: random.Random,
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield batches of pictures, or captions in place of a third of them, to be answered with a caption."""
+    tokenizer = processor.tokenizer
+    while True:
+        images: list[Image] = []
+        texts, answers, read = [], [], []
+        for image, captions in rng.choices(samples, k=batch_size):
+            other, answer = rng.choice(captions), rng.choice(captions)
+            read.append(rng.random() < 0.35)
+            images += [] if read[-1] else [image]
+            texts.append(other if read[-1] else "")
+            answers.append(answer)
+        features = dict(processor.image_processor(images=images, return_tensors="pt")) if images else {}
+        grids = iter(
+            features["image_grid_thw"].prod(-1) // processor.image_processor.merge_size**2 if images else ()
+        )
+        texts = [
+            text if reads else IMAGE_SLOT.format(pads=IMAGE_TOKEN * int(next(grids)))
+            for text, reads in zip(texts, read, strict=True)
+        ]
+        prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
+        for row, reads in enumerate(read):
+            if reads and rng.random() < _RENAMED:
+                prompts[row], completions[row] = _renamed(prompts[row], completions[row], content, rng)
+        yield _batch(processor, prompts, completions, features)
+
+
+def _renamed(
+    prompt: list[int], completion: list[int], content: Sequence[int], rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Put random content words in place of those that two captions share, the same ones in both."""
+    shared = sorted(set(prompt) & set(completion) & set(content))
+    other = dict(zip(shared, rng.sample(content, len(shared)), strict=True))
+    return [other.get(word, word) for word in prompt], [other.get(word, word) for word in completion]
+
+
+def _batch(
+    processor: Qwen3VLProcessor,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    features: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return model inputs, with the chat layout around prompts and answers, and labels (-100: no loss)."""
+    tokenizer = processor.tokenizer
+    parts = ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"]
+    start, between, end = tokenizer(parts, add_special_tokens=False)["input_ids"]
+    prompts = [[*start, *prompt, *between] for prompt in prompts]
+    answers = [[*answer, *end] for answer in answers]
+    length = max(len(p) + len(c) for p, c in zip(prompts, answers, strict=True))
+    ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        stop = len(prompt) + len(answer)
+        ids[row, :stop] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) : stop] = torch.tensor(answer)
+        mask[row, :stop] = 1
+    kinds = (ids == processor.image_token_id).int()
+    return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **features}, labels
