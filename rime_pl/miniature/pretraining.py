@@ -70,7 +70,8 @@ def pretrain_vision(
         for word in set(processor.tokenizer("\n".join(captions))["input_ids"]) & places.keys():
             wanted[row, places[word]] = math.log(len(samples) / counts[word])
     wanted = torch.nn.functional.normalize(wanted, p=1, dim=1)
-    table, rows_of = model.get_input_embeddings().weight, torch.tensor([*places])
+    table: Tensor = model.model.language_model.embed_tokens.weight
+    rows_of = torch.tensor([*places])
     bias = torch.nn.Parameter(torch.zeros(len(places)))
     parameters = [*model.model.visual.parameters(), table, bias]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
@@ -79,12 +80,32 @@ def pretrain_vision(
     for step in range(num_steps):
         rows = [rng.randrange(len(samples)) for _ in range(batch_size)]
         features = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[0]}
-        tokens = model.model.get_image_features(**features, return_dict=True).pooler_output
         words = table[rows_of]
-        scores = torch.stack([(shown @ words.T + bias).logsumexp(0) for shown in tokens])
+        shown = visual_tokens(model, features)
+        scores = torch.stack([(tokens @ words.T + bias).logsumexp(0) for tokens in shown])
         loss = torch.nn.functional.cross_entropy(scores, wanted[rows])
         _update(loss, parameters, optimizer, schedule)
         on_step(step, float(loss.detach()))
+    _give_words_length(model, torch.cat([tokens.detach() for tokens in shown]), table.detach())
+
+
+def visual_tokens(model: Qwen3VLForConditionalGeneration, features: dict[str, Tensor]) -> list[Tensor]:
+    """Return the (tokens, D) visual tokens of each picture with all that the decoder adds to them later."""
+    seen = model.model.get_image_features(**features, return_dict=True)
+    return [sum(parts) for parts in zip(seen.pooler_output, *seen.deepstack_features, strict=True)]
+
+
+@torch.no_grad()
+def _give_words_length(model: Qwen3VLForConditionalGeneration, shown: Tensor, words: Tensor) -> None:
+    """Scale the last layers of the tower, so that a visual token is as long as the row of a word.
+
+    The scores make the tokens long. The decoder could then add nothing to them that counts.
+    """
+    scale = words.norm(dim=1).mean() / shown.norm(dim=1).mean()
+    visual = model.model.visual
+    for merger in (visual.merger, *visual.deepstack_merger_list):
+        merger.linear_fc2.weight *= scale
+        merger.linear_fc2.bias *= scale
 
 
 def pretrain(

@@ -129,6 +129,19 @@ def test_headline_tasks_choose_what_the_overall_numbers_average(tmp_path: Path) 
         )
 
 
+def test_memory_tasks_are_never_in_the_mean(tmp_path: Path) -> None:
+    callback = RetrievalRecall(memory_tasks=["hard"])
+    logged = trainer(tmp_path, callback).validate(Replay(), loaders(splits()), verbose=False)[0]
+    assert logged["val/recall@1/gen-gen"] == 1.0 and logged["val/recall@1/gen-gen/hard"] == 0.0
+    assert callback.results["memory"] == ["hard"]
+    # 12 queries, of which a third is about what training has shown
+    assert callback.results["queries"] == 6
+    with pytest.raises(RimeError, match=r"headline_tasks must not name memory tasks, but names \['hard'\]"):
+        trainer(tmp_path, RetrievalRecall(headline_tasks=["hard"], memory_tasks=["hard"])).validate(
+            Replay(), loaders(splits()), verbose=False
+        )
+
+
 def test_test_split_adds_distractors_and_keeps_ranks(tmp_path: Path) -> None:
     callback = RetrievalRecall(ks=[1, 5])
     logged = trainer(tmp_path, callback).test(Replay(), loaders(splits((12, 13))), verbose=False)[0]

@@ -215,6 +215,25 @@ def test_test_gallery_with_and_without_distractors(make_data: MakeData, distract
     assert sum(flags) == (10 if distractors else 0)
 
 
+def test_the_queries_of_memory_splits_are_asked_at_the_test_only(make_data: MakeData) -> None:
+    """A memory split is any split; its items without a query are no distractors."""
+
+    def read(split: str, memory: list[str] | None) -> tuple[set[str], int, int]:
+        data = make_data(distractors=False, memory_splits=memory)
+        data.setup("test")
+        queries, gallery = data.test_dataloader() if split == "test" else data.val_dataloader()
+        keys = {key for batch in queries for key in batch.keys}
+        flags = [flag for batch in gallery for flag in batch.distractor.tolist()]
+        return {key.split("-")[0] for key in keys}, len(flags), sum(flags)
+
+    assert read("test", None)[0] == {"test"}
+    splits, size, _ = read("test", ["val"])
+    assert splits == {"test", "val"} and size > read("test", None)[1]
+    assert read("val", ["val"]) == read("val", None)
+    with pytest.raises(DataError, match="split 'seen' is missing"):
+        read("test", ["seen"])
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_evaluation_on_ranks_covers_all_with_equally_many_batches(
     make_data: MakeData, world_size: int

@@ -56,6 +56,7 @@ RESULTS = {
         "chance": 1 / 3953,
         "queries": 210,
     },
+    "memory": [],
     "gallery": 214,
     "chance": 1 / 214,
     "queries": 210,
@@ -97,6 +98,17 @@ def test_table_without_before_trace_or_distractors() -> None:
     del bare["overall"]["trace"]
     text = summary_text(build_summary(bare, [], {}))
     assert "->" not in text and "ablation" not in text and "0.916" in text
+
+
+def test_memory_tasks_have_a_table_that_says_what_they_are() -> None:
+    seen = {**overall(0.6, 0.5, 0.4, 0.3), "gallery": 1860, "chance": 1 / 1860, "queries": 1110}
+    results = {**RESULTS, "memory": ["words"], "per_task": {**RESULTS["per_task"], "words": seen}}
+    summary = build_summary(results, HISTORY, {}, BEFORE)
+    assert summary["memory"] == ["words"] and summary["after"] == RESULTS["overall"]
+    text = " ".join(summary_text(summary).split())
+    assert "words gen-disc 0.400 0.981 0.992" in text
+    assert "Training showed these targets" in text and "words: 1110 queries, gallery 1860" in text
+    assert "Memory" not in summary_text(build_summary(RESULTS, HISTORY, {}, BEFORE))
 
 
 def test_what_was_not_measured_is_a_dash_in_every_place() -> None:
