@@ -139,7 +139,8 @@ def pretrain(
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
         _update(loss, trained, optimizer, schedule)
         on_step(step, float(loss.detach()))
-    model.requires_grad_(True).eval()
+    model.requires_grad_(True)
+    model.eval()
 
 
 def _update(loss: Tensor, parameters: Sequence[Tensor], optimizer: Optimizer, schedule: LRScheduler) -> None:
@@ -148,25 +149,6 @@ def _update(loss: Tensor, parameters: Sequence[Tensor], optimizer: Optimizer, sc
     optimizer.step()
     schedule.step()
     optimizer.zero_grad()
-
-
-def decoder_batches(
-    processor: Qwen3VLProcessor,
-    samples: Sequence[tuple[Image, list[str]]],
-    copy_steps: int,
-    num_steps: int,
-    batch_size: int,
-    rng: random.Random,
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Yield half of the batches of copying, and then the rest of them among those of captions."""
-    content = [*content_words(processor, samples)]
-    copies = copy_batches(processor, content, batch_size, rng)
-    captions = caption_batches(processor, samples, content, batch_size, rng)
-    first = copy_steps // 2
-    yield from itertools.islice(copies, first)
-    rest = [copies] * (copy_steps - first) + [captions] * num_steps
-    rng.shuffle(rest)
-    yield from map(next, rest)
 
 
 def copy_batches(

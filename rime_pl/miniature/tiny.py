@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ from transformers import (
 )
 
 from rime_pl.backbone.vision_attention import attend_pictures_together
-from rime_pl.miniature.pretraining import decoder_batches, pretrain, pretrain_vision
+from rime_pl.miniature.pretraining import (
+    caption_batches,
+    content_words,
+    copy_batches,
+    pretrain,
+    pretrain_vision,
+)
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -196,10 +203,19 @@ def make_base(
     processor = build_processor(tokenizer, config, image_size)
     model = build_model(tokenizer, config, image_size)
     attend_pictures_together(model)
-    rate, steps = config.learning_rate, (config.vision_steps, config.copy_steps, config.num_steps)
-    vision_rng = random.Random(f"vision {seed}")
-    pretrain_vision(model, processor, samples, steps[0], config.vision_batch_size, rate, vision_rng, on_step)
-    batches = decoder_batches(processor, samples, *steps[1:], config.batch_size, rng)
-    pretrain(model, batches, sum(steps[1:]), rate, lambda step, loss: on_step(steps[0] + step, loss))
+    rate, vision_rng = config.learning_rate, random.Random(f"vision {seed}")
+    pretrain_vision(
+        model, processor, samples, config.vision_steps, config.vision_batch_size, rate, vision_rng, on_step
+    )
+    content, done = [*content_words(processor, samples)], config.vision_steps
+    copies = copy_batches(processor, content, config.batch_size, rng)
+    captions = caption_batches(processor, samples, content, config.batch_size, rng)
+    for batches, steps in ((copies, config.copy_steps), (captions, config.num_steps)):
+        pretrain(model, batches, steps, rate, partial(_count_on, on_step, done))
+        done += steps
     model.save_pretrained(output)
     processor.save_pretrained(output)
+
+
+def _count_on(on_step: Callable[[int, float], None], done: int, step: int, loss: float) -> None:
+    on_step(done + step, loss)

@@ -318,7 +318,7 @@ def _subject(concept: Concept) -> str:
 def captions(concept: Concept) -> list[str]:
     """Return captions to pre-train the tiny base model, in other words than names and rewrites."""
     if not concept.group:
-        plain = [concept.head, f"a drawing: {concept.head}", f"{concept.head} is here"]
+        plain = [f"a drawing: {concept.head}", f"this is what {concept.head} looks like", concept.head]
         return plain + [f"{name}, or {concept.head}" for name in concept.also]
     full = _full(concept, article=False)
     return [
