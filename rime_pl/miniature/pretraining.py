@@ -24,7 +24,9 @@ from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN
 
 #: A content word stands in the captions of at most this share of the pictures; the others frame them.
 _CONTENT = 0.5
-#: Share of the pairs of captions whose shared content words are replaced.
+#: A name is a content word of at most this share of the pictures.
+_NAME = 0.02  # in a corpus of few words none is so rare; then all content words are names
+#: Share of the pairs of captions whose shared names are replaced.
 _RENAMED = 0.8
 
 
@@ -42,6 +44,12 @@ def content_words(processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, li
             "The captions split must describe different things, but no word of it tells pictures apart."
         )
     return found
+
+
+def names(processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]]) -> list[int]:
+    """Return the content words that name few pictures each, as tokens; these are learned by copying."""
+    counts = content_words(processor, samples)
+    return [word for word, count in counts.items() if count <= _NAME * len(samples)] or [*counts]
 
 
 def pretrain_vision(
@@ -152,30 +160,29 @@ def _update(loss: Tensor, parameters: Sequence[Tensor], optimizer: Optimizer, sc
 
 
 def copy_batches(
-    processor: Qwen3VLProcessor, content: Sequence[int], batch_size: int, rng: random.Random
+    processor: Qwen3VLProcessor, words: Sequence[int], batch_size: int, rng: random.Random
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Yield batches of random texts, to be answered with their content words.
+    """Yield batches of random texts, to be answered with those of ``words`` in them.
 
-    One to four content words stand in a row, with up to three other words on either side. Nothing but copying
+    One to four of them stand in a row, with up to three other words on either side. Nothing but copying
     answers this. A large model copies words that it has never seen; a small one has to learn that on many
     random words, because captions of a thousand things are learned by heart sooner.
     """
     tokenizer = processor.tokenizer
-    others = sorted(set(range(len(tokenizer))) - set(content) - set(tokenizer.all_special_ids))
+    others = sorted(set(range(len(tokenizer))) - set(words) - set(tokenizer.all_special_ids))
     while True:
         before, size, after = rng.randint(0, 3), rng.randint(1, 4), rng.randint(0, 3)
         prompts, answers = [], []
         for _ in range(batch_size):
-            words = rng.choices(content, k=size)
-            prompts.append([*rng.choices(others, k=before), *words, *rng.choices(others, k=after)])
-            answers.append(words)
+            answers.append(rng.choices(words, k=size))
+            prompts.append([*rng.choices(others, k=before), *answers[-1], *rng.choices(others, k=after)])
         yield _batch(processor, prompts, answers, {})
 
 
 def caption_batches(
     processor: Qwen3VLProcessor,
     samples: Sequence[tuple[Image, list[str]]],
-    content: Sequence[int],
+    words: Sequence[int],
     batch_size: int,
     rng: random.Random,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -202,16 +209,16 @@ def caption_batches(
         completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
         for row, reads in enumerate(read):
             if reads and rng.random() < _RENAMED:
-                prompts[row], completions[row] = _renamed(prompts[row], completions[row], content, rng)
+                prompts[row], completions[row] = _renamed(prompts[row], completions[row], words, rng)
         yield _batch(processor, prompts, completions, features)
 
 
 def _renamed(
-    prompt: list[int], completion: list[int], content: Sequence[int], rng: random.Random
+    prompt: list[int], completion: list[int], words: Sequence[int], rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Put random content words in place of those that two captions share, the same ones in both."""
-    shared = sorted(set(prompt) & set(completion) & set(content))
-    other = dict(zip(shared, rng.sample(content, len(shared)), strict=True))
+    """Put random ones of ``words`` in place of those that two captions share, the same ones in both."""
+    shared = sorted(set(prompt) & set(completion) & set(words))
+    other = dict(zip(shared, rng.sample(words, len(shared)), strict=True))
     return [other.get(word, word) for word in prompt], [other.get(word, word) for word in completion]
 
 

@@ -30,8 +30,8 @@ from transformers import (
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.miniature.pretraining import (
     caption_batches,
-    content_words,
     copy_batches,
+    names,
     pretrain,
     pretrain_vision,
 )
@@ -78,7 +78,7 @@ class TinyConfig:
     vision_steps: int = 500
     vision_batch_size: int = 64
     copy_steps: int = 800
-    num_steps: int = 600
+    num_steps: int = 700
     batch_size: int = 32
     learning_rate: float = 2e-3
 
@@ -207,9 +207,9 @@ def make_base(
     pretrain_vision(
         model, processor, samples, config.vision_steps, config.vision_batch_size, rate, vision_rng, on_step
     )
-    content, done = [*content_words(processor, samples)], config.vision_steps
-    copies = copy_batches(processor, content, config.batch_size, rng)
-    captions = caption_batches(processor, samples, content, config.batch_size, rng)
+    words, done = names(processor, samples), config.vision_steps
+    copies = copy_batches(processor, words, config.batch_size, rng)
+    captions = caption_batches(processor, samples, words, config.batch_size, rng)
     for batches, steps in ((copies, config.copy_steps), (captions, config.num_steps)):
         pretrain(model, batches, steps, rate, partial(_count_on, on_step, done))
         done += steps

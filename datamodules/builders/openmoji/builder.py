@@ -30,7 +30,7 @@ def build(
     output: Path,
     seed: int = 0,
     size: int = 72,
-    test_pictures: int = 80,
+    test_pictures: int = 100,
     val_pictures: int = 40,
     wordings: int = 2,
     thing_wordings: int = 3,
