@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +21,12 @@ from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.generation import rollouts
 from rime_pl.modules.base import RimeModule
+from rime_pl.modules.contrastive import ContrastiveModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_processor
 from rime_pl.processing import RimeProcessor
+from rime_pl.scaling.micro_batches import micro_batches
 from rime_pl.types import Batch, Rows
 
 #: Layers of the models that are simulated; a deeper one is extrapolated from them.
@@ -75,10 +75,9 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     batch = rows_of(batch, torch.arange(len(batch)))
     shallow, deeper = _shallow(architecture)
     small, more = batch, batch
-    if len(batch) > FEW + MORE:
-        size = rows_of_a_pass(module, shallow, processor, batch)
-        if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
-            small, more = _longest(batch, FEW * size), _longest(batch, FEW * size, (MORE - FEW) * size)
+    size = rows_of_a_pass(module, batch)
+    if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
+        small, more = longest(batch, FEW * size), longest(batch, FEW * size, (MORE - FEW) * size)
     base, largest = simulate(module, shallow, processor, small)
     numbers = dict(base)
     for other, times in deeper:
@@ -86,14 +85,15 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
         few, several = _highest(base), _highest(simulate(module, shallow, processor, more)[0])
-        times = (_tokens(batch) - _tokens(small)) / (_tokens(more) - _tokens(small))
+        times = (num_tokens(batch) - num_tokens(small)) / (num_tokens(more) - num_tokens(small))
         flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
         _extend(numbers, few, several, times)
         numbers["flops",] = flops
     return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, *largest)
 
 
-def _tokens(batch: Batch) -> int:
+def num_tokens(batch: Batch) -> int:
+    """Return the tokens of a batch, without padding."""
     return sum(int(side.lengths().sum()) for side in batch.sides)
 
 
@@ -138,8 +138,8 @@ def _with_depth(architecture: PretrainedConfig, text: int, vision: int) -> Pretr
     return changed
 
 
-def _longest(batch: Batch, count: int, others: int = 0) -> Batch:
-    """The longest pairs of a batch, and some of the others, evenly chosen by length."""
+def longest(batch: Batch, count: int, others: int = 0) -> Batch:
+    """Return the longest pairs of a batch, and some of the others, evenly chosen by length."""
     order = (batch.query.lengths() + batch.target.lengths()).sum(1).argsort(descending=True, stable=True)
     rest = order[count:]
     evenly = (torch.arange(others) + 0.5) * len(rest) / max(1, others)
@@ -174,48 +174,18 @@ def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> S
     )
 
 
-class _FirstPass(Exception):
-    """Ends a simulation that only asks how many rows go through the decoder together."""
+def rows_of_a_pass(module: RimeModule, batch: Batch) -> int:
+    """Return how many rows go through the decoder together, at least: the longest ones."""
+    if isinstance(module, ContrastiveModule):
+        settings = module.micro_batches
+        return len(micro_batches(batch.query.lengths(), settings.size, settings.tokens)[0])
+    return module.rollouts.items_per_pass or len(batch) if isinstance(module, RefineRLModule) else len(batch)
 
 
 def simulate(
     module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
 ) -> tuple[Numbers, tuple[int, str]]:
     """Run one step; return its numbers, and bytes and operation of its largest tensor."""
-    with _prepared(module, architecture, processor, batch) as (step, inputs, live):
-        loss = step.training_step(inputs, 0)
-        if step.automatic_optimization:
-            with live.counting("backward"):
-                step.backward(loss)
-    numbers = static_numbers(step.backbone) | {("flops",): live.flops}
-    for (*work, number), peak in live.peaks.items():
-        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
-    return numbers, live.largest
-
-
-def rows_of_a_pass(
-    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
-) -> int:
-    """Return how many rows go through the decoder together; the step itself says it."""
-
-    def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        raise _FirstPass(len(kwargs["inputs_embeds"]))
-
-    try:
-        with _prepared(module, architecture, processor, batch) as (step, inputs, _):
-            decoder = step.backbone.language_model.model.language_model
-            decoder.register_forward_pre_hook(stop, with_kwargs=True)
-            step.training_step(inputs, 0)
-    except _FirstPass as first:
-        return int(first.args[0])
-    return len(batch)
-
-
-@contextmanager
-def _prepared(
-    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
-) -> Iterator[tuple[Any, Batch, LiveBytes]]:
-    """The module with a backbone, its inputs, and the ruler that counts."""
     step: Any = copy.deepcopy(module)
     backbone = step.backbone = WeightlessBackbone(module.config, architecture, processor)
     live = LiveBytes(backbone.tensors(), backbone.language_model.config.text_config.vocab_size)
@@ -233,7 +203,14 @@ def _prepared(
         with live.counting("inputs"):
             inputs = batch.to("cpu", copy=True)
         del batch
-        yield step, inputs, live
+        loss = step.training_step(inputs, 0)
+        if step.automatic_optimization:
+            with live.counting("backward"):
+                step.backward(loss)
+    numbers = static_numbers(backbone) | {("flops",): live.flops}
+    for (*work, number), peak in live.peaks.items():
+        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
+    return numbers, live.largest
 
 
 def _detach_from_trainer(step: Any, live: LiveBytes) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -71,17 +72,14 @@ class LiveBytes(TorchDispatchMode):
 
     def count_forward(self, module: nn.Module, part: str) -> None:
         """Count what a module makes in its forward as ``part``, also where the backward pass repeats it."""
-        before: list[str] = []
+        forward = module.forward
 
-        def enter(*_: object) -> None:
-            before.append(self.part)
-            self.part = part
+        @wraps(forward)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self.counting(part):
+                return forward(*args, **kwargs)
 
-        def leave(*_: object) -> None:
-            self.part = before.pop()
-
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave, always_call=True)
+        module.forward = counted  # type: ignore[method-assign]
 
     def next_pass(self, *_: object) -> None:
         """Begin another pass; a hook before the decoder's forward."""
