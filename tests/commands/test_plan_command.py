@@ -180,6 +180,7 @@ def test_memory_is_for_the_longest_pairs_and_time_for_usual_ones(
     write_corpus(
         corpus, "texts", "CC0", splits, {split: len(pairs) for split, pairs in splits.items()}, seed=0
     )
+    capsys.readouterr()  # the progress of writing it
     assert plan(without_weights, corpus, "--json", "--data.batch_size", "2") == 0
     found = told(capsys)
     _, longest, usual = planned_batches  # SFT and CMA for the memory, CMA once more for the time
