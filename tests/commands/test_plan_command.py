@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rime_pl.__main__ import main
 from rime_pl.datamodules.shard_writer import write_corpus
@@ -25,23 +26,26 @@ def without_weights(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def plan(base: Path, corpus: Path | None, *more: str) -> int:
+def plan(base: Path, corpus: Path | None, *more: str, stage: str = "cma") -> int:
     words = ["--model.backbone.name_or_path", str(base), "--data.batch_size", "4"]
     words += ["--data.path", str(corpus)] if corpus else []
-    return main(["plan", "--config", str(RECIPE), *words, *more])
+    return main(["plan", "--config", str(RECIPE.with_name(f"{stage}.yaml")), *words, *more])
+
+
+Planned = list[tuple[Any, Batch]]
 
 
 @pytest.fixture
-def planned_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-    """The batches that a plan is made for, where the simulation, which takes seconds, is left out."""
-    batches: list[Batch] = []
+def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """The modules and batches that a plan is made for; the simulation, which takes seconds, is left out."""
+    made: Planned = []
 
-    def record(module: object, architecture: object, batch: Batch) -> StagePlan:
-        batches.append(batch)
-        return StagePlan("cma", {}, 0, "", 1.0, 1, 1)
+    def record(module: Any, architecture: object, batch: Batch) -> StagePlan:
+        made.append((module, batch))
+        return StagePlan(type(module).__module__.rpartition(".")[2], {"all": 2**40}, 0, "", 1.0, 1, 1)
 
     monkeypatch.setattr("rime_pl.preflight.plan.planning.predict_stage", record)
-    return batches
+    return made
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -61,68 +65,77 @@ def test_json_needs_no_weights(
     assert all(row["seconds_per_step"] > 0 for row in found["hours"]) and not found["changes"]
 
 
-@pytest.mark.long
-def test_what_to_change_if_it_does_not_fit(
-    without_weights: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert plan(without_weights, scenes_corpus, "--json", "--memory", "0.001") == 0
-    found = told(capsys)
-    _, cma = found["stages"]
-    smaller = {change["setting"]: change["peak"] for change in found["changes"]}
-    assert smaller["--model.backbone.gradient_checkpointing true"] < cma["peak"]
-    fewer = next(peak for setting, peak in smaller.items() if setting.startswith("--data.batch_size 2 "))
-    assert fewer < cma["peak"]
-    one_row = next(p for setting, p in smaller.items() if setting.startswith("--model.micro_batches.size 1 "))
-
-    assert plan(without_weights, scenes_corpus, "--json", "--model.micro_batches.size", "1") == 0
-    cached = json.loads(capsys.readouterr().out)
-    peak = cached["stages"][1]["peak"]
-    assert peak < cma["peak"] and peak == pytest.approx(one_row, rel=0.1)
-    assert cached["negatives_per_query"] == 3 and cached["flops_per_step"] > found["flops_per_step"]
-
-
-@pytest.mark.long
-def test_refine_rl_is_planned_by_its_own_settings(
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        (
+            "cma",
+            {
+                "--model.micro_batches.size 1",
+                "--model.backbone.gradient_checkpointing true",
+                "--data.batch_size 2",
+                "rewrites of at most 16 tokens",
+            },
+        ),
+        (
+            "refine_rl",
+            {
+                "--model.rollouts.items_per_pass 2",
+                "--model.rollouts.items_per_pass 1",
+                "--model.backbone.gradient_checkpointing true",
+                "--model.rollouts.max_new_tokens 16",
+                "--model.rollouts.num_generations 2",
+                "--data.batch_size 2",
+            },
+        ),
+    ],
+)
+def test_each_change_that_may_help_is_one_setting(
+    stage: str,
+    changes: set[str],
     without_weights: Path,
     scenes_corpus: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    planned: Planned,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    recipe = ["plan", "--config", str(RECIPE.parent / "refine_rl.yaml"), "--data.path", str(scenes_corpus)]
-    recipe += ["--model.backbone.name_or_path", str(without_weights), "--model.rollouts.num_generations", "4"]
-    assert main([*recipe, "--json", "--memory", "0.001"]) == 0
+    more = ["--model.rollouts.num_generations", "4"] if stage == "refine_rl" else []
+    assert plan(without_weights, scenes_corpus, *more, "--memory", "1", "--json", stage=stage) == 0
+    typed = [change["setting"].split(" (")[0] for change in told(capsys)["changes"]]
+    assert set(typed) == changes
+    for setting, (module, batch) in zip(typed, planned[-len(typed) :], strict=True):
+        value = yaml.safe_load(setting.rpartition(" ")[2])
+        match setting.split(" ")[0].lstrip("-").split("."):
+            case "data", "batch_size":
+                assert len(batch) == value
+            case "model", group, name:
+                settings = module.config if group == "backbone" else getattr(module, group)
+                assert getattr(settings, name) == value
+            case _:
+                assert max(side.completions.ids.shape[1] for side in batch.sides) <= 16 + 2
+
+
+def test_refine_rl_is_planned_by_itself(
+    without_weights: Path,
+    scenes_corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    planned: Planned,
+) -> None:
+    assert plan(without_weights, scenes_corpus, "--json", stage="refine_rl") == 0
     found = told(capsys)
-    (only,) = found["stages"]
-    assert only["stage"] == "refine_rl" and only["peak"] == sum(only["parts"].values())
+    assert len(planned) == 2, "for its memory and for its time; no other stage"
     assert found["negatives_per_query"] is None and found["steps"] == 120
-    changes = {change["setting"].split(" (")[0]: change["peak"] for change in found["changes"]}
-    assert (
-        changes["--model.rollouts.items_per_pass 1"]
-        < changes["--model.rollouts.items_per_pass 4"]
-        < only["peak"]
-    )
-    assert changes["--model.rollouts.num_generations 2"] < only["peak"]
-    assert changes["--model.rollouts.max_new_tokens 16"] < only["peak"]
-    assert main([*recipe, "--model.rollouts.sides", "query", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["stages"][0]["peak"] < only["peak"]
-    assert main([*recipe, "--model.reward.embedder", "policy", "--json"]) == 0
-    policy = json.loads(capsys.readouterr().out)["flops_per_step"]
-    assert main([*recipe, "--model.policy.num_updates", "2", "--json"]) == 0
-    twice = json.loads(capsys.readouterr().out)["flops_per_step"]
-    assert found["flops_per_step"] < policy < twice  # one pass forward more; one with its gradient more
-    overlay = str(RECIPE.parents[1] / "overlays/fsdp.yaml")
-    assert main([*recipe, "--config", overlay]) == 2
-    assert "not with FSDP2" in capsys.readouterr().err
-    assert main(recipe) == 0
+    assert plan(without_weights, scenes_corpus, stage="refine_rl") == 0
     assert "longer than its FLOPs say" in capsys.readouterr().out
+    overlay = ["--config", str(RECIPE.parents[1] / "overlays/fsdp.yaml")]
+    assert plan(without_weights, scenes_corpus, *overlay, stage="refine_rl") == 2
+    assert "not with FSDP2" in capsys.readouterr().err
 
 
 def test_steps_are_those_of_the_pairs_that_the_stage_takes(
     without_weights: Path,
     scenes_corpus: Path,
     capsys: pytest.CaptureFixture[str],
-    planned_batches: list[Batch],
+    planned: Planned,
 ) -> None:
     whole = ["--data.steps_per_epoch", "null", "--trainer.max_epochs", "1", "--data.annotated_share", "0.5"]
     whole += ["--data.batch_size", "2", "--data.annotated_batch_share", "null"]
@@ -157,16 +170,15 @@ def test_a_run_ends_at_the_first_limit(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    planned_batches: list[Batch],
+    planned: Planned,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = ["plan", "--config", str(RECIPE.with_name(f"{stage}.yaml")), "--json", *settings]
-    assert main([*recipe, "--model.backbone.name_or_path", str(without_weights)]) == 0
+    assert plan(without_weights, None, "--json", *settings, stage=stage) == 0
     assert told(capsys)["steps"] == batches
 
 
 def test_memory_is_for_the_longest_pairs_and_time_for_usual_ones(
-    without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], planned_batches: list[Batch]
+    without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], planned: Planned
 ) -> None:
     def pair(number: int) -> Pair:
         words = " ".join(["red"] * (40 if number in (7, 190) else 1))
@@ -183,8 +195,8 @@ def test_memory_is_for_the_longest_pairs_and_time_for_usual_ones(
     capsys.readouterr()  # the progress of writing it
     assert plan(without_weights, corpus, "--json", "--data.batch_size", "2") == 0
     found = told(capsys)
-    _, longest, usual = planned_batches  # SFT and CMA for the memory, CMA once more for the time
-    assert longest is planned_batches[0] and len(longest) == len(usual) == 2
+    sft, longest, usual = (batch for _, batch in planned)  # CMA once more for the time
+    assert longest is sft and len(longest) == len(usual) == 2
     shortest = min(int(side.prompts.attention_mask.sum(1).min()) for side in longest.sides)
     assert shortest >= 40 > max(side.prompts.input_ids.shape[1] for side in usual.sides)
     assert found["longest_row"] > 40 and found["tokens_per_batch"] < 2 * 2 * 40
@@ -197,7 +209,7 @@ def test_a_corpus_that_is_misspelt_is_refused_and_one_not_built_yet_is_said(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    planned_batches: list[Batch],
+    planned: Planned,
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/scenes").symlink_to(scenes_corpus)
@@ -212,7 +224,7 @@ def test_a_corpus_that_is_misspelt_is_refused_and_one_not_built_yet_is_said(
     (tmp_path / "data/openmoji").rmdir()
     assert plan(without_weights, None, "--json") == 0
     assert "assumed, because there is no data/openmoji yet" in told(capsys)["lengths"]
-    assert not planned_batches[0].sides[0].prompts.attention_mask.eq(0).any()
+    assert not planned[0][1].query.prompts.attention_mask.eq(0).any()
 
 
 def test_a_damaged_corpus_is_one_sentence(
@@ -220,7 +232,7 @@ def test_a_damaged_corpus_is_one_sentence(
     scenes_corpus: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    planned_batches: list[Batch],
+    planned: Planned,
 ) -> None:
     corpus = Path(shutil.copytree(scenes_corpus, tmp_path / "corpus"))
     broken = read_split(corpus, "train")[0]

@@ -40,7 +40,7 @@ from rime_pl.preflight.plan.weightless import (
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Item, Pair
 from tests.conftest import MakeBackbone
-from tests.micro import micro_config, refine_rl_module, rl_settings
+from tests.micro import PROMPT, micro_config, refine_rl_module, rl_settings
 from tests.preflight.steps import stage_module
 
 CACHED = MicroBatchSettings(size=1)
@@ -124,21 +124,22 @@ def test_the_peak_is_that_of_a_real_step(
 
 @LONG
 def test_a_batch_of_ragged_pictures_is_extrapolated(
-    micro_base: Path, make_backbone: MakeBackbone, processor: RimeProcessor, train_pairs: list[Pair]
+    micro_base: Path, make_backbone: MakeBackbone, train_pairs: list[Pair]
 ) -> None:
-    """Of one to four pictures an item, and of texts alone: lengths differ by a factor of 4 and more."""
-    sizes = ((32, 32), (96, 40), (40, 120), (64, 64), (128, 96), (48, 80))
+    """One to four pictures an item, from 576 to 55,296 pixels: the lengths differ by a factor of 4."""
+    sizes = ((24, 24), (240, 48), (48, 144), (144, 144), (288, 192), (24, 120))
 
     def pictures(item: Item | None, number: int) -> Item:
         assert item is not None
-        shown = [Image.new("RGB", sizes[(number + n) % len(sizes)]) for n in range(number % 5)]
+        shown = [Image.new("RGB", sizes[(number + n) % len(sizes)]) for n in range(1 + number % 4)]
         return replace(item, images=tuple(shown), text=" ".join([item.text or "red"] * (1 + number % 3)))
 
     pairs = [
-        replace(pair, query=pictures(pair.query, n), target=pictures(pair.target, n // 2 + 1))
-        for n, pair in enumerate(train_pairs)
+        replace(pair, query=pictures(pair.query, n), target=pictures(pair.target, n // 4))
+        for n, pair in enumerate(train_pairs[:10])
     ]
-    batch = processor.training_batch(pairs)
+    prompt = replace(PROMPT, max_pixels=288 * 192)
+    batch = RimeProcessor.from_pretrained(str(micro_base), prompt).training_batch(pairs)
     tokens = (batch.query.lengths() + batch.target.lengths()).sum(1)
     assert len(batch) > FEW + MORE and tokens.max() > 4 * tokens.min()
     compare_with_a_real_step(stage_module("sft", make_backbone(), CACHED), micro_base, batch)
@@ -172,6 +173,19 @@ def test_the_peak_of_refine_rl_is_that_of_a_real_step(
     reference = plan.parts["reference adapter"]
     assert of_a_step(plan) - reference == pytest.approx(live.peak.total(), rel=0.1)
     assert plan.flops == pytest.approx(live.flops, rel=0.1)
+
+
+@LONG
+def test_what_a_setting_of_refine_rl_costs(micro_base: Path, batch: Batch) -> None:
+    def plan(**groups: dict[str, Any]) -> StagePlan:
+        groups["rollouts"] = {"max_new_tokens": 12, **groups.get("rollouts", {})}
+        return planned(RefineRLModule(micro_config(micro_base), **rl_settings(**groups)), micro_base, batch)
+
+    plain, policy = plan(), plan(reward={"embedder": "policy"})
+    twice = plan(policy={"num_updates": 2})
+    assert plain.flops < policy.flops < twice.flops  # one pass forward more; one with its gradient more
+    cheap = plan(rollouts={"items_per_pass": 1, "sides": "query"})
+    assert cheap.peak < plain.peak and cheap.flops < plain.flops
 
 
 @LONG
