@@ -31,7 +31,7 @@ def sample_tasks(data: RimeDataModule, size: int) -> Iterator[TaskSample]:
     longest of all these pairs is among the longest of the task, and need not be the longest.
 
     Args:
-        data: After ``setup("fit")``.
+        data: With a processor and the plan of its training, from ``plan_training``.
         size: Number of pairs of either kind; fewer if the task is smaller.
 
     Raises:

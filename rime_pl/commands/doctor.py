@@ -13,7 +13,6 @@ from rich.markup import escape
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
 from rime_pl.datamodules.checking import check_training
-from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError
 from rime_pl.preflight import doctor
 from rime_pl.preflight.plan.weightless import read_own_processor
@@ -33,11 +32,11 @@ def run(settings: StageWords, *, adapter: Path | None = None) -> int:
     """
     found: list[doctor.Check] = []
     given: RunSettings | None = None
-    data: RimeDataModule | None = None
     if settings.configs:
         try:
             given = settings.read()
             data = given.data(read_own_processor(given.backbone))
+            found += doctor.corpus(check_training(data), data.path)
         except RimeError as error:
             remedy = "`rime STAGE fit --help` lists every field."
             found.append(doctor.Check("settings", "problem", str(error), remedy))
@@ -46,8 +45,6 @@ def run(settings: StageWords, *, adapter: Path | None = None) -> int:
         found += doctor.check_backbone(config)
         found.append(doctor.precision(trainer.precision, sharded, config.load_in_4bit))
         found.append(doctor.batch(given.values.data.batch_size, given.num_processes))
-    if data is not None:
-        found += doctor.corpus(check_training(data), data.path)
     if adapter:
         found.append(doctor.check_adapter(adapter, given.backbone.name_or_path if given else None))
     wants_gpu = given is not None and given.values.trainer.accelerator in ("gpu", "cuda")

@@ -45,19 +45,15 @@ def run(
     if json:
         print(dumps(plan, indent=1))
     else:
-        tables = [
-            facts(plan),
-            memory_by_part(plan),
-            hours(plan),
-            *([] if memory is None else [changes(plan)]),
-        ]
+        tables = [facts(plan), memory_by_part(plan), hours(plan)]
+        tables += [] if memory is None else [changes(plan)]
         Console().print(*(table.terminal() for table in tables))
     return 0
 
 
 def facts(plan: Mapping[str, Any]) -> Table:
     """Return what the plan stands on."""
-    disk, own = plan["disk_bytes"], {one["stage"]: one for one in plan["stages"]}[plan["stage"]]
+    disk = plan["disk_bytes"]
     negatives = "-" if plan["negatives_per_query"] is None else plan["negatives_per_query"]
     rows = [
         ("parameters, trained", f"{plan['parameters']:,}, {plan['trained_parameters']:,}"),
@@ -67,7 +63,6 @@ def facts(plan: Mapping[str, Any]) -> Table:
         ("lengths", plan["lengths"]),
         ("batches", f"{plan['steps']:,}" if plan["steps"] else "not known: give --steps or a corpus"),
         ("disk", f"adapter {_size(disk['adapter'])}, checkpoint to resume from {_size(disk['checkpoint'])}"),
-        ("largest tensor of a step", f"{_size(own['largest'])}: {own['largest_operation']}"),
     ]
     return Table(f"Plan of {plan['stage']} on {plan['checkpoint']}", ["", ""], rows)
 

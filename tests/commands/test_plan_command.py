@@ -42,7 +42,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
 
     def record(module: Any, architecture: object, batch: Batch) -> StagePlan:
         made.append((module, batch))
-        return StagePlan(type(module).__module__.rpartition(".")[2], {"all": 2**40}, 0, "", 1.0, 1, 1)
+        return StagePlan(type(module).__module__.rpartition(".")[2], {"all": 2**40}, 1.0, 1, 1)
 
     monkeypatch.setattr("rime_pl.preflight.plan.planning.predict_stage", record)
     return made

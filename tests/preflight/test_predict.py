@@ -64,8 +64,8 @@ def planned(module: RimeModule, base: Path, batch: Batch) -> StagePlan:
     return predict_stage(module, read_architecture(str(base)), batch)
 
 
-def compare_with_a_real_step(module: RimeModule, base: Path, batch: Batch) -> StagePlan:
-    """Return the plan, which must be right within 10 %."""
+def compare_with_a_real_step(module: RimeModule, base: Path, batch: Batch) -> None:
+    """The plan of a step must be right within 10 %."""
     backbone, module.backbone = module.backbone, None
     assert backbone is not None
     plan = planned(module, base, batch)
@@ -75,7 +75,6 @@ def compare_with_a_real_step(module: RimeModule, base: Path, batch: Batch) -> St
         module.backward(module.training_step(moved, 0))  # type: ignore[arg-type]
     assert of_a_step(plan) == pytest.approx(live.peak.total(), rel=0.1)
     assert plan.flops == pytest.approx(live.flops, rel=0.1)
-    return plan
 
 
 def test_counts_and_bytes_are_those_of_the_real_model(micro_base: Path, make_backbone: MakeBackbone) -> None:
@@ -118,8 +117,7 @@ def test_the_peak_is_that_of_a_real_step(
     batch: Batch,
 ) -> None:
     backbone = make_backbone(gradient_checkpointing=checkpointing)
-    plan = compare_with_a_real_step(stage_module(stage, backbone, micro), micro_base, batch)
-    assert plan.largest <= plan.peak and "aten" in plan.largest_operation
+    compare_with_a_real_step(stage_module(stage, backbone, micro), micro_base, batch)
 
 
 @LONG
@@ -224,7 +222,7 @@ def test_a_second_simulation_gives_the_same_numbers(
 ) -> None:
     """PEFT keeps a copy of the embedding table between forwards: each simulation starts without it."""
     module, architecture = CMAModule(micro_config(micro_base)), read_architecture(str(micro_base))
-    first, second = (simulate(module, architecture, processor, batch)[0] for _ in range(2))
+    first, second = (simulate(module, architecture, processor, batch) for _ in range(2))
     assert first == second
 
 

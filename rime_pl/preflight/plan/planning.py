@@ -6,15 +6,12 @@ Called by `rime plan`. The stages themselves are simulated (predict.py); nothing
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PretrainedConfig
 
 from rime_pl.datamodules.batch_plan import local_batch_size
@@ -78,8 +75,7 @@ def make_plan(
     processor = read_processor(settings.backbone, architecture)
     data = settings.data(processor) if Path(settings.values.data.path).exists() else None
     if data:
-        with redirect_stdout(sys.stderr):  # it says how many pairs are annotated
-            data.setup(TrainerFn.FITTING)
+        data.plan_training()
     batch, usual, share, source = read_lengths(settings, architecture, processor, data, assumed)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
     stages = {stage: predict(settings, kind, architecture, batch) for stage, kind in kinds.items()}
@@ -121,7 +117,7 @@ def read_lengths(
     data: RimeDataModule | None,
     assumed: tuple[int, int | None],
 ) -> tuple[Batch, Batch, float, str]:
-    """Return one process's longest batch, a usual one, how much shorter than that a mean pair is, and why."""
+    """Return a process's longest batch, a usual one, a mean batch's tokens over those of that, and the source."""
     path, budget = settings.values.data.path, settings.backbone.prompt.budget(assumed[1])
     rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
     if data and isinstance(processor, RimeProcessor):

@@ -48,8 +48,6 @@ class StagePlan:
 
     stage: str
     parts: dict[str, int]  # bytes at the peak: the weights by part, then what the step adds
-    largest: int  # bytes of the largest tensor that a step makes
-    largest_operation: str  # what makes it, and its shape
     flops: float  # of the step
     trained: int  # number of trained parameters
     parameters: int  # number of all parameters; a packed one counts as it was
@@ -69,7 +67,7 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
         batch: What the data module would hand over. Only the shape of the pixel values is read.
 
     Returns:
-        Bytes at the peak, by part, the largest tensor and the FLOPs.
+        Bytes at the peak, by part, and the FLOPs.
     """
     processor = read_processor(module.config, architecture)
     batch = rows_of(batch, torch.arange(len(batch)))
@@ -78,18 +76,18 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     size = rows_of_a_pass(module, batch)
     if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
         small, more = longest(batch, FEW * size), longest(batch, FEW * size, (MORE - FEW) * size)
-    base, largest = simulate(module, shallow, processor, small)
+    base = simulate(module, shallow, processor, small)
     numbers = dict(base)
     for other, times in deeper:
-        _extend(numbers, base, simulate(module, other, processor, small)[0], times)
+        _extend(numbers, base, simulate(module, other, processor, small), times)
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
-        few, several = _highest(base), _highest(simulate(module, shallow, processor, more)[0])
+        few, several = _highest(base), _highest(simulate(module, shallow, processor, more))
         times = (num_tokens(batch) - num_tokens(small)) / (num_tokens(more) - num_tokens(small))
         flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
         _extend(numbers, few, several, times)
         numbers["flops",] = flops
-    return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, *largest)
+    return _stage_plan(type(module).__module__.rpartition(".")[2], numbers)
 
 
 def num_tokens(batch: Batch) -> int:
@@ -152,7 +150,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
     return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
 
 
-def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> StagePlan:
+def _stage_plan(stage: str, numbers: Numbers) -> StagePlan:
     trained = round(numbers["trained",])
     weights = {key[1]: round(size) for key, size in numbers.items() if key[0] == "weights"}
     peaks: dict[str, dict[str, int]] = {
@@ -166,8 +164,6 @@ def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> S
     return StagePlan(
         stage=stage,
         parts=weights | {"optimiser states": 2 * trained * TRAINED_BYTES} | highest,
-        largest=largest,
-        largest_operation=operation,
         flops=numbers["flops",],
         trained=trained,
         parameters=round(numbers["parameters",]),
@@ -184,8 +180,8 @@ def rows_of_a_pass(module: RimeModule, batch: Batch) -> int:
 
 def simulate(
     module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
-) -> tuple[Numbers, tuple[int, str]]:
-    """Run one step; return its numbers, and bytes and operation of its largest tensor."""
+) -> Numbers:
+    """Run one step and return its numbers."""
     step: Any = copy.deepcopy(module)
     backbone = step.backbone = WeightlessBackbone(module.config, architecture, processor)
     live = LiveBytes(backbone.tensors(), backbone.language_model.config.text_config.vocab_size)
@@ -210,7 +206,7 @@ def simulate(
     numbers = static_numbers(backbone) | {("flops",): live.flops}
     for (*work, number), peak in live.peaks.items():
         numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
-    return numbers, live.largest
+    return numbers
 
 
 def _detach_from_trainer(step: Any, live: LiveBytes) -> None:

@@ -44,7 +44,6 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = (), vocabulary: int = 0) -> None:
         super().__init__()
         self.part = "activations"
-        self.largest = (0, "")  # bytes of the largest tensor; what made it, and its shape
         self.flops = 0
         #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
         #: pass. A model of another depth has the same moments, but another may be the highest.
@@ -97,12 +96,12 @@ class LiveBytes(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._see(leaf, func)
+                self._see(leaf)
         if str(packet) == "bitsandbytes.gemm_4bit":
             self._at(unpacked_bytes(*args))
         return out
 
-    def _see(self, tensor: Tensor, func: Any) -> None:
+    def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or key in self._owner or not size:
@@ -111,8 +110,6 @@ class LiveBytes(TorchDispatchMode):
         self._owner[key] = (part, size)
         self._alive[part] += size
         weakref.finalize(storage, self._gone, key)
-        if size > self.largest[0]:
-            self.largest = (size, f"{str(func).removesuffix('.default')} {'x'.join(map(str, tensor.shape))}")
         self._at()
 
     def _gone(self, key: int) -> None:
