@@ -117,7 +117,7 @@ def read_lengths(
     data: RimeDataModule | None,
     assumed: tuple[int, int | None],
 ) -> tuple[Batch, Batch, float, str]:
-    """Return a process's longest batch, a usual one, a mean batch's tokens over those of that, and the source."""
+    """Return a process's longest batch, a usual one, the tokens of a mean batch as a share of it, and why."""
     path, budget = settings.values.data.path, settings.backbone.prompt.budget(assumed[1])
     rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
     if data and isinstance(processor, RimeProcessor):
