@@ -232,6 +232,10 @@ def test_another_base(adapter: Path) -> None:
 def test_a_base_that_is_gone(adapter: Path, tmp_path: Path) -> None:
     found = check_adapter(adapter.parent, str(tmp_path / "gone"))
     assert found.level == "warning" and str(tmp_path / "gone") in found.seen
+    found = check_adapter(adapter.parent, "some/base")
+    assert found.level == "warning" and "some/base is not on this machine" in found.seen, (
+        "nothing is downloaded"
+    )
 
 
 def test_token_rows_that_are_missing(adapter: Path) -> None:
