@@ -1,6 +1,6 @@
 """Checks a table or a corpus before anything is trained on it: every fault at once, and what is in it.
 
-Called by ``rime shards check``. Nothing is written.
+Called by ``rime shards check`` and `rime doctor`. Nothing is written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +24,12 @@ from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN, TURN_END, TURN_START, Promp
 from rime_pl.types import Item, Pair
 
 if TYPE_CHECKING:  # transformers takes seconds, and most checks need no processor
+    from rime_pl.datamodules.datamodule import RimeDataModule
     from rime_pl.processing import RimeProcessor
 
 _CHARACTERS = 4  # of a token, where no processor counts
+#: Faults of samples that a run leaves out as broken, up to ``data.max_broken_share``.
+_BROKEN = {"broken sample", "special token", "over-long instruction", "over-long text", "over-long rewrite"}
 _COMPARED = ("train", "val", "test")  # no content may be in two of these
 _SPECIAL = re.compile(
     "|".join(
@@ -156,6 +159,32 @@ def check_corpus(path: Path, limits: Limits = Limits(), processor: RimeProcessor
             said = f"split {split!r} must have samples, because a training validates and tests, but has none."
             check.found.faults.append(Fault("missing split", str(path), said))
     return check.finished(str(path))
+
+
+def check_training(data: RimeDataModule) -> Checked:
+    """Return every fault of the corpus of a run that has not started; what its settings allow is a warning.
+
+    Args:
+        data: With a processor, or None to estimate 4 characters a token; not set up.
+    """
+    prompt = data.prompt
+    limits = Limits(data.batch_size, prompt.max_text_tokens or sys.maxsize, prompt.max_rewrite_tokens)
+    found = Checked()
+    try:
+        found = check_corpus(Path(data.path), limits, data.processor)
+        data.plan_training()
+    except RimeError as error:
+        found.faults.append(Fault("refused", "this run", str(error)))
+    allowed = {"small task", "no annotation"}  # the run itself refuses them, or needs no rewrites
+    if data.too_long == "cut":
+        allowed |= {"over-long text", "over-long rewrite"}
+    if data.rewrites == "none":
+        allowed.add("over-long rewrite")
+    broken = {fault.where for fault in found.faults if fault.kind in _BROKEN - allowed}
+    if len(broken) <= data.max_broken_share * found.pairs("train"):
+        allowed |= _BROKEN
+    found.faults = [replace(one, level="warning") if one.kind in allowed else one for one in found.faults]
+    return found
 
 
 def _samples(path: Path, split: str, faults: list[Fault]) -> Iterator[tuple[str, Pair]]:

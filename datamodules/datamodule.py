@@ -142,17 +142,25 @@ class RimeDataModule(L.LightningDataModule):
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
-            self._train, self._plan = plan_training(
-                self._train_entries(),
-                self.batch_size,
-                self.seed,
-                self.annotated_share,
-                self.annotated_batch_share,
-                self.rewrites,
-            )
-            local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
-            self._refuse_missing_rewrites(self._train)
-            self._print(self._train.report(self.annotated_share, self.rewrites))
+            self._print(self.plan_training().report(self.annotated_share, self.rewrites))
+
+    def plan_training(self) -> TrainingPairs:
+        """Plan the batches of training, from the index only.
+
+        Raises:
+            RimeError: If the settings and the corpus do not fit together.
+        """
+        self._train, self._plan = plan_training(
+            self._train_entries(),
+            self.batch_size,
+            self.seed,
+            self.annotated_share,
+            self.annotated_batch_share,
+            self.rewrites,
+        )
+        local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
+        self._refuse_missing_rewrites(self._train)
+        return self._train
 
     def teardown(self, stage: str) -> None:
         """Print which samples were left out, and which texts were cut; the first process tells its own."""

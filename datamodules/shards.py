@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -65,7 +66,8 @@ def read_corpus(path: str | Path) -> dict[str, Any]:
     file = Path(path) / CORPUS_FILE
     build = "Build one with `rime shards openmoji --output FOLDER` and set data.path to FOLDER."
     if not Path(path).is_dir():
-        raise DataError(f"data.path must be a corpus folder, but {str(path)!r} does not exist. {build}")
+        near = _near(Path(path))
+        raise DataError(f"data.path must be a corpus folder, but {str(path)!r} does not exist. {near}{build}")
     if not file.is_file():
         raise DataError(
             f"data.path must be a finished corpus, but folder {str(path)!r} has no {CORPUS_FILE}. {build}"
@@ -79,6 +81,17 @@ def read_corpus(path: str | Path) -> dict[str, Any]:
     if not isinstance(splits, dict) or not all(_names_shards(split) for split in splits.values()):
         raise DataError(f"{file}: field 'splits' must name the tars of each split, but does not. {_AGAIN}")
     return corpus
+
+
+def _near(path: Path) -> str:
+    """Return a question about a corpus whose name is like that of a folder that does not exist."""
+    folders = [
+        file.parent for parent in (path.parent, Path("data")) for file in parent.glob(f"*/{CORPUS_FILE}")
+    ]
+    known = {folder.name: folder for folder in folders}
+    return "".join(
+        f"Did you mean {str(known[name])!r}? " for name in get_close_matches(path.name, known, n=1)
+    )
 
 
 def _names_shards(split: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Check the installation, the settings and the adapter of a run; the exit code is 1 if there is a problem.
+"""Check the installation, and the settings, the corpus and the adapter of a run; exit code 1 for a problem.
 
 rime doctor --config configs/tiny/cma.yaml --adapter runs/openmoji-tiny-seed0/cma
 """
@@ -12,17 +12,19 @@ from rich.markup import escape
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
+from rime_pl.datamodules.checking import check_training
 from rime_pl.errors import RimeError
 from rime_pl.preflight import doctor
-from rime_pl.preflight.plan.planning import RunSettings
+from rime_pl.preflight.plan.weightless import read_own_processor
+from rime_pl.run_settings import RunSettings
 
 STYLE = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 
 
 def run(settings: StageWords, *, adapter: Path | None = None) -> int:
-    """Check the installation, the settings of a run and its adapter; print each problem with its remedy.
+    """Check the installation, a run's settings, corpus and adapter; print each problem with its remedy.
 
-    The exit code is 1 if there is a problem.
+    The exit code is 1 if there is a problem. With --config every sample of the corpus is read.
 
     Args:
         settings: Settings of the run, read from --config.
@@ -33,12 +35,14 @@ def run(settings: StageWords, *, adapter: Path | None = None) -> int:
     if settings.configs:
         try:
             given = settings.read()
+            data = given.data(read_own_processor(given.backbone))
+            found += doctor.corpus(check_training(data), data.path)
         except RimeError as error:
             remedy = "`rime STAGE fit --help` lists every field."
             found.append(doctor.Check("settings", "problem", str(error), remedy))
     if given is not None:
         config, trainer, sharded = given.backbone, given.values.trainer, given.strategy == "fsdp"
-        found += doctor.check_backbone(config, sharded)
+        found += doctor.check_backbone(config)
         found.append(doctor.precision(trainer.precision, sharded, config.load_in_4bit))
         found.append(doctor.batch(given.values.data.batch_size, given.num_processes))
     if adapter:

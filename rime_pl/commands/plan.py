@@ -13,6 +13,8 @@ from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
+from rime_pl.datamodules.shards import read_corpus
+from rime_pl.options.words import options_given
 from rime_pl.preflight.plan.planning import GIB, UTILISATION, fits, make_plan
 from rime_pl.report.table import Table
 
@@ -31,38 +33,36 @@ def run(
     Args:
         settings: Settings of the run, read from --config.
         memory: Memory of a GPU in GiB. The plan then says whether the run fits, and what to change if not.
-        steps: Optimizer steps of the run, for its hours (default: from settings and corpus).
-        image_tokens: Visual tokens of an item, where the corpus is not there.
-        rewrite_tokens: Tokens of a rewrite, where the corpus is not there (default: the budget).
+        steps: Batches of the run, for its hours (default: from settings and corpus).
+        image_tokens: Visual tokens of an item, where the corpus is not built yet.
+        rewrite_tokens: Tokens of a rewrite, where the corpus is not built yet (default: the budget).
         json: Whether to print JSON instead of tables.
     """
-    plan = make_plan(settings.read(), memory, steps, (image_tokens, rewrite_tokens))
+    given = settings.read()
+    if any(option.name == "data.path" for option in options_given(settings.words)):
+        read_corpus(given.values.data.path)  # a recipe's own need not be built yet, but this one was typed
+    plan = make_plan(given, memory, steps, (image_tokens, rewrite_tokens))
     if json:
         print(dumps(plan, indent=1))
     else:
-        tables = [
-            facts(plan),
-            memory_by_part(plan),
-            hours(plan),
-            *([] if memory is None else [changes(plan)]),
-        ]
+        tables = [facts(plan), memory_by_part(plan), hours(plan)]
+        tables += [] if memory is None else [changes(plan)]
         Console().print(*(table.terminal() for table in tables))
     return 0
 
 
 def facts(plan: Mapping[str, Any]) -> Table:
     """Return what the plan stands on."""
-    disk, own = plan["disk_bytes"], {one["stage"]: one for one in plan["stages"]}[plan["stage"]]
+    disk = plan["disk_bytes"]
     negatives = "-" if plan["negatives_per_query"] is None else plan["negatives_per_query"]
     rows = [
         ("parameters, trained", f"{plan['parameters']:,}, {plan['trained_parameters']:,}"),
         ("processes", f"{plan['processes']} ({plan['strategy']})"),
         ("negatives per query", f"{negatives} (batch of {plan['batch_size']} pairs)"),
-        ("tokens of a batch", f"{plan['tokens_per_batch']:,}, longest row {plan['longest_row']}"),
+        ("tokens of a batch", f"{plan['tokens_per_batch']:,} on average, longest row {plan['longest_row']}"),
         ("lengths", plan["lengths"]),
-        ("steps", f"{plan['steps']:,}" if plan["steps"] else "not known: give --steps or a corpus"),
+        ("batches", f"{plan['steps']:,}" if plan["steps"] else "not known: give --steps or a corpus"),
         ("disk", f"adapter {_size(disk['adapter'])}, checkpoint to resume from {_size(disk['checkpoint'])}"),
-        ("largest tensor of a step", f"{_size(own['largest'])}: {own['largest_operation']}"),
     ]
     return Table(f"Plan of {plan['stage']} on {plan['checkpoint']}", ["", ""], rows)
 
@@ -74,7 +74,7 @@ def memory_by_part(plan: Mapping[str, Any]) -> Table:
     sizes = {part: [stage["parts"].get(part, 0) for stage in stages] for part in parts}
     rows = [[part, *map(_size, row)] for part, row in sizes.items() if any(row)]
     rows.append(["peak", *(_size(stage["peak"]) for stage in stages)])
-    title = "Memory of one process at the peak of a step (predicted)"
+    title = "Memory of one process at the peak of a step on the longest pairs (predicted)"
     return Table(title, ["part", *(stage["stage"] for stage in stages)], rows)
 
 
@@ -85,7 +85,7 @@ def hours(plan: Mapping[str, Any]) -> Table:
         for row in plan["hours"]
     ]
     rate = f"{UTILISATION:.0%} of the data sheet's rate"
-    title = f"Time, predicted from {plan['flops_per_step']:.2g} FLOP per step at {rate}"
+    title = f"Time, predicted from {plan['flops_per_step']:.2g} FLOP of a mean batch at {rate}"
     note = "Sampling takes longer than its FLOPs say: memory bandwidth and kernel launches limit it."
     head = ["GPU", "fits", "seconds per step", "run"]
     return Table(title, head, rows, note=note if plan["stage"] == "refine_rl" else "")

@@ -14,8 +14,8 @@ from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
 from rime_pl.options.words import nearest, options_given
-from rime_pl.preflight.plan.planning import RunSettings
 from rime_pl.prompts import PromptConfig
+from rime_pl.run_settings import RunSettings
 
 Stage = Literal["sft", "cma", "refine-rl", "refine_rl"]
 

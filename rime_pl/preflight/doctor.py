@@ -1,4 +1,4 @@
-"""The checks of `rime doctor`: the installation, the settings of a run, and the adapter of a run.
+"""The checks of `rime doctor`: the installation, and the settings, the corpus and the adapter of a run.
 
 A check of the installation takes what it looks at as an argument, so that a test can hand it a bad one. For
 the settings, the model is built without weights.
@@ -24,9 +24,15 @@ from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
-from rime_pl.backbone.quantization import linear_4bit_modules
+from rime_pl.datamodules.checking import Checked
+from rime_pl.datamodules.faults import listed
 from rime_pl.errors import RimeError
-from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
+from rime_pl.preflight.plan.weightless import (
+    WeightlessBackbone,
+    local_folder,
+    read_architecture,
+    read_processor,
+)
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 from rime_pl.run_folder import RunFolder
 
@@ -36,6 +42,7 @@ COMPROMISED = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "
 STACK = ("rime_pl", "torch", "torchvision", "lightning", "transformers", "peft", "bitsandbytes")
 #: CUDA major version of torch -> oldest Linux driver that runs it.
 DRIVERS = {12: 525, 13: 580}
+Level = Literal["ok", "warning", "problem"]
 _INSTALL = "pip install -c constraints.txt"
 _AGAIN = "Copy the folder again, or train the stage again."
 
@@ -45,7 +52,7 @@ class Check:
     """The result of one check: a line of `rime doctor`."""
 
     name: str
-    level: Literal["ok", "warning", "problem"]
+    level: Level
     seen: str  # what was found
     remedy: str = ""  # what to do about it
 
@@ -153,8 +160,8 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
     return next((word for word in file.read_text().split() if word[:1].isdigit() and "." in word), None)
 
 
-def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
-    """Check the checkpoint, the LoRA targets, the storage types and the vision tower."""
+def check_backbone(config: BackboneConfig) -> list[Check]:
+    """Check the checkpoint, the LoRA targets and the vision tower."""
     try:
         architecture = read_architecture(config.name_or_path)
     except RimeError as error:
@@ -167,26 +174,7 @@ def check_backbone(config: BackboneConfig, sharded: bool) -> list[Check]:
         return [*found, Check("LoRA targets", "problem", str(error), remedy)]
     layers = sum(1 for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default"))
     found.append(Check("LoRA targets", "ok", f"{layers} linear layers of the language model"))
-    return [*found, storage_types(backbone, sharded), vision_tower(backbone)]
-
-
-def storage_types(backbone: WeightlessBackbone, sharded: bool) -> Check:
-    """All frozen tensors need one type, because a cast loses packed bits; trained ones must be float32."""
-    name, wanted = "storage types", str(getattr(torch, backbone.config.dtype))
-    found: dict[bool, set[str]] = {True: set(), False: set()}
-    for parameter in backbone.peft.parameters():
-        if parameter.dtype.is_floating_point or sharded:
-            found[parameter.requires_grad].add(str(parameter.dtype))
-    trained, frozen = (", ".join(sorted(found[trains])) for trains in (True, False))
-    if trained != str(torch.float32):
-        seen = f"trained tensors are {trained}, so small updates are rounded away"
-        return Check(name, "problem", seen, "Attach the adapters in float32 (backbone/adapters.py).")
-    if frozen != wanted:
-        seen = f"frozen tensors are {frozen}, but model.backbone.dtype is {wanted}"
-        remedy = f"Set bnb_4bit_quant_storage and every other type to {wanted} (backbone/quantization.py)."
-        return Check(name, "problem" if sharded else "warning", seen, remedy)
-    packed = len(linear_4bit_modules(backbone.peft))
-    return Check(name, "ok", f"frozen tensors are {wanted}, {packed} packed layers too; trained are float32")
+    return [*found, vision_tower(backbone)]
 
 
 def vision_tower(backbone: WeightlessBackbone) -> Check:
@@ -219,6 +207,18 @@ def batch(batch_size: int, processes: int) -> Check:
     return Check("batch", "ok", f"{each}, {batch_size - 1} negatives per query")
 
 
+def corpus(found: Checked, path: str) -> list[Check]:
+    """Report what a run's corpus has, as `rime shards check` found it."""
+    remedy = f"Correct the settings or the corpus. `rime shards check --path {path}` lists all its faults."
+    levels: tuple[Level, ...] = ("problem", "warning")
+    checks = []
+    for level in levels:
+        if faults := [fault for fault in found.faults if fault.level == level]:
+            checks.append(Check("corpus", level, listed(faults, 10), remedy))
+    seen = f"{path}: {found.pairs('train')} training pairs, and every sample can be read"
+    return checks or [Check("corpus", "ok", seen)]
+
+
 def check_adapter(folder: Path, base: str | None = None) -> Check:
     """Load the adapter onto its base model, without 4 bits, by the code that a run uses.
 
@@ -234,7 +234,10 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
         remedy = f"Give --adapter the folder of a finished run. If it is one: {_AGAIN.lower()}"
         return Check("adapter", "problem", f"{folder} cannot be read: {error}", remedy)
     try:
-        config.name_or_path = find_base(adapter, contract, base)
+        named = find_base(adapter, contract, base)
+        if (on_disk := local_folder(named)) is None:
+            raise RimeError(f"The base model {named} is not on this machine.")
+        config.name_or_path = on_disk
         backbone = Backbone(config, processor)
     except RimeError as error:
         remedy = "Name the folder of the base model with --config and --model.backbone.name_or_path."
@@ -245,4 +248,4 @@ def check_adapter(folder: Path, base: str | None = None) -> Check:
         return Check("adapter", "problem", str(error), _AGAIN)
     names = processor.prompt
     tokens = f"{names.disc_token} {processor.disc_id}, {names.gen_token} {processor.gen_id}"
-    return Check("adapter", "ok", f"unchanged since it was saved; fits {config.name_or_path}; ids: {tokens}")
+    return Check("adapter", "ok", f"unchanged since it was saved; fits {named}; ids: {tokens}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import WEIGHTS_FILE, adapter_state, save_adapter, state_hash
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.datamodules.shards import read_split
 from rime_pl.preflight import doctor as installation
-from rime_pl.preflight.doctor import Check, batch, check_adapter, check_backbone, precision, storage_types
-from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_architecture, read_processor
+from rime_pl.preflight.doctor import Check, batch, check_adapter, check_backbone, precision
 from rime_pl.processing import CONTRACT_FILE
 from tests.micro import micro_config
 
@@ -109,27 +111,13 @@ def test_driver_version(tmp_path: Path) -> None:
 
 
 def test_backbone_settings(micro_base: Path, tmp_path: Path) -> None:
-    assert set(levels(check_backbone(micro_config(micro_base), sharded=True)).values()) == {"ok"}
+    assert set(levels(check_backbone(micro_config(micro_base))).values()) == {"ok"}
     nothing = micro_config(micro_base, lora_targets=".*no_such_layer")
-    assert levels(check_backbone(nothing, False))["LoRA targets"] == "problem"
+    assert levels(check_backbone(nothing))["LoRA targets"] == "problem"
     tower = micro_config(micro_base, lora_targets=r".*visual\.blocks\.\d+\.mlp\.linear_fc1")
-    assert "not in the language model" in check_backbone(tower, False)[-1].seen
+    assert "not in the language model" in check_backbone(tower)[-1].seen
     missing = micro_config(tmp_path / "nothing")
-    assert levels(check_backbone(missing, False)) == {"checkpoint": "problem"}
-
-
-def test_unequal_storage_types(micro_base: Path) -> None:
-    config, architecture = micro_config(micro_base), read_architecture(str(micro_base))
-    skeleton = WeightlessBackbone(config, architecture, read_processor(config, architecture))
-    norm: Any = skeleton.language_model.model.language_model.norm
-    with skeleton.values:
-        norm.weight = torch.nn.Parameter(torch.empty(64, dtype=torch.bfloat16), requires_grad=False)
-    assert storage_types(skeleton, sharded=True).level == "problem"
-    assert storage_types(skeleton, sharded=False).level == "warning"
-    with skeleton.values:
-        row = norm.weight.new_empty(64)
-        norm.weight = torch.nn.Parameter(row)  # as if it trained
-    assert "small updates are rounded away" in storage_types(skeleton, sharded=False).seen
+    assert levels(check_backbone(missing)) == {"checkpoint": "problem"}
 
 
 def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:
@@ -137,9 +125,69 @@ def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:
     from rime_pl.miniature.random_checkpoint import SHAPES, save_checkpoint
 
     save_checkpoint(tmp_path, SHAPES["micro"], torch.device("cpu"))
-    found = check_backbone(micro_config(tmp_path, gradient_checkpointing=True), False)
+    found = check_backbone(micro_config(tmp_path, gradient_checkpointing=True))
     assert levels(found)["vision tower"] == "warning"
-    assert levels(check_backbone(micro_config(tmp_path), False))["vision tower"] == "ok"
+    assert levels(check_backbone(micro_config(tmp_path)))["vision tower"] == "ok"
+
+
+# -- the corpus -----------------------------------------------------------------------------------------
+
+
+def seen_by_doctor(base: Path, corpus: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The lines about the corpus; the exit code must fit to them."""
+    name = ["--model.backbone.name_or_path", str(base), "--data.path", str(corpus), "--data.batch_size", "4"]
+    code = main(["doctor", "--config", str(RECIPE), *name, *words])
+    told = capsys.readouterr().out
+    found = told[re.search(r"^\w+ +corpus:", told, re.MULTILINE).start() :]  # type: ignore[union-attr]
+    assert code == ("problem  corpus" in found)
+    return found
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installation and the model are looked at in other tests."""
+    monkeypatch.setattr(installation, "check_installation", lambda wants_gpu: [])
+    monkeypatch.setattr(installation, "check_backbone", lambda config: [])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_good_corpus_and_settings_that_do_not_fit(
+    micro_base: Path, scenes_corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = seen_by_doctor(micro_base, scenes_corpus, capsys)
+    assert found.startswith("ok ") and "48 training pairs, and every sample can be read" in found
+    for words, message in (
+        (["--data.batch_size", "9"], "data.batch_size must be at most 8, but is 9"),
+        (["--data.tasks", "[nothing]"], "data.tasks must name tasks"),
+        (["--data.annotated_share", "1e-9"], "must have a rewrite on both sides"),
+        (["--model.backbone.prompt.max_text_tokens", "1"], "tokens, but max_text_tokens is 1"),
+    ):
+        assert message in seen_by_doctor(micro_base, scenes_corpus, capsys, *words), words
+    short = ["--model.backbone.prompt.max_rewrite_tokens", "1"]
+    assert "problem  corpus" in seen_by_doctor(micro_base, scenes_corpus, capsys, *short)
+    for allowed in (
+        ["--data.too_long", "cut"],
+        ["--data.rewrites", "none"],
+        ["--data.max_broken_share", "9"],
+    ):
+        assert "problem  corpus" not in seen_by_doctor(micro_base, scenes_corpus, capsys, *short, *allowed)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_corpus_that_cannot_be_trained_on(
+    micro_base: Path, scenes_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Path(shutil.copytree(scenes_corpus, tmp_path / "corpus"))
+    broken = read_split(corpus, "train")[0]
+    offset, size = broken.members["json"]
+    with broken.shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"x" * size)
+    (corpus / "val/val-000000.tar").unlink()
+    found = seen_by_doctor(micro_base, corpus, capsys)
+    assert broken.name in found and "val-000000.tar: this file is missing" in found
+    assert f"`rime shards check --path {corpus}`" in found
+    assert "does not exist" in seen_by_doctor(micro_base, tmp_path / "none", capsys)
 
 
 # -- adapters -------------------------------------------------------------------------------------------
@@ -184,6 +232,10 @@ def test_another_base(adapter: Path) -> None:
 def test_a_base_that_is_gone(adapter: Path, tmp_path: Path) -> None:
     found = check_adapter(adapter.parent, str(tmp_path / "gone"))
     assert found.level == "warning" and str(tmp_path / "gone") in found.seen
+    found = check_adapter(adapter.parent, "some/base")
+    assert found.level == "warning" and "some/base is not on this machine" in found.seen, (
+        "nothing is downloaded"
+    )
 
 
 def test_token_rows_that_are_missing(adapter: Path) -> None:
@@ -217,8 +269,11 @@ def test_damaged_weights_and_missing_files(adapter: Path, tmp_path: Path) -> Non
 # -- the command ----------------------------------------------------------------------------------------
 
 
-def test_the_command(micro_base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    micro_base: Path, scenes_corpus: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["doctor", "--config", str(RECIPE), "--model.backbone.name_or_path", str(micro_base)]
+    words += ["--data.path", str(scenes_corpus), "--data.batch_size", "4"]
     assert main([*words, "--adapter", str(adapter.parent)]) == 0
     told = capsys.readouterr().out
     assert "ok       adapter: unchanged since it was saved" in told and "0 problem" in told

@@ -6,25 +6,33 @@ Called by `rime plan`. The stages themselves are simulated (predict.py); nothing
 from __future__ import annotations
 
 import math
-import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
-from rime_pl.backbone.config import BackboneConfig
-from rime_pl.datamodules.batch_plan import choose_pairs, local_batch_size, plan_training
-from rime_pl.datamodules.shards import CORPUS_FILE, ShardReader, read_split
+from rime_pl.datamodules.batch_plan import local_batch_size
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.sampling import sample_tasks
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
-from rime_pl.preflight.plan.predict import TRAINED_BYTES, StagePlan, predict_stage, rows_of, without_values
+from rime_pl.preflight.plan.predict import (
+    TRAINED_BYTES,
+    StagePlan,
+    longest,
+    num_tokens,
+    predict_stage,
+    rows_of,
+    without_values,
+)
 from rime_pl.preflight.plan.weightless import read_architecture, read_processor
 from rime_pl.processing import RimeProcessor
+from rime_pl.run_settings import RunSettings
 from rime_pl.types import Batch, Completions, Prompts, Rows
 
 GIB = 2**30
@@ -46,33 +54,12 @@ GPUS: dict[str, tuple[int, float]] = {
 CLASSES = {"< 1 h": 1, "1-3 h": 3, "3-10 h": 10, "10-30 h": 30, "30-100 h": 100, "> 100 h": math.inf}
 #: Planned together, from the settings of either.
 CONTRASTIVE: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
-#: Pairs of each task that are read to learn the lengths.
-SAMPLE = 32
+#: Pairs of each task that are read for the time, and as many with the most pictures and text for the memory.
+SAMPLE = 16
 #: Word tokens of an item, chat layout included, where no corpus is at hand.
 PROMPT_TOKENS = 64
 #: Parts that FSDP2 splits among processes; the scales of 4-bit weights are no parameters and stay whole.
 SHARDED = ("4-bit weights", "trained weights", "optimiser states")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """The settings of a stage's run."""
-
-    stage: str
-    module_class: type[RimeModule]
-    values: Any  # the namespace of the stage's parser
-    backbone: BackboneConfig
-    num_processes: int
-    strategy: str  # "single", "ddp" or "fsdp"
-
-    def module(self, kind: type[RimeModule], changes: Mapping[str, dict[str, Any]] = {}) -> RimeModule:
-        """Return a stage with these settings, changed by group -> name -> value; of another stage, too."""
-        types = typing.get_type_hints(kind.__init__)
-        chosen = {name: value for name, value in self.values.model.as_dict().items() if name in types}
-        for name, value in chosen.items():
-            if name != "backbone" and is_dataclass(types[name]):
-                chosen[name] = types[name](**value | changes.get(name, {}))
-        return kind(**chosen | {"backbone": replace(self.backbone, **changes.get("backbone", {}))})
 
 
 def make_plan(
@@ -85,12 +72,17 @@ def make_plan(
     if settings.stage == "refine_rl" and settings.strategy == "fsdp":
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
-    batch, lengths = read_batch(settings, architecture, assumed)
+    processor = read_processor(settings.backbone, architecture)
+    data = settings.data(processor) if Path(settings.values.data.path).exists() else None
+    if data:
+        data.plan_training()
+    batch, usual, share, source = read_lengths(settings, architecture, processor, data, assumed)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
     stages = {stage: predict(settings, kind, architecture, batch) for stage, kind in kinds.items()}
     own = stages[settings.stage]
-    tokens = [side.prompts.input_ids.shape[1] + side.completions.ids.shape[1] for side in batch.sides]
-    batch_size, num_steps = settings.values.data.batch_size, steps or count_steps(settings)
+    timed = own if usual is batch else predict(settings, settings.module_class, architecture, usual)
+    flops, num_steps = timed.flops * share, steps or count_steps(settings, data)
+    batch_size = settings.values.data.batch_size
     return {
         "stage": settings.stage,
         "checkpoint": settings.backbone.name_or_path,
@@ -100,15 +92,15 @@ def make_plan(
         "strategy": settings.strategy,
         "batch_size": batch_size,
         "negatives_per_query": batch_size - 1 if settings.stage in CONTRASTIVE else None,
-        "tokens_per_batch": sum(tokens) * len(batch) * settings.num_processes,
-        "longest_row": max(tokens),
-        "lengths": lengths,
+        "tokens_per_batch": round(num_tokens(usual) * share) * settings.num_processes,
+        "longest_row": max(int(side.lengths().sum(1).max()) for side in batch.sides),
+        "lengths": source,
         "steps": num_steps,
-        "flops_per_step": own.flops,
+        "flops_per_step": flops,
         "disk_bytes": checkpoint_bytes(own.trained, settings.stage),
         "memory_gib": memory,
         "stages": [asdict(stage) | {"peak": stage.peak} for stage in stages.values()],
-        "hours": hours(own.flops, own.peak, num_steps),
+        "hours": hours(flops, own.peak, num_steps),
         # settings that bring the peak down; the first ones cost no quality
         "changes": [
             {"setting": typed, "peak": predict(settings, settings.module_class, architecture, rows, new).peak}
@@ -118,38 +110,38 @@ def make_plan(
     }
 
 
-def read_batch(
-    settings: RunSettings, architecture: PretrainedConfig, assumed: tuple[int, int | None]
-) -> tuple[Batch, str]:
-    """Return one process's batch, and where its lengths are known from."""
+def read_lengths(
+    settings: RunSettings,
+    architecture: PretrainedConfig,
+    processor: RimeProcessor,
+    data: RimeDataModule | None,
+    assumed: tuple[int, int | None],
+) -> tuple[Batch, Batch, float, str]:
+    """Return a process's longest batch, a usual one, the tokens of a mean batch as a share of it, and why."""
+    path, budget = settings.values.data.path, settings.backbone.prompt.budget(assumed[1])
     rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
-    processor = read_processor(settings.backbone, architecture)
-    if _corpus_is_there(settings) and isinstance(processor, RimeProcessor):
-        source = f"read from {settings.values.data.path}, {SAMPLE} pairs of each task, the longest task"
-        return measured_batch(settings, processor, rows), source
-    image_tokens, words = assumed[0], settings.backbone.prompt.budget(assumed[1])
-    side = assumed_rows(processor, architecture, rows, image_tokens, words)
-    contents = torch.arange(rows)
-    why = "no tokenizer here" if _corpus_is_there(settings) else "no corpus here"
-    sizes = f"{PROMPT_TOKENS} words, {image_tokens} visual tokens, {words} of rewrite"
-    return Batch(side, side, contents, contents, "assumed"), f"assumed ({why}) on each side: {sizes}"
+    if data and isinstance(processor, RimeProcessor):
+        source = f"read from {path}: memory for the longest pairs, time for a mean of {SAMPLE} of each task"
+        return *measured(data, rows), source
+    side = assumed_rows(processor, architecture, rows, assumed[0], budget)
+    batch = Batch(side, side, torch.arange(rows), torch.arange(rows), "assumed")
+    why = f"{settings.backbone.name_or_path} has no tokenizer here" if data else f"there is no {path} yet"
+    sizes = f"{PROMPT_TOKENS} words, {assumed[0]} visual tokens, {budget} of rewrite"
+    return batch, batch, 1.0, f"assumed, because {why}, on each side: {sizes}"
 
 
-def measured_batch(settings: RunSettings, processor: RimeProcessor, rows: int) -> Batch:
-    """Return a batch of the task with the longest pairs; pairs stand in it several times if need be."""
-    data = settings.values.data
-    used = choose_pairs(read_split(data.path, "train", data.tasks), data.annotated_share, data.rewrites)
-    entries, reader = used.entries, ShardReader(used.entries, completion=data.completion, hidden=used.hidden)
-    batches: list[Batch] = []
-    for task in sorted({entry.dataset for entry in entries}):
-        places = [n for n, entry in enumerate(entries) if entry.dataset == task]
-        chosen = places[:: max(1, len(places) // SAMPLE)][:SAMPLE]
-        pairs = [processor.check(reader.read(n), cut=True)[0] for n in chosen]
-        batches.append(processor.training_batch(pairs))
-    longest = max(batches, key=lambda one: sum(side.lengths().sum(1).float().mean() for side in one.sides))
-    with torch.device("meta"):  # thousands of pictures take no memory
-        query, target = map(without_values, longest.sides)
-    return rows_of(replace(longest, query=query, target=target), torch.arange(rows) % len(longest))
+def measured(data: RimeDataModule, rows: int) -> tuple[Batch, Batch, float]:
+    """Return batches of the task with the longest pairs; a pair stands in them several times if need be."""
+    found: list[tuple[int, Batch, Batch]] = []
+    for sample in sample_tasks(data, SAMPLE):
+        with torch.device("meta"):  # thousands of pictures take no memory
+            query, target = map(without_values, sample.batch.sides)
+        batch = replace(sample.batch, query=query, target=target)
+        long, usual = longest(batch, len(batch)), rows_of(batch, torch.arange(rows) % sample.num_drawn)
+        found.append((sample.num_pairs, rows_of(long, torch.arange(rows) % len(long)), usual))
+    _, long, usual = max(found, key=lambda one: num_tokens(one[1]))
+    mean = sum(pairs * num_tokens(one) for pairs, _, one in found) / sum(pairs for pairs, *_ in found)
+    return long, usual, mean / num_tokens(usual)
 
 
 def assumed_rows(
@@ -174,21 +166,19 @@ def assumed_rows(
     return Rows(prompts, completions, torch.ones(rows, dtype=torch.bool))
 
 
-def count_steps(settings: RunSettings) -> int | None:
-    """Return the optimizer steps of the run, where settings or corpus say it."""
-    trainer, data = settings.values.trainer, settings.values.data
-    if trainer.max_steps and trainer.max_steps > 0:
-        return int(trainer.max_steps)  # updates: with policy.num_updates above 1, hours are too high
-    length = data.steps_per_epoch
-    if length is None and _corpus_is_there(settings):
-        entries = read_split(data.path, "train", data.tasks)
-        shares = (data.annotated_share, data.annotated_batch_share, data.rewrites)
-        length = len(plan_training(entries, data.batch_size, 0, *shares)[1])
-    return int(length * trainer.max_epochs) if length and (trainer.max_epochs or 0) > 0 else None
-
-
-def _corpus_is_there(settings: RunSettings) -> bool:
-    return (Path(settings.values.data.path) / CORPUS_FILE).is_file()
+def count_steps(settings: RunSettings, data: RimeDataModule | None) -> int | None:
+    """Return the number of batches that the run trains on, where settings or corpus say it."""
+    values, trainer = settings.values, settings.values.trainer
+    per_epoch = len(data.train_dataloader()) if data else values.data.steps_per_epoch
+    ends = []
+    if per_epoch and (trainer.max_epochs or 0) > 0:
+        limit = trainer.limit_train_batches  # a number, or a share
+        most = per_epoch * limit if isinstance(limit, float) else limit
+        ends.append(min(per_epoch, int(per_epoch if most is None else most)) * trainer.max_epochs)
+    if (trainer.max_steps or 0) > 0:  # Lightning counts updates
+        updates = values.model.policy.num_updates if settings.stage == "refine_rl" else 1
+        ends.append(math.ceil(trainer.max_steps * (trainer.accumulate_grad_batches or 1) / updates))
+    return min(ends, default=None)
 
 
 def fits(peak: int, gib: float) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +21,12 @@ from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.generation import rollouts
 from rime_pl.modules.base import RimeModule
+from rime_pl.modules.contrastive import ContrastiveModule
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_processor
 from rime_pl.processing import RimeProcessor
+from rime_pl.scaling.micro_batches import micro_batches
 from rime_pl.types import Batch, Rows
 
 #: Layers of the models that are simulated; a deeper one is extrapolated from them.
@@ -48,8 +48,6 @@ class StagePlan:
 
     stage: str
     parts: dict[str, int]  # bytes at the peak: the weights by part, then what the step adds
-    largest: int  # bytes of the largest tensor that a step makes
-    largest_operation: str  # what makes it, and its shape
     flops: float  # of the step
     trained: int  # number of trained parameters
     parameters: int  # number of all parameters; a packed one counts as it was
@@ -69,31 +67,31 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
         batch: What the data module would hand over. Only the shape of the pixel values is read.
 
     Returns:
-        Bytes at the peak, by part, the largest tensor and the FLOPs.
+        Bytes at the peak, by part, and the FLOPs.
     """
     processor = read_processor(module.config, architecture)
     batch = rows_of(batch, torch.arange(len(batch)))
     shallow, deeper = _shallow(architecture)
     small, more = batch, batch
-    if len(batch) > FEW + MORE:
-        size = rows_of_a_pass(module, shallow, processor, batch)
-        if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
-            small, more = _longest(batch, FEW * size), _longest(batch, FEW * size, (MORE - FEW) * size)
-    base, largest = simulate(module, shallow, processor, small)
+    size = rows_of_a_pass(module, batch)
+    if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
+        small, more = longest(batch, FEW * size), longest(batch, FEW * size, (MORE - FEW) * size)
+    base = simulate(module, shallow, processor, small)
     numbers = dict(base)
     for other, times in deeper:
-        _extend(numbers, base, simulate(module, other, processor, small)[0], times)
+        _extend(numbers, base, simulate(module, other, processor, small), times)
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
-        few, several = _highest(base), _highest(simulate(module, shallow, processor, more)[0])
-        times = (_tokens(batch) - _tokens(small)) / (_tokens(more) - _tokens(small))
+        few, several = _highest(base), _highest(simulate(module, shallow, processor, more))
+        times = (num_tokens(batch) - num_tokens(small)) / (num_tokens(more) - num_tokens(small))
         flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
         _extend(numbers, few, several, times)
         numbers["flops",] = flops
-    return _stage_plan(type(module).__module__.rpartition(".")[2], numbers, *largest)
+    return _stage_plan(type(module).__module__.rpartition(".")[2], numbers)
 
 
-def _tokens(batch: Batch) -> int:
+def num_tokens(batch: Batch) -> int:
+    """Return the tokens of a batch, without padding."""
     return sum(int(side.lengths().sum()) for side in batch.sides)
 
 
@@ -138,8 +136,8 @@ def _with_depth(architecture: PretrainedConfig, text: int, vision: int) -> Pretr
     return changed
 
 
-def _longest(batch: Batch, count: int, others: int = 0) -> Batch:
-    """The longest pairs of a batch, and some of the others, evenly chosen by length."""
+def longest(batch: Batch, count: int, others: int = 0) -> Batch:
+    """Return the longest pairs of a batch, and some of the others, evenly chosen by length."""
     order = (batch.query.lengths() + batch.target.lengths()).sum(1).argsort(descending=True, stable=True)
     rest = order[count:]
     evenly = (torch.arange(others) + 0.5) * len(rest) / max(1, others)
@@ -152,7 +150,7 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
     return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
 
 
-def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> StagePlan:
+def _stage_plan(stage: str, numbers: Numbers) -> StagePlan:
     trained = round(numbers["trained",])
     weights = {key[1]: round(size) for key, size in numbers.items() if key[0] == "weights"}
     peaks: dict[str, dict[str, int]] = {
@@ -166,56 +164,24 @@ def _stage_plan(stage: str, numbers: Numbers, largest: int, operation: str) -> S
     return StagePlan(
         stage=stage,
         parts=weights | {"optimiser states": 2 * trained * TRAINED_BYTES} | highest,
-        largest=largest,
-        largest_operation=operation,
         flops=numbers["flops",],
         trained=trained,
         parameters=round(numbers["parameters",]),
     )
 
 
-class _FirstPass(Exception):
-    """Ends a simulation that only asks how many rows go through the decoder together."""
+def rows_of_a_pass(module: RimeModule, batch: Batch) -> int:
+    """Return how many rows go through the decoder together, at least: the longest ones."""
+    if isinstance(module, ContrastiveModule):
+        settings = module.micro_batches
+        return len(micro_batches(batch.query.lengths(), settings.size, settings.tokens)[0])
+    return module.rollouts.items_per_pass or len(batch) if isinstance(module, RefineRLModule) else len(batch)
 
 
 def simulate(
     module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
-) -> tuple[Numbers, tuple[int, str]]:
-    """Run one step; return its numbers, and bytes and operation of its largest tensor."""
-    with _prepared(module, architecture, processor, batch) as (step, inputs, live):
-        loss = step.training_step(inputs, 0)
-        if step.automatic_optimization:
-            with live.counting("backward"):
-                step.backward(loss)
-    numbers = static_numbers(step.backbone) | {("flops",): live.flops}
-    for (*work, number), peak in live.peaks.items():
-        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
-    return numbers, live.largest
-
-
-def rows_of_a_pass(
-    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
-) -> int:
-    """Return how many rows go through the decoder together; the step itself says it."""
-
-    def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        raise _FirstPass(len(kwargs["inputs_embeds"]))
-
-    try:
-        with _prepared(module, architecture, processor, batch) as (step, inputs, _):
-            decoder = step.backbone.language_model.model.language_model
-            decoder.register_forward_pre_hook(stop, with_kwargs=True)
-            step.training_step(inputs, 0)
-    except _FirstPass as first:
-        return int(first.args[0])
-    return len(batch)
-
-
-@contextmanager
-def _prepared(
-    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
-) -> Iterator[tuple[Any, Batch, LiveBytes]]:
-    """The module with a backbone, its inputs, and the ruler that counts."""
+) -> Numbers:
+    """Run one step and return its numbers."""
     step: Any = copy.deepcopy(module)
     backbone = step.backbone = WeightlessBackbone(module.config, architecture, processor)
     live = LiveBytes(backbone.tensors(), backbone.language_model.config.text_config.vocab_size)
@@ -233,7 +199,14 @@ def _prepared(
         with live.counting("inputs"):
             inputs = batch.to("cpu", copy=True)
         del batch
-        yield step, inputs, live
+        loss = step.training_step(inputs, 0)
+        if step.automatic_optimization:
+            with live.counting("backward"):
+                step.backward(loss)
+    numbers = static_numbers(backbone) | {("flops",): live.flops}
+    for (*work, number), peak in live.peaks.items():
+        numbers |= {("peak", str(work), str(number), part): size for part, size in peak.items()}
+    return numbers
 
 
 def _detach_from_trainer(step: Any, live: LiveBytes) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -43,7 +44,6 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = (), vocabulary: int = 0) -> None:
         super().__init__()
         self.part = "activations"
-        self.largest = (0, "")  # bytes of the largest tensor; what made it, and its shape
         self.flops = 0
         #: The highest of each moment: the part at work, whether gradients are recorded, and the number of the
         #: pass. A model of another depth has the same moments, but another may be the highest.
@@ -71,17 +71,14 @@ class LiveBytes(TorchDispatchMode):
 
     def count_forward(self, module: nn.Module, part: str) -> None:
         """Count what a module makes in its forward as ``part``, also where the backward pass repeats it."""
-        before: list[str] = []
+        forward = module.forward
 
-        def enter(*_: object) -> None:
-            before.append(self.part)
-            self.part = part
+        @wraps(forward)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self.counting(part):
+                return forward(*args, **kwargs)
 
-        def leave(*_: object) -> None:
-            self.part = before.pop()
-
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave, always_call=True)
+        module.forward = counted  # type: ignore[method-assign]
 
     def next_pass(self, *_: object) -> None:
         """Begin another pass; a hook before the decoder's forward."""
@@ -99,12 +96,12 @@ class LiveBytes(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._see(leaf, func)
+                self._see(leaf)
         if str(packet) == "bitsandbytes.gemm_4bit":
             self._at(unpacked_bytes(*args))
         return out
 
-    def _see(self, tensor: Tensor, func: Any) -> None:
+    def _see(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or key in self._owner or not size:
@@ -113,8 +110,6 @@ class LiveBytes(TorchDispatchMode):
         self._owner[key] = (part, size)
         self._alive[part] += size
         weakref.finalize(storage, self._gone, key)
-        if size > self.largest[0]:
-            self.largest = (size, f"{str(func).removesuffix('.default')} {'x'.join(map(str, tensor.shape))}")
         self._at()
 
     def _gone(self, key: int) -> None:

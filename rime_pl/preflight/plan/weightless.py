@@ -5,16 +5,19 @@ Built from a config.json alone, by predict.py and by `rime doctor`. Nothing is r
 
 from __future__ import annotations
 
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.utils import cached_file
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
@@ -25,6 +28,8 @@ from rime_pl.processing import RimeProcessor
 
 #: The checkpoint of configs/*.yaml, which can be planned for without a download.
 KNOWN = {"Qwen/Qwen2-VL-2B-Instruct": SHAPES["2b"]}
+#: How long the hub may take to answer.
+HUB_SECONDS = 5
 #: Token ids where there is no tokenizer. 0 is what a model without values samples, so it stands for a word.
 WORD, DISC, GEN, TURN_END, PAD = range(5)
 
@@ -83,6 +88,15 @@ def _zeros_of_whole_numbers(value: Any) -> Any:
     return torch.zeros(value.shape, dtype=value.dtype) if whole else value
 
 
+def local_folder(name_or_path: str) -> str | None:
+    """Return the folder of a checkpoint's config.json: the one given, or one in the hub's cache."""
+    try:
+        config = cached_file(name_or_path, "config.json", local_files_only=True)
+    except OSError:
+        return None
+    return config and str(Path(config).parent)
+
+
 def read_architecture(name_or_path: str) -> PretrainedConfig:
     """Return the config.json of a checkpoint: a folder, a download, or the one shape that is built in.
 
@@ -90,13 +104,15 @@ def read_architecture(name_or_path: str) -> PretrainedConfig:
         RimeError: If there is none, or it is of another kind of model.
     """
     try:
-        found = AutoConfig.from_pretrained(name_or_path, local_files_only=name_or_path in KNOWN)
-    except (OSError, ValueError) as error:
-        if name_or_path in KNOWN:
+        folder = local_folder(name_or_path)
+        if folder is None and name_or_path in KNOWN:
             return model_config(KNOWN[name_or_path])
+        found = AutoConfig.from_pretrained(folder or _download(name_or_path))
+    except Exception as error:  # the hub's client has errors of its own for a network that is not there
+        reason = str(error).split("\n")[0] or f"the hub does not answer within {HUB_SECONDS} s"
         raise RimeError(
-            f"model.backbone.name_or_path: no config.json for {name_or_path!r} ({error}). Give a folder that "
-            f"holds the checkpoint's config.json (weights are not needed), or {', '.join(KNOWN)}."
+            f"model.backbone.name_or_path: no config.json for {name_or_path!r} ({reason}). Give a folder "
+            f"with the checkpoint's config.json (weights are not needed), or {', '.join(KNOWN)}."
         ) from error
     if not {"vision_config", "image_token_id"} <= found.to_dict().keys():
         kinds = "must be a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint"
@@ -104,14 +120,32 @@ def read_architecture(name_or_path: str) -> PretrainedConfig:
     return found
 
 
+def _download(name: str) -> str:
+    """Return the folder of a checkpoint's small files, without its weights.
+
+    The hub is asked once before, because its client tries again for minutes if there is no network.
+    """
+    with ThreadPool(1) as pool:  # nothing waits for this thread, also not the end of the process
+        pool.apply_async(HfApi().model_info, (name,)).get(HUB_SECONDS)
+    return snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.jinja"])
+
+
+def read_own_processor(config: BackboneConfig) -> RimeProcessor | None:
+    """Return the checkpoint's processor, if it is on this machine.
+
+    Raises:
+        RimeError: If its files or the limits of the prompt are refused.
+    """
+    folder = local_folder(config.name_or_path)
+    if folder is None or not (Path(folder) / "tokenizer_config.json").is_file():
+        return None
+    return RimeProcessor.from_pretrained(folder, config.prompt)
+
+
 def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> RimeProcessor:
     """Return the checkpoint's processor, or a stand-in with made-up token ids where there is none."""
-    name = config.name_or_path
-    if name not in KNOWN or isinstance(try_to_load_from_cache(name, "tokenizer_config.json"), str):
-        try:
-            return RimeProcessor.from_pretrained(name, config.prompt)
-        except RimeError:
-            pass
+    if (own := read_own_processor(config)) is not None:
+        return own
     stand_in: Any = SimpleNamespace(
         disc_id=DISC,
         gen_id=GEN,

@@ -1,0 +1,56 @@
+"""Some pairs of each task, as training draws them, and the longest ones: how long are the pairs of a corpus?
+
+Called by `rime plan`, which cannot read a whole corpus.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rime_pl.datamodules.broken_samples import BrokenSamples
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.loading import BatchLoader, PairBatches, TrainBatches
+from rime_pl.types import Batch
+
+
+@dataclass(frozen=True)
+class TaskSample:
+    """Pairs of one task."""
+
+    batch: Batch  # the drawn pairs, then other pairs with many pictures or much text
+    num_drawn: int
+    num_pairs: int  # of the task in one pass over the training data; some may stand in it several times
+
+
+def sample_tasks(data: RimeDataModule, size: int) -> Iterator[TaskSample]:
+    """Yield ``size`` random pairs of each task and the ``size`` largest ones.
+
+    The index shows how many pictures a pair has and how much text, but not how large its pictures are. So the
+    longest of all these pairs is among the longest of the task, and need not be the longest.
+
+    Args:
+        data: With a processor and the plan of its training, from ``plan_training``.
+        size: Number of pairs of either kind; fewer if the task is smaller.
+
+    Raises:
+        DataError: If more samples are broken than ``data.max_broken_share`` allows.
+    """
+    train = data.train_dataloader().batches
+    assert isinstance(train, TrainBatches)
+    plan = train.plan
+    passed: dict[str, list[int]] = {}
+    for planned in map(plan.batch, range(len(plan))):
+        passed.setdefault(planned.dataset, []).extend(planned.indices)
+    drawn = {task: random.Random(0).sample(some, min(size, len(some))) for task, some in passed.items()}
+    sizes = [(len(entry.members), entry.members["json"][1]) for entry in train.reader.entries]
+    groups = []
+    for task, some in drawn.items():
+        largest = sorted(plan.tasks[task], key=sizes.__getitem__)
+        groups.append([*some, *(number for number in largest[-size:] if number not in some)])
+    pairs = PairBatches(train.reader, train.processor, groups, train.cut)
+    broken = BrokenSamples(data.path, data.max_broken_share)
+    for task, batch in zip(drawn, BatchLoader(pairs, len(groups), broken), strict=True):
+        assert isinstance(batch, Batch)
+        yield TaskSample(batch, len(drawn[task]), len(passed[task]))
