@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rime_pl.report.summary import Summary, not_measured
 from rime_pl.report.table import Table
@@ -32,12 +33,13 @@ def summary_tables(summary: Summary) -> list[Table]:
     """Return all tables of a summary, in the order of reading."""
     after, tables = summary["after"], [_recalls(summary)]
     if everything := summary["all_gallery"]:
-        names = [name for name in everything if name.startswith("recall@")]
-        rows = [[pair, *(f"{everything[name][pair]:.3f}" for name in names)] for pair in MODE_PAIRS]
-        size = f"smallest gallery {everything['gallery']}, chance {everything['chance']:.5f}"
-        tables.append(Table(f"The same queries among all distractors ({size})", ["mode", *names], rows))
-    if summary.get("memory"):
-        tables.append(_memory(summary))
+        note = f"smallest gallery {everything['gallery']}, chance {everything['chance']:.5f}"
+        tables.append(_modes("The same queries among all distractors", everything, note))
+    for name in summary.get("memory", ()):
+        task = summary["per_task"][name]
+        note = "Training showed these targets, and asked for them in other words. Not in the mean above.\n"
+        note += f"{task['queries']} queries; gallery: {task['gallery']} distinct contents"
+        tables.append(_modes(f"Memory of things seen: {name}", task, note))
     if "trace" in after:
         title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
         rewrites = [(label, "trace", key) for key, label in REWRITES.items()]
@@ -70,18 +72,11 @@ def _recalls(summary: Summary) -> Table:
     return Table(title, ["query mode -\ntarget mode", ks[0], "95 %\ninterval", *ks[1:]], rows, note=note)
 
 
-def _memory(summary: Summary) -> Table:
-    """Return recall@k of the tasks whose targets training showed."""
-    ks = [name for name in summary["after"] if name.startswith("recall@")]
-    tasks = [(name, summary["per_task"][name]) for name in summary["memory"]]
-    rows = [
-        [name, pair, *(_number(task, k, pair) for k in ks)] for name, task in tasks for pair in MODE_PAIRS
-    ]
-    sizes = "; ".join(f"{name}: {task['queries']} queries, gallery {task['gallery']}" for name, task in tasks)
-    note = (
-        f"Training showed these targets, and asked for them in other words. Not in the mean above.\n{sizes}"
-    )
-    return Table("Memory of things seen", ["task", "mode", *ks], rows, note=note)
+def _modes(title: str, results: Mapping[str, Any], note: str) -> Table:
+    """Return recall@k of the four modes."""
+    names = [name for name in results if name.startswith("recall@")]
+    rows = [[pair, *(f"{results[name][pair]:.3f}" for name in names)] for pair in MODE_PAIRS]
+    return Table(title, ["mode", *names], rows, note=note)
 
 
 def _tasks(summary: Summary) -> Table:

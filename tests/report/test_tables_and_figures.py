@@ -106,8 +106,8 @@ def test_memory_tasks_have_a_table_that_says_what_they_are() -> None:
     summary = build_summary(results, HISTORY, {}, BEFORE)
     assert summary["memory"] == ["words"] and summary["after"] == RESULTS["overall"]
     text = " ".join(summary_text(summary).split())
-    assert "words gen-disc 0.400 0.981 0.992" in text
-    assert "Training showed these targets" in text and "words: 1110 queries, gallery 1860" in text
+    assert "Memory of things seen: words" in text and "gen-disc 0.400 0.981 0.992" in text
+    assert "Training showed these targets" in text and "1110 queries; gallery: 1860 distinct" in text
     assert "Memory" not in summary_text(build_summary(RESULTS, HISTORY, {}, BEFORE))
 
 
