@@ -374,7 +374,7 @@ def finish(
             **cli.run_folder.origin,  # first: what was measured counts, not what was meant
             "argv": typed,
             "seed": cli.config.seed_everything,
-            "data": str(cli.config.data.path),
+            **cli.run_folder.corpus_facts(cli.config.data.path),
             "data_hash": cli.datamodule.data_hash,
             "negatives_per_query": cli.model.negatives_per_query,
             "processes": cli.trainer.world_size,

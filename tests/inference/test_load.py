@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import rime_pl
-from rime_pl.backbone.base_path import base_paths
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import Retriever
+from rime_pl.places import places_of
 from rime_pl.processing import CONTRACT_FILE
 
 
@@ -43,7 +45,7 @@ def test_a_run_loads_from_another_folder_and_after_a_move(
     contract = json.loads((adapter / CONTRACT_FILE).read_text())
     contract["base"] = contract["backbone"]["name_or_path"] = "models/micro"
     monkeypatch.chdir(work)
-    contract["base_paths"] = base_paths(adapter, "models/micro")
+    contract["base_paths"] = places_of("models/micro", adapter)
     (adapter / CONTRACT_FILE).write_text(json.dumps(contract))
     assert contract["base_paths"] == [str(work / "models" / "micro"), "../../../../models/micro"]
     vector = rime_pl.load("runs/x").encode("a red ring")
