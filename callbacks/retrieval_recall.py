@@ -88,6 +88,11 @@ class RetrievalRecall(Callback):
         chunk_size: int = 4096,
     ) -> None:
         self.ks = [1, 5, 10] if ks is None else ks
+        if min(self.ks, default=0) < 1 or chunk_size < 1:
+            raise RimeError(
+                "recall.ks must hold numbers of 1 or more, and recall.chunk_size must be 1 or more, but they "
+                f"are {ks} and {chunk_size}."
+            )
         self.headline_tasks = headline_tasks
         self.rewrite_ablation = rewrite_ablation
         self.results: Results = {}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rime_pl.bounds import at_least
 from rime_pl.datamodules.annotation import CompletionKind
 from rime_pl.datamodules.batch_plan import (
     BatchPlan,
@@ -109,10 +110,12 @@ class RimeDataModule(L.LightningDataModule):
                 raise RimeError(
                     f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
                 )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
+        if not 0 <= max_broken_share <= 1:
             raise RimeError(
-                f"data.steps_per_epoch must be at least 1, or null for one pass, but is {steps_per_epoch}."
+                f"data.max_broken_share must be at least 0 and at most 1, but is {max_broken_share}."
             )
+        if tasks is not None and not tasks:
+            raise RimeError("data.tasks must name a task, or be null for all of them, but is an empty list.")
         self.path = path
         self.name_or_path = name_or_path
         self.prompt = prompt
@@ -131,6 +134,8 @@ class RimeDataModule(L.LightningDataModule):
         self._broken: dict[str, BrokenSamples] = {}
         self._tars = TarFiles()
         self._position = Position()
+        at_least(1, "data", self, "batch_size", "eval_batch_size", "steps_per_epoch", "limit_val_queries")
+        at_least(0, "data", self, "num_workers")
 
     def setup(self, stage: str) -> None:
         """Read indices and processor; raise on every fault of the corpus that an index shows."""

@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from rime_pl.bounds import check_seed_and_threads
 from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
 from rime_pl.callbacks.measures import Measures
 from rime_pl.callbacks.progress import EpochsFromOne
@@ -149,9 +150,7 @@ class StageCLI(LightningCLI):
             help="Seed of the order of the data and of everything random",
         )
         parser.add_argument(
-            "--num_threads",
-            type=int | None,
-            help="CPU threads of each process (default: torch's choice)",
+            "--num_threads", type=int | None, help="CPU threads of each process (default: torch's choice)"
         )
         parser.add_argument(
             "--ckpt_path",
@@ -171,6 +170,10 @@ class StageCLI(LightningCLI):
             "model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate"
         )
         parser.link_arguments("seed_everything", "data.seed")
+
+    def _set_seed(self) -> None:
+        check_seed_and_threads(self.config.seed_everything, self.config.num_threads)
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         if self.config.num_threads:

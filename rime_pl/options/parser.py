@@ -116,6 +116,8 @@ class PlainParser(ArgumentParser):
                 word, at = f"{word}=[{', '.join(listed)}]", end
             elif kind == "bool" and (not values or values[0].lower() not in ("true", "false")):
                 word = f"{word}=true"
+            elif word.startswith("--") and values and re.match(r"-\.?\d", values[0]):
+                word, at = f"{word}={values[0]}", at + 1  # argparse takes -1e-4 for an option
             result.append(word)
         return result
 
