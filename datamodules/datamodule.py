@@ -198,7 +198,14 @@ class RimeDataModule(L.LightningDataModule):
         assert self._plan is not None and pairs is not None and self.processor is not None, (
             "setup comes first"
         )
-        reader = ShardReader(pairs.entries, self.require_rewrites, self.completion, pairs.hidden, self._tars)
+        reader = ShardReader(
+            pairs.entries,
+            self.require_rewrites,
+            self.completion,
+            pairs.hidden,
+            self._tars,
+            self.prompt.image_limit,
+        )
         return BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),
             self.steps_per_epoch or len(self._plan),
@@ -303,7 +310,8 @@ class RimeDataModule(L.LightningDataModule):
         )
 
     def _reader(self, entries: list[Entry]) -> ShardReader:
-        return ShardReader(entries, completion=self.completion, tars=self._tars)
+        limit = self.prompt.image_limit
+        return ShardReader(entries, completion=self.completion, tars=self._tars, max_images=limit)
 
     # -- evaluation -----------------------------------------------------------------------------------
 
