@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
@@ -16,6 +15,7 @@ from rime_pl.datamodules.checking import Checked, Limits, check_corpus, check_ta
 from rime_pl.datamodules.faults import listed
 from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
+from rime_pl.report.table import Table
 
 
 def check(
@@ -89,35 +89,24 @@ def run(name: str, options: dict[str, Any]) -> int:
     if isinstance(result, Checked):
         return int(result.problems > 0)
     corpus = read_corpus(options["output"])
-    table = _table(f"{options['output']}  ({corpus['licence']})", "samples")
-    for split, about in corpus["splits"].items():
-        for task, samples in about["tasks"].items():
-            table.add_row(split, task, str(samples))
-    Console().print(table)
+    rows = [
+        [split, task, str(samples)]
+        for split, about in corpus["splits"].items()
+        for task, samples in about["tasks"].items()
+    ]
+    title = f"{options['output']}  ({corpus['licence']})"
+    Console().print(Table(title, ["split", "task", "samples"], rows).terminal())
     return 0
-
-
-def _table(title: str, *numbers: str) -> Table:
-    table = Table(title=title)
-    for column in ("split", "task", *numbers):
-        table.add_column(column, justify="right" if column in numbers else "left")
-    return table
 
 
 def _print_check(found: Checked, name: str, shown: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    table = _table(
-        f"{name}, without faulty rows",
-        "pairs",
-        "contents",
-        "with pictures",
-        "annotated on both sides",
-        "on one side",
-    )
+    head = ["split", "task", "pairs", "contents", "with pictures", "annotated on both sides", "on one side"]
+    rows = []
     for (split, task), counts in found.counts.items():
         numbers = (counts.pairs, len(counts.contents), counts.with_pictures)
-        table.add_row(split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated)))
-    console.print(table)
+        rows.append([split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated))])
+    console.print(Table(f"{name}, without faulty rows", head, rows).terminal())
     for note in found.notes:
         console.print(note)
     totals = []
