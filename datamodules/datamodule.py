@@ -64,8 +64,9 @@ class RimeDataModule(L.LightningDataModule):
             gallery is always complete.
         distractors: Whether the test gallery also holds items that answer no query.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
-        max_broken_share: Largest share of broken samples of a split that are left out; with more, the run
-            stops and lists them. In training another sample of the task takes the place of a broken one.
+        max_broken_share: Largest share of the samples of a split that may be broken and are left out, over
+            all processes and since the run began; with more, the run stops and lists them. In training
+            another sample of the task takes the place of a broken one.
         too_long: What happens to texts and rewrites with more tokens than model.backbone.prompt allows: their
             sample counts as broken, or they are cut and counted. An instruction is never cut.
         annotated_share: Share of the training pairs that keep their rewrites, more than 0 and at most 1. The
@@ -157,7 +158,7 @@ class RimeDataModule(L.LightningDataModule):
             self._print(self._train.report(self.annotated_share, self.rewrites))
 
     def teardown(self, stage: str) -> None:
-        """Print which samples were left out, and which texts were cut; the first process tells its own."""
+        """Print which samples were left out, and which texts were cut; of the texts only this process's."""
         for samples in self._broken.values():
             for words in samples.news():
                 self._print(words)
@@ -222,7 +223,7 @@ class RimeDataModule(L.LightningDataModule):
 
     @property
     def broken(self) -> dict[str, str]:
-        """The broken samples found so far on this process: name of the sample -> what is wrong."""
+        """The broken samples found so far on all processes: name of the sample -> what is wrong."""
         return {name: wrong for samples in self._broken.values() for name, wrong in samples.found.items()}
 
     @property
@@ -236,10 +237,11 @@ class RimeDataModule(L.LightningDataModule):
         return str(read_corpus(self.path)["data_hash"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._identity(), "position": self.position}
+        broken = {split: dict(samples.found) for split, samples in self._broken.items()}
+        return {**self._identity(), "position": self.position, "broken": broken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position of a checkpoint.
+        """Restore the position of a checkpoint, and the broken samples that were found before it.
 
         Raises:
             RimeError: If the data or a setting of the data differs from the checkpoint's.
@@ -255,6 +257,8 @@ class RimeDataModule(L.LightningDataModule):
                     "Resume with the same data and settings, or set --run_dir to a new folder."
                 )
         self._position.restore(state_dict["position"])
+        for split, found in state_dict.get("broken", {}).items():  # an earlier version kept none
+            self._samples(split).found.update(found)
 
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
