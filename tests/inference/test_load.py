@@ -24,6 +24,29 @@ def test_repr_names_run_base_dimension_and_modes(
     assert "run=None" in repr(Retriever(loaded.backbone))
 
 
+def test_loading_in_python_is_quiet_and_leaves_the_warnings_of_the_program(run_folder: Path) -> None:
+    code = f"""
+import logging, sys, warnings
+logging.basicConfig(level=logging.INFO)
+import rime_pl, rime_pl.inference.retriever
+filters = list(warnings.filters)
+model = rime_pl.load({str(run_folder)!r})
+model.encode("a red ring")
+from transformers.utils import logging as theirs
+from rime_pl.quiet import MESSAGES
+assert warnings.filters == filters and theirs.is_progress_bar_enabled() and theirs.set_tqdm_hook(None) is None
+assert not any(logging.getLogger(name).filters for name in MESSAGES)
+warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning)
+"""
+    words = [sys.executable, "-W", "always::FutureWarning", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout and "Loading weights" not in done.stderr
+    assert done.stderr.count("Warning") == 1 and "<string>:" in done.stderr, (
+        done.stderr
+    )  # the last line's own
+
+
 def test_a_folder_with_several_runs_is_refused_with_their_paths(run_folder: Path, tmp_path: Path) -> None:
     for name in ("sft", "cma"):
         shutil.copytree(run_folder / "cma", tmp_path / "runs" / "x" / name)
