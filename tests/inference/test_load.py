@@ -1,19 +1,21 @@
 """Which run a folder means, and where the base model of its adapter is found."""
 
 import json
+import logging
 import shutil
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.logging import set_tqdm_hook
 
 import rime_pl
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import Retriever
 from rime_pl.places import places_of
 from rime_pl.processing import CONTRACT_FILE
+from rime_pl.quiet import MESSAGES
 
 
 def test_repr_names_run_base_dimension_and_modes(
@@ -24,27 +26,22 @@ def test_repr_names_run_base_dimension_and_modes(
     assert "run=None" in repr(Retriever(loaded.backbone))
 
 
-def test_loading_in_python_is_quiet_and_leaves_the_warnings_of_the_program(run_folder: Path) -> None:
-    code = f"""
-import logging, sys, warnings
-logging.basicConfig(level=logging.INFO)
-import rime_pl, rime_pl.inference.retriever
-filters = list(warnings.filters)
-model = rime_pl.load({str(run_folder)!r})
-model.encode("a red ring")
-from transformers.utils import logging as theirs
-from rime_pl.quiet import MESSAGES
-assert warnings.filters == filters and theirs.is_progress_bar_enabled() and theirs.set_tqdm_hook(None) is None
-assert not any(logging.getLogger(name).filters for name in MESSAGES)
-warnings.warn("`is_gradient_checkpointing` is deprecated", FutureWarning)
-"""
-    words = [sys.executable, "-W", "always::FutureWarning", "-c", code]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not done.stdout and "Loading weights" not in done.stderr
-    assert done.stderr.count("Warning") == 1 and "<string>:" in done.stderr, (
-        done.stderr
-    )  # the last line's own
+def test_loading_in_python_is_quiet_and_leaves_the_program_its_warnings(
+    run_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = {name: list(logging.getLogger(name).filters) for name in MESSAGES}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        filters = list(warnings.filters)
+        rime_pl.load(run_folder)
+        assert warnings.filters == filters and set_tqdm_hook(None) is None
+        warnings.warn(
+            "`is_gradient_checkpointing` is deprecated: the program's own", FutureWarning, stacklevel=1
+        )
+    assert [str(each.message)[-17:] for each in caught] == ["the program's own"]
+    assert kept == {name: logging.getLogger(name).filters for name in MESSAGES}
+    said = capfd.readouterr()
+    assert not said.out and not said.err  # no bar of weights that load at once
 
 
 def test_a_folder_with_several_runs_is_refused_with_their_paths(run_folder: Path, tmp_path: Path) -> None:
