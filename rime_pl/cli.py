@@ -49,8 +49,7 @@ STAGES: dict[str, type[RimeModule]] = {
     "cma": CMAModule,
     "refine_rl": RefineRLModule,
 }
-#: Settings of the backbone that a resumed run may change: how it computes, and where the base model lies. A
-#: checkpoint holds the hash of the base model, so that another one is refused.
+#: Settings of the backbone that a resumed run may change; a checkpoint's hash refuses another base model.
 FREE = ("gradient_checkpointing", "attn_implementation", "shard_base", "name_or_path")
 
 
@@ -138,10 +137,7 @@ class StageCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run_dir",
-            type=str,
-            required=True,
-            help="Folder of this run; an unfinished run in it is resumed",
+            "--run_dir", type=str, required=True, help="Folder of this run; an unfinished one is resumed"
         )
         parser.add_argument(
             "--seed_everything",
