@@ -111,12 +111,6 @@ class RimeDataModule(L.LightningDataModule):
                 raise RimeError(
                     f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
                 )
-        if not 0 <= max_broken_share <= 1:
-            raise RimeError(
-                f"data.max_broken_share must be at least 0 and at most 1, but is {max_broken_share}."
-            )
-        if tasks is not None and not tasks:
-            raise RimeError("data.tasks must name a task, or be null for all of them, but is an empty list.")
         self.path = path
         self.name_or_path = name_or_path
         self.prompt = prompt
@@ -135,8 +129,17 @@ class RimeDataModule(L.LightningDataModule):
         self._broken: dict[str, BrokenSamples] = {}
         self._tars = TarFiles()
         self._position = Position()
+        self._check_settings()
+
+    def _check_settings(self) -> None:
         at_least(1, "data", self, "batch_size", "eval_batch_size", "steps_per_epoch", "limit_val_queries")
         at_least(0, "data", self, "num_workers")
+        if not 0 <= self.max_broken_share <= 1:
+            raise RimeError(
+                f"data.max_broken_share must be at least 0 and at most 1, but is {self.max_broken_share}."
+            )
+        if self.tasks is not None and not self.tasks:
+            raise RimeError("data.tasks must name a task, or be null for all of them, but is an empty list.")
 
     def setup(self, stage: str) -> None:
         """Read indices and processor; raise on every fault of the corpus that an index shows."""

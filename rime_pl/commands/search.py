@@ -62,9 +62,7 @@ def run(
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage)
-    if not images and _has_changed(stage):
-        console.print(f"warning: {stage.corpus} holds other samples than when the run was trained.")
+    gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage, console)
     retriever = _load(stage, device, base, console)
     asked = _instruction(retriever, "query", task) if instruction is None else instruction
     retriever.encode(query, instruction=asked)  # raises before minutes go into the gallery
@@ -73,11 +71,10 @@ def run(
     if words := retriever.unknown_words(query):
         console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
     found = search_modes(retriever, query, modes, top_k, asked)
-    unusable = retriever.unusable.values()
-    pictures = f"{len(gallery) - len(unusable)} pictures"
+    pictures = f"{len(gallery) - len(retriever.unusable)} pictures"
     console.print(f"gallery: {pictures}   query: {query}")
     show(found, Item(query, instruction=asked), output, f"{query}   ({pictures})", images)
-    if unusable:
+    if unusable := retriever.unusable.values():
         console.print(f"{len(unusable)} pictures cannot be used and were left out:\n{first_lines(unusable)}")
     return 0
 
@@ -137,8 +134,10 @@ class DemoPictures(Sequence[Source]):
         return self.reader.read(range(len(self))[index], "target").target
 
 
-def demo_pictures(stage: RunFolder) -> DemoPictures:
+def demo_pictures(stage: RunFolder, console: Console | None = None) -> DemoPictures:
     """The distinct pictures of the test gallery of a run's corpus, and its distractors.
+
+    A corpus that has changed since is told on the console.
 
     Raises:
         RimeError: If the corpus is gone, or has no pictures.
@@ -150,6 +149,9 @@ def demo_pictures(stage: RunFolder) -> DemoPictures:
             f"{stage.path}: the corpus of this run, with its demo pictures, must be there, but is not in "
             f"{places}. Copy it there, or give --images FOLDER."
         )
+    trained_on = stage.manifest.get("data_hash")
+    if console and trained_on and trained_on != read_corpus(corpus)["data_hash"]:
+        console.print(f"warning: {corpus} holds other samples than when the run was trained.")
     entries = read_split(corpus, "test")
     if "distractors" in read_corpus(corpus)["splits"]:
         entries += read_split(corpus, "distractors")
@@ -161,12 +163,6 @@ def demo_pictures(stage: RunFolder) -> DemoPictures:
         raise RimeError(f"{corpus}: the test split holds no pictures to search. Give --images FOLDER.")
     prompt = PromptConfig(**read_contract(stage.adapter)["prompt"])
     return DemoPictures(list(distinct.values()), prompt.image_limit)
-
-
-def _has_changed(stage: RunFolder) -> bool:
-    """Return whether the corpus is another one than the run was trained on, as far as the run says it."""
-    trained_on = stage.manifest.get("data_hash")
-    return bool(trained_on and stage.corpus and trained_on != read_corpus(stage.corpus)["data_hash"])
 
 
 def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:
