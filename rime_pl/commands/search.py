@@ -41,8 +41,7 @@ def run(
 ) -> int:
     """Search the demo pictures of a run's corpus, or a folder of pictures, with a trained model.
 
-    The pictures are encoded once and kept in the run's folder, so that a second search is fast. Pictures that
-    cannot be used are left out, and listed at the end.
+    Embeddings are kept in the run's folder. Pictures that cannot be used are left out, and listed at the end.
 
     Args:
         query: What to look for, in words.
@@ -74,8 +73,7 @@ def run(
     pictures = f"{len(gallery) - len(retriever.unusable)} pictures"
     console.print(f"gallery: {pictures}   query: {query}")
     show(found, Item(query, instruction=asked), output, f"{query}   ({pictures})", images)
-    if unusable := retriever.unusable.values():
-        console.print(f"{len(unusable)} pictures cannot be used and were left out:\n{first_lines(unusable)}")
+    _list_unusable(retriever, console)
     return 0
 
 
@@ -96,6 +94,11 @@ def _load(stage: RunFolder, device: str | None, base: str | None, console: Conso
             "Pictures are embedded without one, and so is the query unless you give --instruction."
         )
     return retriever
+
+
+def _list_unusable(retriever: Retriever, console: Console) -> None:
+    if unusable := retriever.unusable.values():
+        console.print(f"{len(unusable)} pictures cannot be used and were left out:\n{first_lines(unusable)}")
 
 
 def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
