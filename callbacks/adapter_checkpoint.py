@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rime_pl.backbone.adapters import adapter_state, save_adapter
+from rime_pl.bounds import at_least
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DivergedError, RimeError, StoppedError, ToldElsewhereError
 from rime_pl.run_folder import RunFolder
@@ -46,6 +47,7 @@ class AdapterCheckpoint(Checkpoint):
     def __init__(self, run_dir: str, every_n_steps: int = 50) -> None:
         self.run = RunFolder(run_dir)
         self.every_n_steps = every_n_steps
+        at_least(1, "checkpoint", self, "every_n_steps")
         self._trained_since = 0  # batches since last.ckpt was written or read
         self._signals: list[int] = []  # that came in while training
         self._handlers: dict[int, Any] = {}  # of these signals, before training

@@ -8,7 +8,7 @@ each with the rewrite of another query. All processes rank the same embeddings a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,39 +18,22 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from rime_pl.callbacks.evaluated_items import (
+    Record,
+    Seen,
+    annotated,
+    costs,
+    partners_of,
+    rank_rows,
+    together,
+)
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DataError, RimeError
-from rime_pl.metrics.derangement import derange
 from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.metrics.words import slot_scores
 from rime_pl.scaling.gather import gather_objects
-from rime_pl.types import EvalBatch, EvalOutput, Item, Side, content_hash
-
-
-@dataclass
-class Record:
-    """The facts about one evaluated item that are kept next to its embeddings."""
-
-    key: str
-    task: str
-    distractor: bool
-    rewrite: str
-    length: int  # generated tokens
-    well_formed: bool
-    slots: tuple[float, float] | None  # recall and F1 of words against the reference rewrite, if there is one
-    content: int  # of the right target
-    tokens: list[int]  # of the generated rewrite, with <gen_emb> and end of turn; only for queries
-
-
-@dataclass
-class Seen:
-    """The items that one process evaluated; after ``gather_objects``, those of all processes."""
-
-    #: side -> item id -> record; an item that a process repeats is kept once
-    records: dict[Side, dict[int, Record]]
-    seconds: dict[str, float]  # mode -> wall seconds
-    rows: int = 0  # embedded items, repeats counted
+from rime_pl.types import EvalBatch, EvalOutput, content_hash
 
 
 @dataclass
@@ -92,6 +75,11 @@ class RetrievalRecall(Callback):
         chunk_size: int = 4096,
     ) -> None:
         self.ks = [1, 5, 10] if ks is None else ks
+        if min(self.ks, default=0) < 1 or chunk_size < 1:
+            raise RimeError(
+                "recall.ks must hold numbers of 1 or more, and recall.chunk_size must be 1 or more, but they "
+                f"are {ks} and {chunk_size}."
+            )
         self.headline_tasks, self.memory_tasks = headline_tasks, set(memory_tasks or ())
         self.rewrite_ablation = rewrite_ablation
         self.results: Results = {}
@@ -170,7 +158,7 @@ class RetrievalRecall(Callback):
         galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)
         facts = (batch.item_ids, batch.relevant_ids, galleries, tasks, batch.distractor)
         if is_query and self.rewrite_ablation:
-            unannotated = torch.tensor([not _annotated(item) for item in batch.items], device=device)
+            unannotated = torch.tensor([not annotated(item) for item in batch.items], device=device)
             self._waiting.append(Waiting(vectors | output.ablation, facts, unannotated))
         else:
             self._metric.update(batch.side, vectors, *facts)
@@ -189,7 +177,7 @@ class RetrievalRecall(Callback):
             output.rewrite_lengths.tolist(),
             output.well_formed.tolist(),
             [
-                slot_scores(rewrite, item.rewrite or "") if _annotated(item) else None
+                slot_scores(rewrite, item.rewrite or "") if annotated(item) else None
                 for rewrite, item in zip(output.rewrites, batch.items, strict=True)
             ],
             batch.relevant_ids.tolist(),
@@ -210,7 +198,7 @@ class RetrievalRecall(Callback):
         step_context: AbstractContextManager[Any] | None = None,
     ) -> bool:
         """Do the work of :meth:`_end`; ``again`` gives the query batches of this process once more."""
-        seen = _together(gather_objects(self._seen))
+        seen = together(gather_objects(self._seen))
         queries, targets = seen.records["query"], seen.records["target"]
         if not queries:
             return False
@@ -219,7 +207,7 @@ class RetrievalRecall(Callback):
         table = self._metric.ranks()
         missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
-        overall = {**self._over(table, headline), **_costs(seen, self.memory_tasks)}
+        overall = {**self._over(table, headline), **costs(seen, self.memory_tasks)}
         crossed = self._crossed.ranks() if self._crossed is not None else None
         if crossed is not None:
             overall["crossed"] = crossed_results(crossed, headline, overall)
@@ -237,7 +225,7 @@ class RetrievalRecall(Callback):
             facts = gallery_facts([everything.of_task(content_hash(name)) for name in headline])
             self.results["all_gallery"] = {**self._over(everything, headline), **facts}
         if split == "test":
-            self.ranks = _rank_rows(table, everything, crossed, queries)
+            self.ranks = rank_rows(table, everything, crossed, queries)
         self._metric.reset()
         return True
 
@@ -246,7 +234,7 @@ class RetrievalRecall(Callback):
 
         The partner is the same for any number of processes and any size of a batch.
         """
-        partners = _partners(queries)
+        partners = partners_of(queries)
         for waiting, batch in zip(self._waiting, again, strict=False):  # a limit may leave batches out
             items = waiting.facts[0].tolist()
             if batch.item_ids.tolist() != items:
@@ -277,7 +265,7 @@ class RetrievalRecall(Callback):
                 f"It has {sorted(tasks)}. Correct the list, or leave it out to average over all tasks."
             )
         # limit_val_batches may cut off some tasks: the overall results then average over the others
-        return [name for name in wanted if name in tasks] or sorted(tasks)
+        return [name for name in wanted if name in tasks] or sorted(tasks - self.memory_tasks or tasks)
 
     def _log(self, pl_module: pl.LightningModule, prefix: str) -> None:
         names = flat({k: v for k, v in self.results.items() if k not in ("overall", "per_task")})
@@ -295,62 +283,10 @@ def _is_limited(limit: int | float | None) -> bool:
     return isinstance(limit, int) or (limit is not None and limit < 1.0)
 
 
-def _together(parts: list[Seen]) -> Seen:
-    """Return the items of all processes as one."""
-    whole = Seen({"query": {}, "target": {}}, {})
-    for part in parts:
-        for side, records in part.records.items():
-            whole.records[side].update(records)
-        whole.rows += part.rows
-        for mode, seconds in part.seconds.items():
-            whole.seconds[mode] = whole.seconds.get(mode, 0.0) + seconds
-    return whole
-
-
-def _annotated(item: Item) -> bool:
-    """Return whether an item has a reference rewrite."""
-    return bool((item.rewrite or "").strip())
-
-
 def _tokens(output: EvalOutput) -> list[list[int]]:
     """Return the tokens of each generated rewrite, without padding."""
     rows = zip(output.completions.ids, output.completions.mask, strict=True)
     return [ids[mask.bool()].tolist() for ids, mask in rows]
-
-
-def _partners(queries: dict[int, Record]) -> dict[int, int]:
-    """Return for each query the query whose rewrite it gets: of its task, with other content."""
-    tasks: dict[str, list[int]] = {}
-    for item in sorted(queries):  # item ids are hashes, so this order mixes the queries of a task
-        tasks.setdefault(queries[item].task, []).append(item)
-    found = {}
-    for items in tasks.values():
-        others = derange(torch.tensor([queries[item].content for item in items]))
-        found.update({item: items[other] for item, other in zip(items, others.tolist(), strict=True)})
-    return {item: other for item, other in found.items() if item != other}
-
-
-def _costs(seen: Seen, memory: Collection[str]) -> Results:
-    """Return length and form of the rewrites over distinct items, and milliseconds per embedding."""
-    records = [*seen.records["query"].values(), *seen.records["target"].values()]
-    asked = [record for record in seen.records["query"].values() if record.task not in memory]
-    slots = [record.slots for record in asked if record.slots]
-    named = (
-        {
-            "slot_recall": sum(recall for recall, _ in slots) / len(slots),
-            "slot_f1": sum(f1 for _, f1 in slots) / len(slots),
-        }
-        if slots
-        else {}
-    )
-    return {
-        "rewrite": {
-            **named,
-            "mean_length": sum(record.length for record in records) / len(records),
-            "well_formed": sum(record.well_formed for record in records) / len(records),
-        },
-        "milliseconds": {mode: 1000 * seconds / seen.rows for mode, seconds in sorted(seen.seconds.items())},
-    }
 
 
 def _check_found(table: RankTable, queries: dict[int, Record], split: str, limited: bool) -> int:
@@ -372,26 +308,3 @@ def _check_found(table: RankTable, queries: dict[int, Record], split: str, limit
     # skipped broken samples (data.max_broken_share) and limited batches leave such queries
     warnings.warn(f"{message} They count as not found.", stacklevel=2)
     return len(missing)
-
-
-def _rank_rows(
-    table: RankTable,
-    everything: RankTable | None,
-    crossed: RankTable | None,
-    queries: dict[int, Record],
-) -> list[dict[str, Any]]:
-    """Return one row for each query of ``ranks.json``."""
-    rows = []
-    for place, item in enumerate(table.item_ids.tolist()):
-        record = queries[item]
-        row: dict[str, Any] = {"key": record.key, "task": record.task, "rewrite": record.rewrite}
-        row["gallery"] = int(table.gallery_sizes[place])
-        # 0 is "not measured", in JSON null
-        row["ranks"] = {pair: int(ranks[place]) or None for pair, ranks in table.ranks.items()}
-        if crossed is not None:  # the same queries in the same order
-            row["ranks"] |= {f"crossed/{name}": int(ranks[place]) for name, ranks in crossed.ranks.items()}
-        if everything is not None:
-            ranks_all = {pair: int(ranks[place]) or None for pair, ranks in everything.ranks.items()}
-            row["ranks_all_gallery"] = ranks_all
-        rows.append(row)
-    return rows

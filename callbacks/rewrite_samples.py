@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from rime_pl.bounds import at_least
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.scaling.gather import gather_objects
@@ -65,6 +66,7 @@ class RewriteSamples(Callback):
     def __init__(self, num_samples: int = 8, top_k: int = 5) -> None:
         self.num_samples = num_samples
         self.top_k = top_k
+        at_least(1, "samples", self, "num_samples", "top_k")
         self._queries: dict[str, dict[int, Shown]] = {}  # task -> item id -> candidate
         self._targets: dict[int, Shown] = {}
 

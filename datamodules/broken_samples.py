@@ -1,18 +1,16 @@
 """Counts the samples that cannot be used, and the texts that were cut, and says so.
 
-Filled by loading.py; datamodule.py prints it and hands it to the manifest of the run.
+Filled by together.py; datamodule.py prints it and hands it to the manifest of the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rime_pl.datamodules.faults import first_lines
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Batch, EvalBatch
-
-#: How many samples a message lists.
-_LISTED = 20
 
 
 @dataclass
@@ -26,7 +24,7 @@ class Fetched:
 
 
 class BrokenSamples:
-    """Collects the broken samples of one split on this process; stops the run when there are too many.
+    """Collects the broken samples of one split, of all processes; stops the run when there are too many.
 
     Args:
         where: Folder of the split, for the message.
@@ -36,24 +34,23 @@ class BrokenSamples:
     def __init__(self, where: str, max_share: float) -> None:
         self.where, self.max_share = where, max_share
         self.found: dict[str, str] = {}  # sample -> what is wrong
-        self.cut: set[str] = set()
+        self.cut: set[str] = set()  # on this process
         self._told = (0, 0)
 
-    def add(self, fetched: Fetched, num_samples: int) -> None:
-        """Add the broken samples of one batch, read from a split of ``num_samples``.
+    def add(self, broken: Mapping[str, str], num_samples: int) -> None:
+        """Add broken samples of a split of ``num_samples``; one that is met again counts once.
 
         Raises:
             DataError: If more than ``max_share`` of the samples are broken; it lists them.
         """
-        self.cut.update(fetched.cut)
-        if not fetched.broken:
+        if not broken:
             return
-        self.found.update(fetched.broken)
+        self.found.update(broken)
         if len(self.found) > self.max_share * num_samples:
             raise DataError(
                 f"At most {self.max_share} of the samples may be broken (data.max_broken_share), but "
                 f"{len(self.found)} of {num_samples} samples in {self.where} are broken:\n"
-                f"{_listed(self.found.values())}\n"
+                f"{first_lines(self.found.values())}\n"
                 "Repair the corpus or build it again, or raise data.max_broken_share to skip broken samples."
             )
 
@@ -65,14 +62,6 @@ class BrokenSamples:
             (len(self.cut), self._told[1], self.cut, "texts were too long and were cut (data.too_long)"),
         ):
             if count > told:
-                said.append(f"{self.where}: {count} {what}:\n{_listed(lines)}")
+                said.append(f"{self.where}: {count} {what}:\n{first_lines(lines)}")
         self._told = (len(self.found), len(self.cut))
         return said
-
-
-def _listed(lines: Iterable[str]) -> str:
-    """Return the first lines in order, indented, and how many more there are."""
-    everything = sorted(lines)
-    more = len(everything) - _LISTED
-    shown = [*everything[:_LISTED], *([f"... and {more} more"] if more > 0 else [])]
-    return "\n".join(f"  {line}" for line in shown)

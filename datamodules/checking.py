@@ -20,7 +20,7 @@ from rime_pl.datamodules.builders.table import SPLITS, read_table
 from rime_pl.datamodules.faults import Fault
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import DataError, RimeError
-from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN, TURN_END, TURN_START, PromptConfig
+from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN, MAX_IMAGES, TURN_END, TURN_START, PromptConfig
 from rime_pl.types import Item, Pair
 
 if TYPE_CHECKING:  # transformers takes seconds, and most checks need no processor
@@ -50,11 +50,13 @@ class Limits:
         batch_size: Number of pairs in a training batch.
         max_text_tokens: Largest number of tokens of a text, and of an instruction.
         max_rewrite_tokens: Largest number of tokens of a rewrite.
+        max_images: Largest number of pictures of an item.
     """
 
     batch_size: int = 32
     max_text_tokens: int = 512
     max_rewrite_tokens: int = PromptConfig.max_rewrite_tokens
+    max_images: int = MAX_IMAGES
 
 
 @dataclass
@@ -120,6 +122,8 @@ def check_table(
         everything, f"pictures of {table.name}", transient=True, disable=not sys.stdout.isatty()
     ):
         check.texts(row.where, row.pair)
+        if check.many_images(row.where, {side: len(files) for side, files in row.files.items()}):
+            continue
         for pair in pictures.pairs(split, [row]):
             if pair is not None:
                 check.add(split, row.where, pair)
@@ -146,7 +150,7 @@ def check_corpus(path: Path, limits: Limits = Limits(), processor: RimeProcessor
     check = _Check(limits, processor, [], [], joint=".")
     for split, about in corpus["splits"].items():
         for name, pair in track(
-            _samples(path, split, check.found.faults),
+            _samples(path, split, check.found.faults, limits.max_images),
             f"split {split}",
             about.get("samples"),
             transient=True,
@@ -168,7 +172,8 @@ def check_training(data: RimeDataModule) -> Checked:
         data: With a processor, or None to estimate 4 characters a token; not set up.
     """
     prompt = data.prompt
-    limits = Limits(data.batch_size, prompt.max_text_tokens or sys.maxsize, prompt.max_rewrite_tokens)
+    most = prompt.max_text_tokens or sys.maxsize, prompt.max_rewrite_tokens, prompt.image_limit
+    limits = Limits(data.batch_size, *most)
     found = Checked()
     try:
         found = check_corpus(Path(data.path), limits, data.processor)
@@ -187,13 +192,13 @@ def check_training(data: RimeDataModule) -> Checked:
     return found
 
 
-def _samples(path: Path, split: str, faults: list[Fault]) -> Iterator[tuple[str, Pair]]:
+def _samples(path: Path, split: str, faults: list[Fault], max_images: int) -> Iterator[tuple[str, Pair]]:
     try:
         entries = read_split(path, split)
     except DataError as error:
         faults.append(Fault("broken split", f"{path}, split {split!r}", str(error)))
         return
-    reader = ShardReader(entries)
+    reader = ShardReader(entries, max_images=max_images)
     for number, entry in enumerate(entries):
         try:
             yield entry.name, reader.read(number)
@@ -240,6 +245,17 @@ class _Check:
             self._tell("half annotated", where, said, warning=True)
         for name, item in _sides(pair).items():
             self._texts(where, name, item)
+
+    def many_images(self, where: str, counts: dict[str, int]) -> bool:
+        """Return whether a side of a row has too many pictures; it is told."""
+        most = {side: count for side, count in counts.items() if count > self.limits.max_images}
+        for side, count in most.items():
+            said = (
+                f"field '{side}{self.joint}image' names {count} pictures, but max_images is "
+                f"{self.limits.max_images}. Use fewer, or train with a higher limit and give --max_images."
+            )
+            self._tell("too many pictures", where, said)
+        return bool(most)
 
     def _texts(self, where: str, side: str, item: Item) -> None:
         limits = self.limits

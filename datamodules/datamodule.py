@@ -7,13 +7,14 @@ reads the files, loading.py and the processor make the batches.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rime_pl.bounds import at_least
 from rime_pl.datamodules.annotation import CompletionKind
 from rime_pl.datamodules.batch_plan import (
     BatchPlan,
@@ -24,6 +25,7 @@ from rime_pl.datamodules.batch_plan import (
     rank_batches,
 )
 from rime_pl.datamodules.broken_samples import BrokenSamples
+from rime_pl.datamodules.eval_plan import gallery_of, sample_per_task
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
 from rime_pl.datamodules.shards import DISTRACTORS, Entry, ShardReader, read_corpus, read_split
 from rime_pl.datamodules.tar_files import TarFiles
@@ -65,8 +67,9 @@ class RimeDataModule(L.LightningDataModule):
         memory_splits: Further splits whose queries the test asks, in galleries of their own, about items that
             training has seen. Name their tasks in recall.memory_tasks.
         require_rewrites: Whether a training sample without a rewrite counts as broken.
-        max_broken_share: Largest share of broken samples of a split that are left out; with more, the run
-            stops and lists them. In training another sample of the task takes the place of a broken one.
+        max_broken_share: Largest share of the samples of a split that may be broken and are left out, over
+            all processes and since the run began; with more, the run stops and lists them. In training
+            another sample of the task takes the place of a broken one.
         too_long: What happens to texts and rewrites with more tokens than model.backbone.prompt allows: their
             sample counts as broken, or they are cut and counted. An instruction is never cut.
         annotated_share: Share of the training pairs that keep their rewrites, more than 0 and at most 1. The
@@ -112,10 +115,6 @@ class RimeDataModule(L.LightningDataModule):
                 raise RimeError(
                     f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
                 )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise RimeError(
-                f"data.steps_per_epoch must be at least 1, or null for one pass, but is {steps_per_epoch}."
-            )
         self.path = path
         self.name_or_path = name_or_path
         self.prompt = prompt
@@ -134,6 +133,17 @@ class RimeDataModule(L.LightningDataModule):
         self._broken: dict[str, BrokenSamples] = {}
         self._tars = TarFiles()
         self._position = Position()
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        at_least(1, "data", self, "batch_size", "eval_batch_size", "steps_per_epoch", "limit_val_queries")
+        at_least(0, "data", self, "num_workers")
+        if not 0 <= self.max_broken_share <= 1:
+            raise RimeError(
+                f"data.max_broken_share must be at least 0 and at most 1, but is {self.max_broken_share}."
+            )
+        if self.tasks is not None and not self.tasks:
+            raise RimeError("data.tasks must name a task, or be null for all of them, but is an empty list.")
 
     def setup(self, stage: str) -> None:
         """Read indices and processor; raise on every fault of the corpus that an index shows."""
@@ -163,7 +173,7 @@ class RimeDataModule(L.LightningDataModule):
         return self._train
 
     def teardown(self, stage: str) -> None:
-        """Print which samples were left out, and which texts were cut; the first process tells its own."""
+        """Print which samples were left out, and which texts were cut; of the texts only this process's."""
         for samples in self._broken.values():
             for words in samples.news():
                 self._print(words)
@@ -204,7 +214,14 @@ class RimeDataModule(L.LightningDataModule):
         assert self._plan is not None and pairs is not None and self.processor is not None, (
             "setup comes first"
         )
-        reader = ShardReader(pairs.entries, self.require_rewrites, self.completion, pairs.hidden, self._tars)
+        reader = ShardReader(
+            pairs.entries,
+            self.require_rewrites,
+            self.completion,
+            pairs.hidden,
+            self._tars,
+            self.prompt.image_limit,
+        )
         return BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),
             self.steps_per_epoch or len(self._plan),
@@ -221,7 +238,7 @@ class RimeDataModule(L.LightningDataModule):
 
     @property
     def broken(self) -> dict[str, str]:
-        """The broken samples found so far on this process: name of the sample -> what is wrong."""
+        """The broken samples found so far on all processes: name of the sample -> what is wrong."""
         return {name: wrong for samples in self._broken.values() for name, wrong in samples.found.items()}
 
     @property
@@ -235,10 +252,11 @@ class RimeDataModule(L.LightningDataModule):
         return str(read_corpus(self.path)["data_hash"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._identity(), "position": self.position}
+        broken = {split: dict(samples.found) for split, samples in self._broken.items()}
+        return {**self._identity(), "position": self.position, "broken": broken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position of a checkpoint.
+        """Restore the position of a checkpoint, and the broken samples that were found before it.
 
         Raises:
             RimeError: If the data or a setting of the data differs from the checkpoint's.
@@ -254,6 +272,8 @@ class RimeDataModule(L.LightningDataModule):
                     "Resume with the same data and settings, or set --run_dir to a new folder."
                 )
         self._position.restore(state_dict["position"])
+        for split, found in state_dict.get("broken", {}).items():  # an earlier version kept none
+            self._samples(split).found.update(found)
 
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
@@ -293,7 +313,7 @@ class RimeDataModule(L.LightningDataModule):
         """
         entries = read_split(self.path, "val", self.tasks)
         tasks: dict[str, list[int]] = {}
-        for index in _sample_per_task(entries, num_samples, self.seed):
+        for index in sample_per_task(entries, num_samples, self.seed):
             tasks.setdefault(entries[index].dataset, []).append(index)
         return self._pair_loader("val", entries, [tasks[task] for task in sorted(tasks)])
 
@@ -309,15 +329,16 @@ class RimeDataModule(L.LightningDataModule):
         )
 
     def _reader(self, entries: list[Entry]) -> ShardReader:
-        return ShardReader(entries, completion=self.completion, tars=self._tars)
+        limit = self.prompt.image_limit
+        return ShardReader(entries, completion=self.completion, tars=self._tars, max_images=limit)
 
     # -- evaluation -----------------------------------------------------------------------------------
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""
         entries = read_split(self.path, "val", self.tasks)
-        queries = _sample_per_task(entries, self.limit_val_queries, self.seed)
-        return self._eval_loaders("val", entries, queries, _gallery(entries))
+        queries = sample_per_task(entries, self.limit_val_queries, self.seed)
+        return self._eval_loaders("val", entries, queries, gallery_of(entries))
 
     def test_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the test and memory splits, and their galleries."""
@@ -328,7 +349,7 @@ class RimeDataModule(L.LightningDataModule):
         if self.distractors and DISTRACTORS in read_corpus(self.path)["splits"]:
             galleries = {entry.gallery for entry in entries}
             entries = entries + [e for e in read_split(self.path, DISTRACTORS) if e.gallery in galleries]
-        return self._eval_loaders("test", entries, queries, _gallery(entries))
+        return self._eval_loaders("test", entries, queries, gallery_of(entries))
 
     def _eval_loaders(
         self, split: str, entries: list[Entry], queries: list[int], gallery: list[int]
@@ -364,27 +385,3 @@ class RimeDataModule(L.LightningDataModule):
         """Return the rank of this process and the number of processes that read different data."""
         place = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return (place["rank"], place["num_replicas"]) if place else (0, 1)
-
-
-def _gallery(entries: Iterable[Entry]) -> list[int]:
-    """Return the index of the first sample of each distinct target in each gallery."""
-    distinct: dict[tuple[str, str], int] = {}
-    for index, entry in enumerate(entries):
-        distinct.setdefault((entry.gallery, entry.target_content), index)
-    return list(distinct.values())
-
-
-def _sample_per_task(entries: list[Entry], limit: int | None, seed: int) -> list[int]:
-    """Return the indices of ``limit`` queries, as evenly from the tasks as their sizes allow."""
-    everything = range(len(entries))
-    if limit is None or limit >= len(entries):
-        return list(everything)
-    waiting: dict[str, list[int]] = {}
-    for index in random.Random(f"val {seed}").sample(everything, len(entries)):
-        waiting.setdefault(entries[index].dataset, []).append(index)
-    chosen: list[int] = []
-    while len(chosen) < limit:
-        for task in sorted(waiting):
-            if waiting[task] and len(chosen) < limit:
-                chosen.append(waiting[task].pop())
-    return sorted(chosen)

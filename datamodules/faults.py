@@ -1,15 +1,18 @@
 """What is wrong with a table or a corpus: collected, so that a user sees all of it at once, and listed.
 
-The builder of your own data and checking.py collect faults; commands print them.
+The builder of your own data and checking.py collect faults; commands and broken_samples.py print them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+#: How many samples or pictures a message lists.
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ def listed(faults: Sequence[Fault], shown: int) -> str:
         lines.append(f"... and {len(faults) - shown} more")
     kinds = Counter(fault.kind for fault in faults).most_common()
     return "\n".join([*lines, f"By kind: {', '.join(f'{count} x {kind}' for kind, count in kinds)}."])
+
+
+def first_lines(lines: Iterable[str]) -> str:
+    """Return the first lines in order, indented, and how many more there are."""
+    everything = sorted(lines)
+    more = len(everything) - _LISTED
+    shown = [*everything[:_LISTED], *([f"... and {more} more"] if more > 0 else [])]
+    return "\n".join(f"  {line}" for line in shown)
 
 
 def _place(fault: Fault) -> list[tuple[int, str]]:

@@ -233,25 +233,19 @@ class BatchLoader:
         return self._length
 
     def __iter__(self) -> Iterator[Batch | EvalBatch]:
-        return in_step(self._read(), self._trainer)
+        return in_step(self._read(), self._broken, len(self.batches.reader), self._trainer)
 
-    def _read(self) -> Iterator[Batch | EvalBatch]:
+    def _read(self) -> Iterator[Fetched]:
         if self._num_workers:  # forked tokenizers would warn and switch this off themselves
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         whole = range(self._length)
-        loader = DataLoader(
+        yield from DataLoader(
             self.batches,
             batch_size=None,
             sampler=whole if self._position is None else self._position.rest_of_epoch(self._length),
             num_workers=self._num_workers,
             worker_init_fn=_leave_signals_to_the_trainer,
         )
-        for fetched in loader:
-            self._broken.add(fetched, len(self.batches.reader))
-            if fetched.error is not None:
-                raise fetched.error
-            assert fetched.batch is not None, "a batch or an error"
-            yield fetched.batch
 
     # Lightning resumes in the middle of an epoch only if a loader has these two methods.
     def state_dict(self) -> dict[str, Any]:

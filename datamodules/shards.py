@@ -22,6 +22,7 @@ from rime_pl.datamodules.annotation import CompletionKind, with_completion, with
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import open_picture
+from rime_pl.prompts import refuse_many_images
 from rime_pl.types import Item, Pair, Side
 
 FORMAT_VERSION = 1
@@ -196,6 +197,8 @@ class ShardReader:
         completion: Text in the place of the rewrite. A target without a chain of thought keeps its rewrite.
         hidden: Whether each sample is read as if it had no rewrites; None hides none.
         tars: The open tars (default: its own).
+        max_images: Largest number of pictures of an item; one with more is an error, and none is opened. None
+            opens all.
     """
 
     def __init__(
@@ -205,9 +208,10 @@ class ShardReader:
         completion: CompletionKind = "rewrite",
         hidden: Sequence[bool] | None = None,
         tars: TarFiles | None = None,
+        max_images: int | None = None,
     ) -> None:
         self.entries, self.require_rewrites, self.completion = entries, require_rewrites, completion
-        self.hidden = hidden
+        self.hidden, self.max_images = hidden, max_images
         self.tars = tars or TarFiles()
 
     def __len__(self) -> int:
@@ -271,6 +275,8 @@ class ShardReader:
                 )
         if not item["text"].strip() and not item["images"]:
             raise DataError(f"{entry.name}: field {field!r} must have text or images, but has neither.")
+        if with_images and self.max_images is not None:
+            refuse_many_images(len(item["images"]), self.max_images, f"{entry.name}: field {field!r}")
         return Item(
             text=item["text"],
             images=tuple(

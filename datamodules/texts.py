@@ -5,7 +5,7 @@ Called by the data module at the end of a run, and by ``rime search`` for adapte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -29,10 +29,30 @@ def read_texts(reader: TextReader, most: int | None = None) -> Iterator[Pair]:
 
     Args:
         reader: Of the split.
-        most: About how many pairs, evenly spaced; None for all.
+        most: About how many pairs, of every task; None for all.
     """
-    for index in range(0, len(reader), max(1, len(reader) // most) if most else 1):
+    for index in _spread([entry.dataset for entry in reader.entries], most):
         try:
             yield reader.read(index)
         except DataError:
             continue
+
+
+def _spread(tasks: Sequence[str], most: int | None) -> Sequence[int]:
+    """Return the indices of about ``most`` samples, evenly spaced in each task, so that no task is missed.
+
+    Args:
+        tasks: Task of each sample.
+        most: None for all samples.
+
+    Example:
+        >>> _spread([*"aaaaaaaa", "b"], 4)
+        [0, 4, 8]
+    """
+    if most is None or len(tasks) <= most:
+        return range(len(tasks))
+    of_task: dict[str, list[int]] = {}
+    for index, task in enumerate(tasks):
+        of_task.setdefault(task, []).append(index)
+    share = max(1, most // len(of_task))
+    return sorted(index for each in of_task.values() for index in each[:: -(-len(each) // share)])

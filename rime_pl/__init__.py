@@ -23,8 +23,10 @@ def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
     from rime_pl.inference.retriever import load as load_run  # here, because it is slow to import
+    from rime_pl.quiet import quiet_while_loading
 
-    return load_run(run, device, base)
+    with quiet_while_loading():
+        return load_run(run, device, base)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from rime_pl.bounds import check_seed_and_threads
 from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
 from rime_pl.callbacks.measures import Measures
 from rime_pl.callbacks.progress import EpochsFromOne
@@ -48,8 +49,7 @@ STAGES: dict[str, type[RimeModule]] = {
     "cma": CMAModule,
     "refine_rl": RefineRLModule,
 }
-#: Settings of the backbone that a resumed run may change: how it computes, and where the base model lies. A
-#: checkpoint holds the hash of the base model, so that another one is refused.
+#: Settings of the backbone that a resumed run may change; a checkpoint's hash refuses another base model.
 FREE = ("gradient_checkpointing", "attn_implementation", "shard_base", "name_or_path")
 
 
@@ -137,10 +137,7 @@ class StageCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run_dir",
-            type=str,
-            required=True,
-            help="Folder of this run; an unfinished run in it is resumed",
+            "--run_dir", type=str, required=True, help="Folder of this run; an unfinished one is resumed"
         )
         parser.add_argument(
             "--seed_everything",
@@ -149,9 +146,7 @@ class StageCLI(LightningCLI):
             help="Seed of the order of the data and of everything random",
         )
         parser.add_argument(
-            "--num_threads",
-            type=int | None,
-            help="CPU threads of each process (default: torch's choice)",
+            "--num_threads", type=int | None, help="CPU threads of each process (default: torch's choice)"
         )
         parser.add_argument(
             "--ckpt_path",
@@ -171,6 +166,10 @@ class StageCLI(LightningCLI):
             "model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate"
         )
         parser.link_arguments("seed_everything", "data.seed")
+
+    def _set_seed(self) -> None:
+        check_seed_and_threads(self.config.seed_everything, self.config.num_threads)
+        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         if self.config.num_threads:
@@ -374,7 +373,7 @@ def finish(
             **cli.run_folder.origin,  # first: what was measured counts, not what was meant
             "argv": typed,
             "seed": cli.config.seed_everything,
-            "data": str(cli.config.data.path),
+            **cli.run_folder.corpus_facts(cli.config.data.path),
             "data_hash": cli.datamodule.data_hash,
             "negatives_per_query": cli.model.negatives_per_query,
             "processes": cli.trainer.world_size,

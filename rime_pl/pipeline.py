@@ -217,7 +217,8 @@ def _numbered(folder: Path, stage: str) -> Iterator[RunFolder]:
 
 
 def _same_settings(run: RunFolder, settings: Settings) -> bool:
-    return run.settings | {"run_dir": None} == settings | {"run_dir": None}
+    """Whether all are equal; one that an earlier version did not have is null there."""
+    return not differences(settings | {"run_dir": None}, run.settings | {"run_dir": None})
 
 
 def _same_start(run: RunFolder, start: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor
 
 from rime_pl.errors import DataError, RimeError
-from rime_pl.prompts import IMAGE_TOKEN, PromptConfig, chat_prompt, completion
+from rime_pl.prompts import IMAGE_TOKEN, PromptConfig, chat_prompt, completion, refuse_many_images
 from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 
 #: Saved with every adapter: where the two embeddings are read, and the prompt layout of an item.
@@ -55,9 +55,6 @@ class RimeProcessor:
         self.special_ids: list[int] = sorted(special)
         self.special_pattern = re.compile("|".join(map(re.escape, special.values())))
         self.picture_size = picture_size(processor.image_processor, prompt)
-        for limit in ("max_rewrite_tokens", "max_text_tokens"):
-            if (value := getattr(prompt, limit)) is not None and value < 1:
-                raise RimeError(f"model.backbone.prompt.{limit} must be at least 1, but is {value}.")
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, prompt: PromptConfig) -> RimeProcessor:
@@ -115,11 +112,13 @@ class RimeProcessor:
             The pair, and which texts were cut, such as "train-000000.tar/x (query): text".
 
         Raises:
-            DataError: If a side is missing, or a text is too long or contains a special token.
+            DataError: If a side is missing, if it has too many pictures, or if a text is too long or contains
+                a special token.
         """
         shortened: list[str] = []
         for side in sides:
             item, name = _query(pair) if side == "query" else pair.target, f"{pair.key} ({side})"
+            refuse_many_images(len(item.images), self.prompt.image_limit, name)
             for field in ("instruction", "text", "rewrite"):
                 text = getattr(item, field) or ""
                 self._refuse_special([text], field, [name])
@@ -175,8 +174,8 @@ class RimeProcessor:
             R prompts; ``pixel_values`` is None if no item has an image.
 
         Raises:
-            DataError: If a text or an instruction contains a special token, or an instruction is too long. A
-                text that is too long is cut, with a warning.
+            DataError: If an item has too many pictures, if a text or an instruction contains a special token,
+                or if an instruction is too long. A text that is too long is cut, with a warning.
         """
         for field in ("text", "instruction"):
             self._refuse_special([getattr(item, field) for item in items], field, keys)
@@ -200,6 +199,7 @@ class RimeProcessor:
 
     def _bounded(self, item: Item, name: str) -> Item:
         """Return an item whose text is not too long; those of a corpus were checked before."""
+        refuse_many_images(len(item.images), self.prompt.image_limit, name)
         self._within("instruction", item.instruction, name)
         text = self._within("text", item.text, name, cut=True)
         if text == item.text:
@@ -310,10 +310,10 @@ def picture_size(images: Any, prompt: PromptConfig) -> dict[str, int] | None:
             )
         smallest, largest = min(smallest, prompt.max_pixels), prompt.max_pixels
     if prompt.min_pixels is not None:
-        if not 1 <= prompt.min_pixels <= largest:
+        if prompt.min_pixels > largest:
             raise RimeError(
-                f"{name}.min_pixels must be at least 1 and at most the {largest} pixels of the largest "
-                f"picture, but is {prompt.min_pixels}. Lower it, or raise {name}.max_pixels."
+                f"{name}.min_pixels must be at most the {largest} pixels of the largest picture, but is "
+                f"{prompt.min_pixels}. Lower it, or raise {name}.max_pixels."
             )
         smallest = prompt.min_pixels
     return {"shortest_edge": int(smallest), "longest_edge": int(largest)}

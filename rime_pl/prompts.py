@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rime_pl.bounds import at_least
+from rime_pl.errors import DataError, RimeError
+
+#: Largest number of pictures of an item, where a prompt sets no other.
+MAX_IMAGES = 16
 IMAGE_SLOT = "<|vision_start|>{pads}<|vision_end|>"
 IMAGE_TOKEN = "<|image_pad|>"
 TURN_START = "<|im_start|>"
@@ -30,6 +35,7 @@ class PromptConfig:
             base model's image processor).
         min_pixels: Smallest area of a picture in pixels; a smaller one is enlarged to it (default: that of
             the base model's image processor).
+        max_images: Largest number of pictures of an item (default: 16).
     """
 
     disc_token: str = "<disc_emb>"
@@ -40,10 +46,34 @@ class PromptConfig:
     max_text_tokens: int | None = None
     max_pixels: int | None = None
     min_pixels: int | None = None
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        limits = ("max_rewrite_tokens", "max_text_tokens", "max_pixels", "min_pixels", "max_images")
+        at_least(1, "model.backbone.prompt", self, *limits)
+        if self.disc_token == self.gen_token or not (self.disc_token and self.gen_token):
+            raise RimeError(
+                "model.backbone.prompt.disc_token and gen_token must be two different tokens, but are "
+                f"{self.disc_token!r} and {self.gen_token!r}."
+            )
+
+    @property
+    def image_limit(self) -> int:
+        """The largest number of pictures of an item."""
+        return MAX_IMAGES if self.max_images is None else self.max_images
 
     def budget(self, max_new_tokens: int | None = None) -> int:
         """Return the maximum length of a rewrite: ``max_new_tokens``, or ``max_rewrite_tokens`` if None."""
         return max_new_tokens or self.max_rewrite_tokens
+
+
+def refuse_many_images(count: int, limit: int, name: str) -> None:
+    """Raise a DataError if an item has more pictures than ``limit``: each takes memory when it is opened."""
+    if count > limit:
+        raise DataError(
+            f"{name} must have at most {limit} pictures, but has {count}. Use fewer, or raise "
+            "model.backbone.prompt.max_images for the training."
+        )
 
 
 def chat_prompt(config: PromptConfig, text: str, instruction: str, image_tokens: list[int]) -> str:

@@ -1,6 +1,7 @@
 """What other libraries print and a user can do nothing about: each message by its logger and its beginning.
 
-Called once, before anything heavy is imported. A warning that a user can act on is not in these tables.
+The command line calls it once, before anything heavy is imported; `rime_pl.load` for as long as it loads. A
+warning that a user can act on is not in these tables.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 #: Logger -> beginnings of messages that it need not pass on.
 MESSAGES: dict[str, tuple[str, ...]] = {
@@ -60,5 +64,32 @@ def quiet_other_libraries() -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(each, DropMessages) for each in logger.filters):
             logger.addFilter(DropMessages(beginnings))
+    _ignore_warnings()
+
+
+@contextmanager
+def quiet_while_loading() -> Iterator[None]:
+    """Do the same inside somebody's program, and leave its warnings, loggers and bars as they were."""
+    filters = [(logging.getLogger(name), DropMessages(beginnings)) for name, beginnings in MESSAGES.items()]
+    with warnings.catch_warnings():
+        _ignore_warnings()
+        for logger, drop in filters:
+            logger.addFilter(drop)
+        from transformers.utils.logging import set_tqdm_hook  # here, because it is slow to import
+
+        before = set_tqdm_hook(_late_bar)
+        try:
+            yield
+        finally:
+            set_tqdm_hook(before)
+            for logger, drop in filters:
+                logger.removeFilter(drop)
+
+
+def _ignore_warnings() -> None:
     for words in WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{re.escape(words)}")
+
+
+def _late_bar(bar: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+    return bar(*args, **{"delay": float(BAR_DELAY), **settings})

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from rime_pl.errors import RimeError
+from rime_pl.places import places_of, tried
 
 #: The folder of all runs, relative to the working folder.
 RUNS = Path("runs")
@@ -150,11 +151,18 @@ class RunFolder:
 
     @property
     def corpus(self) -> Path | None:
-        """The corpus folder that the run was trained on; None if it is gone."""
-        if not (self.path / "manifest.json").is_file():
-            return None
-        named = self.manifest.get("data")
-        return Path(named) if named and Path(named).is_dir() else None
+        """The corpus folder that the run was trained on, also after both were moved; None if it is gone."""
+        return next((path for path in self.corpus_places() if path.is_dir()), None)
+
+    def corpus_places(self) -> list[Path]:
+        """Return where the corpus of the run may be, [] if the run does not say it."""
+        if not (self.path / "manifest.json").is_file() or not (named := self.manifest.get("data")):
+            return []
+        return tried(self.manifest.get("data_places") or [], self.path, named)
+
+    def corpus_facts(self, corpus: str | Path) -> dict[str, Any]:
+        """Return what the manifest says of where the corpus lies."""
+        return {"data": str(corpus), "data_places": places_of(corpus, self.path)}
 
     def begin(self, settings: dict[str, Any], origin: dict[str, Any]) -> None:
         """Claim the folder for a run that is about to start, so that no other settings take it."""

@@ -20,7 +20,7 @@ from rime_pl.types import Item, Pair, Side
 WORDS_FILE = "words.txt"
 #: A base model with more tokens was pre-trained on other texts, whose words nobody has listed.
 MAX_VOCABULARY = 10_000
-#: Pairs, evenly spaced, that show the instructions of the tasks, unless all are read for their words.
+#: Pairs, evenly spaced in each task, that show its instructions, unless all are read for their words.
 MAX_SAMPLES = 10_000
 #: A longer list of words is not kept.
 MAX_WORDS = 100_000

@@ -163,6 +163,15 @@ def test_same_settings_and_start_are_found_again(tmp_path: Path) -> None:
     assert find_run(tmp_path, "cma", settings(0.1), start) == RunFolder(tmp_path / "cma-3")
 
 
+def test_a_run_from_before_a_setting_existed_is_found_again(tmp_path: Path) -> None:
+    run = begin(tmp_path / "cma")
+    newer = settings()
+    newer["model"]["new"] = None  # the default: as if it did not exist
+    assert find_run(tmp_path, "cma", newer, {}) == run
+    newer["model"]["new"] = 3
+    assert find_run(tmp_path, "cma", newer, {}) == RunFolder(tmp_path / "cma-2")
+
+
 def test_another_start_is_another_run(tmp_path: Path) -> None:
     begin(tmp_path / "cma")
     second = RunFolder(tmp_path / "cma-2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -227,17 +228,38 @@ def test_pictures_are_bounded_by_the_contract(size: tuple[int, int], processor: 
             {"max_pixels": 10},
             r"max_pixels must be at least 576, the 24 x 24 pixels of one visual token, but is 10",
         ),
-        ({"min_pixels": 0}, r"min_pixels must be at least 1 and at most the \d+ pixels .* but is 0"),
-        ({"min_pixels": 900, "max_pixels": 600}, r"min_pixels must be at least 1 and at most the 600 pixels"),
-        ({"max_text_tokens": 0}, r"max_text_tokens must be at least 1, but is 0"),
-        ({"max_rewrite_tokens": -1}, r"max_rewrite_tokens must be at least 1, but is -1"),
+        ({"min_pixels": 0}, r"min_pixels must be 1 or more, but is 0"),
+        ({"min_pixels": 900, "max_pixels": 600}, r"min_pixels must be at most the 600 pixels .* but is 900"),
+        ({"max_text_tokens": 0}, r"max_text_tokens must be 1 or more, but is 0"),
+        ({"max_rewrite_tokens": -1}, r"max_rewrite_tokens must be 1 or more, but is -1"),
+        ({"max_images": 0}, r"max_images must be 1 or more, but is 0"),
+        (
+            {"disc_token": "<gen_emb>"},
+            r"disc_token and gen_token must be two different tokens, but are '<gen",
+        ),
     ],
 )
 def test_bounds_that_leave_nothing_are_refused(
-    changes: dict[str, int], message: str, processor: RimeProcessor
+    changes: dict[str, Any], message: str, processor: RimeProcessor
 ) -> None:
     with pytest.raises(RimeError, match=rf"model.backbone.prompt.{message}"):
         RimeProcessor(processor.processor, replace(PROMPT, **changes))
+
+
+def test_an_item_with_too_many_pictures_is_named(processor: RimeProcessor) -> None:
+    ours = RimeProcessor(processor.processor, replace(PROMPT, max_images=2))
+    two, three = (Item("", (picture(24, 24),) * count, "c") for count in (2, 3))
+    assert ours.check(Pair("k", "task", "all", two, two)) == (Pair("k", "task", "all", two, two), [])
+    for query, target, side in ((three, two, "query"), (two, three, "target")):
+        with pytest.raises(
+            DataError, match=rf"k \({side}\) must have at most 2 pictures, but has 3. Use fewer"
+        ):
+            ours.check(Pair("k", "task", "all", query, target), cut=True)
+    with pytest.raises(DataError, match=r"row 1 must have at most 2 pictures, but has 3"):
+        ours.prompts([two, three])
+    many = Item("", (picture(24, 24),) * 17, "c")
+    with pytest.raises(DataError, match=r"row 0 must have at most 16 pictures, but has 17"):
+        processor.prompts([many])
 
 
 def test_an_adapter_from_before_the_bounds_still_fits(processor: RimeProcessor) -> None:

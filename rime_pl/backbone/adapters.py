@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rime_pl.backbone.base_path import base_paths
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import RimeError
+from rime_pl.places import places_of
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -111,7 +111,7 @@ def save_adapter(
     backbone = {name: value for name, value in asdict(config).items() if name != "prompt"}
     hashes = {"base_hash": base_hash, "weights_hash": state_hash(state)}
     contract = processor.contract() | {"base": config.name_or_path, "backbone": backbone} | hashes
-    contract |= {"base_paths": base_paths(folder, config.name_or_path), "tasks": tasks or {}}
+    contract |= {"base_paths": places_of(config.name_or_path, folder), "tasks": tasks or {}}
     (folder / CONTRACT_FILE).write_text(json.dumps(contract, indent=2) + "\n")
 
 

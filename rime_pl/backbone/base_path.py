@@ -1,22 +1,16 @@
 """Where the base model of an adapter lies, also after both were moved.
 
-Called by adapters.py, which keeps the places in the contract, by mllm.py and by `rime doctor`.
+Called by mllm.py and by `rime doctor`. adapters.py keeps the places in the contract.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rime_pl.errors import RimeError
-
-
-def base_paths(adapter: Path, name_or_path: str) -> list[str]:
-    """Return where the base model lies, absolute and as seen from the adapter; [] for a Hugging Face name."""
-    path = Path(name_or_path).expanduser().resolve()
-    return [str(path), os.path.relpath(path, adapter.resolve())] if path.is_dir() else []
+from rime_pl.places import tried
 
 
 def find_base(adapter: str | Path, contract: Mapping[str, Any], base: str | Path | None = None) -> str:
@@ -36,15 +30,13 @@ def find_base(adapter: str | Path, contract: Mapping[str, Any], base: str | Path
             raise RimeError(f"base must be the folder of the base model, but {str(base)!r} does not exist.")
         return str(path if path.is_dir() else base)
     name, paths = contract["base"], contract.get("base_paths") or []
-    # seen from the adapter, the path is right if base model and run moved together
-    tried = [*(Path(adapter).resolve() / path for path in paths), Path.cwd() / name]
-    for path in tried:
+    looked = tried(paths, adapter, name)
+    for path in looked:
         if path.is_dir():
             return str(path.resolve())
     if not paths:
         return str(name)
     raise RimeError(
         f"{adapter}: the base model {name} of this adapter must be there, but lies neither in "
-        f"{' nor in '.join(os.path.normpath(path) for path in tried)}. Copy it there, or give its folder as "
-        "base (--base)."
+        f"{' nor in '.join(map(str, looked))}. Copy it there, or give its folder as base (--base)."
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rime_pl.bounds import at_least
+from rime_pl.errors import RimeError
 from rime_pl.prompts import PromptConfig
 
 #: All linear layers of the decoder and no others: the MLPs of a vision tower also have gate/up/down_proj.
@@ -44,3 +46,10 @@ class BackboneConfig:
     attn_implementation: str = "sdpa"
     shard_base: bool = True
     prompt: PromptConfig = field(default_factory=PromptConfig)
+
+    def __post_init__(self) -> None:
+        at_least(1, "model.backbone", self, "lora_r", "lora_alpha")
+        if not 0 <= self.lora_dropout < 1:
+            raise RimeError(
+                f"model.backbone.lora_dropout must be at least 0 and below 1, but is {self.lora_dropout}."
+            )

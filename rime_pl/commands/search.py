@@ -9,14 +9,17 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
+from rime_pl.backbone.adapters import read_contract
+from rime_pl.datamodules.faults import first_lines
 from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import MODES, Found, Hit, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source
+from rime_pl.prompts import PromptConfig
 from rime_pl.report.sheets import Card, SheetRow, sheet
+from rime_pl.report.table import Table
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
@@ -38,7 +41,7 @@ def run(
 ) -> int:
     """Search the demo pictures of a run's corpus, or a folder of pictures, with a trained model.
 
-    The pictures are encoded once and kept in the run's folder, so that a second search is fast.
+    Embeddings are kept in the run's folder. Pictures that cannot be used are left out, and listed at the end.
 
     Args:
         query: What to look for, in words.
@@ -58,16 +61,19 @@ def run(
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage)
+    gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage, console)
     retriever = _load(stage, device, base, console)
     asked = _instruction(retriever, "query", task) if instruction is None else instruction
     retriever.encode(query, instruction=asked)  # raises before minutes go into the gallery
-    retriever.index(gallery, modes, batch_size, None, _instruction(retriever, "target", task), progress=True)
+    target = _instruction(retriever, "target", task)
+    retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
     if words := retriever.unknown_words(query):
         console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
     found = search_modes(retriever, query, modes, top_k, asked)
-    console.print(f"gallery: {len(gallery)} pictures   query: {query}")
-    show(found, Item(query, instruction=asked), output, f"{query}   ({len(gallery)} pictures)", images)
+    pictures = f"{len(gallery) - len(retriever.unusable)} pictures"
+    console.print(f"gallery: {pictures}   query: {query}")
+    show(found, Item(query, instruction=asked), output, f"{query}   ({pictures})", images)
+    _list_unusable(retriever, console)
     return 0
 
 
@@ -90,6 +96,11 @@ def _load(stage: RunFolder, device: str | None, base: str | None, console: Conso
     return retriever
 
 
+def _list_unusable(retriever: Retriever, console: Console) -> None:
+    if unusable := retriever.unusable.values():
+        console.print(f"{len(unusable)} pictures cannot be used and were left out:\n{first_lines(unusable)}")
+
+
 def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
     return retriever.instruction(side, task) if retriever.tasks or task else ""
 
@@ -98,7 +109,7 @@ def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images
     """Print a table for each mode and write the sheet of pictures; file names count from ``images``."""
     console = Console(highlight=False, markup=False, emoji=False)  # brackets in a rewrite are no markup
     for mode, result in found.items():
-        console.print(result_table(mode, result, images))
+        console.print(result_table(mode, result, images).terminal())
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet([sheet_row(query, mode, result, images) for mode, result in found.items()], title).save(output)
     console.print(f"pictures: {output}")
@@ -116,8 +127,8 @@ def search_modes(
 class DemoPictures(Sequence[Source]):
     """The targets of samples in shards, each read when it is asked for."""
 
-    def __init__(self, entries: list[Entry]) -> None:
-        self.reader = ShardReader(entries)
+    def __init__(self, entries: list[Entry], max_images: int) -> None:
+        self.reader = ShardReader(entries, max_images=max_images)
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -126,18 +137,24 @@ class DemoPictures(Sequence[Source]):
         return self.reader.read(range(len(self))[index], "target").target
 
 
-def demo_pictures(stage: RunFolder) -> DemoPictures:
+def demo_pictures(stage: RunFolder, console: Console | None = None) -> DemoPictures:
     """The distinct pictures of the test gallery of a run's corpus, and its distractors.
+
+    A corpus that has changed since is told on the console.
 
     Raises:
         RimeError: If the corpus is gone, or has no pictures.
     """
     corpus = stage.corpus
     if not corpus:
+        places = " or ".join(map(str, stage.corpus_places())) or "any place that the run names"
         raise RimeError(
-            f"{stage.path}: the corpus of this run, with its demo pictures, is not in this working folder. "
-            "Give --images FOLDER."
+            f"{stage.path}: the corpus of this run, with its demo pictures, must be there, but is not in "
+            f"{places}. Copy it there, or give --images FOLDER."
         )
+    trained_on = stage.manifest.get("data_hash")
+    if console and trained_on and trained_on != read_corpus(corpus)["data_hash"]:
+        console.print(f"warning: {corpus} holds other samples than when the run was trained.")
     entries = read_split(corpus, "test")
     if "distractors" in read_corpus(corpus)["splits"]:
         entries += read_split(corpus, "distractors")
@@ -147,7 +164,8 @@ def demo_pictures(stage: RunFolder) -> DemoPictures:
             distinct.setdefault(entry.target_content, entry)
     if not distinct:
         raise RimeError(f"{corpus}: the test split holds no pictures to search. Give --images FOLDER.")
-    return DemoPictures(list(distinct.values()))
+    prompt = PromptConfig(**read_contract(stage.adapter)["prompt"])
+    return DemoPictures(list(distinct.values()), prompt.image_limit)
 
 
 def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:
@@ -179,18 +197,13 @@ def _name(hit: Hit, images: Path | None) -> str:
 
 def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
     """Rank, score and name of each picture; the query's rewrite and the time in the title."""
-    wrote = f'\nthe query as rewritten: "{found.rewrite}"' if found.rewrite is not None else ""
-    title = f"{mode}: query in {found.encode_ms:.1f} ms, search in {found.search_ms:.2f} ms{wrote}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("cosine", justify="right")
-    table.add_column("picture")
-    if found.rewrite is not None:
-        table.add_column("its rewrite")
-    for rank, hit in enumerate(found.hits, 1):
-        cells = [str(rank), f"{hit.score:.3f}", _name(hit, images)]
-        table.add_row(*cells, *([hit.rewrite or ""] if found.rewrite is not None else []))
-    return table
+    title = f"{mode}: query in {found.encode_ms:.1f} ms, search in {found.search_ms:.2f} ms"
+    head = ["#", "cosine", "picture"]
+    rows = [[str(n), f"{hit.score:.3f}", _name(hit, images)] for n, hit in enumerate(found.hits, 1)]
+    if found.rewrite is None:
+        return Table(title, head, rows)
+    rewritten = [[*row, hit.rewrite or ""] for row, hit in zip(rows, found.hits, strict=True)]
+    return Table(title, [*head, "its rewrite"], rewritten, f'the query as rewritten: "{found.rewrite}"')
 
 
 def sheet_row(query: Item, mode: Mode, found: Found, images: Path | None = None) -> SheetRow:

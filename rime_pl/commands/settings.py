@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.bounds import check_seed_and_threads
 from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
@@ -21,7 +22,7 @@ Stage = Literal["sft", "cma", "refine-rl", "refine_rl"]
 
 
 class SettingsReader(StageCLI):
-    """Parses the settings of a stage, and the options of a command behind them; builds nothing.
+    """Parses the settings of a stage, and the options of a command behind them; loads and trains nothing.
 
     Args:
         stage: A key of ``STAGES``.
@@ -42,13 +43,15 @@ class SettingsReader(StageCLI):
             add_options(parser, self.command)
 
     def _set_seed(self) -> None:
-        return  # a plan draws nothing, and must not change what its caller draws
+        """Refuse a seed, but set none: a plan draws nothing, and must not change what its caller draws."""
+        check_seed_and_threads(self.config.seed_everything, self.config.num_threads)
 
     def before_instantiate_classes(self) -> None:
         return
 
     def instantiate_classes(self) -> None:
-        return
+        """Make module and data module only to let them refuse values, as they would at the start of a run."""
+        self.parser.instantiate_classes(self.config)
 
 
 @dataclass(frozen=True)

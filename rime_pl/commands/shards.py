@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
@@ -16,6 +15,7 @@ from rime_pl.datamodules.checking import Checked, Limits, check_corpus, check_ta
 from rime_pl.datamodules.faults import listed
 from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
+from rime_pl.report.table import Table
 
 
 def check(
@@ -27,6 +27,7 @@ def check(
     batch_size: int = Limits.batch_size,
     max_text_tokens: int = Limits.max_text_tokens,
     max_rewrite_tokens: int = Limits.max_rewrite_tokens,
+    max_images: int = Limits.max_images,
     val_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
@@ -44,6 +45,7 @@ def check(
         batch_size: Number of pairs in a training batch (data.batch_size).
         max_text_tokens: Largest number of tokens of a text (model.backbone.prompt.max_text_tokens).
         max_rewrite_tokens: Largest number of tokens of a rewrite (model.backbone.prompt.max_rewrite_tokens).
+        max_images: Largest number of pictures of an item (model.backbone.prompt.max_images).
         val_share: Share of the contents in the validation split, for rows without a split.
         test_share: Share of the contents in the test split, for rows without a split.
         seed: Seed of the split, for rows without a value in column 'split'.
@@ -51,7 +53,7 @@ def check(
     """
     if (table is None) == (path is None):
         raise RimeError("`rime shards check` needs --table FILE or --path CORPUS, one of them.")
-    limits = Limits(batch_size, max_text_tokens, max_rewrite_tokens)
+    limits = Limits(batch_size, max_text_tokens, max_rewrite_tokens, max_images)
     processor = None
     if base:
         from rime_pl.processing import RimeProcessor  # transformers takes seconds, so only if it is needed
@@ -87,35 +89,24 @@ def run(name: str, options: dict[str, Any]) -> int:
     if isinstance(result, Checked):
         return int(result.problems > 0)
     corpus = read_corpus(options["output"])
-    table = _table(f"{options['output']}  ({corpus['licence']})", "samples")
-    for split, about in corpus["splits"].items():
-        for task, samples in about["tasks"].items():
-            table.add_row(split, task, str(samples))
-    Console().print(table)
+    rows = [
+        [split, task, str(samples)]
+        for split, about in corpus["splits"].items()
+        for task, samples in about["tasks"].items()
+    ]
+    title = f"{options['output']}  ({corpus['licence']})"
+    Console().print(Table(title, ["split", "task", "samples"], rows).terminal())
     return 0
-
-
-def _table(title: str, *numbers: str) -> Table:
-    table = Table(title=title)
-    for column in ("split", "task", *numbers):
-        table.add_column(column, justify="right" if column in numbers else "left")
-    return table
 
 
 def _print_check(found: Checked, name: str, shown: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    table = _table(
-        f"{name}, without faulty rows",
-        "pairs",
-        "contents",
-        "with pictures",
-        "annotated on both sides",
-        "on one side",
-    )
+    head = ["split", "task", "pairs", "contents", "with pictures", "annotated on both sides", "on one side"]
+    rows = []
     for (split, task), counts in found.counts.items():
         numbers = (counts.pairs, len(counts.contents), counts.with_pictures)
-        table.add_row(split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated)))
-    console.print(table)
+        rows.append([split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated))])
+    console.print(Table(f"{name}, without faulty rows", head, rows).terminal())
     for note in found.notes:
         console.print(note)
     totals = []

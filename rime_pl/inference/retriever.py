@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,24 +19,16 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
-from rime_pl.errors import RimeError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, to_item
+from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
+from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, one_item, to_item
 from rime_pl.run_folder import RunFolder
 from rime_pl.training_texts import TaskInstructions, choose_task, tasks_from_json, unknown_words
 from rime_pl.types import Item, Mode, Side
 
 MODES: tuple[Mode, ...] = ("discriminative", "generative")
 CACHE = "search_cache"
-
-
-@dataclass
-class Encoded:
-    """The results of encoding N items."""
-
-    embeddings: Tensor  # (N, D) float32 on the CPU, L2-normalised: dot products are cosines
-    rewrites: list[str] | None  # N rewrites that the model wrote; None in the discriminative mode
-    seconds: float
 
 
 @dataclass
@@ -93,6 +84,7 @@ class Retriever:
         self.run = run
         self.name = name
         self.gallery: Sequence[Source] = ()
+        self.unusable: dict[int, str] = {}  # number of a gallery item that was left out -> what is wrong
         self._encoded: dict[Mode, Encoded] = {}
 
     def __repr__(self) -> str:
@@ -190,34 +182,44 @@ class Retriever:
         batch_size: int = 32,
         instruction: str = "",
         progress: str = "",
+        skip_unusable: bool = False,
     ) -> Encoded:
         """Return the embeddings, (N, D) also of one item, with the rewrites and the time.
 
         Args:
             items, mode, batch_size, instruction: See ``encode``.
             progress: Title of a progress bar; empty for no bar.
+            skip_unusable: Whether items whose pictures cannot be used are left out and named in the result.
         """
         _known(mode)
         if batch_size < 1:
             raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
-        rows = checked(items)
+        rows = self._checked(items, skip_unusable)
+        unusable: dict[int, str] = {}
         vectors: list[Tensor] = []
         rewrites: list[str] = []
         began = time.perf_counter()
         with Progress(disable=not progress) as bar:
             shown = bar.add_task(progress, total=len(rows))
-            for batch in batches(rows, batch_size, instruction):
-                vector, written = self._encode_batch(batch, mode, first=sum(map(len, vectors)))
+            for numbers, batch in batches(rows, batch_size, instruction, unusable if skip_unusable else None):
+                vector, written = self._encode_batch(batch, mode, [f"item {number}" for number in numbers])
                 vectors.append(vector)
                 rewrites += written
-                bar.advance(shown, len(batch))
+                bar.update(shown, completed=numbers[-1] + 1)
+        if not vectors:
+            raise DataError(
+                f"At least one item must be usable, but none of {len(rows)} is. The first: {unusable[0]}"
+            )
         seconds = time.perf_counter() - began
-        return Encoded(torch.cat(vectors), rewrites if mode == "generative" else None, seconds)
+        written_ones = rewrites if mode == "generative" else None
+        return Encoded(torch.cat(vectors), written_ones, seconds, unusable)
+
+    def _checked(self, items: Source | Iterable[Source], skip_unusable: bool) -> Sequence[Source]:
+        return checked(items, not skip_unusable, self.backbone.processor.prompt.image_limit)
 
     @torch.no_grad()
-    def _encode_batch(self, items: list[Item], mode: Mode, first: int) -> tuple[Tensor, list[str]]:
+    def _encode_batch(self, items: list[Item], mode: Mode, names: list[str]) -> tuple[Tensor, list[str]]:
         device = next(self.backbone.parameters()).device
-        names = [f"item {first + number}" for number in range(len(items))]
         prompts = self.backbone.processor.prompts(items, names).to(device)
         if mode == "discriminative":
             return self.backbone(prompts).disc.float().cpu(), []
@@ -235,6 +237,7 @@ class Retriever:
         task: str | None = None,
         instruction: str | None = None,
         progress: bool = False,
+        skip_unusable: bool = False,
     ) -> None:
         """Make these items the gallery of ``search``.
 
@@ -247,37 +250,40 @@ class Retriever:
             task: See ``encode_target``.
             instruction: Instruction in the place of the task's.
             progress: Whether to show a progress bar.
+            skip_unusable: Whether items whose pictures cannot be used are left out and named in ``unusable``.
 
         Raises:
             RimeError: If there are no items, or one cannot be embedded.
         """
         text = self.instruction("target", task) if instruction is None else instruction
-        self.gallery = checked(items)
-        self._encoded = {}
-        content = content_digest(self.gallery, text) if self.run else ""
+        self.gallery = self._checked(items, skip_unusable)
+        self._encoded, self.unusable = {}, {}
+        content = content_digest(self.gallery, text, skip_unusable) if self.run else ""
         for mode in modes:
             title = f"gallery, {mode}" if progress else ""
-            self._encoded[mode] = self._cached(content, _known(mode), batch_size, text, title)
+            encoded = self._kept(content, _known(mode), text)
+            if encoded is None:
+                encoded = self.encode_full(self.gallery, mode, batch_size, text, title, skip_unusable)
+                if self.run is not None:
+                    keep_encoded(self._file(content, mode), encoded)
+            self._encoded[mode] = encoded
+            self.unusable |= encoded.unusable
 
-    def _cached(self, content: str, mode: Mode, batch_size: int, instruction: str, progress: str) -> Encoded:
-        if self.run is None:
-            return self.encode_full(self.gallery, mode, batch_size, instruction, progress)
+    def _file(self, content: str, mode: Mode) -> Path:
+        assert self.run is not None, "only a run keeps embeddings"
         key = hashlib.sha256(f"{self.name} {mode} {content}".encode()).hexdigest()[:32]
-        file = self.run.path / CACHE / f"{key}.pt"
-        if file.is_file():
-            try:
-                return Encoded(**torch.load(file, weights_only=True))
-            except Exception as error:  # a damaged file raises whatever its reader stumbles over
-                warnings.warn(f"{file} is damaged and will be made again: {error}", stacklevel=3)
-        encoded = self.encode_full(self.gallery, mode, batch_size, instruction, progress)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            half_written = file.with_suffix(".half")
-            torch.save(vars(encoded), half_written)
-            half_written.replace(file)
-        except (OSError, RuntimeError) as error:  # e.g. a run folder without permission to write
-            warnings.warn(f"The embeddings of the gallery could not be cached: {error}", stacklevel=3)
-        return encoded
+        return self.run.path / CACHE / f"{key}.pt"
+
+    def _kept(self, content: str, mode: Mode, instruction: str) -> Encoded | None:
+        """Return the embeddings of the gallery that the run kept, unless they are to be made again."""
+        encoded = read_encoded(self._file(content, mode)) if self.run is not None else None
+        if encoded is None:
+            return None
+        # an item may be usable by now, for example since a package that reads its format was installed
+        still_unusable: dict[int, str] = {}
+        for number in encoded.unusable:
+            one_item(self.gallery, number, instruction, still_unusable)
+        return encoded if still_unusable.keys() == encoded.unusable.keys() else None
 
     def search(
         self,
@@ -315,12 +321,13 @@ class Retriever:
         encoded = self.encode_full(query, mode, instruction=text)
         gallery = self._encoded[target_mode]
         began = time.perf_counter()
-        scores, places = (gallery.embeddings @ encoded.embeddings[0]).topk(min(top_k, len(self.gallery)))
+        scores, rows = (gallery.embeddings @ encoded.embeddings[0]).topk(min(top_k, len(gallery.embeddings)))
         search_ms = 1000 * (time.perf_counter() - began)
         rewrites = gallery.rewrites
+        places = [place for place in range(len(self.gallery)) if place not in gallery.unusable]
         hits = [
-            Hit(place, score, rewrites[place] if rewrites else None, self.gallery)
-            for score, place in zip(scores.tolist(), places.tolist(), strict=True)
+            Hit(places[row], score, rewrites[row] if rewrites else None, self.gallery)
+            for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
         ]
         written = encoded.rewrites[0] if encoded.rewrites else None
         return Found(hits, written, 1000 * encoded.seconds, search_ms)

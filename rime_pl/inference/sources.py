@@ -15,8 +15,9 @@ from typing import Any
 
 from PIL import Image
 
-from rime_pl.errors import RimeError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.media import open_picture
+from rime_pl.prompts import MAX_IMAGES, refuse_many_images
 from rime_pl.types import Item
 
 #: A text, a picture (path or opened), or an item that may hold both and an instruction.
@@ -34,14 +35,22 @@ def is_one(items: Source | Iterable[Source]) -> bool:
     return isinstance(items, Source)
 
 
-def checked(items: Source | Iterable[Source]) -> Sequence[Source]:
+def checked(
+    items: Source | Iterable[Source], files: bool = True, max_images: int = MAX_IMAGES
+) -> Sequence[Source]:
     """Return the items as a sequence, each checked as far as possible without opening pictures.
 
     A sequence of another kind than list or tuple is taken as it is, because it may read its items when they
     are asked for.
 
+    Args:
+        items: What the user gave.
+        files: Whether the picture files must be there; otherwise they are looked for when they are due.
+        max_images: Largest number of pictures of an item.
+
     Raises:
-        RimeError: If there are no items, or one is no text, no picture and no item, or holds nothing.
+        RimeError: If there are no items, or one is no text, no picture and no item, or holds nothing or too
+            many pictures.
     """
     if isinstance(items, Source):
         items = (items,)
@@ -56,7 +65,10 @@ def checked(items: Source | Iterable[Source]) -> Sequence[Source]:
         )
     if isinstance(rows, list | tuple):
         for number, source in enumerate(rows):
-            _check(source, f"item {number}")
+            if files or not isinstance(source, Path):
+                _check(source, f"item {number}")
+            if isinstance(source, Item):
+                refuse_many_images(len(_pictures(source)), max_images, f"item {number}")
         _warn_of_file_names([row for row in rows if isinstance(row, str)])
     return rows
 
@@ -70,7 +82,7 @@ def to_item(source: Source, instruction: str = "", name: str = "the item") -> It
         name: What an error calls the item.
 
     Raises:
-        RimeError: If it is nothing that can be embedded, or a picture cannot be used.
+        RimeError: If it is nothing that can be embedded; a DataError if a picture cannot be used.
     """
     _check(source, name)
     if isinstance(source, str):
@@ -83,42 +95,78 @@ def to_item(source: Source, instruction: str = "", name: str = "the item") -> It
     return replace(source, images=images, instruction=source.instruction or instruction)
 
 
-def batches(rows: Sequence[Source], batch_size: int, instruction: str) -> Iterator[list[Item]]:
-    """Yield the items in batches that fit into memory: their pictures are opened only then.
+def batches(
+    rows: Sequence[Source], batch_size: int, instruction: str, unusable: dict[int, str] | None = None
+) -> Iterator[tuple[list[int], list[Item]]]:
+    """Yield the items in batches that fit into memory, with their numbers: pictures are opened only then.
 
     Args:
         rows: From :func:`checked`.
         batch_size: Largest number of items of a batch.
         instruction: See :func:`to_item`.
+        unusable: Where items that cannot be used are added, number -> what is wrong; None raises it.
     """
     batch: list[Item] = []
+    numbers: list[int] = []
     pixels = 0
     for number in range(len(rows)):
-        batch.append(to_item(rows[number], instruction, f"item {number}"))
-        pixels += sum(image.width * image.height for image in batch[-1].images)
-        if len(batch) == batch_size or pixels >= MAX_PIXELS or number == len(rows) - 1:
-            yield batch
-            batch.clear()  # the caller still has this list: its pictures must not outlive the batch
-            pixels = 0
+        item = one_item(rows, number, instruction, unusable)
+        if item is not None:
+            batch.append(item)
+            numbers.append(number)
+            pixels += sum(image.width * image.height for image in item.images)
+        del item  # its pictures must not outlive the batch
+        full = len(batch) == batch_size or pixels >= MAX_PIXELS
+        if batch and (full or number == len(rows) - 1):
+            yield numbers, batch
+            batch.clear()  # the caller still has this list
+            numbers, pixels = [], 0
 
 
-def content_digest(items: Sequence[Source], instruction: str) -> str:
+def one_item(
+    rows: Sequence[Source], number: int, instruction: str, unusable: dict[int, str] | None
+) -> Item | None:
+    """Return an item, or None if it cannot be used and that is only counted."""
+    try:
+        return to_item(rows[number], instruction, f"item {number}")
+    except (DataError, PermissionError) as error:
+        if unusable is None:
+            raise
+        unusable[number] = str(error)
+        return None
+
+
+def content_digest(items: Sequence[Source], instruction: str, skip_unusable: bool = False) -> str:
     """Return a hash of all that decides the embeddings of the items: texts, instructions and pictures.
 
     A file is hashed as it is, so that a folder of photos need not be decoded for it.
+
+    Args:
+        items: From :func:`checked`.
+        instruction: See :func:`to_item`.
+        skip_unusable: Whether an item that cannot be used is hashed as its error, and not raised.
     """
     digest = hashlib.sha256(instruction.encode())
-    for number, source in enumerate(items):
-        if isinstance(source, Path):
-            with source.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-            continue
-        item = to_item(source, instruction, f"item {number}")
-        sizes = [image.size for image in item.images]
-        digest.update(json.dumps([item.text, item.instruction, sizes]).encode())
-        for image in item.images:
-            digest.update(image.tobytes())
+    for number in range(len(items)):
+        try:
+            _add_content(digest, items[number], instruction, f"item {number}")
+        except (DataError, FileNotFoundError, PermissionError) as error:
+            if not skip_unusable:
+                raise
+            digest.update(f"{number} {error}".encode())
     return digest.hexdigest()
+
+
+def _add_content(digest: Any, source: Source, instruction: str, name: str) -> None:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+        return
+    item = to_item(source, instruction, name)
+    sizes = [image.size for image in item.images]
+    digest.update(json.dumps([item.text, item.instruction, sizes]).encode())
+    for image in item.images:
+        digest.update(image.tobytes())
 
 
 def _check(source: Any, name: str) -> None:
@@ -128,7 +176,7 @@ def _check(source: Any, name: str) -> None:
             f"{type(source).__name__}."
         )
     if isinstance(source, Path) and not source.is_file():
-        raise RimeError(f"{name} must be a picture file, but there is none: {source}.")
+        raise DataError(f"{name} must be a picture file, but there is none: {source}.")
     if isinstance(source, Item):
         for picture in _pictures(source):
             if not isinstance(picture, str | Path | Image.Image):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.bounds import at_least
 from rime_pl.errors import RimeError
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
 from rime_pl.losses.contrastive import info_nce
@@ -71,6 +72,7 @@ class CMAModule(ContrastiveModule):
         self.lambda_cma = lambda_cma
         self.lambda_dec = lambda_dec
         self.wrong_share = wrong_share
+        at_least(0, "model", self, "lambda_cma", "lambda_dec")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode(batch.query), self.encode(batch.target)

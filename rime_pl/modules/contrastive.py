@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.errors import RimeError
+from rime_pl.bounds import at_least, greater_than_0
 from rime_pl.losses.contrastive import mean_negatives
 from rime_pl.losses.language_modeling import token_cross_entropy
 from rime_pl.modules.base import RimeModule
@@ -64,12 +64,10 @@ class ContrastiveModule(RimeModule):
         micro_batches: MicroBatchSettings = MicroBatchSettings(),
     ) -> None:
         super().__init__(backbone, init_adapter_from, optimizer)
-        if temperature <= 0:
-            raise RimeError(
-                f"model.temperature must be greater than 0, but is {temperature}: it divides the cosines."
-            )
         self.temperature = temperature
         self.lambda_ce = lambda_ce
+        greater_than_0("model", self, "temperature")
+        at_least(0, "model", self, "lambda_ce")
         self.micro_batches = micro_batches
         self.cache = GradientCache()
         self._negatives: list[tuple[float, float]] = []  # of each step: discriminative, generative

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rime_pl.bounds import at_least, greater_than_0
 from rime_pl.errors import RimeError
 from rime_pl.losses.advantages import Scaling
 from rime_pl.losses.policy_gradient import LossType
@@ -30,6 +31,9 @@ class OptimizerSettings:
     learning_rate: float = 1e-4
     warmup_steps: int = 20
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(0, "model.optimizer", self, "learning_rate", "warmup_steps", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class RolloutSettings:
     items_per_pass: int | None = None
 
     def __post_init__(self) -> None:
-        _check_positive("rollouts", self, "max_new_tokens", "temperature", "items_per_pass")
+        greater_than_0("model.rollouts", self, "max_new_tokens", "temperature", "items_per_pass")
         if self.num_generations < 2:
             raise RimeError(
                 f"model.rollouts.num_generations must be 2 or more, but is {self.num_generations}: a reward "
@@ -129,8 +133,9 @@ class RewardSettings:
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        _check_positive("reward", self, "temperature", "free_length")
-        _check_not_negative("reward", self, "num_anchors")
+        greater_than_0("model.reward", self, "temperature", "free_length")
+        weights = ("weight_format", "weight_embedding", "weight_length")
+        at_least(0, "model.reward", self, "num_anchors", *weights)
 
 
 @dataclass(frozen=True)
@@ -148,8 +153,8 @@ class AdvantageSettings:
     min_spread: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_positive("advantages", self, "scale")
-        _check_not_negative("advantages", self, "min_spread")
+        greater_than_0("model.advantages", self, "scale")
+        at_least(0, "model.advantages", self, "min_spread")
 
 
 @dataclass(frozen=True)
@@ -176,18 +181,5 @@ class PolicySettings:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive("policy", self, "max_kl", "num_updates", "max_grad_norm")
-        _check_not_negative("policy", self, "clip_low", "clip_high", "kl_coef")
-
-
-def _check_positive(group: str, settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value <= 0:
-            raise RimeError(f"model.{group}.{name} must be greater than 0, but is {value}.")
-
-
-def _check_not_negative(group: str, settings: object, *names: str) -> None:
-    for name in names:
-        if getattr(settings, name) < 0:
-            raise RimeError(f"model.{group}.{name} must be 0 or more, but is {getattr(settings, name)}.")
+        greater_than_0("model.policy", self, "max_kl", "num_updates", "max_grad_norm")
+        at_least(0, "model.policy", self, "clip_low", "clip_high", "kl_coef")

@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ class PlainHelp(DefaultHelpFormatter):
 
     def metavar(self, action: argparse.Action) -> str:
         """Return what stands for the value: its choices, or its type in capitals."""
-        if str(action.metavar).startswith("{") or (action.metavar and not self.kind(action)):
+        if str(action.metavar).startswith("{"):
+            return "{" + ",".join(_once(str(action.metavar).strip("{}\b").split(","))) + "}"
+        if action.metavar and not self.kind(action):
             return str(action.metavar).strip("\b")
         found = re.findall(r"\w+", self._get_type_str(action) or action.dest)
         types = [part for part in found if part not in ("class", "null", "None", "Optional", "Union")]
@@ -116,6 +118,8 @@ class PlainParser(ArgumentParser):
                 word, at = f"{word}=[{', '.join(listed)}]", end
             elif kind == "bool" and (not values or values[0].lower() not in ("true", "false")):
                 word = f"{word}=true"
+            elif word.startswith("--") and values and re.match(r"-\.?\d", values[0]):
+                word, at = f"{word}={values[0]}", at + 1  # argparse takes -1e-4 for an option
             result.append(word)
         return result
 
@@ -243,6 +247,23 @@ def _wrong_value(given: list[Given], reason: str) -> str | None:
         return None
     kinds = re.sub(r"<class '([\w.]+)'>", r"\1", found[1])
     kinds = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", kinds)
-    told = " or ".join(TYPES.get(kind, kind) for kind in re.split(r", (?![^\[]*\])", kinds))
+    choices = _once(re.split(r", (?![^\[]*\])", kinds))
+    told = " or ".join(TYPES.get(kind, kind) for kind in choices)
     refused = next((at for at in reversed(given) if str(at.value) == found[2].strip()), given[-1])
-    return f"{refused} must be {told}, but is {refused.value!r}."
+    words = [choice.strip("'") for choice in choices if choice.startswith("'")]
+    near = nearest(str(refused.value), words)
+    hint = f" Did you mean {near}?" if near else ""
+    return f"{refused} must be {told}, but is {refused.value!r}.{hint}"
+
+
+def _once(choices: Iterable[str]) -> list[str]:
+    """Return the choices, and of two spellings with hyphen and underscore the first.
+
+    Example:
+        >>> _once(["cma", "refine-rl", "refine_rl"])
+        ['cma', 'refine-rl']
+    """
+    spellings: dict[str, str] = {}
+    for choice in choices:
+        spellings.setdefault(choice.replace("_", "-"), choice)
+    return list(spellings.values())

@@ -46,6 +46,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     [
         (["serch"], "serch is no command. Did you mean search?"),
         (["refine-lr"], "refine-lr is no command. Did you mean refine-rl?"),
+        (
+            ["run", "refin-rl"],
+            "STAGE must be 'data' or 'base' or 'sft' or 'cma' or 'refine-rl', but is 'refin-rl'. "
+            "Did you mean refine-rl?",
+        ),
         (["zzz"], "zzz is no command. There are: sft, cma, refine-rl, "),
         (
             ["cma"],

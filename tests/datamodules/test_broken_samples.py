@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from colour_corpus import make_splits, write
+from PIL import Image
 
+from rime_pl.datamodules import shards
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.datamodules.shards import Entry, read_split
+from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Batch, EvalBatch, Pair
 
@@ -78,6 +81,63 @@ def test_texts_that_are_too_long_can_be_cut_and_are_counted(
     assert f"{path / 'train'}: 2 texts were too long and were cut" in capsys.readouterr().out
     data.teardown("test")
     assert capsys.readouterr().out == "", "it is said once"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_share_is_that_of_all_workers(make_data: MakeData, tmp_path: Path, num_workers: int) -> None:
+    """A pass of 12 batches meets four broken samples, and neither worker more than three of them."""
+    path = with_long_rewrites(tmp_path / "long", "train", 0, 9, 18, 27)
+    settings = {"path": path, "num_workers": num_workers, "steps_per_epoch": 24}
+    data = make_data(max_broken_share=0.08, **settings)
+    train(data)
+    assert len(data.broken) == 4
+    with pytest.raises(DataError, match=r"4 of 50 samples in .*train are broken:"):
+        train(make_data(max_broken_share=0.07, **settings))
+
+
+def test_the_share_is_that_of_the_whole_run_after_it_was_resumed(make_data: MakeData, tmp_path: Path) -> None:
+    path = with_long_rewrites(tmp_path / "long", "train", *range(3))
+    data = make_data(path=path, max_broken_share=0.06, steps_per_epoch=24)
+    train(data)
+    kept = data.state_dict()
+    resumed = make_data(path=path, max_broken_share=0.06)
+    resumed.load_state_dict(kept)
+    assert resumed.broken == data.broken and len(resumed.broken) == 3
+    resumed.setup("fit")
+    with pytest.raises(DataError, match=r"4 of 50 samples in"):
+        resumed._samples("train").add({"train-000003.tar/another": "is cut off"}, 50)
+    del kept["broken"]  # of an earlier version
+    make_data(path=path).load_state_dict(kept)
+
+
+def test_an_item_with_too_many_pictures_is_a_broken_sample_and_is_not_opened(
+    make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = make_splits()
+    first = splits["train"][0]
+    many = replace(first.target, images=first.target.images * 500)
+    splits["train"][0] = replace(first, target=many)
+    path, name = write(tmp_path / "many", splits), "train-000000.tar/big-0000"
+    opened: list[str] = []
+    monkeypatch.setattr(
+        shards, "open_picture", lambda data, name: opened.append(name) or Image.new("RGB", (8, 8))
+    )
+    message = rf"{name}: field 'target' must have at most 16 pictures, but has 500. Use fewer, or raise"
+    with pytest.raises(DataError, match=message):
+        train(make_data(path=path, steps_per_epoch=24))
+    data = make_data(path=path, max_broken_share=0.05, steps_per_epoch=24)
+    assert name not in keys(train(data)) and set(data.broken) == {name}
+    assert not [each for each in opened if name in each]
+
+
+def test_every_task_shows_its_instructions_however_small_it_is(tmp_path: Path) -> None:
+    """One pair of `small` among 37 of `big`: every tenth pair of the corpus would miss it."""
+    splits = make_splits()
+    splits["train"] = [pair for pair in splits["train"] if pair.dataset == "big" or pair.key == "small-0001"]
+    entries = read_split(write(tmp_path / "colours", splits), "train")
+    read = [pair.dataset for pair in read_texts(TextReader(entries), most=4)]
+    assert sorted(set(read)) == ["big", "small"] and len(read) <= 4
+    assert len(list(read_texts(TextReader(entries), most=38))) == len(entries)
 
 
 def test_broken_samples_are_told_at_the_end(

@@ -1,17 +1,21 @@
 """Which run a folder means, and where the base model of its adapter is found."""
 
 import json
+import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.logging import set_tqdm_hook
 
 import rime_pl
-from rime_pl.backbone.base_path import base_paths
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import Retriever
+from rime_pl.places import places_of
 from rime_pl.processing import CONTRACT_FILE
+from rime_pl.quiet import MESSAGES
 
 
 def test_repr_names_run_base_dimension_and_modes(
@@ -20,6 +24,24 @@ def test_repr_names_run_base_dimension_and_modes(
     for word in (str(run_folder / "cma"), str(micro_base), "dimension=64", "discriminative", "describe"):
         assert word in repr(loaded)
     assert "run=None" in repr(Retriever(loaded.backbone))
+
+
+def test_loading_in_python_is_quiet_and_leaves_the_program_its_warnings(
+    run_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = {name: list(logging.getLogger(name).filters) for name in MESSAGES}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        filters = list(warnings.filters)
+        rime_pl.load(run_folder)
+        assert warnings.filters == filters and set_tqdm_hook(None) is None
+        warnings.warn(
+            "`is_gradient_checkpointing` is deprecated: the program's own", FutureWarning, stacklevel=1
+        )
+    assert [str(each.message)[-17:] for each in caught] == ["the program's own"]
+    assert kept == {name: logging.getLogger(name).filters for name in MESSAGES}
+    said = capfd.readouterr()
+    assert not said.out and not said.err  # no bar of weights that load at once
 
 
 def test_a_folder_with_several_runs_is_refused_with_their_paths(run_folder: Path, tmp_path: Path) -> None:
@@ -43,7 +65,7 @@ def test_a_run_loads_from_another_folder_and_after_a_move(
     contract = json.loads((adapter / CONTRACT_FILE).read_text())
     contract["base"] = contract["backbone"]["name_or_path"] = "models/micro"
     monkeypatch.chdir(work)
-    contract["base_paths"] = base_paths(adapter, "models/micro")
+    contract["base_paths"] = places_of("models/micro", adapter)
     (adapter / CONTRACT_FILE).write_text(json.dumps(contract))
     assert contract["base_paths"] == [str(work / "models" / "micro"), "../../../../models/micro"]
     vector = rime_pl.load("runs/x").encode("a red ring")

@@ -4,6 +4,7 @@ import gc
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from PIL import Image
 
 import rime_pl
-from rime_pl.errors import RimeError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.inference import sources
 from rime_pl.inference.retriever import CACHE, Retriever
+from rime_pl.media import open_picture
 from rime_pl.types import Item
 
 #: Those of the scenes.
@@ -203,6 +205,48 @@ def test_a_damaged_cache_is_made_again(loaded: Retriever, pictures: list[Item]) 
     with pytest.warns(UserWarning, match="is damaged and will be made again"):
         loaded.index(pictures[:2], ["discriminative"])
     assert [hit.score for hit in loaded.search("a ring").hits] == scores
+
+
+def test_unusable_items_of_a_gallery_are_left_out_and_tried_again(
+    loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, item in zip(paths, pictures, strict=False):
+        item.images[0].save(path)
+
+    def fails_on(name: str) -> None:
+        def opened(source: Any, said: str = "") -> Image.Image:
+            if source == tmp_path / name:
+                raise DataError(f"{source}: a package is missing.")
+            return open_picture(source, said)
+
+        monkeypatch.setattr(sources, "open_picture", opened)
+
+    fails_on("0.png")
+    loaded.index(paths, skip_unusable=True, batch_size=2)
+    assert loaded.unusable == {0: f"{paths[0]}: a package is missing."}
+    for number in (1, 2, 3):
+        found = loaded.search(paths[number], top_k=9, instruction="")
+        assert len(found.hits) == 3 and 0 not in [hit.place for hit in found.hits]
+    loaded.index(paths, skip_unusable=True, instruction="")
+    assert loaded.search(paths[2], instruction="").hits[0].place == 2
+    with pytest.raises(DataError, match="a package is missing"):
+        loaded.encode(paths)
+    with pytest.raises(DataError, match=r"none of 1 is. The first: .*0\.png: a package is missing"):
+        loaded.index(paths[:1], skip_unusable=True)
+    monkeypatch.undo()  # the package is installed: what was kept is made again
+    loaded.index(paths, skip_unusable=True, instruction="")
+    assert not loaded.unusable and loaded.search(paths[0], instruction="").hits[0].place == 0
+
+
+def test_an_item_with_too_many_pictures_is_refused_before_one_is_opened(
+    loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures[0].images[0].save(tmp_path / "a.png")
+    monkeypatch.setattr(sources, "open_picture", None)
+    for call in (loaded.encode, loaded.index):
+        with pytest.raises(DataError, match=r"item 1 must have at most 16 pictures, but has 17\. Use"):
+            call(["a ring", Item(images=(tmp_path / "a.png",) * 17)])  # type: ignore[arg-type]
 
 
 def test_wrong_use_is_an_error(loaded: Retriever, run_folder: Path, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from PIL import Image
 
 import rime_pl
 from rime_pl.commands import search
+from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import Retriever
 from rime_pl.options.parser import parse
+from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.types import Item
 
 INSTRUCTION = "Find the picture."  # of the scenes
@@ -75,6 +77,64 @@ def test_search_command_over_a_folder_of_ones_own(
     printed = capsys.readouterr().out
     assert "gallery: 2 pictures" in printed and "a.png" in printed and "below/b.JPG" in printed
     assert "generative" not in printed
+
+
+def test_pictures_that_cannot_be_used_are_left_out_and_listed(
+    run_folder: Path, pictures: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a-broken.png").write_bytes(b"\x89PNG no picture")
+    pictures[0].images[0].save(folder / "b.png")
+    (folder / "c-empty.jpg").touch()
+    (folder / "d-gone.png").symlink_to(tmp_path / "nowhere.png")
+    pictures[1].images[0].save(folder / "x.png")
+    Image.new("RGB", (1000, 3)).save(folder / "line.png")
+    words = ["--run", str(run_folder), "--images", str(folder), "--output", str(tmp_path / "sheet.png")]
+    for _ in range(2):  # the second time from the embeddings that were kept
+        assert rime_search(*words) == 0
+        printed = capsys.readouterr().out
+        assert "gallery: 2 pictures" in printed and printed.count("b.png") == printed.count("x.png") == 2
+        assert "4 pictures cannot be used and were left out:\n" in printed
+        assert f"  {folder / 'a-broken.png'} must be a picture, but its format is not known." in printed
+        assert f"there is none: {folder / 'd-gone.png'}" in printed and "1000 x 3 pixels" in printed
+        assert f"{folder / 'c-empty.jpg'} must be a picture, but the file is empty" in printed
+
+
+def test_without_images_the_corpus_is_found_from_any_folder_and_after_a_move(
+    run_folder: Path,
+    scenes_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    here, other = tmp_path / "here", tmp_path / "other"
+    other.mkdir()
+    stage = RunFolder(shutil.copytree(run_folder / "cma", here / "runs" / "cma"))
+    shutil.copytree(scenes_corpus, here / "data" / "scenes")
+    monkeypatch.chdir(here)
+    facts = RunFolder("runs/cma").corpus_facts("data/scenes")  # as at the end of a run
+    facts["data_hash"] = read_corpus(scenes_corpus)["data_hash"]
+    write_json(stage.path / "manifest.json", facts)
+    monkeypatch.chdir(other)
+
+    def searched(run: Path) -> str:
+        rime_search("--run", str(run), "--mode", "discriminative", "--output", str(tmp_path / "sheet.png"))
+        return capsys.readouterr().out
+
+    assert "gallery: " in searched(stage.path)
+    moved = here.rename(tmp_path / "moved") / "runs" / "cma"
+    assert "warning" not in searched(moved)
+    write_json(moved / "manifest.json", facts | {"data_hash": "another"})
+    assert f"warning: {moved.parents[1] / 'data/scenes'} holds other samples than when the run" in searched(
+        moved
+    )
+    shutil.rmtree(moved.parents[1] / "data")
+    with pytest.raises(RimeError, match=r"the corpus of this run, .* must be there, but is not in") as error:
+        searched(moved)
+    for place in (here / "data/scenes", moved.parents[1] / "data/scenes", other / "data/scenes"):
+        assert str(place) in str(error.value)
+    assert str(error.value).endswith("Copy it there, or give --images FOLDER.")
 
 
 def test_search_command_names_what_is_wrong(

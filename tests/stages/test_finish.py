@@ -11,6 +11,7 @@ import pytest
 
 from rime_pl import cli
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
+from rime_pl.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("steps", [0, 9])
@@ -35,7 +36,8 @@ def test_an_adapter_is_not_compared_with_itself(
             config=SimpleNamespace(name_or_path="base"),
             model=SimpleNamespace(base_hash="b"),
         ),
-        run_folder=SimpleNamespace(path=tmp_path / "all", origin={}),
+        run_folder=RunFolder(tmp_path / "all"),
     )
     cli.finish(made, "cma", {"test": 1.0}, [], steps)
     assert written["before"] == (None if steps == 0 else {"after": {}})
+    assert written["facts"]["data"] == "data" and "data_places" in written["facts"]
