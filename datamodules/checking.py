@@ -29,7 +29,10 @@ if TYPE_CHECKING:  # transformers takes seconds, and most checks need no process
 
 _CHARACTERS = 4  # of a token, where no processor counts
 #: Faults of samples that a run leaves out as broken, up to ``data.max_broken_share``.
-_BROKEN = {"broken sample", "special token", "over-long instruction", "over-long text", "over-long rewrite"}
+_BROKEN = {
+    *("broken sample", "special token", "too many pictures"),
+    *("over-long instruction", "over-long text", "over-long rewrite"),
+}
 _COMPARED = ("train", "val", "test")  # no content may be in two of these
 _SPECIAL = re.compile(
     "|".join(

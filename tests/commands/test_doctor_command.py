@@ -168,7 +168,7 @@ def test_a_good_corpus_and_settings_that_do_not_fit(
     for allowed in (
         ["--data.too_long", "cut"],
         ["--data.rewrites", "none"],
-        ["--data.max_broken_share", "9"],
+        ["--data.max_broken_share", "1"],
     ):
         assert "problem  corpus" not in seen_by_doctor(micro_base, scenes_corpus, capsys, *short, *allowed)
 
