@@ -88,6 +88,10 @@ class RetrievalRecall(Callback):
         chunk_size: int = 4096,
     ) -> None:
         self.ks = [1, 5, 10] if ks is None else ks
+        if not self.ks or min(self.ks) < 1:
+            raise RimeError(f"recall.ks must hold numbers of at least 1, or be null, but is {ks}.")
+        if chunk_size < 1:
+            raise RimeError(f"recall.chunk_size must be at least 1, but is {chunk_size}.")
         self.headline_tasks = headline_tasks
         self.rewrite_ablation = rewrite_ablation
         self.results: Results = {}

@@ -109,10 +109,18 @@ class RimeDataModule(L.LightningDataModule):
                 raise RimeError(
                     f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
                 )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise RimeError(
-                f"data.steps_per_epoch must be at least 1, or null for one pass, but is {steps_per_epoch}."
-            )
+        if not 0 <= max_broken_share <= 1:
+            raise RimeError(f"data.max_broken_share must be from 0 to 1, but is {max_broken_share}.")
+        for name, number, least, null in (
+            ("steps_per_epoch", steps_per_epoch, 1, ", or null for one pass"),
+            ("limit_val_queries", limit_val_queries, 1, ", or null for all"),
+            ("eval_batch_size", eval_batch_size, 1, ""),
+            ("num_workers", num_workers, 0, ""),
+        ):
+            if number is not None and number < least:
+                raise RimeError(f"data.{name} must be at least {least}{null}, but is {number}.")
+        if tasks is not None and not tasks:
+            raise RimeError("data.tasks must name a task, or be null for all, but is an empty list.")
         self.path = path
         self.name_or_path = name_or_path
         self.prompt = prompt

@@ -6,6 +6,7 @@ several frames. What comes out is what a person would see. docs/reference/data-f
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from rime_pl.errors import DataError
 MAX_ASPECT = 200
 #: Brands in the header of HEIC files, bytes 8 to 12.
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+#: What a system answers if a name leads to no file, whatever the state of the disk.
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # of EXIF; 2 to 8 mean that the picture is to be turned
 _PNG_DEPTH = 24  # the byte that holds the bits of a channel
 
@@ -73,10 +76,14 @@ def stored_picture(source: str | Path | bytes, name: str = "") -> bytes:
 
 
 def _file(path: str | Path, name: str) -> tuple[bytes, str]:
-    name = name or str(path)
+    path, name = Path(path), name or str(path)
     try:
-        return Path(path).read_bytes(), name
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        if path.exists() and not path.is_file():  # to read a pipe or a device may never end
+            raise IsADirectoryError(errno.EISDIR, "no file", str(path))
+        return path.read_bytes(), name
+    except (OSError, ValueError) as error:  # a zero byte in the name is a ValueError
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            raise
         raise DataError(f"{name} must be a picture file, but there is none.") from error
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rime_pl.errors import RimeError
+
 IMAGE_SLOT = "<|vision_start|>{pads}<|vision_end|>"
 IMAGE_TOKEN = "<|image_pad|>"
 TURN_START = "<|im_start|>"
@@ -40,6 +42,22 @@ class PromptConfig:
     max_text_tokens: int | None = None
     max_pixels: int | None = None
     min_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        chat = (TURN_START, TURN_END, IMAGE_TOKEN, *IMAGE_SLOT.split("{pads}"))
+        modes = (self.disc_token, self.gen_token)
+        for name, token in zip(("disc_token", "gen_token"), modes, strict=True):
+            if not token.strip() or token in chat or modes.count(token) > 1:
+                raise RimeError(
+                    f"model.backbone.prompt.{name} must be a token of its own, such as '<{name[:-6]}_emb>', "
+                    f"but is {token!r}."
+                )
+        for name in ("rewrite_instruction", "system_prompt"):
+            if found := [token for token in (*chat, *modes) if token in getattr(self, name)]:
+                raise RimeError(
+                    f"model.backbone.prompt.{name} must not contain {found[0]!r}, because it is a special "
+                    "token of the model. Remove it."
+                )
 
     def budget(self, max_new_tokens: int | None = None) -> int:
         """Return the maximum length of a rewrite: ``max_new_tokens``, or ``max_rewrite_tokens`` if None."""

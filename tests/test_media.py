@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -138,6 +139,13 @@ def test_a_missing_file_is_the_data_and_a_failing_disk_is_not(
         open_picture(tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"but there is none"):
         open_picture(tmp_path)
+
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("loop.png", "endless.png", "pipe.png", "x" * 300, "a\0.png"):
+        with pytest.raises(DataError, match=r"must be a picture file, but there is none"):
+            open_picture(tmp_path / name)
 
     def fail(path: Path) -> bytes:
         raise OSError(5, "Input/output error")

@@ -208,6 +208,11 @@ class Retriever:
             shown = bar.add_task(progress, total=len(rows))
             for batch in batches(rows, batch_size, instruction):
                 vector, written = self._encode_batch(batch, mode, first=sum(map(len, vectors)))
+                if not bool(vector.isfinite().all()):
+                    raise RimeError(
+                        f"{self}: an embedding must be finite, but one is not. The adapter or the base "
+                        "model is damaged: copy it again, or train the stage again."
+                    )
                 vectors.append(vector)
                 rewrites += written
                 bar.advance(shown, len(batch))

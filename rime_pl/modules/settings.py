@@ -31,6 +31,9 @@ class OptimizerSettings:
     warmup_steps: int = 20
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_not_negative("optimizer", self, "learning_rate", "warmup_steps", "weight_decay")
+
 
 @dataclass(frozen=True)
 class MicroBatchSettings:

@@ -1,4 +1,4 @@
-"""Changes that any file can suffer, of its bytes and of values in JSON; the kinds add changes of their own."""
+"""Changes that any file can suffer, of its bytes and of values in JSON; the kinds add their own."""
 
 from __future__ import annotations
 

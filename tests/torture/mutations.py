@@ -145,10 +145,10 @@ INTRODUCTION = """# Mutated inputs
 
 Read this page to see how rime_pl takes damaged and hostile files. `make torture` makes this table again.
 
-A script changes good files and gives them to the functions that read them: bits flipped, files cut, false sizes
-in headers, names that lead out of the folder, values of another type, pickles that run a command, YAML tags, NaN.
-Each input is read in a process with a time limit and a memory limit. The folder around it is compared before and
-after.
+A script changes good files and gives them to the functions that read them: bits flipped, files cut, false
+sizes in headers, names that lead out of the folder, values of another type, pickles that run a command, YAML
+tags, NaN. Each input is read in a process with limits of time and memory. The folder around it is compared
+before and after.
 
 """
 EXPLANATION = """
@@ -157,10 +157,11 @@ EXPLANATION = """
 - **Read as what it now says:** another good file, such as a table with another text, or a flipped bit in the
   pixels of a JPEG, which has no checksum.
 - **Refused by name:** an error of one or two sentences that names the file or the setting.
-- **Listed or left out by name:** `rime shards check`, `rime runs` or a training goes on and says what is wrong.
+- **Listed or left out by name:** `rime shards check`, `rime runs` or a training goes on and says what is
+  wrong.
 - **Wrongly accepted:** inputs that must not be read, such as NaN weights or a learning rate of -1, and were.
-- **Tracebacks:** every exception that is not an error for the user. A contradiction counts, too, such as a check
-  that finds nothing in a corpus that training cannot use.
+- **Tracebacks:** every exception that is not an error for the user. A contradiction counts, too, such as a
+  check that finds nothing in a corpus that training cannot use.
 
 The kinds are in `tests/torture/`. "Real commands" are processes of `rime` with one input of each kind.
 """

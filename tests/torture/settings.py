@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rime_pl.commands.settings import complete_settings
-from tests.torture.damage import BYTES, byte_changes
+from tests.torture.damage import BYTES, byte_changes, json_changes
 from tests.torture.sources import Sources, first_step
 from tests.torture.watched import MARKER, Case, Reading, digest
 

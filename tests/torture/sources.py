@@ -68,8 +68,8 @@ class Sources:
         return stage_arguments("sft", self.scenes, self.base, Path(str(run)), *more)
 
     def build(self) -> None:
-        """Build everything, in a process of its own: a process that has trained should not be forked."""
-        process = multiprocessing.get_context("spawn").Process(target=_build, args=(self,))
+        """Build everything in a process of its own, because one that has trained must not be forked."""
+        process = multiprocessing.get_context("fork").Process(target=_build, args=(self,))
         process.start()
         process.join()
         assert process.exitcode == 0
