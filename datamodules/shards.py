@@ -95,7 +95,7 @@ def _names_shards(split: str, about: Any) -> bool:
 
 def _is_plain(name: Any) -> bool:
     """Return whether a name leads to nothing outside its folder."""
-    return isinstance(name, str) and Path(name).name == name and "\0" not in name
+    return isinstance(name, str) and Path(name).name == name not in ("", "..") and "\0" not in name
 
 
 def read_split(path: str | Path, split: str, tasks: Collection[str] | None = None) -> list[Entry]:

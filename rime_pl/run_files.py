@@ -73,7 +73,7 @@ def read_facts(file: Path) -> Any:
             value = json.loads(file.read_text())
         except (ValueError, RecursionError) as error:
             raise RimeError(f"{file} is damaged: {error}.") from error
-    for place, found in _wrong(value, SHAPES.get(file.name, {})):
+    for place, found in _wrong(value, SHAPES.get(file.name, object)):
         raise RimeError(f"{file} is damaged: {place.rstrip('.') or 'it'} cannot be {found!r:.60}.")
     return _facts(value, file)
 

@@ -103,6 +103,11 @@ def test_a_picture_is_not_shared_with_its_source() -> None:
     assert source.getpixel((0, 0)) == (255, 0, 0)
 
 
+def bomb(side: int) -> bytes:
+    """A PNG of 20 kB."""
+    return encoded(Image.new("1", (side, side)), "PNG")
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -115,12 +120,22 @@ def test_a_picture_is_not_shared_with_its_source() -> None:
             encoded(Image.new("RGB", (3, 900)), "PNG"),
             "at most 200 times the shorter one.* 3 x 900 pixels. Crop",
         ),
+        (
+            bomb(12_000),
+            "cannot be decoded: it has 12000 x 12000 pixels, but may have 100,000,000 of them. Shrink it",
+        ),
     ],
-    ids=["empty", "text", "heic", "half a JPEG", "half a PNG", "a line"],
+    ids=["empty", "text", "heic", "half a JPEG", "half a PNG", "a line", "a bomb"],
 )
 def test_what_cannot_be_used_is_refused_by_name(data: bytes, said: str) -> None:
     with pytest.raises(DataError, match=said):
         open_picture(data, "x.jpg")
+
+
+def test_a_warning_of_pillow_names_the_picture() -> None:
+    """Its EXIF is cut, so that nobody knows how to turn it."""
+    with pytest.warns(UserWarning, match=r"^x.tif: "), pytest.raises(DataError, match=r"^x.tif "):
+        open_picture(turned("TIFF")[:20], "x.tif")
 
 
 def test_an_orientation_that_cannot_be_read_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]
         ("model: 2026-13-45\n", "--config FILE is not YAML: month must be in 1..12."),
         ("model: \x07\n", "--config FILE is not YAML: unacceptable character #x0007"),
         ("model: " + "[" * 20_000, "--config FILE is not YAML: maximum recursion depth"),
-        (BOMB, "--config FILE: line 6 must hold at most 10,000 values, but aliases make it hold more. Write"),
+        (BOMB, "--config FILE: line 5 must hold at most 10,000 values, but aliases make it hold more. Write"),
         ("model: &a [*a]\n", "--config FILE: line 1 must hold at most 10,000 values, but aliases make it"),
     ],
 )

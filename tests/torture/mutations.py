@@ -39,6 +39,8 @@ KINDS = {
     "run folders": 120,
     "real commands": 36,
 }
+#: Kinds that need a trained run.
+TRAINED = {"adapters", "checkpoints", "real commands"}
 HEAD = {
     "same": "read, the same result",
     "other": "read as what it now says",
@@ -77,7 +79,7 @@ def make_cases(kind: str, sources: Sources, count: int, rng: random.Random, work
 def torture(counts: Mapping[str, int], seed: int, folder: Path) -> dict[str, list[Outcome]]:
     """Return how each input of each kind ended."""
     sources = Sources(folder / "sources")
-    sources.build()
+    sources.build(trained=not TRAINED.isdisjoint(counts))
     found = {}
     for kind, count in counts.items():
         began = time.monotonic()

@@ -18,7 +18,7 @@ from rime_pl.inference.sources import to_item
 from rime_pl.media import open_picture, stored_picture
 from rime_pl.processing import RimeProcessor
 from tests.datamodules.dirty_pictures import bad_files, encoded, good_files, turned, two_colours
-from tests.torture.damage import byte_changes
+from tests.torture.damage import BYTES, byte_changes
 from tests.torture.watched import Case, Reading, digest
 
 #: Pictures with more pixels are not made into patches here: it would only take time.
@@ -133,13 +133,15 @@ def _exif(rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
             yield f"EXIF orientation {value}", f"a.{form.lower()}", turned(form, value)
     for form in ("JPEG", "PNG", "WEBP"):
         data = turned(form)
-        at = data.index(b"Exif" if form != "PNG" else b"eXIf")
+        at = next(data.index(name) for name in (b"Exif", b"eXIf", b"EXIF") if name in data)
         for name, piece in (("noise", rng.randbytes(24)), ("zeros", bytes(24)), ("0xff", b"\xff" * 24)):
             yield f"{name} in the EXIF block", f"a.{form.lower()}", data[: at + 6] + piece + data[at + 30 :]
     data = turned()
-    at = data.index(b"\x12\x01", data.index(b"Exif"))
+    start = data.index(b"Exif")
+    little = data[start + 6 : start + 8] == b"II"
+    at = data.index(struct.pack("<H" if little else ">H", 0x0112), start)
     for name, kind, count in (("text", 2, 4), ("double", 12, 1), ("unknown type", 99, 1), ("2^31", 3, 2**31)):
-        entry = data[:at] + struct.pack("<HHI" if b"II*" in data else ">HHI", 0x0112, kind, count)
+        entry = data[:at] + struct.pack("<HHI" if little else ">HHI", 0x0112, kind, count)
         yield f"EXIF orientation as {name}", "a.jpeg", entry + data[at + 8 :]
 
 
@@ -151,7 +153,10 @@ def _wrong_names(files: dict[str, bytes]) -> Iterator[tuple[str, str, bytes]]:
 
 
 def damaged(files: dict[str, bytes], rng: random.Random) -> Iterator[tuple[str, str, bytes]]:
-    changes = {name: byte_changes(data, rng) for name, data in files.items()}
+    changes = {
+        name: islice(byte_changes(data, rng), 7 * number % len(BYTES), None)
+        for number, (name, data) in enumerate(files.items())
+    }
     while True:
         for name in files:
             what, data = next(changes[name])

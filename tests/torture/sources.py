@@ -67,21 +67,23 @@ class Sources:
         """Return the words of a short SFT run."""
         return stage_arguments("sft", self.scenes, self.base, Path(str(run)), *more)
 
-    def build(self) -> None:
+    def build(self, trained: bool = True) -> None:
         """Build everything in a process of its own, because one that has trained must not be forked."""
-        process = multiprocessing.get_context("fork").Process(target=_build, args=(self,))
+        process = multiprocessing.get_context("fork").Process(target=_build, args=(self, trained))
         process.start()
         process.join()
         assert process.exitcode == 0
 
 
-def _build(sources: Sources) -> None:
+def _build(sources: Sources, trained: bool) -> None:
     from tests.torture import corpora, reports  # which import this file
 
     build_corpus(sources.scenes)
     build_base(sources.base, sources.scenes)
     corpora.build(sources.colours)
     reports.build(sources.reports, sources.colours)
+    if not trained:
+        return
     assert main(sources.arguments(sources.run)) == 0
     try:
         with ending_after(3):
