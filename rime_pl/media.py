@@ -137,7 +137,7 @@ def _upright_rgb(source: bytes | Image.Image) -> tuple[Image.Image, str]:
     with _opened(source) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
-                f"it has {image.width} x {image.height} pixels, but may have {MAX_PIXELS:,} of them. Shrink it"
+                f"it has {image.width} x {image.height} pixels, but may have {MAX_PIXELS:,}. Shrink it"
             )
         image.load()  # before the orientation is read: Pillow itself turns TIFF files here
         return _rgb(ImageOps.exif_transpose(image)), _form(image, source)

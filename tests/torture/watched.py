@@ -22,8 +22,9 @@ from typing import Any
 
 from rime_pl.errors import RimeError
 
-#: Seconds of one input in its process, and how much longer the watching process waits before it ends it.
-SECONDS, PATIENCE = 30, 10
+#: Seconds of work that one input may take. It may wait ``WAITING`` times as long, and its process is ended
+#: ``PATIENCE`` seconds later.
+SECONDS, WAITING, PATIENCE = 30, 4, 10
 #: Bytes of address space that one input may take, on top of what its process had before.
 MEMORY = 2 << 30
 #: File that an unpickled payload would make, next to the folder of the input.
@@ -111,7 +112,7 @@ def result_of(case: Case, work: Path) -> str:
 def _received(pipe: Connection, number: int, seconds: float) -> Iterator[Outcome]:
     for _ in range(number):
         try:
-            if not pipe.poll(seconds + PATIENCE):
+            if not pipe.poll(WAITING * seconds + PATIENCE):
                 return
             yield pipe.recv()
         except EOFError:
@@ -180,24 +181,30 @@ def _names(case: Case, message: str) -> bool:
 
 
 class Bounded:
-    """Raises a HangError after ``seconds``, and lets this process take ``memory`` more bytes."""
+    """Raises a HangError after ``seconds`` of work, or ``WAITING`` times as long; bounds the memory, too."""
 
     def __init__(self, seconds: float, memory: int) -> None:
         self.seconds, self.memory = seconds, memory
 
     def __enter__(self) -> None:
-        def late(*_: Any) -> None:
-            raise HangError(f"{self.seconds} s")
+        def late(signum: int, _: Any) -> None:
+            raise HangError(f"{self.seconds} s of {'work' if signum == signal.SIGPROF else 'waiting'}")
 
-        signal.signal(signal.SIGALRM, late)
+        for one in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(one, late)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + self.memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        self._set(self.seconds)
 
     def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._set(0)
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    @staticmethod
+    def _set(seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # other processes may leave little of the machine
+        signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
 
 
 def snapshot(work: Path, without: Path) -> dict[Path, str]:
