@@ -32,6 +32,7 @@ _ITEM_FIELDS = {
 }
 _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
 _BLOCK = 512  # bytes of a tar header
+_LONGEST_NAME = 200  # bytes; systems take 255, and a process adds a suffix
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tokenizer can read it
 _AGAIN = "Build the corpus again."
 
@@ -95,7 +96,9 @@ def _names_shards(split: str, about: Any) -> bool:
 
 def _is_plain(name: Any) -> bool:
     """Return whether a name leads to nothing outside its folder."""
-    return isinstance(name, str) and Path(name).name == name not in ("", "..") and "\0" not in name
+    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        return False
+    return Path(name).name == name not in ("", "..")
 
 
 def read_split(path: str | Path, split: str, tasks: Collection[str] | None = None) -> list[Entry]:

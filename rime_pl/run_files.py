@@ -16,9 +16,11 @@ from rime_pl.options.words import read_settings
 
 #: In a shape: numbers, None, and lists and objects of these.
 NUMBERS = "numbers"
-_GROUPS = ("recall@1", "trace", "rewrite", "ci", "oracle", "milliseconds", "crossed")
-_RESULTS: dict[str, Any] = {name: {"": NUMBERS} for name in _GROUPS} | {"": NUMBERS}
-#: File -> what its values must be where they are there. "" stands for every other key of an object.
+_GROUPS = ("recall@1", "trace", "rewrite", "oracle", "milliseconds", "crossed")
+_RESULTS: dict[str, Any] = {name: {"": NUMBERS} for name in _GROUPS}
+_RESULTS |= {"ci": {"": (int | float,)}, "": NUMBERS}
+#: File -> what its values must be where they are there. "" stands for every other key of an object, [x] for a
+#: list of at least one x, (x,) for any list of x.
 SHAPES: dict[str, Any] = {
     "manifest.json": {
         **{"stage": str, "data": str | None, "data_hash": str, "seed": int | None},
@@ -39,11 +41,11 @@ SHAPES: dict[str, Any] = {
     "ranks.json": [{"task": str, "ranks": {"": int | float}}],
     "config.yaml": {
         "model": {"init_adapter_from": str | None, "backbone": {"name_or_path": str, "prompt": {}}},
-        **{"data": {"path": str, "tasks": list | None}, "recall": {"headline_tasks": list | None}},
+        **{"data": {"path": str, "tasks": (str,)}, "recall": {"headline_tasks": (str,)}},
     },
 }
-#: Objects that may be null.
-_NULL = ("before", "per_task_before", "all_gallery", "crossed")
+#: Objects and lists that may be null.
+_NULL = ("before", "per_task_before", "all_gallery", "crossed", "tasks", "headline_tasks")
 
 
 class Facts(dict[str, Any]):
@@ -86,24 +88,23 @@ def _facts(value: Any, file: Path) -> Any:
 
 def _wrong(value: Any, shape: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the places of values that are not of a shape."""
-    if isinstance(shape, list):
-        if not isinstance(value, list):
+    null = value is None and place.rstrip(".").rpartition(".")[2] in _NULL
+    if isinstance(shape, (list, tuple)) and not null:
+        if not isinstance(value, list) or (isinstance(shape, list) and not value):
             yield place, value
-        else:
-            for number, one in enumerate(value):
-                yield from _wrong(one, shape[0], f"{place}{number}.")
-    elif isinstance(shape, dict):
-        if isinstance(value, dict):
-            for name, one in value.items():
-                if (inner := shape.get(name, shape.get(""))) is not None:
-                    yield from _wrong(one, inner, f"{place}{name}.")
-        elif value is not None or place.rstrip(".").rpartition(".")[2] not in _NULL:
+        for number, one in enumerate(value if isinstance(value, list) else ()):
+            yield from _wrong(one, shape[0], f"{place}{number}.")
+    elif isinstance(shape, dict) and not null:
+        if not isinstance(value, dict):
             yield place, value
+        for name, one in value.items() if isinstance(value, dict) else ():
+            if (inner := shape.get(name, shape.get(""))) is not None:
+                yield from _wrong(one, inner, f"{place}{name}.")
     elif shape == NUMBERS:
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         for one in inner:
             yield from _wrong(one, NUMBERS, place)
         if not isinstance(value, (dict, list, int, float, type(None))):
             yield place, value
-    elif not isinstance(value, shape):
+    elif not null and not isinstance(value, shape):
         yield place, value

@@ -104,6 +104,12 @@ class RunFolder:
     def ranks(self) -> list[dict[str, Any]]:
         """The rank of the right target of each test query, for each mode pair."""
         rows: list[dict[str, Any]] = self._read("ranks.json")
+        recall = self.settings.get("recall", {}) if self.config.is_file() else {}
+        if unknown := set(recall.get("headline_tasks") or ()) - {row["task"] for row in rows}:
+            raise RimeError(
+                f"{self.config}: recall.headline_tasks must name tasks in ranks.json, but {sorted(unknown)} are "
+                "not there. Train the run again, or put its own config.yaml back."
+            )
         return rows
 
     @cached_property

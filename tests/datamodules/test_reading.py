@@ -161,7 +161,7 @@ def test_a_corpus_names_no_file_outside_its_folder(copy: Path, name: object) -> 
         read_split(copy, "train")
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc", "", ".", "..", "a\0"])
+@pytest.mark.parametrize("name", ["../outside", "/etc", "", ".", "..", "a\0", "\ud800", "x" * 300])
 def test_a_split_is_a_folder_of_its_corpus(copy: Path, name: str) -> None:
     _edit_json(copy / "corpus.json", lambda corpus: corpus["splits"].update({name: corpus["splits"]["val"]}))
     with pytest.raises(DataError, match=r"corpus.json: field 'splits' must name the tars of each split"):

@@ -68,10 +68,6 @@ def source(sources: Sources) -> dict[str, Any]:
     words = [*sources.arguments(Path("unused")), "--data.limit_val_queries", "2"]
     values = complete_settings("sft", words[2:])
     del values["run_dir"], values["ckpt_path"]
-    for linked in ("name_or_path", "prompt", "seed"):
-        values["data"].pop(linked, None)
-    values["changes"].pop("run_dir", None)
-    values["checkpoint"].pop("run_dir", None)
     return values
 
 

@@ -78,6 +78,8 @@ def watch(cases: Sequence[Case], work: Path, seconds: float = SECONDS, memory: i
         memory: Bytes that one input may take.
     """
     outcomes: list[Outcome] = []
+    LOG = Path("/tmp/wm/live")  # DEBUG
+    LOG.write_text("")  # DEBUG
     while len(outcomes) < len(cases):
         here, there = multiprocessing.Pipe(duplex=False)
         rest = cases[len(outcomes) :]
@@ -114,7 +116,14 @@ def _received(pipe: Connection, number: int, seconds: float) -> Iterator[Outcome
         try:
             if not pipe.poll(WAITING * seconds + PATIENCE):
                 return
-            yield pipe.recv()
+            one = pipe.recv()
+            with open("/tmp/wm/live", "a") as f:
+                print(
+                    f"[{', '.join(sorted(one.ends))}] {one.change}: {one.said.strip()[-300:]!r}",
+                    file=f,
+                    flush=True,
+                )  # DEBUG
+            yield one
         except EOFError:
             return
 
