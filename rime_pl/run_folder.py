@@ -107,8 +107,8 @@ class RunFolder:
         recall = self.settings.get("recall", {}) if self.config.is_file() else {}
         if unknown := set(recall.get("headline_tasks") or ()) - {row["task"] for row in rows}:
             raise RimeError(
-                f"{self.config}: recall.headline_tasks must name tasks in ranks.json, but {sorted(unknown)} are "
-                "not there. Train the run again, or put its own config.yaml back."
+                f"{self.config}: recall.headline_tasks must name tasks in ranks.json, but {sorted(unknown)} "
+                "are not there. Train the run again, or put its own config.yaml back."
             )
         return rows
 

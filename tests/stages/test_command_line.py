@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,42 @@ def test_other_settings_of_a_resumed_run_are_printed(
         r"model\.temperature 0\.5 instead of 0\.\d+",
         last,
     )
+
+
+def spoil(name: str, checkpoint: dict[str, Any]) -> None:
+    optimizer = checkpoint["optimizer_states"][0]
+    if name == "another shape":
+        next(iter(optimizer["state"].values()))["exp_avg"] = torch.ones(1)
+    elif name == "NaN":
+        next(iter(optimizer["state"].values()))["exp_avg_sq"].fill_(float("nan"))
+    elif name == "no groups":
+        del optimizer["param_groups"]
+    elif name == "schedule":
+        checkpoint["lr_schedulers"][0]["_step_count"] = None
+    else:
+        checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] = "3"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("another shape", "exp_avg of the optimizer has other shapes than what trains"),
+        ("NaN", "exp_avg_sq of the optimizer is not finite"),
+        ("no groups", "does not fit this run, or is damaged (KeyError: 'param_groups')"),
+        ("schedule", "lr_schedulers: _step_count cannot be None"),
+        ("counter", "loops: fit_loop.epoch_progress.total.ready is no count"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named(
+    name: str, told: str, unfinished: Path, scenes_corpus: Path, micro_base: Path, capsys
+) -> None:
+    file = unfinished / "checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    spoil(name, checkpoint)
+    torch.save(checkpoint, file)
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, unfinished, *ENDING)) == 2
+    said = capsys.readouterr().err
+    assert f"{file} does not fit this run, or is damaged" in said and told in said
 
 
 def test_a_run_killed_before_its_adapter_was_written_gets_it(
