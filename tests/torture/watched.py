@@ -78,8 +78,6 @@ def watch(cases: Sequence[Case], work: Path, seconds: float = SECONDS, memory: i
         memory: Bytes that one input may take.
     """
     outcomes: list[Outcome] = []
-    LOG = Path("/tmp/wm/live")  # DEBUG
-    LOG.write_text("")  # DEBUG
     while len(outcomes) < len(cases):
         here, there = multiprocessing.Pipe(duplex=False)
         rest = cases[len(outcomes) :]
@@ -116,14 +114,7 @@ def _received(pipe: Connection, number: int, seconds: float) -> Iterator[Outcome
         try:
             if not pipe.poll(WAITING * seconds + PATIENCE):
                 return
-            one = pipe.recv()
-            with open("/tmp/wm/live", "a") as f:
-                print(
-                    f"[{', '.join(sorted(one.ends))}] {one.change}: {one.said.strip()[-300:]!r}",
-                    file=f,
-                    flush=True,
-                )  # DEBUG
-            yield one
+            yield pipe.recv()
         except EOFError:
             return
 
