@@ -120,7 +120,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=KINDS, help="one kind of file")
     parser.add_argument("--count", type=int, help="inputs of each kind")
     parser.add_argument("--show", action="store_true", help="print how each input ended")
-    parser.add_argument("--output", type=Path, default=PAGE, help="page to write; only for all kinds and counts")
+    parser.add_argument("--output", type=Path, default=PAGE, help="page to write, if all are given")
     given = parser.parse_args(words)
     counts = {kind: given.count or n for kind, n in KINDS.items() if given.only in (None, kind)}
     folder = Path(tempfile.mkdtemp(prefix="mutations-"))
