@@ -63,7 +63,8 @@ class Pipeline:
     @property
     def tiny_base(self) -> Path | None:
         """The recipe's base model if it is one that is made for each corpus, else None."""
-        named: Any = read_settings(self.file("sft"), "--recipe ")
+        file = self.file("sft")
+        named: Any = read_settings(file, "--recipe ") if file.stat().st_size else {}
         for name in ("model", "backbone", "name_or_path"):
             named = (named.get(name) if isinstance(named, dict) else None) or {}
         if not named and not self.base:
