@@ -21,7 +21,7 @@ OUTPUT = runs/$(notdir $(DATA))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \
-        test test-all lint tensorboard gpu-check bench clean
+        test test-all torture lint tensorboard gpu-check bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ test: $(READY) ## the fast tests, at most 10 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long and not gpu"
 test-all: $(READY) ## the long tests: every stage through the command line, kill and resume, two processes
 	$(VENV)/bin/pytest -m long
+
+torture: $(READY) ## mutated inputs, then kills at random moments; the tables are in docs/results/
+	$(VENV)/bin/python -m tests.torture.mutations && $(VENV)/bin/python -m tests.torture.kills
 
 lint: $(READY) ## ruff, mypy and the import rules
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

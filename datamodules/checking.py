@@ -18,7 +18,7 @@ from rich.progress import track
 from rime_pl.datamodules.builders.folder import Pictures, deal, missing_splits
 from rime_pl.datamodules.builders.table import SPLITS, read_table
 from rime_pl.datamodules.faults import Fault
-from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.shards import ShardReader, is_as_built, read_corpus, read_split
 from rime_pl.errors import DataError, RimeError
 from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN, MAX_IMAGES, TURN_END, TURN_START, PromptConfig
 from rime_pl.types import Item, Pair
@@ -201,6 +201,10 @@ def _samples(path: Path, split: str, faults: list[Fault], max_images: int) -> It
     except DataError as error:
         faults.append(Fault("broken split", f"{path}, split {split!r}", str(error)))
         return
+    for shard in sorted({entry.shard for entry in entries}):
+        if not is_as_built(shard):
+            said = "the tar must be as it was built, but its bytes have changed. Copy it or build it again."
+            faults.append(Fault("changed tar", shard.name, said))
     reader = ShardReader(entries, max_images=max_images)
     for number, entry in enumerate(entries):
         try:

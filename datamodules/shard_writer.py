@@ -215,4 +215,6 @@ def _index(path: Path, pairs: list[Pair]) -> dict[str, Any]:
         }
         for pair in pairs
     ]
-    return {"shard": path.name, "size": path.stat().st_size, "samples": samples}
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"shard": path.name, "size": path.stat().st_size, "sha256": sha256, "samples": samples}

@@ -7,6 +7,7 @@ The format is documented in docs/reference/data-format.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -35,6 +36,7 @@ _ITEM_FIELDS = {
 }
 _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
 _BLOCK = 512  # bytes of a tar header
+_LONGEST_NAME = 200  # bytes; systems take 255, and a process adds a suffix
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tokenizer can read it
 _AGAIN = "Build the corpus again."
 
@@ -79,8 +81,10 @@ def read_corpus(path: str | Path) -> dict[str, Any]:
             f"{file}: field 'format' must be {FORMAT_VERSION}, but is {corpus.get('format')!r}. {_AGAIN}"
         )
     splits = corpus.get("splits")
-    if not isinstance(splits, dict) or not all(_names_shards(split) for split in splits.values()):
+    if not isinstance(splits, dict) or not all(_names_shards(*split) for split in splits.items()):
         raise DataError(f"{file}: field 'splits' must name the tars of each split, but does not. {_AGAIN}")
+    if not isinstance(data_hash := corpus.get("data_hash"), str):
+        raise DataError(f"{file}: field 'data_hash' must be text, but is {data_hash!r:.90}. {_AGAIN}")
     return corpus
 
 
@@ -95,12 +99,22 @@ def _near(path: Path) -> str:
     )
 
 
-def _names_shards(split: Any) -> bool:
+def _names_shards(split: str, about: Any) -> bool:
     """Return whether a split of ``corpus.json`` lists plain file names, and so none outside its folder."""
-    shards = split.get("shards") if isinstance(split, dict) else None
-    return isinstance(shards, list) and all(
-        isinstance(name, str) and name.endswith(".tar") and Path(name).name == name for name in shards
+    shards, samples = (about.get("shards"), about.get("samples")) if isinstance(about, dict) else (None, None)
+    return (
+        isinstance(shards, list)
+        and isinstance(samples, int)
+        and _is_plain(split)
+        and all(_is_plain(name) and name.endswith(".tar") for name in shards)
     )
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether a name leads to nothing outside its folder."""
+    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
+        return False
+    return Path(name).name == name not in ("", "..")
 
 
 def read_split(path: str | Path, split: str, tasks: Collection[str] | None = None) -> list[Entry]:
@@ -126,6 +140,11 @@ def read_split(path: str | Path, split: str, tasks: Collection[str] | None = Non
     entries = [entry for name in shards for entry in _read_index(folder / name)]
     if not entries:
         raise DataError(f"{folder}: split {split!r} holds no samples. {_AGAIN}")
+    if len(entries) != (samples := corpus["splits"][split]["samples"]):
+        raise DataError(
+            f"{path}/{CORPUS_FILE}: split {split!r} must have {samples} samples, as it says, but its tars "
+            f"hold {len(entries)}. Is a tar missing or named twice? {_AGAIN}"
+        )
     if tasks is None:
         return entries
     known = {entry.dataset for entry in entries}
@@ -134,6 +153,13 @@ def read_split(path: str | Path, split: str, tasks: Collection[str] | None = Non
             f"data.tasks must name tasks of {folder}, but {unknown} are not there. It has {sorted(known)}."
         )
     return [entry for entry in entries if entry.dataset in tasks]
+
+
+def is_as_built(shard: Path) -> bool:
+    """Return whether a tar has the bytes that its index was made of; True for an index without their hash."""
+    index = _json(shard.with_suffix(".json").read_bytes(), str(shard.with_suffix(".json")))
+    with shard.open("rb") as file:
+        return index.get("sha256") in (None, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _read_index(shard: Path) -> Iterator[Entry]:

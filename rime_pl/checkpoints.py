@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,52 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     for name, kind in PARTS.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(name), kind):
             raise RimeError(f"{path} is no checkpoint of a run: it has no {name}.")
+    if not 0 <= checkpoint["global_step"] < 2**62:
+        raise RimeError(f"{path} is no checkpoint of a run: its step is {checkpoint['global_step']}.")
+    for name, tensor in checkpoint["state_dict"].items():
+        if not isinstance(tensor, torch.Tensor) or not bool(tensor.isfinite().all()):
+            raise RimeError(
+                f"{path} is not used: {name} must hold finite numbers, but does not. Put an intact copy in "
+                "its place, or remove it to train from the start."
+            )
     return dict(checkpoint)
+
+
+@contextmanager
+def resuming(path: Path | None, module: Any) -> Iterator[None]:
+    """Refuse a checkpoint by name if the trainer stumbles over its parts while it restores them.
+
+    Args:
+        path: The checkpoint; None if nothing is resumed.
+        module: Its ``restoring`` says whether parts are being restored.
+
+    Raises:
+        RimeError: If the trainer could not restore a part.
+    """
+    try:
+        yield
+    except (RimeError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if path is None or not module.restoring:
+            raise
+        raise RimeError(
+            f"{path} does not fit this run, or is damaged ({type(error).__name__}: {error!s:.200}). Put "
+            "an intact copy in its place, or remove it to train from the start."
+        ) from error
+
+
+def unlike(found: Any, ours: Any, place: str = "") -> str:
+    """Return the place of a value in a checkpoint that has another type than ours there; "" if there is none.
+
+    >>> unlike({"total": {"ready": None}}, {"total": {"ready": 3}, "more": 1})
+    'total.ready'
+    """
+    if isinstance(ours, dict) and isinstance(found, dict):
+        both = (unlike(found[key], ours[key], f"{place}.{key}") for key in ours if key in found)
+        return next(filter(None, both), "").lstrip(".")
+    number = isinstance(ours, (int, float)) and isinstance(found, (int, float)) and 0 <= found < 2**62
+    return "" if number or (type(found) is type(ours) and not isinstance(ours, (int, float))) else place
 
 
 def global_step(path: Path) -> int:

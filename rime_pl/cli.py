@@ -29,7 +29,7 @@ from rime_pl.callbacks.progress import EpochsFromOne
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
 from rime_pl.callbacks.settings_record import SettingsRecord
-from rime_pl.checkpoints import global_step, logged_step
+from rime_pl.checkpoints import global_step, logged_step, resuming
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError, StoppedError, ToldElsewhereError
 from rime_pl.modules.base import RimeModule
@@ -256,10 +256,7 @@ def run_stage(stage: str, action: str, words: list[str]) -> int:
     """
     started, typed = time.time(), sys.argv
     cli = StageCLI(stage, words, f"rime {stage.replace('_', '-')} {action}")
-    if action == "test":
-        test(cli, stage, started, typed)
-        return 0
-    fit(cli, stage, started, typed)
+    (test if action == "test" else fit)(cli, stage, started, typed)
     return 0
 
 
@@ -298,7 +295,8 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
         cli.trainer.logger = cli.logger(logged_step(resume) if resume else 0)
         if cli.trainer.is_global_zero:
             announce(cli, stage, resume, done)
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
+        with resuming(resume, cli.model):
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         trained = time.time()
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         steps, seconds = cli.trainer.global_step, {"fit": trained - started, "test": time.time() - trained}

@@ -6,8 +6,13 @@ several frames. What comes out is what a person would see. docs/reference/data-f
 
 from __future__ import annotations
 
+import errno
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,8 +21,12 @@ from rime_pl.errors import DataError
 
 #: The image processor of Qwen-VL refuses pictures whose sides differ more.
 MAX_ASPECT = 200
+#: A file of some kilobytes can hold so many pixels. With transparency they take 1.9 GB while it is opened.
+MAX_PIXELS = 100_000_000
 #: Brands in the header of HEIC files, bytes 8 to 12.
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+#: What a system answers if a name leads to no file, whatever the state of the disk.
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # of EXIF; 2 to 8 mean that the picture is to be turned
 _PNG_DEPTH = 24  # the byte that holds the bits of a channel
 
@@ -72,11 +81,33 @@ def stored_picture(source: str | Path | bytes, name: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def _file(path: str | Path, name: str) -> tuple[bytes, str]:
-    name = name or str(path)
+@contextmanager
+def _named_warnings(name: str) -> Iterator[None]:
+    """Put the name of the picture before what Pillow warns of, such as EXIF that it cannot read.
+
+    Filters are left alone: a change of them makes Python repeat all warnings that it has shown.
+    """
+    show = warnings.showwarning
+
+    def show_named(message: Warning | str, *more: Any, **kwargs: Any) -> None:
+        show(f"{name}: {message}", *more, **kwargs)
+
+    warnings.showwarning = show_named
     try:
-        return Path(path).read_bytes(), name
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
+def _file(path: str | Path, name: str) -> tuple[bytes, str]:
+    path, name = Path(path), name or str(path)
+    try:
+        if path.exists() and not path.is_file():  # to read a pipe or a device may never end
+            raise IsADirectoryError(errno.EISDIR, "no file", str(path))
+        return path.read_bytes(), name
+    except (OSError, ValueError) as error:  # a zero byte in the name is a ValueError
+        if isinstance(error, OSError) and error.errno not in _NO_FILE:
+            raise
         raise DataError(f"{name} must be a picture file, but there is none.") from error
 
 
@@ -84,7 +115,8 @@ def _seen(source: bytes | Image.Image, name: str) -> tuple[Image.Image, str]:
     """Return the picture as a person would see it, and the form in which to keep it; "" as it is."""
     name = name or "a picture"
     try:
-        picture, form = _upright_rgb(source)
+        with _named_warnings(name):
+            picture, form = _upright_rgb(source)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} must be a picture, but {_reason(source, error)}.") from error
     except MemoryError:
@@ -103,6 +135,10 @@ def _upright_rgb(source: bytes | Image.Image) -> tuple[Image.Image, str]:
     if isinstance(source, Image.Image):
         return _rgb(ImageOps.exif_transpose(source)), "PNG"
     with _opened(source) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels, but may have {MAX_PIXELS:,}. Shrink it"
+            )
         image.load()  # before the orientation is read: Pillow itself turns TIFF files here
         return _rgb(ImageOps.exif_transpose(image)), _form(image, source)
 

@@ -13,10 +13,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rime_pl.errors import RimeError
-from rime_pl.options.words import CONFIGS, in_our_spelling
+from rime_pl.options.words import CONFIGS, in_our_spelling, read_settings
 from rime_pl.run_folder import RUNS, RunFolder
 
 #: The stages in the order in which each starts from the adapter of the one before.
@@ -65,9 +63,10 @@ class Pipeline:
     @property
     def tiny_base(self) -> Path | None:
         """The recipe's base model if it is one that is made for each corpus, else None."""
-        named = yaml.safe_load(self.file("sft").read_text()) or {}
+        file = self.file("sft")
+        named: Any = read_settings(file, "--recipe ") if file.stat().st_size else {}
         for name in ("model", "backbone", "name_or_path"):
-            named = named.get(name) or {}
+            named = (named.get(name) if isinstance(named, dict) else None) or {}
         if not named and not self.base:
             raise RimeError(
                 f"--recipe {self.recipe}: sft.yaml must name a base model (model.backbone.name_or_path), but "

@@ -65,7 +65,7 @@ class RimeProcessor:
         """
         try:
             processor = AutoProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged files fail in any place of transformers
             raise RimeError(
                 "model.backbone.name_or_path must be a Hugging Face name or a folder, but no processor could "
                 f"be loaded from {name_or_path!r} ({error}). `rime base` makes the tiny base model."

@@ -51,11 +51,20 @@ class PromptConfig:
     def __post_init__(self) -> None:
         limits = ("max_rewrite_tokens", "max_text_tokens", "max_pixels", "min_pixels", "max_images")
         at_least(1, "model.backbone.prompt", self, *limits)
-        if self.disc_token == self.gen_token or not (self.disc_token and self.gen_token):
-            raise RimeError(
-                "model.backbone.prompt.disc_token and gen_token must be two different tokens, but are "
-                f"{self.disc_token!r} and {self.gen_token!r}."
-            )
+        chat = (TURN_START, TURN_END, IMAGE_TOKEN, *IMAGE_SLOT.split("{pads}"))
+        modes = (self.disc_token, self.gen_token)
+        for name, token in zip(("disc_token", "gen_token"), modes, strict=True):
+            if not token.strip() or token in chat or modes.count(token) > 1:
+                raise RimeError(
+                    f"model.backbone.prompt.{name} must be a token of its own, such as '<{name[:-6]}_emb>', "
+                    f"but is {token!r}."
+                )
+        for name in ("rewrite_instruction", "system_prompt"):
+            if found := [token for token in (*chat, *modes) if token in getattr(self, name)]:
+                raise RimeError(
+                    f"model.backbone.prompt.{name} must not contain {found[0]!r}, because it is a special "
+                    "token of the model. Remove it."
+                )
 
     @property
     def image_limit(self) -> int:

@@ -15,6 +15,7 @@ import yaml
 
 from rime_pl.errors import RimeError
 from rime_pl.places import places_of, tried
+from rime_pl.run_files import read_facts
 
 #: The folder of all runs, relative to the working folder.
 RUNS = Path("runs")
@@ -104,24 +105,25 @@ class RunFolder:
     def ranks(self) -> list[dict[str, Any]]:
         """The rank of the right target of each test query, for each mode pair."""
         rows: list[dict[str, Any]] = self._read("ranks.json")
+        recall = self.settings.get("recall", {}) if self.config.is_file() else {}
+        if unknown := set(recall.get("headline_tasks") or ()) - {row["task"] for row in rows}:
+            raise RimeError(
+                f"{self.config}: recall.headline_tasks must name tasks in ranks.json, but {sorted(unknown)} "
+                "are not there. Train the run again, or put its own config.yaml back."
+            )
         return rows
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The complete settings of the run, as plain data."""
-        self._need("config.yaml")
-        try:
-            values = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RimeError(f"{self.config} is damaged: {str(error).splitlines()[0]}.") from error
-        if not isinstance(values, dict):
-            raise RimeError(f"{self.config} is damaged: it holds no settings.")
-        return values
+        settings: dict[str, Any] = self._read("config.yaml")
+        return settings
 
     @property
     def origin(self) -> dict[str, Any]:
         """What `rime run` wrote before the run began: recipe, differences, start; empty for other runs."""
-        return dict(self._read(ORIGIN)) if (self.path / ORIGIN).is_file() else {}
+        origin: dict[str, Any] = self._read(ORIGIN) if (self.path / ORIGIN).is_file() else {}
+        return origin
 
     def before(self) -> RunFolder | None:
         """The run whose adapter this one started from; None if it started from the base model."""
@@ -224,11 +226,7 @@ class RunFolder:
         return file
 
     def _read(self, name: str) -> Any:
-        file = self._need(name)
-        try:
-            return json.loads(file.read_text())
-        except ValueError as error:
-            raise RimeError(f"{file} is damaged: {error}.") from error
+        return read_facts(self._need(name))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -54,7 +54,7 @@ class Holder:
 def holder(run: RunFolder) -> Holder | None:
     """Return the process that works in a run folder; None if there is none."""
     try:
-        file = os.open(run.lock, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(run.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
     except OSError:
         return None
     try:

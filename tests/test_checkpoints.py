@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from rime_pl.__main__ import main
-from rime_pl.checkpoints import global_step, logged_step, read_checkpoint
+from rime_pl.checkpoints import global_step, logged_step, read_checkpoint, resuming, unlike
 from rime_pl.errors import RimeError
 from rime_pl.run_folder import RunFolder
 from tests.stages.runs import stage_arguments
@@ -85,6 +86,47 @@ def test_another_file_of_tensors_is_no_checkpoint(value: Any, tmp_path: Path) ->
     torch.save(value, tmp_path / "last.ckpt")
     with pytest.raises(RimeError, match="is no checkpoint of a run"):
         read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("value", [torch.full((3,), float("nan")), torch.tensor([1.0, float("inf")]), 3])
+def test_weights_that_are_no_numbers_are_refused(value: Any, tmp_path: Path) -> None:
+    torch.save(GOOD | {"state_dict": {"w": value}}, tmp_path / "last.ckpt")
+    with pytest.raises(RimeError, match=r"last.ckpt is not used: w must hold finite numbers"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("step", [-1, 1 << 70])
+def test_a_step_that_no_run_has(step: int, tmp_path: Path) -> None:
+    torch.save(GOOD | {"global_step": step}, tmp_path / "last.ckpt")
+    with pytest.raises(RimeError, match=rf"last.ckpt is no checkpoint of a run: its step is {step}"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_what_the_trainer_cannot_restore_is_refused_and_other_errors_stay() -> None:
+    path = Path("last.ckpt")
+    told = r"last.ckpt does not fit this run, or is damaged \(KeyError: 'lr'\)"
+    with pytest.raises(RimeError, match=told), resuming(path, SimpleNamespace(restoring=True)):
+        raise KeyError("lr")
+    for checkpoint, restoring in ((path, False), (None, True)):
+        with pytest.raises(KeyError), resuming(checkpoint, SimpleNamespace(restoring=restoring)):
+            raise KeyError("lr")
+    with pytest.raises(RimeError, match=r"^named$"), resuming(path, SimpleNamespace(restoring=True)):
+        raise RimeError("named")
+
+
+@pytest.mark.parametrize(
+    ("found", "place"),
+    [
+        ({"a": {"n": 2, "m": True}, "more": 3}, ""),
+        ({}, ""),
+        ({"a": {"n": -1}}, "a.n"),
+        ({"a": {"n": "2"}}, "a.n"),
+        ({"a": 3}, "a"),
+        ({"a": {}, "l": {}}, "l"),
+    ],
+)
+def test_counters_of_another_kind(found: dict[str, Any], place: str) -> None:
+    assert unlike(found, {"a": {"n": 1, "m": False}, "l": []}) == place
 
 
 def test_a_missing_one_and_one_without_a_position_are_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -102,6 +103,11 @@ def test_a_picture_is_not_shared_with_its_source() -> None:
     assert source.getpixel((0, 0)) == (255, 0, 0)
 
 
+def bomb(side: int) -> bytes:
+    """A PNG of 20 kB."""
+    return encoded(Image.new("1", (side, side)), "PNG")
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -114,12 +120,22 @@ def test_a_picture_is_not_shared_with_its_source() -> None:
             encoded(Image.new("RGB", (3, 900)), "PNG"),
             "at most 200 times the shorter one.* 3 x 900 pixels. Crop",
         ),
+        (
+            bomb(12_000),
+            "cannot be decoded: it has 12000 x 12000 pixels, but may have 100,000,000. Shrink it",
+        ),
     ],
-    ids=["empty", "text", "heic", "half a JPEG", "half a PNG", "a line"],
+    ids=["empty", "text", "heic", "half a JPEG", "half a PNG", "a line", "a bomb"],
 )
 def test_what_cannot_be_used_is_refused_by_name(data: bytes, said: str) -> None:
     with pytest.raises(DataError, match=said):
         open_picture(data, "x.jpg")
+
+
+def test_a_warning_of_pillow_names_the_picture() -> None:
+    """Its EXIF is cut, so that nobody knows how to turn it."""
+    with pytest.warns(UserWarning, match=r"^x.tif: "), pytest.raises(DataError, match=r"^x.tif "):
+        open_picture(turned("TIFF")[:20], "x.tif")
 
 
 def test_an_orientation_that_cannot_be_read_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +154,13 @@ def test_a_missing_file_is_the_data_and_a_failing_disk_is_not(
         open_picture(tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"but there is none"):
         open_picture(tmp_path)
+
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("loop.png", "endless.png", "pipe.png", "x" * 300, "a\0.png"):
+        with pytest.raises(DataError, match=r"must be a picture file, but there is none"):
+            open_picture(tmp_path / name)
 
     def fail(path: Path) -> bytes:
         raise OSError(5, "Input/output error")

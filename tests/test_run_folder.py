@@ -31,11 +31,19 @@ def test_reads_what_is_there(tmp_path: Path) -> None:
     assert run.before() == RunFolder(tmp_path / "sft") and run.origin == {"recipe": ["a.yaml"]}
     for name, value in (("manifest", {"stage": "cma", "data": str(tmp_path)}), ("summary", {"after": {}})):
         write_json(run.path / f"{name}.json", value)
-    write_json(run.path / "ranks.json", [{"key": "k"}])
+    write_json(run.path / "ranks.json", [{"key": "k", "task": "t"}])
     assert run.reported and not run.finished
-    assert (run.stage, run.corpus, run.summary, run.ranks) == ("cma", tmp_path, {"after": {}}, [{"key": "k"}])
+    assert (run.stage, run.corpus, run.summary) == ("cma", tmp_path, {"after": {}})
+    assert run.ranks == [{"key": "k", "task": "t"}]
     write_json(run.marker, {})
     assert run.finished
+
+
+def test_headline_tasks_that_no_query_has(tmp_path: Path) -> None:
+    write_json(tmp_path / "ranks.json", [{"key": "k", "task": "twin"}])
+    (tmp_path / "config.yaml").write_text("recall: {headline_tasks: [twin, other]}")
+    with pytest.raises(RimeError, match=r"config.yaml: recall.headline_tasks must .* but \['other'\] are"):
+        RunFolder(tmp_path).ranks  # noqa: B018
 
 
 def test_a_run_from_the_base_model_has_none_before(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def test_a_second_process_is_refused_by_the_name_of_the_first_until_that_is_kill
     assert not list(tmp_path.iterdir()) and holder(run) is None
 
 
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock.json")
+    assert holder(RunFolder(tmp_path)) is None
+
+
 def test_looking_does_not_keep_anybody_out(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     words = "from rime_pl.run_lock import *\nwhile True: holder(RunFolder(sys.argv[1]))"

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.contract import wrong_field
 from rime_pl.errors import RimeError
 from rime_pl.places import places_of
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 
 WEIGHTS_FILE = "adapter_model.safetensors"
+_AGAIN = "Copy it again, or train the stage again."
 
 
 def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: list[int]) -> PeftModel:
@@ -182,13 +184,15 @@ def _with_larger_budget(saved: Any, value: Any) -> Any:
 
 
 def _read_weights(path: Path, expected_hash: str) -> dict[str, Tensor]:
-    remedy = "Copy it again, or train the stage again."
     try:
         state = load_file(path)
-    except SafetensorError as error:
-        raise RimeError(f"{path} is damaged ({error}). {remedy}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:  # types that torch does not have
+        raise RimeError(f"{path} is damaged ({error}). {_AGAIN}") from error
     if state_hash(state) != expected_hash:
-        raise RimeError(f"{path} is damaged: it does not match weights_hash in {CONTRACT_FILE}. {remedy}")
+        raise RimeError(f"{path} is damaged: it does not match weights_hash in {CONTRACT_FILE}. {_AGAIN}")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise RimeError(f"{path}: tensor {name} must hold finite numbers, but does not. {_AGAIN}")
     return state
 
 
@@ -230,7 +234,13 @@ def read_contract(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONTRACT_FILE
     if not path.is_file() or not (Path(folder) / WEIGHTS_FILE).is_file():
         raise RimeError(f"{folder} must hold an adapter, with the files {CONTRACT_FILE} and {WEIGHTS_FILE}.")
-    return json.loads(path.read_text())
+    try:
+        contract = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise RimeError(f"{path} is damaged: it is no JSON ({error}). {_AGAIN}") from error
+    if wrong := wrong_field(contract):
+        raise RimeError(f"{path} is damaged: {wrong}. {_AGAIN}")
+    return dict(contract)
 
 
 def state_hash(state: dict[str, Tensor]) -> str:

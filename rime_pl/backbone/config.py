@@ -5,13 +5,15 @@ One dataclass inside the YAML of each stage; mllm.py builds the model from it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rime_pl.bounds import at_least
 from rime_pl.errors import RimeError
 from rime_pl.prompts import PromptConfig
 
+#: A higher rank of LoRA than this has more values than the matrices that it changes.
+MAX_RANK = 16_384
 #: All linear layers of the decoder and no others: the MLPs of a vision tower also have gate/up/down_proj.
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
@@ -48,8 +50,19 @@ class BackboneConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
     def __post_init__(self) -> None:
-        at_least(1, "model.backbone", self, "lora_r", "lora_alpha")
+        for name, value in (("lora_r", self.lora_r), ("lora_alpha", self.lora_alpha)):
+            if not 1 <= value <= MAX_RANK:
+                raise RimeError(
+                    f"model.backbone.{name} must be at least 1 and at most {MAX_RANK}, but is {value}."
+                )
         if not 0 <= self.lora_dropout < 1:
             raise RimeError(
-                f"model.backbone.lora_dropout must be at least 0 and below 1, but is {self.lora_dropout}."
+                f"model.backbone.lora_dropout must be at least 0 and less than 1, but is {self.lora_dropout}."
             )
+        try:
+            re.compile(self.lora_targets)
+        except re.error as error:
+            raise RimeError(
+                f"model.backbone.lora_targets must be a regular expression, but {self.lora_targets!r:.90} is "
+                f"none: {error}."
+            ) from error

@@ -203,6 +203,11 @@ class Retriever:
             shown = bar.add_task(progress, total=len(rows))
             for numbers, batch in batches(rows, batch_size, instruction, unusable if skip_unusable else None):
                 vector, written = self._encode_batch(batch, mode, [f"item {number}" for number in numbers])
+                if not bool(vector.isfinite().all()):
+                    raise RimeError(
+                        f"{self}: an embedding must be finite, but one is not. The adapter or the base "
+                        "model is damaged: copy it again, or train the stage again."
+                    )
                 vectors.append(vector)
                 rewrites += written
                 bar.update(shown, completed=numbers[-1] + 1)

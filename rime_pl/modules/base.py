@@ -23,6 +23,7 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import describe
+from rime_pl.checkpoints import unlike
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.settings import OptimizerSettings
@@ -42,6 +43,7 @@ class RimeModule(L.LightningModule):
         optimizer: Learning rate, warm-up and weight decay.
     """
 
+    restoring = False  # whether the parts of a checkpoint are being restored
     may_diverge = False  # whether the stage checks for divergence, and stops with a DivergedError
 
     def __init__(
@@ -129,6 +131,7 @@ class RimeModule(L.LightningModule):
             RimeError: If the base model at ``model.backbone.name_or_path`` or the adapter to start from has
                 changed, or if the checkpoint holds other tensors than those that train.
         """
+        self.restoring = True
         if checkpoint["base_hash"] not in (self.model.base_hash, self.model.old_base_hash):
             raise RimeError(
                 f"model.backbone.name_or_path={self.config.name_or_path} is another base model than the one "
@@ -147,14 +150,37 @@ class RimeModule(L.LightningModule):
         if trained != found:
             name = next(n for n in sorted(trained | found) if trained.get(n) != found.get(n))
             raise RimeError(
-                f"The checkpoint must hold what trains in this run, but {name} has shape {found.get(name)} "
-                f"there and {trained.get(name)} here. Use lora_r and lora_targets of the run that wrote it."
+                f"{self.trainer.ckpt_path} must hold what trains in this run, but {name} has shape "
+                f"{found.get(name)} there and {trained.get(name)} here. Use lora_r and lora_targets of the "
+                "run that wrote it."
             )
+        if resumed and (wrong := self._wrong_state(checkpoint)):
+            raise RimeError(
+                f"{self.trainer.ckpt_path} does not fit this run, or is damaged: {wrong}. Put an intact copy "
+                "in its place, or remove it to train from the start."
+            )
+
+    def _wrong_state(self, checkpoint: dict[str, Any]) -> str:
+        """Return what is wrong with the optimizer or the counters, and would show in the first step only."""
+        shapes = sorted(tuple(p.shape) for p in self.parameters() if p.requires_grad)
+        for state in checkpoint["optimizer_states"]:
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments = [one[name] for one in state["state"].values()]
+                if moments and sorted(tuple(one.shape) for one in moments) != shapes:
+                    return f"{name} of the optimizer has other shapes than what trains"
+                if not all(bool(one.isfinite().all()) for one in moments):
+                    return f"{name} of the optimizer is not finite"
+        for schedule in checkpoint.get("lr_schedulers", []):
+            if place := unlike(schedule, {"last_epoch": 0, "_step_count": 0}):
+                return f"lr_schedulers: {place} cannot be {schedule[place]!r:.60}"
+        place = unlike(checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict(), "fit_loop")
+        return f"loops: {place} is no count" if place else ""
 
     def on_train_start(self) -> None:
         """Apply the typed learning rate and weight decay: a resumed optimizer brings its old ones along."""
         optimizer: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
+        self.restoring = False
         schedule.base_lrs = [self.optimizer_settings.learning_rate] * len(optimizer.param_groups)
         decays = (self.optimizer_settings.weight_decay, 0.0)
         for group, decay, share in zip(optimizer.param_groups, decays, schedule.lr_lambdas, strict=True):

@@ -18,6 +18,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from rime_pl.errors import RimeError
+from rime_pl.options.numbers import refuse_numbers
 from rime_pl.options.renamed import new_name
 from rime_pl.options.words import Given, groups_of, in_our_spelling, nearest, settings_given
 
@@ -94,9 +95,11 @@ class PlainParser(ArgumentParser):
         self.given = list(settings_given(words))
         self.refuse_names()
         try:
-            return super().parse_args(words, *rest, **kwargs)
+            values = super().parse_args(words, *rest, **kwargs)
         except (argparse.ArgumentError, ValueError, OSError) as error:
             raise RimeError(self.sentence(str(error))) from error
+        refuse_numbers(vars(values.as_flat()), self.given)
+        return values
 
     def in_one_word(self, words: list[str]) -> list[str]:
         """Return the words with ``--list a b`` as ``--list=[a,b]`` and a switch as ``--switch=true``."""

@@ -19,6 +19,9 @@ _PACKAGE = Path(__file__).parents[1]
 #: The settings files that come with rime_pl. In a checkout without links they lie beside the package.
 CONFIGS = ((_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs").resolve()
 
+#: No file of settings holds more values; a few lines of aliases of aliases do.
+MAX_VALUES = 10_000
+
 
 class Given(NamedTuple):
     """A setting as somebody gave it."""
@@ -79,14 +82,71 @@ def settings_given(words: Iterable[str]) -> Iterator[Given]:
         file = Path(str(option.value))
         if not file.is_file():
             raise RimeError(f"--config {file}: there is no such file.")
-        try:
-            values = yaml.safe_load(file.read_text())
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else "?"
-            raise RimeError(f"--config {file}: line {line} is not YAML: {error.problem}.") from error
-        if not isinstance(values, dict):
-            raise RimeError(f"--config {file}: each line must be a setting, `name: value`.")
-        yield from _leaves(values, file)
+        yield from _leaves(read_settings(file, "--config "), file)
+
+
+def read_settings(file: Path, option: str = "") -> dict[str, Any]:
+    """Return the settings in a YAML file.
+
+    Args:
+        file: The file.
+        option: What an error puts before its path, such as "--config ".
+
+    Raises:
+        RimeError: If it is not YAML, names a setting twice, is larger than any settings, or holds none.
+    """
+    where = f"{option}{file}"
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _nodes(node, where, {})
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise RimeError(f"{where}: line {line} is not YAML: {error.problem}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # e.g. a date that is none, or zero bytes
+        raise RimeError(f"{where} is not YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise RimeError(f"{where}: each line must be a setting, `name: value`.")
+    return values
+
+
+def _nodes(node: yaml.Node | None, where: str, known: dict[yaml.Node, int | None]) -> int:
+    """Return the number of values in YAML, each alias counted as what it stands for.
+
+    Args:
+        node: Where to count.
+        where: What an error names.
+        known: What is counted already; None for what is being counted, and so holds itself.
+    """
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if node not in known:
+        known[node] = None
+        inner = list(node.value)
+        if isinstance(node, yaml.MappingNode):
+            _refuse_twice(node, where)
+            inner = [value for _, value in inner]
+        known[node] = 1 + sum(_nodes(one, where, known) for one in inner)
+    count = known[node]
+    if count is None or count > MAX_VALUES:
+        raise RimeError(
+            f"{where}: line {node.start_mark.line + 1} must hold at most {MAX_VALUES:,} values, but aliases "
+            "make it hold more. Write the values out."
+        )
+    return count
+
+
+def _refuse_twice(node: yaml.MappingNode, where: str) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and name in lines and name != "<<":
+            raise RimeError(
+                f"{where}: a setting may stand once in its group, but {name} stands in line {lines[name]} "
+                f"and in line {line}. Remove one."
+            )
+        lines[name] = line
 
 
 def needs(prog: str, given: Iterable[str] = ()) -> str:

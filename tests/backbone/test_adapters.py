@@ -240,6 +240,27 @@ def test_damaged_weights_are_refused(copy: Path, backbone_config: BackboneConfig
         load_into_new(copy, backbone_config)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_though_their_hash_fits(
+    value: float, copy: Path, backbone_config: BackboneConfig
+) -> None:
+    state = load_file(copy / WEIGHTS_FILE)
+    name = next(n for n in state if "lora_B" in n)
+    state[name][0, 0] = value
+    save_file(state, copy / WEIGHTS_FILE)
+    contract = json.loads((copy / CONTRACT_FILE).read_text())
+    (copy / CONTRACT_FILE).write_text(json.dumps(contract | {"weights_hash": state_hash(state)}))
+    with pytest.raises(RimeError, match=rf"{WEIGHTS_FILE}: tensor {name} must hold finite numbers"):
+        load_into_new(copy, backbone_config)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", '{"base": "x"}'])
+def test_a_damaged_contract_is_refused(text: str, copy: Path, backbone_config: BackboneConfig) -> None:
+    (copy / CONTRACT_FILE).write_text(text)
+    with pytest.raises(RimeError, match=r"rime.json is damaged: .* Copy it again"):
+        load_into_new(copy, backbone_config)
+
+
 def test_another_prompt_contract_is_refused(adapter: Path, backbone_config: BackboneConfig) -> None:
     other = replace(backbone_config, prompt=replace(backbone_config.prompt, rewrite_instruction="Describe."))
     with pytest.raises(RimeError, match=r"rime.json: prompt must be that of this run.*Describe\..*Rewrite\."):

@@ -23,6 +23,9 @@ RUNS = Path("runs/scenes-tiny-seed0")
 ARGUMENTS = ["--corpus", "scenes"]
 CHECKPOINT = {"global_step": 7, "loops": {}, "state_dict": {}, "optimizer_states": [], "base_hash": "b"}
 
+CONTRACT = {"base": "b", "base_hash": "h", "disc_token_id": 1, "gen_token_id": 2, "prompt": {}}
+CONTRACT |= {"backbone": {"name_or_path": "b"}}
+
 
 class Stages:
     """In place of processes: writes what each would leave, and keeps what was started."""
@@ -57,7 +60,7 @@ class Stages:
             return 2
         run.adapter.mkdir(exist_ok=True)
         (run.adapter / WEIGHTS_FILE).touch()
-        write_json(run.adapter / CONTRACT_FILE, {"weights_hash": f"{run} {len(self.started)}"})
+        write_json(run.adapter / CONTRACT_FILE, CONTRACT | {"weights_hash": f"{run} {len(self.started)}"})
         run.summary_text.write_text(f"table of {run}\n")
         write_json(run.marker, {})
         return 0

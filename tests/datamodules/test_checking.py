@@ -194,11 +194,30 @@ def test_faults_of_a_corpus_are_all_told(tmp_path: Path) -> None:
         ("broken sample", "train-000000.tar/big-0004"),
         ("broken sample", "train-000000.tar/big-0007"),
         ("broken split", f"{path}, split 'val'"),
+        ("changed tar", "train-000000.tar"),
         ("missing split", str(path)),
         ("missing split", str(path)),
         ("special token", "train-000000.tar/big-0000"),
     ]
     assert found.counts["train", "big"].half_annotated == 1
+
+
+def test_a_flipped_bit_in_a_text_is_found(tmp_path: Path) -> None:
+    """A tar has no checksums: the text is another one, and nothing else shows it."""
+    path = write(tmp_path / "corpus", make_splits())
+    entry = read_split(path, "train")[3]
+    offset, size = entry.members["json"]
+    content = bytearray(entry.shard.read_bytes())
+    place = content.index(b"number 3", offset, offset + size)
+    content[place] ^= 1
+    entry.shard.write_bytes(content)
+    found = check_corpus(path, FEW)
+    problems = [(fault.kind, fault.where) for fault in found.faults if fault.level == "problem"]
+    assert problems == [("changed tar", "train-000000.tar")]
+    index = json.loads(entry.shard.with_suffix(".json").read_text())
+    del index["sha256"]  # as an earlier version wrote it
+    entry.shard.with_suffix(".json").write_text(json.dumps(index))
+    assert not check_corpus(path, FEW).problems
 
 
 # -- the command ---------------------------------------------------------------------------------------

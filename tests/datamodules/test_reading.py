@@ -161,6 +161,31 @@ def test_a_corpus_names_no_file_outside_its_folder(copy: Path, name: object) -> 
         read_split(copy, "train")
 
 
+@pytest.mark.parametrize("name", ["../outside", "/etc", "", ".", "..", "a\0", "\ud800", "x" * 300])
+def test_a_split_is_a_folder_of_its_corpus(copy: Path, name: str) -> None:
+    _edit_json(copy / "corpus.json", lambda corpus: corpus["splits"].update({name: corpus["splits"]["val"]}))
+    with pytest.raises(DataError, match=r"corpus.json: field 'splits' must name the tars of each split"):
+        read_split(copy, "train")
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_tar_that_corpus_json_names_not_or_twice(copy: Path, shards: int) -> None:
+    def change(corpus: dict[str, Any]) -> None:
+        named = corpus["splits"]["train"]["shards"]
+        corpus["splits"]["train"]["shards"] = [*named[1:], *named[:1] * shards]
+
+    _edit_json(copy / "corpus.json", change)
+    with pytest.raises(DataError, match=r"split 'train' must have 50 samples, as it says, but its tars hold"):
+        read_split(copy, "train")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["x"]])
+def test_a_corpus_without_its_hash(copy: Path, value: object) -> None:
+    _edit_json(copy / "corpus.json", lambda corpus: corpus.update(data_hash=value))
+    with pytest.raises(DataError, match=r"corpus.json: field 'data_hash' must be text, but is"):
+        read_split(copy, "train")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -90,6 +90,22 @@ def test_a_run_loads_from_another_folder_and_after_a_move(
         rime_pl.load(moved / "runs" / "x", base=tmp_path / "nowhere")
 
 
+def test_a_damaged_tokenizer_is_named(run_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_folder / "cma", tmp_path / "run"))
+    (run / "adapter" / "tokenizer.json").write_text("3")
+    with pytest.raises(RimeError, match=r"no processor could be loaded from '.*run/adapter'"):
+        rime_pl.load(run)
+
+
+def test_an_embedding_that_is_no_number_is_refused(
+    loaded: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = torch.full((1, 64), float("nan"))
+    monkeypatch.setattr(loaded, "_encode_batch", lambda *args, **kwargs: (vector, []))
+    with pytest.raises(RimeError, match=r"demo/cma.* an embedding must be finite, but one is not"):
+        loaded.encode("a red ring")
+
+
 def test_an_old_adapter_whose_base_is_gone_says_what_to_give(
     old_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,9 @@ def test_an_old_name_that_is_still_taken_is_no_old_name() -> None:
 
 # -- settings files -------------------------------------------------------------------------------------
 
+#: A list of 9^5 values in six lines.
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 6))
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -192,12 +195,46 @@ def test_an_old_name_that_is_still_taken_is_no_old_name() -> None:
             "model:\n  temprature: 1\n",
             "FILE: model.temprature is not a setting of `rime cma fit`. Did you mean model.temperature?",
         ),
+        (
+            "model:\n  temperature: 1\n  temperature: 2\n",
+            "--config FILE: a setting may stand once in its group, but temperature stands in line 2 and in "
+            "line 3. Remove one.",
+        ),
+        (
+            "model: !!python/object/apply:os.system [true]\n",
+            "--config FILE: line 1 is not YAML: could not",
+        ),
+        ("model: 2026-13-45\n", "--config FILE is not YAML: month must be in 1..12."),
+        ("model: \x07\n", "--config FILE is not YAML: unacceptable character #x0007"),
+        ("model: " + "[" * 20_000, "--config FILE is not YAML: maximum recursion depth"),
+        (BOMB, "--config FILE: line 5 must hold at most 10,000 values, but aliases make it hold more. Write"),
+        ("model: &a [*a]\n", "--config FILE: line 1 must hold at most 10,000 values, but aliases make it"),
     ],
 )
 def test_a_faulty_settings_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(text)
-    assert refused(stub("model.temperature"), "--config", str(file)) == [message.replace("FILE", str(file))]
+    (told,) = refused(stub("model.temperature"), "--config", str(file))
+    assert told.startswith(message.replace("FILE", str(file)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_threads", "0", "must be at least 1 and at most 1024, but is 0."),
+        ("seed_everything", "-1", "must be at least 0 and at most 4294967295, but is -1."),
+        ("model.rate", ".nan", "must be a finite number, but is nan."),
+        ("model.rate", "-.inf", "must be a finite number, but is -inf."),
+    ],
+)
+def test_numbers_that_no_setting_can_have(name: str, value: str, message: str, tmp_path: Path) -> None:
+    parser = PlainParser(prog="rime cma fit")
+    parser.add_argument("--config", action="config")
+    parser.add_argument(f"--{name}", type=float if "rate" in name else int)
+    assert refused(parser, f"--{name}={value}") == [f"--{name} {message}"]
+    group, _, last = name.rpartition(".")
+    (tmp_path / "a.yaml").write_text(f"{group}:\n  {last}: {value}\n" if group else f"{last}: {value}\n")
+    assert refused(parser, "--config", str(tmp_path / "a.yaml")) == [f"{tmp_path}/a.yaml: {name} {message}"]
 
 
 def test_many_wrong_names_are_not_all_shown(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 import torch
@@ -142,6 +143,42 @@ def test_other_settings_of_a_resumed_run_are_printed(
     )
 
 
+def spoil(name: str, checkpoint: dict[str, Any]) -> None:
+    optimizer = checkpoint["optimizer_states"][0]
+    if name == "another shape":
+        next(iter(optimizer["state"].values()))["exp_avg"] = torch.ones(1)
+    elif name == "NaN":
+        next(iter(optimizer["state"].values()))["exp_avg_sq"].fill_(float("nan"))
+    elif name == "no groups":
+        del optimizer["param_groups"]
+    elif name == "schedule":
+        checkpoint["lr_schedulers"][0]["_step_count"] = None
+    else:
+        checkpoint["loops"]["fit_loop"]["epoch_progress"]["total"]["ready"] = "3"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("another shape", "exp_avg of the optimizer has other shapes than what trains"),
+        ("NaN", "exp_avg_sq of the optimizer is not finite"),
+        ("no groups", "does not fit this run, or is damaged (KeyError: 'param_groups')"),
+        ("schedule", "lr_schedulers: _step_count cannot be None"),
+        ("counter", "loops: fit_loop.epoch_progress.total.ready is no count"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_named(
+    name: str, told: str, unfinished: Path, scenes_corpus: Path, micro_base: Path, capsys
+) -> None:
+    file = unfinished / "checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    spoil(name, checkpoint)
+    torch.save(checkpoint, file)
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, unfinished, *ENDING)) == 2
+    said = capsys.readouterr().err
+    assert f"{file} does not fit this run, or is damaged" in said and told in said
+
+
 def test_a_run_killed_before_its_adapter_was_written_gets_it(
     unfinished: Path, runs: Path, scenes_corpus: Path, micro_base: Path
 ) -> None:
@@ -193,6 +230,25 @@ def test_an_adapter_of_another_base_is_refused(
         (("--model.backbone.name_or_path", "no/such/model"), "name_or_path"),
         (("--trainer.precision", "bf16-true"), "model.backbone.dtype bfloat16"),
         (("--trainer.accelerator", "gpu"), "trainer.accelerator is gpu, but torch finds no GPU."),
+        (("--model.temperature", ".nan"), "model.temperature must be a finite number, but is nan"),
+        (("--model.optimizer.learning_rate", "-1"), "model.optimizer.learning_rate must be 0 or more"),
+        (("--model.backbone.lora_r", "0"), "model.backbone.lora_r must be at least 1"),
+        (("--model.backbone.lora_alpha", "0"), "model.backbone.lora_alpha must be at least 1"),
+        (("--model.backbone.lora_dropout", "1"), "model.backbone.lora_dropout must be at least 0 and less"),
+        (("--model.backbone.lora_targets", "("), "model.backbone.lora_targets must be a regular expression"),
+        (("--model.backbone.prompt.gen_token", "<disc_emb>"), "prompt.disc_token must be a token of its own"),
+        (
+            ("--model.backbone.prompt.system_prompt", "<disc_emb>"),
+            "system_prompt must not contain",
+        ),
+        (("--data.eval_batch_size", "0"), "data.eval_batch_size must be at least 1"),
+        (("--data.num_workers", "-1"), "data.num_workers must be at least 0"),
+        (("--data.limit_val_queries", "0"), "data.limit_val_queries must be at least 1"),
+        (("--data.max_broken_share", "2"), "data.max_broken_share must be from 0 to 1"),
+        (("--data.tasks", "[]"), "data.tasks must name a task"),
+        (("--checkpoint.every_n_steps", "0"), "checkpoint.every_n_steps must be at least 1"),
+        (("--recall.ks", "[0]"), "recall.ks must hold numbers of at least 1"),
+        (("--recall.chunk_size", "0"), "recall.chunk_size must be at least 1"),
     ],
 )
 def test_bad_settings_are_named(
