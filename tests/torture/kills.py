@@ -1,0 +1,254 @@
+"""`python -m tests.torture.kills`: kills runs at random moments and starts them again with the same command.
+
+Each stage trains once undisturbed. Then it trains again and again, and is killed while it does so, on one
+process and on two, and on a disk that fills up. In the end each run must equal the undisturbed one: the same
+adapter, the same log, nothing left behind. The table goes to docs/results/torture-kills.md. `make torture`
+calls this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rime_pl.run_folder import RunFolder
+from tests.micro import build_base, build_corpus
+from tests.stages.runs import ENDING, ROOT, refine_rl_arguments, stage_arguments
+from tests.torture.kills_page import write_page
+from tests.torture.processes import Started, in_child, no_process_left, start
+from tests.torture.small_disk import MOMENTS, Filled, may_mount, run_on_full_disk
+from tests.torture.verdict import Row, after_kill, compare
+
+PAGE = ROOT / "docs/results/torture-kills.md"
+#: Ways to end a process, by turns: the whole session or the first process only; Ctrl-C also twice.
+WAYS = ("SIGKILL", "SIGTERM", "SIGKILL first", "SIGINT", "SIGTERM first", "SIGINT twice")
+#: At most so many kills in one run; then it may finish.
+MOST = 5
+#: Seconds within which a process must end after SIGTERM or Ctrl-C, or after another process was lost.
+PATIENCE = 60.0
+
+
+@dataclass
+class Stage:
+    """A stage with its undisturbed run."""
+
+    name: str
+    words: Callable[[Path], list[str]]  # run folder -> what follows `rime`
+    reference: RunFolder
+    seconds: float = 0.0  # of the undisturbed run
+    typed: bool = False
+
+
+def micro_stages(folder: Path) -> dict[str, Stage]:
+    """Build corpus and base model, and return the three stages; their undisturbed runs are not there yet."""
+    corpus, base = folder / "scenes", folder / "base"
+    in_child(lambda: (build_corpus(corpus), build_base(base, corpus)))
+    ended = folder / "whole" / "sft"  # its rewrites end, so Refine-RL has something to learn from
+    steps = ("--data.steps_per_epoch", "6")
+
+    def sft(run: Path) -> list[str]:
+        return stage_arguments("sft", corpus, base, run, *steps, *ENDING)
+
+    def cma(run: Path) -> list[str]:
+        options = ("--model.init_adapter_from", str(ended / "adapter"), "--data.num_workers", "1")
+        return stage_arguments("cma", corpus, base, run, *steps, *options)
+
+    def refine_rl(run: Path) -> list[str]:
+        return refine_rl_arguments(corpus, base, run, ended / "adapter")
+
+    words = {"sft": sft, "cma": cma, "refine_rl": refine_rl}
+    return {name: Stage(name, make, RunFolder(folder / "whole" / name)) for name, make in words.items()}
+
+
+def train_undisturbed(stage: Stage, typed: bool = False) -> None:
+    """Train the run that all others are compared with, and measure how long that takes."""
+    run, stage.typed = stage.reference, typed
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    log = run.path.with_suffix(".log")
+    started = start(stage.words(run.path), log, run.path.with_suffix(".tmp"), typed)
+    with no_process_left(started):
+        started.wait(300)
+    if started.code != 0:
+        raise RuntimeError(f"the undisturbed run of {stage.name} failed:\n{log.read_text()[-3000:]}")
+    stage.seconds = started.seconds
+    print(f"{stage.name}: undisturbed {stage.seconds:.1f} s", flush=True)
+
+
+def kill_runs(stage: Stage, kills: int, typed: int, folder: Path, rng: random.Random, row: Row) -> None:
+    """Kill runs of a stage until there were ``kills``; the last ``typed`` of them hit a typed command."""
+    while row.kills.total() < kills:
+        run = RunFolder(folder / f"{stage.name}-{row.runs}")
+        by_hand = row.kills.total() >= kills - typed
+        most = min(rng.randint(1, MOST), kills - row.kills.total())
+        step = 0
+        for _ in range(most):
+            started = start(stage.words(run.path), _log(run), _temporary(run), by_hand)
+            with no_process_left(started):
+                if started.wait(rng.uniform(0, stage.seconds + 6 * by_hand)):
+                    break
+                kill(started, WAYS[row.kills.total() % len(WAYS)], run, rng, row)
+            step = after_kill(run, step, row.verdict)
+            row.typed += by_hand
+        finish(stage, run, row)
+
+
+def kill(started: Started, way: str, run: RunFolder, rng: random.Random, row: Row) -> None:
+    """Send a signal and see that everything ends, in time and in a plain sentence."""
+    name, _, how = way.partition(" ")
+    row.hit[phase(started, run)] += 1
+    row.kills[name] += 1
+    since = time.monotonic()
+    started.send(getattr(signal, name), everybody=how != "first")
+    if how == "twice" and not started.wait(rng.uniform(0, 0.3)):
+        started.send(signal.SIGINT)
+    ended(started, since, f"{run} after {way} in phase {started.phase}", row)
+    allowed = {"SIGKILL": (-9,), "SIGTERM": (-15, 143), "SIGINT": (-2, 130)}[name]
+    if started.code not in (*allowed, 0) or (started.code == 0 and not run.finished):
+        row.verdict.tell(f"{run}: exit code {started.code} after {way}; see {started.log}")
+
+
+def ended(started: Started, since: float, what: str, row: Row) -> None:
+    """Wait until all processes of a session have ended, and count those that do not."""
+    end = since + PATIENCE
+    while not (started.ended() and not started.remaining()) and time.monotonic() < end:
+        time.sleep(0.01)
+    row.slowest = max(row.slowest, time.monotonic() - since)
+    if left := started.remaining():
+        row.verdict.tell(f"{what}: {len(left)} processes still run after {PATIENCE:.0f} s")
+    elif "Traceback" in started.output:
+        row.verdict.tell(f"{what}: a traceback; see {started.log}")
+
+
+def phase(started: Started, run: RunFolder) -> str:
+    """Return the phase that a process is in; for a typed one, what its folder tells."""
+    if not started.typed:
+        return started.phase
+    if run.adapter.exists():
+        return "end"
+    if run.last_checkpoint.with_suffix(".half").exists():
+        return "checkpoint"
+    began = run.config.is_file() and time.time() - run.config.stat().st_mtime < started.seconds
+    return "training" if began else "start"
+
+
+def finish(stage: Stage, run: RunFolder, row: Row) -> None:
+    """Give the same command once more, let it end, and compare."""
+    started = start(stage.words(run.path), _log(run), _temporary(run), stage.typed)
+    with no_process_left(started):
+        started.wait(300)
+    row.runs += 1
+    if started.code != 0:
+        row.verdict.tell(f"{run}: does not go on, exit code {started.code}; see {started.log}")
+    row.verdict.add(compare(run, stage.reference, _temporary(run)))
+    print(f"{run.path.name}: {row.kills.total()} kills so far, faults: {row.verdict.told}", flush=True)
+
+
+def lose_ranks(stage: Stage, kills: int, folder: Path, rng: random.Random, row: Row) -> None:
+    """Kill one of two processes: the other must end, and the same command go on."""
+    while row.kills.total() < kills:
+        run = RunFolder(folder / f"two-{row.runs}")
+        step = 0
+        for _ in range(min(rng.randint(1, 3), kills - row.kills.total())):
+            started = start(stage.words(run.path), _log(run), _temporary(run), typed=True)
+            with no_process_left(started):
+                if started.wait(rng.uniform(0.2, 1) * stage.seconds, None):
+                    break
+                lose_rank(started, row.kills.total() % 2, run, row)
+            step = after_kill(run, step, row.verdict)
+        finish(stage, run, row)
+
+
+def lose_rank(started: Started, rank: int, run: RunFolder, row: Row) -> None:
+    """Kill the first process or the one that it has started."""
+    children = started.children()
+    if rank and not children:
+        started.wait(30, lambda: bool(started.children()))
+        children = started.children()
+    row.hit[phase(started, run)] += 1
+    row.kills["SIGKILL"] += 1
+    row.typed += 1
+    since = time.monotonic()
+    os.kill(children[0] if rank else started.pid, signal.SIGKILL)
+    ended(started, since, f"{run} without rank {rank}", row)
+
+
+def _log(run: RunFolder) -> Path:
+    return run.path.with_suffix(".log")
+
+
+def _temporary(run: RunFolder) -> Path:
+    return run.path.with_suffix(".tmp")
+
+
+def fill_disks(stages: list[Stage], count: int, folder: Path) -> list[Filled]:
+    """Run each stage by turns on a disk that fills up."""
+    filled = []
+    for number in range(count if may_mount() else 0):
+        stage, moment = stages[number % len(stages)], MOMENTS[number % len(MOMENTS)]
+        disk = folder / f"disk-{number}"
+        filled.append(run_on_full_disk(stage.name, moment, stage.words(disk / "run"), stage.reference, disk))
+        print(f"full disk, {stage.name}, {moment.name}: {filled[-1]}", flush=True)
+    return filled
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture.kills", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of all moments")
+    parser.add_argument("--kills", type=int, default=100, help="Kills on one process, over the three stages")
+    parser.add_argument("--typed", type=int, default=12, help="How many of these hit a typed command")
+    parser.add_argument("--two_processes", type=int, default=10, help="Kills of one of two processes")
+    parser.add_argument("--full_disk", type=int, default=5, help="Runs on a disk that fills up")
+    parser.add_argument("--stages", nargs="+", default=["sft", "cma", "refine_rl"], help="Stages to kill")
+    parser.add_argument("--keep", action="store_true", help="Keep all runs, to look at them")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs/results/torture-kills.md", help="The page"
+    )
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    given, since = parse(words), time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    rng = random.Random(given.seed)
+    stages = micro_stages(folder)
+    for stage in stages.values():
+        train_undisturbed(stage)
+    chosen = [stages[name] for name in given.stages]
+    rows = []
+    for number, stage in enumerate(chosen):
+        shares = [(total + number) // len(chosen) for total in (given.kills, given.typed)]
+        rows.append(Row(stage.name))
+        kill_runs(stage, *shares, folder, rng, rows[-1])
+    filled = fill_disks(chosen, given.full_disk, folder)
+    if given.two_processes:
+        two = stages["sft"]
+        two.words, two.reference = two_processes(two), RunFolder(folder / "whole" / "two")
+        train_undisturbed(two, typed=True)
+        rows.append(Row("sft, two processes"))
+        lose_ranks(two, given.two_processes, folder, rng, rows[-1])
+    minutes = (time.monotonic() - since) / 60
+    bad = write_page(given.output, words or sys.argv[1:], rows, filled, minutes)
+    if given.keep:
+        print(f"all runs are in {folder}")
+    else:
+        shutil.rmtree(folder)
+    return int(bad)
+
+
+def two_processes(stage: Stage) -> Callable[[Path], list[str]]:
+    """Return the words of a stage on two processes."""
+    words = stage.words
+    return lambda run: [*words(run), "--config", str(ROOT / "configs/overlays/ddp.yaml")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
