@@ -1,14 +1,94 @@
-"""What a diverged run leaves behind; saving and resuming are tested in tests/stages."""
+"""What a diverged or stopped run leaves behind; saving and resuming are tested in tests/stages."""
 
+import signal
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from replay import Replay
 
 from rime_pl.callbacks.adapter_checkpoint import DIVERGED, PREVIOUS, AdapterCheckpoint
-from rime_pl.errors import DivergedError
+from rime_pl.errors import DivergedError, StoppedError
 from rime_pl.run_folder import RunFolder
+
+
+class Trained(Replay):
+    """Logs its batches, and stops at one of them if asked to."""
+
+    may_diverge = False
+    stops_at = -1
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == self.stops_at:
+            signal.raise_signal(signal.SIGTERM)
+        self.log("train/number", float(batch_idx))
+        return super().training_step(batch, batch_idx)
+
+
+class Log(CSVLogger):
+    """Notes each row that is logged: its step, and the step of the checkpoint at that moment."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.last, self.rows = RunFolder(folder).last_checkpoint, []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        saved = torch.load(self.last, weights_only=True)["global_step"] if self.last.is_file() else 0
+        self.rows.append((step, saved))
+
+
+def fit(folder: Path, module: L.LightningModule, monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Train for four batches with a checkpoint after each; there is no adapter to write."""
+    monkeypatch.setattr(AdapterCheckpoint, "write_adapter", lambda *_: None)
+    log = Log(folder)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=log,
+        callbacks=[AdapterCheckpoint(str(folder), every_n_steps=1)],
+        max_epochs=1,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with suppress(StoppedError):
+        trainer.fit(module, torch.utils.data.DataLoader(list(range(4)), batch_size=1))
+    return log
+
+
+def test_a_batch_is_logged_before_its_checkpoint_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed between the two trains and logs the batch again. Nothing is lost from the log."""
+    assert fit(tmp_path, Trained(), monkeypatch).rows == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    files = [path.name for path in RunFolder(tmp_path).last_checkpoint.parent.iterdir()]
+    assert files == ["last.ckpt"]
+
+
+def test_the_batch_before_a_stop_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, handler = Trained(), signal.getsignal(signal.SIGTERM)
+    module.stops_at = 1
+    log = fit(tmp_path, module, monkeypatch)
+    assert [step for step, _ in log.rows] == [0, 1] and signal.getsignal(signal.SIGTERM) is handler
+    assert torch.load(log.last, weights_only=True)["global_step"] == 2
+    assert [path.name for path in log.last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_needs_no_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves there stays there, and that disk may be full when the one of the run is not."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    assert len(fit(tmp_path, Trained(), monkeypatch).rows) == 4
 
 
 @pytest.mark.parametrize("looked_at", [True, False], ids=["a batch has passed", "just saved"])
