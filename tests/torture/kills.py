@@ -24,7 +24,7 @@ from rime_pl.run_folder import RunFolder
 from tests.micro import build_base, build_corpus
 from tests.stages.runs import ENDING, ROOT, refine_rl_arguments, stage_arguments
 from tests.torture.kills_page import write_page
-from tests.torture.processes import Started, in_child, no_process_left, start
+from tests.torture.processes import LONG, Started, in_child, no_process_left, start
 from tests.torture.small_disk import MOMENTS, Filled, may_mount, run_on_full_disk
 from tests.torture.verdict import Row, after_kill, compare
 
@@ -32,19 +32,21 @@ PAGE = ROOT / "docs/results/torture-kills.md"
 #: Ways to end a process, by turns: the whole session or the first process only; Ctrl-C also twice.
 WAYS = ("SIGKILL", "SIGTERM", "SIGKILL first", "SIGINT", "SIGTERM first", "SIGINT twice")
 #: At most so many kills in one run; then it may finish.
-MOST = 5
+MOST = 8
+#: Seconds of CPU that a new interpreter needs for its imports.
+IMPORTS = 7.0
 #: Seconds within which a process must end after SIGTERM or Ctrl-C, or after another process was lost.
 PATIENCE = 60.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Stage:
     """A stage with its undisturbed run."""
 
     name: str
     words: Callable[[Path], list[str]]  # run folder -> what follows `rime`
     reference: RunFolder
-    seconds: float = 0.0  # of the undisturbed run
+    seconds: float = 0.0  # of CPU, of the undisturbed run
     typed: bool = False
 
 
@@ -53,17 +55,19 @@ def micro_stages(folder: Path) -> dict[str, Stage]:
     corpus, base = folder / "scenes", folder / "base"
     in_child(lambda: (build_corpus(corpus), build_base(base, corpus)))
     ended = folder / "whole" / "sft"  # its rewrites end, so Refine-RL has something to learn from
-    steps = ("--data.steps_per_epoch", "6")
+    # a run takes time for its passes and pictures, not for its size
+    quick = ("--data.eval_batch_size", "32", "--recall.rewrite_ablation", "false")
+    quick += ("--samples.num_samples", "2", "--samples.top_k", "2")
 
     def sft(run: Path) -> list[str]:
-        return stage_arguments("sft", corpus, base, run, *steps, *ENDING)
+        return stage_arguments("sft", corpus, base, run, *ENDING, *quick)
 
     def cma(run: Path) -> list[str]:
         options = ("--model.init_adapter_from", str(ended / "adapter"), "--data.num_workers", "1")
-        return stage_arguments("cma", corpus, base, run, *steps, *options)
+        return stage_arguments("cma", corpus, base, run, *options, *quick)
 
     def refine_rl(run: Path) -> list[str]:
-        return refine_rl_arguments(corpus, base, run, ended / "adapter")
+        return refine_rl_arguments(corpus, base, run, ended / "adapter", *quick)
 
     words = {"sft": sft, "cma": cma, "refine_rl": refine_rl}
     return {name: Stage(name, make, RunFolder(folder / "whole" / name)) for name, make in words.items()}
@@ -76,24 +80,24 @@ def train_undisturbed(stage: Stage, typed: bool = False) -> None:
     log = run.path.with_suffix(".log")
     started = start(stage.words(run.path), log, run.path.with_suffix(".tmp"), typed)
     with no_process_left(started):
-        started.wait(300)
+        started.wait(LONG)
     if started.code != 0:
         raise RuntimeError(f"the undisturbed run of {stage.name} failed:\n{log.read_text()[-3000:]}")
-    stage.seconds = started.seconds
-    print(f"{stage.name}: undisturbed {stage.seconds:.1f} s", flush=True)
+    stage.seconds = started.used
+    print(f"{stage.name}: undisturbed, {stage.seconds:.1f} s of CPU, {started.seconds:.1f} s", flush=True)
 
 
 def kill_runs(stage: Stage, kills: int, typed: int, folder: Path, rng: random.Random, row: Row) -> None:
     """Kill runs of a stage until there were ``kills``; the last ``typed`` of them hit a typed command."""
     while row.kills.total() < kills:
-        run = RunFolder(folder / f"{stage.name}-{row.runs}")
+        run = RunFolder(folder / "killed" / f"{stage.name}-{row.runs}")
         by_hand = row.kills.total() >= kills - typed
-        most = min(rng.randint(1, MOST), kills - row.kills.total())
+        most = min(rng.randint(2, MOST), kills - row.kills.total())
         step = 0
         for _ in range(most):
             started = start(stage.words(run.path), _log(run), _temporary(run), by_hand)
             with no_process_left(started):
-                if started.wait(rng.uniform(0, stage.seconds + 6 * by_hand)):
+                if started.wait_until_used(rng.uniform(0, stage.seconds + IMPORTS * by_hand)):
                     break
                 kill(started, WAYS[row.kills.total() % len(WAYS)], run, rng, row)
             step = after_kill(run, step, row.verdict)
@@ -144,41 +148,43 @@ def finish(stage: Stage, run: RunFolder, row: Row) -> None:
     """Give the same command once more, let it end, and compare."""
     started = start(stage.words(run.path), _log(run), _temporary(run), stage.typed)
     with no_process_left(started):
-        started.wait(300)
+        started.wait(LONG)
     row.runs += 1
     if started.code != 0:
         row.verdict.tell(f"{run}: does not go on, exit code {started.code}; see {started.log}")
-    row.verdict.add(compare(run, stage.reference, _temporary(run)))
-    print(f"{run.path.name}: {row.kills.total()} kills so far, faults: {row.verdict.told}", flush=True)
+    verdict = compare(run, stage.reference, _temporary(run))
+    row.verdict.add(verdict)
+    print(f"{run.path.name}: {row.kills.total()} kills so far. {'; '.join(verdict.told)}", flush=True)
 
 
 def lose_ranks(stage: Stage, kills: int, folder: Path, rng: random.Random, row: Row) -> None:
-    """Kill one of two processes: the other must end, and the same command go on."""
+    """Kill one of two processes, or stop both: all must end, and the same command go on."""
     while row.kills.total() < kills:
-        run = RunFolder(folder / f"two-{row.runs}")
+        run = RunFolder(folder / "killed" / f"two-{row.runs}")
         step = 0
-        for _ in range(min(rng.randint(1, 3), kills - row.kills.total())):
+        for _ in range(min(rng.randint(2, 5), kills - row.kills.total())):
             started = start(stage.words(run.path), _log(run), _temporary(run), typed=True)
             with no_process_left(started):
-                if started.wait(rng.uniform(0.2, 1) * stage.seconds, None):
+                if started.wait_until_used(rng.uniform(0.2, 1) * stage.seconds):
                     break
-                lose_rank(started, row.kills.total() % 2, run, row)
+                lose_rank(started, ("rank 1", "rank 0", "both")[row.kills.total() % 3], run, row)
             step = after_kill(run, step, row.verdict)
+            row.typed += 1
         finish(stage, run, row)
 
 
-def lose_rank(started: Started, rank: int, run: RunFolder, row: Row) -> None:
-    """Kill the first process or the one that it has started."""
+def lose_rank(started: Started, which: str, run: RunFolder, row: Row) -> None:
+    """Kill the first process or the one that it has started, or send SIGTERM to both."""
+    started.wait(30, lambda: bool(started.children()))
     children = started.children()
-    if rank and not children:
-        started.wait(30, lambda: bool(started.children()))
-        children = started.children()
     row.hit[phase(started, run)] += 1
-    row.kills["SIGKILL"] += 1
-    row.typed += 1
+    row.kills["SIGTERM" if which == "both" else "SIGKILL"] += 1
     since = time.monotonic()
-    os.kill(children[0] if rank else started.pid, signal.SIGKILL)
-    ended(started, since, f"{run} without rank {rank}", row)
+    if which == "both":
+        started.send(signal.SIGTERM)
+    else:
+        os.kill(children[0] if which == "rank 1" else started.pid, signal.SIGKILL)
+    ended(started, since, f"{run}, killed: {which}", row)
 
 
 def _log(run: RunFolder) -> Path:
@@ -217,12 +223,14 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     given, since = parse(words), time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process is left
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    (folder / "killed").mkdir()
     rng = random.Random(given.seed)
     stages = micro_stages(folder)
-    for stage in stages.values():
-        train_undisturbed(stage)
     chosen = [stages[name] for name in given.stages]
+    for stage in dict.fromkeys([stages["sft"], *chosen]):  # the others start from its adapter
+        train_undisturbed(stage)
     rows = []
     for number, stage in enumerate(chosen):
         shares = [(total + number) // len(chosen) for total in (given.kills, given.typed)]

@@ -28,9 +28,10 @@ that nobody disturbed.
 HOW = """\
 How to read the tables:
 
-- A moment is drawn uniformly from the time that an undisturbed run takes. A run is killed at most 5 times.
+- A moment is drawn uniformly from the CPU time of an undisturbed run. A run is killed at most 8 times.
 - SIGKILL hits all processes of a run, or only the first one. So does SIGTERM. Ctrl-C (SIGINT) is also pressed
   twice.
+- On two processes (DDP, gloo), SIGKILL hits one of the two and SIGTERM both.
 - CMA reads its data with a worker process. The other stages read it themselves.
 - {typed} kills hit a command in a new interpreter, as a user types it. The others hit a process that was
   forked after the imports. It runs the same code, but starts 10 seconds faster.

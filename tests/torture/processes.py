@@ -29,8 +29,10 @@ from tests.stages.runs import ROOT
 
 #: Where a process can be hit; the number of each is written to memory that this process shares with it.
 PHASES = ("start", "training", "checkpoint", "evaluation", "end")
+#: Seconds that no start takes.
+LONG = 300
 #: Seconds between two looks at a process.
-LOOK = 0.002
+LOOK = 0.004
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Started:
     typed: bool
     before: int  # bytes in the log when it started
     code: int | None = None
+    used: float = 0.0  # seconds of CPU
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -68,6 +71,7 @@ class Started:
     def ended(self) -> bool:
         """Look whether the process has ended, and keep its exit code: below 0 for a signal."""
         if self.code is None:
+            self.used = max(self.used, _cpu_seconds(self.pid))
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
@@ -79,6 +83,10 @@ class Started:
         while not self.ended() and time.monotonic() < end and not (until and until()):
             time.sleep(LOOK)
         return self.code is not None
+
+    def wait_until_used(self, seconds: float) -> bool:
+        """Wait until the process has used so much CPU time; return whether it has ended before."""
+        return self.wait(LONG, lambda: self.used >= seconds)
 
     def send(self, signum: int, everybody: bool = True) -> None:
         """Send a signal to the whole session, as a terminal does, or only to the first process."""
@@ -99,6 +107,15 @@ class Started:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.wait(10)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of one process: a moment in it does not depend on what else the machine does."""
+    try:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0.0
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _processes() -> Iterator[tuple[int, int, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator  # of its server
 
 from rime_pl.checkpoints import global_step
 from rime_pl.errors import RimeError
@@ -133,16 +133,12 @@ def timeless(value: Any) -> Any:
 
 def rows(run: RunFolder) -> Rows:
     """Return all curves, texts and pictures that TensorBoard shows: name -> (step, value)."""
-    events = EventAccumulator(
-        str(run.path / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "tensors": 0}
-    )
+    events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
-    tags: dict[str, Any] = events.Tags()
-    found: Rows = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags["scalars"]}
-    found |= {tag: [(one.step, None) for one in events.Images(tag)] for tag in tags["images"]}
-    for tag in tags["tensors"]:
-        found[tag] = [(one.step, one.tensor_proto.SerializeToString()) for one in events.Tensors(tag)]
-    return found
+    return {
+        tag: [(one.step, one.tensor_proto.SerializeToString()) for one in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
 
 
 def _compare_logs(run: RunFolder, reference: RunFolder, verdict: Verdict) -> None:
