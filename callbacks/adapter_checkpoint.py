@@ -127,11 +127,18 @@ class AdapterCheckpoint(Checkpoint):
             raise StoppedError("stopped by a signal", self._signals[0] if self._signals else signal.SIGINT)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._give_signals_back()
         self.write_adapter(trainer, pl_module)
+        self._give_signals_back()
+        self._stop_if(bool(self._signals))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the adapter of a run that was killed between its last checkpoint and its adapter."""
+        """Write the adapter of a run that was killed between its last checkpoint and its adapter.
+
+        A test has no state to save, so SIGTERM ends it at once. Lightning's handler would talk to the other
+        processes while these are in the middle of something else, and all would wait for half an hour.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _stop)  # the trainer puts back what was there before
         if self._adapter_due:
             self.write_adapter(trainer, pl_module)
 
@@ -225,6 +232,10 @@ def _save_with_texts(folder: Path, backbone: Any, state: dict[str, Tensor], data
     save_adapter(folder, backbone.peft, state, backbone.processor, backbone.config, fingerprint, tasks)
     if tiny:
         write_words(folder, texts.words)
+
+
+def _stop(signum: int, frame: Any) -> None:
+    raise StoppedError("stopped by a signal", signum)
 
 
 def _stop_together(trainer: L.Trainer, failed: OSError | None) -> None:

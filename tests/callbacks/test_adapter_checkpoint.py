@@ -30,6 +30,9 @@ class Trained(Replay):
         self.log("train/number", float(batch_idx))
         return super().training_step(batch, batch_idx)
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
 
 class Log(CSVLogger):
     """Notes each row that is logged: its step, and the step of the checkpoint at that moment."""
@@ -77,6 +80,33 @@ def test_the_batch_before_a_stop_is_in_the_log(tmp_path: Path, monkeypatch: pyte
     assert [step for step, _ in log.rows] == [0, 1] and signal.getsignal(signal.SIGTERM) is handler
     assert torch.load(log.last, weights_only=True)["global_step"] == 2
     assert [path.name for path in log.last.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_sigterm_ends_a_test_at_once(tmp_path: Path) -> None:
+    """Lightning would go on after the last batch, and hang on several processes."""
+    handler = signal.getsignal(signal.SIGTERM)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[AdapterCheckpoint(str(tmp_path))],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(StoppedError) as stopped:
+        trainer.test(Trained(), torch.utils.data.DataLoader([1]), verbose=False)
+    assert stopped.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_sigterm_while_the_adapter_is_written_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback, handler = AdapterCheckpoint(str(tmp_path)), signal.getsignal(signal.SIGTERM)
+    trainer: Any = None
+    callback.on_train_start(trainer, trainer)
+    monkeypatch.setattr(callback, "write_adapter", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(StoppedError):
+        callback.on_train_end(trainer, trainer)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_checkpoint_needs_no_folder_for_temporary_files(

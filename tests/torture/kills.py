@@ -24,7 +24,7 @@ from rime_pl.run_folder import RunFolder
 from tests.micro import build_base, build_corpus
 from tests.stages.runs import ENDING, ROOT, refine_rl_arguments, stage_arguments
 from tests.torture.kills_page import write_page
-from tests.torture.processes import LONG, Started, in_child, no_process_left, start
+from tests.torture.processes import LONG, Started, import_as, in_child, no_process_left, start
 from tests.torture.small_disk import MOMENTS, Filled, may_mount, run_on_full_disk
 from tests.torture.verdict import Row, after_kill, compare
 
@@ -35,8 +35,6 @@ WAYS = ("SIGKILL", "SIGTERM", "SIGKILL first", "SIGINT", "SIGTERM first", "SIGIN
 MOST = 8
 #: Seconds of CPU that a new interpreter needs for its imports.
 IMPORTS = 7.0
-#: Seconds within which a process must end after SIGTERM or Ctrl-C, or after another process was lost.
-PATIENCE = 60.0
 
 
 @dataclass(eq=False)
@@ -84,25 +82,25 @@ def train_undisturbed(stage: Stage, typed: bool = False) -> None:
     if started.code != 0:
         raise RuntimeError(f"the undisturbed run of {stage.name} failed:\n{log.read_text()[-3000:]}")
     stage.seconds = started.used
+    if not typed:
+        import_as(log)
     print(f"{stage.name}: undisturbed, {stage.seconds:.1f} s of CPU, {started.seconds:.1f} s", flush=True)
 
 
-def kill_runs(stage: Stage, kills: int, typed: int, folder: Path, rng: random.Random, row: Row) -> None:
-    """Kill runs of a stage until there were ``kills``; the last ``typed`` of them hit a typed command."""
-    while row.kills.total() < kills:
-        run = RunFolder(folder / "killed" / f"{stage.name}-{row.runs}")
-        by_hand = row.kills.total() >= kills - typed
-        most = min(rng.randint(2, MOST), kills - row.kills.total())
-        step = 0
-        for _ in range(most):
-            started = start(stage.words(run.path), _log(run), _temporary(run), by_hand)
-            with no_process_left(started):
-                if started.wait_until_used(rng.uniform(0, stage.seconds + IMPORTS * by_hand)):
-                    break
-                kill(started, WAYS[row.kills.total() % len(WAYS)], run, rng, row)
-            step = after_kill(run, step, row.verdict)
-            row.typed += by_hand
-        finish(stage, run, row)
+def kill_run(stage: Stage, folder: Path, rng: random.Random, row: Row) -> None:
+    """Kill one run of a stage several times, and let it finish. The last kills hit typed commands."""
+    run = RunFolder(folder / "killed" / f"{stage.name}-{row.runs}")
+    left, step = row.wanted - row.kills.total(), 0
+    typed = left <= row.typed_wanted
+    for _ in range(min(rng.randint(2, MOST), left if typed else left - row.typed_wanted)):
+        started = start(stage.words(run.path), _log(run), _temporary(run), typed)
+        with no_process_left(started):
+            if started.wait_until_used(rng.uniform(0, stage.seconds + IMPORTS * typed)):
+                break
+            kill(started, WAYS[row.kills.total() % len(WAYS)], run, rng, row)
+        step = after_kill(run, step, row.verdict)
+        row.typed += typed
+    finish(stage, run, row)
 
 
 def kill(started: Started, way: str, run: RunFolder, rng: random.Random, row: Row) -> None:
@@ -110,24 +108,22 @@ def kill(started: Started, way: str, run: RunFolder, rng: random.Random, row: Ro
     name, _, how = way.partition(" ")
     row.hit[phase(started, run)] += 1
     row.kills[name] += 1
-    since = time.monotonic()
     started.send(getattr(signal, name), everybody=how != "first")
     if how == "twice" and not started.wait(rng.uniform(0, 0.3)):
         started.send(signal.SIGINT)
-    ended(started, since, f"{run} after {way} in phase {started.phase}", row)
+    ended(started, f"{run} after {way} in phase {started.phase}", row)
     allowed = {"SIGKILL": (-9,), "SIGTERM": (-15, 143), "SIGINT": (-2, 130)}[name]
     if started.code not in (*allowed, 0) or (started.code == 0 and not run.finished):
         row.verdict.tell(f"{run}: exit code {started.code} after {way}; see {started.log}")
 
 
-def ended(started: Started, since: float, what: str, row: Row) -> None:
-    """Wait until all processes of a session have ended, and count those that do not."""
-    end = since + PATIENCE
-    while not (started.ended() and not started.remaining()) and time.monotonic() < end:
-        time.sleep(0.01)
+def ended(started: Started, what: str, row: Row) -> None:
+    """Wait until all processes of a session have ended, and tell of those that do not."""
+    since = time.monotonic()
+    started.wait_for_all()
     row.slowest = max(row.slowest, time.monotonic() - since)
     if left := started.remaining():
-        row.verdict.tell(f"{what}: {len(left)} processes still run after {PATIENCE:.0f} s")
+        row.verdict.tell(f"{what}: {len(left)} processes hang")
     elif "Traceback" in started.output:
         row.verdict.tell(f"{what}: a traceback; see {started.log}")
 
@@ -157,34 +153,31 @@ def finish(stage: Stage, run: RunFolder, row: Row) -> None:
     print(f"{run.path.name}: {row.kills.total()} kills so far. {'; '.join(verdict.told)}", flush=True)
 
 
-def lose_ranks(stage: Stage, kills: int, folder: Path, rng: random.Random, row: Row) -> None:
-    """Kill one of two processes, or stop both: all must end, and the same command go on."""
-    while row.kills.total() < kills:
-        run = RunFolder(folder / "killed" / f"two-{row.runs}")
-        step = 0
-        for _ in range(min(rng.randint(2, 5), kills - row.kills.total())):
-            started = start(stage.words(run.path), _log(run), _temporary(run), typed=True)
-            with no_process_left(started):
-                if started.wait_until_used(rng.uniform(0.2, 1) * stage.seconds):
-                    break
-                lose_rank(started, ("rank 1", "rank 0", "both")[row.kills.total() % 3], run, row)
-            step = after_kill(run, step, row.verdict)
-            row.typed += 1
-        finish(stage, run, row)
+def lose_ranks(stage: Stage, folder: Path, rng: random.Random, row: Row) -> None:
+    """Kill one of two processes, or stop both, several times: all must end, and the same command go on."""
+    run, step = RunFolder(folder / "killed" / f"two-{row.runs}"), 0
+    for _ in range(min(rng.randint(2, 5), row.wanted - row.kills.total())):
+        started = start(stage.words(run.path), _log(run), _temporary(run), typed=True)
+        with no_process_left(started):
+            started.wait(LONG, lambda: bool(started.children()))  # noqa: B023
+            if started.wait_until_used(rng.uniform(0.2, 1) * stage.seconds) or not started.children():
+                break
+            lose_rank(started, ("rank 1", "rank 0", "both")[row.kills.total() % 3], run, row)
+        step = after_kill(run, step, row.verdict)
+        row.typed += 1
+    finish(stage, run, row)
 
 
 def lose_rank(started: Started, which: str, run: RunFolder, row: Row) -> None:
     """Kill the first process or the one that it has started, or send SIGTERM to both."""
-    started.wait(30, lambda: bool(started.children()))
-    children = started.children()
     row.hit[phase(started, run)] += 1
     row.kills["SIGTERM" if which == "both" else "SIGKILL"] += 1
-    since = time.monotonic()
+    what = f"{run}, killed in phase {phase(started, run)}: {which}"
     if which == "both":
         started.send(signal.SIGTERM)
     else:
-        os.kill(children[0] if which == "rank 1" else started.pid, signal.SIGKILL)
-    ended(started, since, f"{run}, killed: {which}", row)
+        os.kill(started.children()[0] if which == "rank 1" else started.pid, signal.SIGKILL)
+    ended(started, what, row)
 
 
 def _log(run: RunFolder) -> Path:
@@ -195,14 +188,13 @@ def _temporary(run: RunFolder) -> Path:
     return run.path.with_suffix(".tmp")
 
 
-def fill_disks(stages: list[Stage], count: int, folder: Path) -> list[Filled]:
-    """Run each stage by turns on a disk that fills up."""
-    filled = []
-    for number in range(count if may_mount() else 0):
-        stage, moment = stages[number % len(stages)], MOMENTS[number % len(MOMENTS)]
-        disk = folder / f"disk-{number}"
-        filled.append(run_on_full_disk(stage.name, moment, stage.words(disk / "run"), stage.reference, disk))
-        print(f"full disk, {stage.name}, {moment.name}: {filled[-1]}", flush=True)
+def fill_disk(stage: Stage, number: int, folder: Path) -> Filled:
+    """Run a stage on a disk that fills up; the moments take turns."""
+    moment, disk = MOMENTS[number % len(MOMENTS)], folder / f"disk-{number}"
+    filled = run_on_full_disk(stage.name, moment, stage.words(disk / "run"), stage.reference, disk)
+    print(
+        f"full disk, {stage.name}, {moment.name}: {filled.said} {'; '.join(filled.verdict.told)}", flush=True
+    )
     return filled
 
 
@@ -213,6 +205,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--typed", type=int, default=12, help="How many of these hit a typed command")
     parser.add_argument("--two_processes", type=int, default=10, help="Kills of one of two processes")
     parser.add_argument("--full_disk", type=int, default=5, help="Runs on a disk that fills up")
+    parser.add_argument("--minutes", type=float, default=60, help="Minutes after which no new run is begun")
     parser.add_argument("--stages", nargs="+", default=["sft", "cma", "refine_rl"], help="Stages to kill")
     parser.add_argument("--keep", action="store_true", help="Keep all runs, to look at them")
     parser.add_argument(
@@ -226,30 +219,43 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process is left
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     (folder / "killed").mkdir()
-    rng = random.Random(given.seed)
-    stages = micro_stages(folder)
-    chosen = [stages[name] for name in given.stages]
-    for stage in dict.fromkeys([stages["sft"], *chosen]):  # the others start from its adapter
-        train_undisturbed(stage)
-    rows = []
-    for number, stage in enumerate(chosen):
-        shares = [(total + number) // len(chosen) for total in (given.kills, given.typed)]
-        rows.append(Row(stage.name))
-        kill_runs(stage, *shares, folder, rng, rows[-1])
-    filled = fill_disks(chosen, given.full_disk, folder)
-    if given.two_processes:
-        two = stages["sft"]
-        two.words, two.reference = two_processes(two), RunFolder(folder / "whole" / "two")
-        train_undisturbed(two, typed=True)
-        rows.append(Row("sft, two processes"))
-        lose_ranks(two, given.two_processes, folder, rng, rows[-1])
+    rows, filled = torture(given, folder, lambda: time.monotonic() - since < 60 * given.minutes)
     minutes = (time.monotonic() - since) / 60
-    bad = write_page(given.output, words or sys.argv[1:], rows, filled, minutes)
+    bad = write_page(given.output, words or sys.argv[1:], rows, filled, given.full_disk, minutes)
     if given.keep:
         print(f"all runs are in {folder}")
     else:
         shutil.rmtree(folder)
     return int(bad)
+
+
+def torture(
+    given: argparse.Namespace, folder: Path, in_time: Callable[[], bool]
+) -> tuple[list[Row], list[Filled]]:
+    """Do all that is asked for, or as much as there is time for: by turns, so that each gets its share."""
+    rng, stages = random.Random(given.seed), micro_stages(folder)
+    chosen = [stages[name] for name in given.stages]
+    for stage in dict.fromkeys([stages["sft"], *chosen]):  # the others start from its adapter
+        train_undisturbed(stage)
+    filled = []
+    shares = [
+        [(total + number) // len(chosen) for total in (given.kills, given.typed)]
+        for number in range(len(chosen))
+    ]
+    rows = [Row(stage.name, *share) for stage, share in zip(chosen, shares, strict=True)]
+    two = Row("sft, two processes", given.two_processes, given.two_processes)
+    both = Stage("two", two_processes(stages["sft"]), RunFolder(folder / "whole" / "two"))
+    while in_time() and (any(row.more for row in [*rows, two]) or len(filled) < given.full_disk):
+        for stage, row in zip(chosen, rows, strict=True):
+            if row.more and in_time():
+                kill_run(stage, folder, rng, row)
+        if len(filled) < given.full_disk and may_mount() and in_time():
+            filled.append(fill_disk(chosen[len(filled) % len(chosen)], len(filled), folder))
+        if two.more and in_time():
+            if not both.seconds:
+                train_undisturbed(both, typed=True)
+            lose_ranks(both, folder, rng, two)
+    return [*rows, *([two] if given.two_processes else [])], filled
 
 
 def two_processes(stage: Stage) -> Callable[[Path], list[str]]:

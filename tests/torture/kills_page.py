@@ -40,17 +40,25 @@ How to read the tables:
   one is there twice.
 - A leftover is a file that the undisturbed run does not have, in the run folder or in the folder for
   temporary files.
-- "Other faults" are for example a traceback, a process that does not end within a minute, another exit code
+- "Other faults" are for example a traceback, a process that hangs, another exit code
   than promised, a checkpoint that went back, or another `summary.json`.
 """
 
 
 def write_page(
-    output: Path, words: Sequence[str], rows: Sequence[Row], filled: Sequence[Filled], minutes: float
+    output: Path,
+    words: Sequence[str],
+    rows: Sequence[Row],
+    filled: Sequence[Filled],
+    disks: int,
+    minutes: float,
 ) -> bool:
     """Write the page; return whether anything is bad."""
     verdicts = [row.verdict for row in rows] + [one.verdict for one in filled]
     told = [line for verdict in verdicts for line in verdict.told]
+    asked, done = sum(row.wanted for row in rows), sum(row.kills.total() for row in rows)
+    told += [f"only {done} of {asked} kills: there was no time for more"] if done < asked else []
+    told += [f"only {len(filled)} of {disks} runs on a full disk"] if len(filled) < disks else []
     conclusion = (
         f"**{len(told)} faults**, listed at the end."
         if told

@@ -7,6 +7,7 @@ Used by kills.py.
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import os
 import signal
@@ -29,8 +30,10 @@ from tests.stages.runs import ROOT
 
 #: Where a process can be hit; the number of each is written to memory that this process shares with it.
 PHASES = ("start", "training", "checkpoint", "evaluation", "end")
-#: Seconds that no start takes.
-LONG = 300
+#: Seconds that no start takes, on a busy machine either.
+LONG = 3600
+#: Seconds without any work after which processes count as hanging.
+PATIENCE = 90.0
 #: Seconds between two looks at a process.
 LOOK = 0.004
 
@@ -53,6 +56,8 @@ class Started:
     before: int  # bytes in the log when it started
     code: int | None = None
     used: float = 0.0  # seconds of CPU
+    _looked: float = 0.0  # when all processes were looked at
+    _worked: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), 0.0))  # since when, CPU
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -78,11 +83,27 @@ class Started:
         return self.code is not None
 
     def wait(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
-        """Wait for the end, or for ``until``; return whether the process has ended."""
+        """Wait for the end, for ``until``, or until all hang; return whether the process has ended."""
         end = time.monotonic() + seconds
-        while not self.ended() and time.monotonic() < end and not (until and until()):
+        while not self.ended() and time.monotonic() < end and not (until and until()) and not self.hangs():
             time.sleep(LOOK)
         return self.code is not None
+
+    def wait_for_all(self) -> None:
+        """Wait until all processes of the session have ended, or hang."""
+        while not (self.ended() and not self.remaining()) and not self.hangs():
+            time.sleep(LOOK)
+
+    def hangs(self) -> bool:
+        """Return whether the session has used no CPU time for a while, however busy the machine is."""
+        now = time.monotonic()
+        if now - self._looked < 5:
+            return False
+        used = sum(_cpu_seconds(pid) for pid in self.remaining())
+        if abs(used - self._worked[1]) > 0.05:
+            self._worked = (now, used)
+        self._looked = now
+        return now - self._worked[0] > PATIENCE
 
     def wait_until_used(self, seconds: float) -> bool:
         """Wait until the process has used so much CPU time; return whether it has ended before."""
@@ -167,6 +188,7 @@ def _become(words: list[str], log: Path, temporary: Path, shared: mmap.mmap, typ
         sys.argv = ["rime", *words]
         _report_phases(shared)
         code = main(words)
+        log.with_suffix(".modules").write_text("\n".join(sys.modules))
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
     except BaseException:
@@ -203,6 +225,14 @@ def _enter(
                 shared[0] = before if leave else PHASES.index(str(after))
 
     setattr(owner, name, reporting)
+
+
+def import_as(log: Path) -> None:
+    """Import what a forked process had imported at its end, so that those after it need not."""
+    for name in log.with_suffix(".modules").read_text().splitlines():
+        if name not in sys.modules:
+            with suppress(Exception):  # some modules are made, not imported
+                importlib.import_module(name)
 
 
 def in_child(work: Callable[[], Any]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rime_pl.run_folder import RunFolder
-from tests.torture.processes import Started, no_process_left, start
+from tests.torture.processes import LONG, Started, no_process_left, start
 from tests.torture.verdict import Verdict, after_kill, compare
 
 #: Size of the disk: many times of what a run writes.
@@ -107,16 +107,18 @@ def run_on_full_disk(
         started = start(arguments, log, temporary)
         with no_process_left(started):
             if taken is None:
-                started.wait(200, lambda: started.phase == moment.phase and (run.path / moment.file).exists())
+                started.wait(
+                    LONG, lambda: started.phase == moment.phase and (run.path / moment.file).exists()
+                )
                 taken = fill(folder)
-            if not started.wait(120):
+            if not started.wait(LONG):
                 verdict.tell(f"{run}: hangs on a full disk")
         said = sentence(started, run, verdict)
         step = after_kill(run, 0, verdict)
         taken.unlink()
         again = start(arguments, log, temporary)
         with no_process_left(again):
-            again.wait(200)
+            again.wait(LONG)
         if again.code != 0:
             verdict.tell(f"{run}: does not go on after a full disk, exit code {again.code}; see {log}")
         verdict.add(compare(run, reference, temporary))

@@ -46,12 +46,18 @@ class Row:
     """What happened to the runs of one stage."""
 
     stage: str
+    wanted: int  # kills in all
+    typed_wanted: int  # of these, of a typed command
     kills: Counter[str] = field(default_factory=Counter)  # name of the signal -> number
     hit: Counter[str] = field(default_factory=Counter)  # phase -> number
     runs: int = 0
     typed: int = 0  # kills of a typed command
     slowest: float = 0.0  # seconds from a signal to the end
     verdict: Verdict = field(default_factory=Verdict)
+
+    @property
+    def more(self) -> bool:
+        return self.kills.total() < self.wanted
 
 
 def after_kill(run: RunFolder, step: int, verdict: Verdict) -> int:
@@ -135,10 +141,12 @@ def rows(run: RunFolder) -> Rows:
     """Return all curves, texts and pictures that TensorBoard shows: name -> (step, value)."""
     events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"tensors": 0})
     events.Reload()
-    return {
+    found = {
         tag: [(one.step, one.tensor_proto.SerializeToString()) for one in events.Tensors(tag)]
         for tag in events.Tags()["tensors"]
     }
+    # each start tells the settings once more
+    return {tag: sorted(set(values)) if "hparams" in tag else values for tag, values in found.items()}
 
 
 def _compare_logs(run: RunFolder, reference: RunFolder, verdict: Verdict) -> None:
