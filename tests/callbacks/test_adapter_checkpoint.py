@@ -2,10 +2,11 @@
 
 import signal
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -64,6 +65,14 @@ def fit(folder: Path, module: L.LightningModule, monkeypatch: pytest.MonkeyPatch
     return log
 
 
+@pytest.fixture
+def handler() -> Iterator[Any]:
+    """A handler of SIGTERM that does nothing, so that a failure does not end the tests."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_a_batch_is_logged_before_its_checkpoint_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,8 +82,10 @@ def test_a_batch_is_logged_before_its_checkpoint_is_there(
     assert files == ["last.ckpt"]
 
 
-def test_the_batch_before_a_stop_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, handler = Trained(), signal.getsignal(signal.SIGTERM)
+def test_the_batch_before_a_stop_is_in_the_log(
+    handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Trained()
     module.stops_at = 1
     log = fit(tmp_path, module, monkeypatch)
     assert [step for step, _ in log.rows] == [0, 1] and signal.getsignal(signal.SIGTERM) is handler
@@ -82,9 +93,8 @@ def test_the_batch_before_a_stop_is_in_the_log(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in log.last.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_sigterm_ends_a_test_at_once(tmp_path: Path) -> None:
+def test_sigterm_ends_a_test_at_once(handler: Any, tmp_path: Path) -> None:
     """Lightning would go on after the last batch, and hang on several processes."""
-    handler = signal.getsignal(signal.SIGTERM)
     trainer = L.Trainer(
         accelerator="cpu",
         logger=False,
@@ -98,10 +108,9 @@ def test_sigterm_ends_a_test_at_once(tmp_path: Path) -> None:
 
 
 def test_sigterm_while_the_adapter_is_written_is_not_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callback, handler = AdapterCheckpoint(str(tmp_path)), signal.getsignal(signal.SIGTERM)
-    trainer: Any = None
+    callback, trainer = AdapterCheckpoint(str(tmp_path)), cast(Any, None)
     callback.on_train_start(trainer, trainer)
     monkeypatch.setattr(callback, "write_adapter", lambda *_: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(StoppedError):

@@ -80,7 +80,8 @@ def train_undisturbed(stage: Stage, typed: bool = False) -> None:
     with no_process_left(started):
         started.wait(LONG)
     if started.code != 0:
-        raise RuntimeError(f"the undisturbed run of {stage.name} failed:\n{log.read_text()[-3000:]}")
+        said = log.read_text()[-3000:]
+        raise RuntimeError(f"the undisturbed run of {stage.name} failed, exit code {started.code}:\n{said}")
     stage.seconds = started.used
     if not typed:
         import_as(log)
