@@ -186,10 +186,10 @@ class AdapterCheckpoint(Checkpoint):
 
     def _publish(self, trainer: L.Trainer) -> None:
         """Give the checkpoint that was written its name; a kill leaves the old file or the new one."""
-        if self._written and trainer.is_global_zero:
+        due, self._written = self._written, False  # first, because a second Ctrl-C may come here
+        if due and trainer.is_global_zero:
             path = self.run.last_checkpoint
             path.with_suffix(".half").replace(path)
-        self._written = False
 
     def write_adapter(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the adapter as a PEFT folder; a sharded one is gathered from all processes."""
