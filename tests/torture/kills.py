@@ -160,7 +160,7 @@ def lose_ranks(stage: Stage, folder: Path, rng: random.Random, row: Row) -> None
     for _ in range(min(rng.randint(2, 5), row.wanted - row.kills.total())):
         started = start(stage.words(run.path), _log(run), _temporary(run), typed=True)
         with no_process_left(started):
-            started.wait(LONG, lambda: bool(started.children()))  # noqa: B023
+            started.wait_for_child()
             if started.wait_until_used(rng.uniform(0.2, 1) * stage.seconds) or not started.children():
                 break
             lose_rank(started, ("rank 1", "rank 0", "both")[row.kills.total() % 3], run, row)

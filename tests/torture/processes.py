@@ -34,8 +34,8 @@ PHASES = ("start", "training", "checkpoint", "evaluation", "end")
 LONG = 3600
 #: Seconds without any work after which processes count as hanging.
 PATIENCE = 90.0
-#: Seconds between two looks at a process.
-LOOK = 0.004
+#: Seconds between two looks at a process, and at all processes.
+LOOK, LOOK_AROUND = 0.005, 0.05
 
 
 @dataclass
@@ -92,7 +92,12 @@ class Started:
     def wait_for_all(self) -> None:
         """Wait until all processes of the session have ended, or hang."""
         while not (self.ended() and not self.remaining()) and not self.hangs():
-            time.sleep(LOOK)
+            time.sleep(LOOK_AROUND)
+
+    def wait_for_child(self) -> None:
+        """Wait until the process has started another one, or has ended."""
+        while not self.ended() and not self.children() and not self.hangs():
+            time.sleep(LOOK_AROUND)
 
     def hangs(self) -> bool:
         """Return whether the session has used no CPU time for a while, however busy the machine is."""
