@@ -57,6 +57,8 @@ first steps, in a checkout of the repository:
                                  search the demo pictures in both modes"""
 #: What a collective says when another process has ended: gloo, NCCL, and the store that they meet at.
 LOST = re.compile("Connection (closed|reset) by peer|Connection was likely closed|remote process exited")
+#: Errors of the machine in threads, which nobody has told yet.
+_of_threads: list[OSError] = []
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
@@ -69,10 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     end_with_first_process()
     quiet_other_libraries()
+    _of_threads.clear()
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = failed_thread
     try:
         code = dispatch(argv)
+        if _of_threads:  # no other error has told it
+            raise _of_threads[0]
         sys.stdout.flush()  # where nobody reads it any more, the error comes here
         return code
     except Exception as error:
@@ -129,9 +134,12 @@ def failed(error: Exception) -> int:
 
 
 def failed_thread(args: threading.ExceptHookArgs) -> None:
-    """Print what the machine did to a thread in one sentence, as when TensorBoard cannot write its curves."""
+    """Keep what the machine did to a thread, as when TensorBoard cannot write its curves.
+
+    The next curve raises the same error where the folder is known, so it is told once.
+    """
     if isinstance(args.exc_value, OSError):
-        print(f"rime: error: {machine_error(args.exc_value)}", file=sys.stderr)
+        _of_threads.append(args.exc_value)
     else:
         threading.__excepthook__(args)
 

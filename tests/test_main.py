@@ -1,17 +1,19 @@
-"""A process that was killed takes the others of its run along, in a plain sentence."""
+"""A process or thread that fails elsewhere: it takes the run along, and is told once, in a plain sentence."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from rime_pl.__main__ import failed
+from rime_pl.__main__ import failed, failed_thread, main
 
 ROOT = Path(__file__).parents[1]
 #: Starts a further process, which waits for a minute, as if for the first one.
@@ -63,3 +65,28 @@ def test_a_lost_process_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys)
     assert failed(RuntimeError(LOST)) == 0 and not capsys.readouterr().err
     with pytest.raises(RuntimeError):
         failed(RuntimeError("shapes do not match"))
+
+
+def test_an_error_of_a_thread_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """TensorBoard's thread cannot write, and the next curve raises the same error, which names the folder."""
+
+    def work(words: list[str]) -> int:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def write() -> None:
+            raise full
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        if words == ["curves"]:
+            full.filename = "runs/x"
+            raise full
+        return 0
+
+    monkeypatch.setattr(threading, "excepthook", failed_thread)
+    monkeypatch.setattr("rime_pl.__main__.dispatch", work)
+    for words, where in (["curves"], "runs/x: "), ([], ""):
+        assert main(words) == 2
+        room = "Make room on the disk, and give the same command again."
+        assert capsys.readouterr().err == f"rime: error: {where}No space left on device. {room}\n"
