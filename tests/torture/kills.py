@@ -217,12 +217,18 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     given, since = parse(words), time.monotonic()
+    given.full_disk *= may_mount()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no process is left
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     (folder / "killed").mkdir()
-    rows, filled = torture(given, folder, lambda: time.monotonic() - since < 60 * given.minutes)
-    minutes = (time.monotonic() - since) / 60
-    bad = write_page(given.output, words or sys.argv[1:], rows, filled, given.full_disk, minutes)
+    rows: list[Row] = []
+    filled: list[Filled] = []
+    bad = True
+    try:
+        torture(given, folder, lambda: time.monotonic() - since < 60 * given.minutes, rows, filled)
+    finally:  # also of a part
+        minutes = (time.monotonic() - since) / 60
+        bad = write_page(given.output, words or sys.argv[1:], rows, filled, given.full_disk, minutes)
     if given.keep:
         print(f"all runs are in {folder}")
     else:
@@ -231,32 +237,35 @@ def main(words: list[str] | None = None) -> int:
 
 
 def torture(
-    given: argparse.Namespace, folder: Path, in_time: Callable[[], bool]
-) -> tuple[list[Row], list[Filled]]:
+    given: argparse.Namespace,
+    folder: Path,
+    in_time: Callable[[], bool],
+    rows: list[Row],
+    filled: list[Filled],
+) -> None:
     """Do all that is asked for, or as much as there is time for: by turns, so that each gets its share."""
     rng, stages = random.Random(given.seed), micro_stages(folder)
     chosen = [stages[name] for name in given.stages]
     for stage in dict.fromkeys([stages["sft"], *chosen]):  # the others start from its adapter
         train_undisturbed(stage)
-    filled = []
     shares = [
         [(total + number) // len(chosen) for total in (given.kills, given.typed)]
         for number in range(len(chosen))
     ]
-    rows = [Row(stage.name, *share) for stage, share in zip(chosen, shares, strict=True)]
+    rows += [Row(stage.name, *share) for stage, share in zip(chosen, shares, strict=True)]
     two = Row("sft, two processes", given.two_processes, given.two_processes)
+    rows += [two] if given.two_processes else []
     both = Stage("two", two_processes(stages["sft"]), RunFolder(folder / "whole" / "two"))
-    while in_time() and (any(row.more for row in [*rows, two]) or len(filled) < given.full_disk):
-        for stage, row in zip(chosen, rows, strict=True):
+    while in_time() and (any(row.more for row in rows) or len(filled) < given.full_disk):
+        for stage, row in zip(chosen, rows, strict=False):  # the last row is of two processes
             if row.more and in_time():
                 kill_run(stage, folder, rng, row)
-        if len(filled) < given.full_disk and may_mount() and in_time():
+        if len(filled) < given.full_disk and in_time():
             filled.append(fill_disk(chosen[len(filled) % len(chosen)], len(filled), folder))
         if two.more and in_time():
             if not both.seconds:
                 train_undisturbed(both, typed=True)
             lose_ranks(both, folder, rng, two)
-    return [*rows, *([two] if given.two_processes else [])], filled
 
 
 def two_processes(stage: Stage) -> Callable[[Path], list[str]]:
