@@ -228,7 +228,7 @@ def main(words: list[str] | None = None) -> int:
         torture(given, folder, lambda: time.monotonic() - since < 60 * given.minutes, rows, filled)
     finally:  # also of a part
         minutes = (time.monotonic() - since) / 60
-        bad = write_page(given.output, words or sys.argv[1:], rows, filled, given.full_disk, minutes)
+        bad = write_page(given.output, words or sys.argv[1:], folder, rows, filled, given.full_disk, minutes)
     if given.keep:
         print(f"all runs are in {folder}")
     else:

@@ -48,6 +48,7 @@ How to read the tables:
 def write_page(
     output: Path,
     words: Sequence[str],
+    folder: Path,
     rows: Sequence[Row],
     filled: Sequence[Filled],
     disks: int,
@@ -55,7 +56,7 @@ def write_page(
 ) -> bool:
     """Write the page; return whether anything is bad."""
     verdicts = [row.verdict for row in rows] + [one.verdict for one in filled]
-    told = [line for verdict in verdicts for line in verdict.told]
+    told = [line.replace(f"{folder}/", "") for verdict in verdicts for line in verdict.told]
     asked, done = sum(row.wanted for row in rows), sum(row.kills.total() for row in rows)
     told += [f"only {done} of {asked} kills: there was no time for more"] if done < asked else []
     told += [f"only {len(filled)} of {disks} runs on a full disk"] if len(filled) < disks else []
