@@ -8,6 +8,7 @@ at once.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors import SafetensorError
 from torch import Tensor
@@ -34,6 +36,24 @@ from rime_pl.training_texts import MAX_SAMPLES, MAX_VOCABULARY, TrainingTexts, t
 
 #: The checkpoint before the last, and the one of a diverged run; only for stages that check for divergence.
 PREVIOUS, DIVERGED = "previous.ckpt", "diverged.ckpt"
+
+
+class InPlace(TorchCheckpointIO):
+    """Writes a checkpoint where it belongs.
+
+    Lightning writes it to the folder for temporary files first. There a kill leaves it for ever, and a full
+    disk is another one than the message names.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with Path(path).open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may keep the new name without the content
 
 
 class AdapterCheckpoint(Checkpoint):
@@ -54,12 +74,17 @@ class AdapterCheckpoint(Checkpoint):
         self._signals: list[int] = []  # that came in while training
         self._handlers: dict[int, Any] = {}  # of these signals, before training
         self._adapter_due = False  # whether this fit has not written the adapter yet
+        self._written = False  # whether a checkpoint waits for its name until the log of its batch is written
+        self._stops = False  # whether training ends before the next batch
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = InPlace()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._adapter_due = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._signals = []
+        self._signals, self._stops = [], False
         if threading.current_thread() is threading.main_thread():
             self._handlers = {one: signal.signal(one, self._note) for one in (signal.SIGINT, signal.SIGTERM)}
 
@@ -84,14 +109,21 @@ class AdapterCheckpoint(Checkpoint):
         # saves anyway.
         if batch_idx + 1 == trainer.num_training_batches:
             return
-        stops = trainer.strategy.reduce_boolean_decision(bool(self._signals), all=False)
-        if stops or batches_trained(trainer) % self.every_n_steps == 0:
+        self._stops = trainer.strategy.reduce_boolean_decision(bool(self._signals), all=False)
+        if self._stops or batches_trained(trainer) % self.every_n_steps == 0:
             self._save(trainer)
-        self._stop_if(stops)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Name the checkpoint of the batch before: only now Lightning has logged that batch."""
+        self._publish(trainer)
+        self._stop_if(self._stops)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stops = trainer.strategy.reduce_boolean_decision(bool(self._signals), all=False)
         self._save(trainer)
+        self._publish(trainer)
         self._stop_if(stops)
 
     def _stop_if(self, stops: bool) -> None:
@@ -99,11 +131,18 @@ class AdapterCheckpoint(Checkpoint):
             raise StoppedError("stopped by a signal", self._signals[0] if self._signals else signal.SIGINT)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._give_signals_back()
         self.write_adapter(trainer, pl_module)
+        self._give_signals_back()
+        self._stop_if(bool(self._signals))
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the adapter of a run that was killed between its last checkpoint and its adapter."""
+        """Write the adapter of a run that was killed between its last checkpoint and its adapter.
+
+        A test has no state to save, so SIGTERM ends it at once. Lightning's handler would talk to the other
+        processes while these are in the middle of something else, and all would wait for half an hour.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _stop)  # the trainer puts back what was there before
         if self._adapter_due:
             self.write_adapter(trainer, pl_module)
 
@@ -116,6 +155,7 @@ class AdapterCheckpoint(Checkpoint):
         saved weights may have diverged: they are put aside, and the previous checkpoint becomes the last.
         """
         self._give_signals_back()
+        self._publish(trainer)
         if not isinstance(exception, DivergedError):
             return
         last = self.run.last_checkpoint
@@ -130,7 +170,7 @@ class AdapterCheckpoint(Checkpoint):
         exception.args = (f"{exception} Last good checkpoint: {where}.{aside}",)
 
     def _save(self, trainer: L.Trainer) -> None:
-        """Write ``last.ckpt``, whole or not at all; where the disk is full, all processes stop."""
+        """Write a checkpoint beside ``last.ckpt``; where the disk is full, all processes stop."""
         path = self.run.last_checkpoint
         half_written = path.with_suffix(".half")
         module: Any = trainer.lightning_module
@@ -146,10 +186,14 @@ class AdapterCheckpoint(Checkpoint):
             half_written.unlink(missing_ok=True)
             trainer.strategy.barrier()  # the others are in the one of save_checkpoint
         _stop_together(trainer, failed)
-        if trainer.is_global_zero:
-            half_written.replace(path)  # atomic: a kill leaves the old file or the new one
-        self._trained_since = 0
-        trainer.strategy.barrier()
+        self._trained_since, self._written = 0, True
+
+    def _publish(self, trainer: L.Trainer) -> None:
+        """Give the checkpoint that was written its name; a kill leaves the old file or the new one."""
+        due, self._written = self._written, False  # first, because a second Ctrl-C may come here
+        if due and trainer.is_global_zero:
+            path = self.run.last_checkpoint
+            path.with_suffix(".half").replace(path)
 
     def write_adapter(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the adapter as a PEFT folder; a sharded one is gathered from all processes."""
@@ -192,6 +236,10 @@ def _save_with_texts(folder: Path, backbone: Any, state: dict[str, Tensor], data
     save_adapter(folder, backbone.peft, state, backbone.processor, backbone.config, fingerprint, tasks)
     if tiny:
         write_words(folder, texts.words)
+
+
+def _stop(signum: int, frame: Any) -> None:
+    raise StoppedError("stopped by a signal", signum)
 
 
 def _stop_together(trainer: L.Trainer, failed: OSError | None) -> None:

@@ -15,6 +15,14 @@ def batches_trained(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)  # type: ignore[attr-defined]
 
 
+def step_of_validation(trainer: pl.Trainer) -> int:
+    """Return where Lightning logs a validation: at the batch before it, counted from 0.
+
+    A resumed run drops all that was logged at or after the number of batches behind its checkpoint.
+    """
+    return max(0, batches_trained(trainer) - 1)
+
+
 class EpochsFromOne(RichProgressBar):
     """Lightning's progress bar that counts epochs from 1: "Epoch 3 of 3" is the last one."""
 

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rime_pl.bounds import at_least
-from rime_pl.callbacks.progress import batches_trained
+from rime_pl.callbacks.progress import batches_trained, step_of_validation
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.scaling.gather import gather_objects
 from rime_pl.types import EvalBatch, EvalOutput, Item, RewriteChange
@@ -135,12 +135,13 @@ class RewriteSamples(Callback):
         if not samples or not trainer.is_global_zero:
             return
         step = batches_trained(trainer)
-        logger.experiment.add_text(f"{split}/rewrites", rewrite_table(samples, found), step)
+        logged = step_of_validation(trainer) if split == "val" else step
+        logger.experiment.add_text(f"{split}/rewrites", rewrite_table(samples, found), logged)
         for view, name in _SHEETS.items():
             rows = [_row(sample, hits) for sample, hits in zip(samples, found[view], strict=True)]
             picture = sheet(rows, f"{split} split, step {step}: {name}, the first {self.top_k}")
             logger.experiment.add_image(
-                f"{split}/retrieval/{name}", np.asarray(picture), step, dataformats="HWC"
+                f"{split}/retrieval/{name}", np.asarray(picture), logged, dataformats="HWC"
             )
 
     def _samples(self) -> list[Shown]:
@@ -230,11 +231,10 @@ class RewriteChanges(Callback):
             return
         table = change_table(changes)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        step = batches_trained(trainer)
-        title = f"# Rewrites before and after, step {step}"
+        title = f"# Rewrites before and after, step {batches_trained(trainer)}"
         (self.run_dir / FILE).write_text(f"{title}\n\n{table}\n")
         if isinstance(trainer.logger, TensorBoardLogger):
-            writer = trainer.logger.experiment
+            writer, step = trainer.logger.experiment, step_of_validation(trainer)
             writer.add_text("val/rewrites_before_and_after", table, step)
             writer.add_scalar("val/reward", fmean(one.reward_after for one in changes), step)
 

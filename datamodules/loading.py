@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import lightning as L
@@ -259,3 +261,12 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole group: the trainer ends the batch, and then its workers."""
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
+    sys.excepthook = _unless_the_trainer_has_gone
+
+
+def _unless_the_trainer_has_gone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an error, but not that a batch could not be handed over: a trainer that was stopped says why."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)

@@ -10,6 +10,7 @@ import errno
 import importlib
 import inspect
 import os
+import re
 import signal
 import sys
 import threading
@@ -54,6 +55,10 @@ first steps, in a checkout of the repository:
   make train-cma                 build the demo data and train stages 1 and 2, minutes on a laptop's CPU
   rime search "a woman firefighter with medium skin"
                                  search the demo pictures in both modes"""
+#: What a collective says when another process has ended: gloo, NCCL, and the store that they meet at.
+LOST = re.compile("Connection (closed|reset) by peer|Connection was likely closed|remote process exited")
+#: Errors of the machine in threads, which nobody has told yet.
+_of_threads: list[OSError] = []
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
@@ -64,11 +69,15 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
+    end_with_first_process()
     quiet_other_libraries()
+    _of_threads.clear()
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = failed_thread
     try:
         code = dispatch(argv)
+        if _of_threads:  # no other error has told it
+            raise _of_threads[0]
         sys.stdout.flush()  # where nobody reads it any more, the error comes here
         return code
     except Exception as error:
@@ -111,6 +120,13 @@ def failed(error: Exception) -> int:
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `rime ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if isinstance(error, RuntimeError) and LOST.search(str(error)):
+        if is_further_process():
+            return 0  # the first one tells
+        error = RimeError(
+            "another process of this run has ended, so this one ends, too. The reason may be above. The same "
+            "command goes on from the last checkpoint."
+        )
     if not isinstance(error, (RimeError, OSError)):
         raise error
     print(f"rime: error: {machine_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
@@ -118,9 +134,12 @@ def failed(error: Exception) -> int:
 
 
 def failed_thread(args: threading.ExceptHookArgs) -> None:
-    """Print what the machine did to a thread in one sentence, as when TensorBoard cannot write its curves."""
+    """Keep what the machine did to a thread, as when TensorBoard cannot write its curves.
+
+    The next curve raises the same error where the folder is known, so it is told once.
+    """
     if isinstance(args.exc_value, OSError):
-        print(f"rime: error: {machine_error(args.exc_value)}", file=sys.stderr)
+        _of_threads.append(args.exc_value)
     else:
         threading.__excepthook__(args)
 
@@ -215,6 +234,21 @@ def no_such(what: str, word: str, known: list[str]) -> str:
 
 def _shown(name: str) -> str:
     return name.replace("_", "-")
+
+
+def is_further_process() -> bool:
+    """Return whether this is one of the processes that the first one has started."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def end_with_first_process() -> None:
+    """Let the system kill a further process when the first one ends, even when that was killed.
+
+    It would wait for the first one for half an hour.
+    """
+    if is_further_process() and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from replay import Replay, eval_batch, loaders, splits, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from rime_pl.callbacks.rewrite_samples import RewriteSamples
 from rime_pl.report import sheets
@@ -27,6 +28,16 @@ def test_rewrites_and_retrieval_are_written_to_tensorboard(tmp_path: Path) -> No
     assert "reference 2" in hard and "own 2" in hard
     assert "wrong: own 3 | right |" in hard  # gen-gen finds the neighbour, disc-disc the right one
     assert "right | right |" in names
+
+
+def test_samples_stand_where_lightning_logs_the_validation(tmp_path: Path) -> None:
+    """At the last batch, counted from 0. A resume drops what stands at the number of batches trained."""
+    run = trainer(tmp_path, RewriteSamples(), max_epochs=1)
+    run.loggers = [TensorBoardLogger(tmp_path, name="tensorboard", version="")]
+    run.fit(Replay(), DataLoader(list(range(4)), batch_size=1), loaders(splits()))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [one.step for one in events.Tensors("val/rewrites/text_summary")] == [3]
+    assert [one.step for one in events.Images("val/retrieval/gen-gen")] == [3]
 
 
 def test_samples_do_not_depend_on_order_and_leave_distractors_out() -> None:

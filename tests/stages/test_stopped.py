@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 from rime_pl import cli
 from rime_pl.__main__ import main
+from rime_pl.callbacks.adapter_checkpoint import InPlace
 from rime_pl.modules.sft import SFTModule
 from rime_pl.run_folder import RunFolder
-from tests.stages.runs import ROOT, stage_arguments
+from tests.stages.runs import ROOT, scalars, stage_arguments
 
 DDP = ("--config", str(ROOT / "configs/overlays/ddp.yaml"))
 
@@ -59,6 +60,9 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_goes_on(
     assert main(words) == 0
     first, second = (load_file(one.adapter / "adapter_model.safetensors") for one in (whole, run))
     assert all(first[name].equal(second[name]) for name in first)
+    assert scalars(run.path, "train/loss") == scalars(whole.path, "train/loss"), (
+        "no step is lost from the log"
+    )
 
 
 def test_a_second_ctrl_c_stops_at_once(
@@ -75,17 +79,15 @@ def test_a_second_ctrl_c_stops_at_once(
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
     scenes_corpus: Path, micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    from lightning.fabric.plugins.io import torch_io
+    saved, save = [], InPlace.save_checkpoint
 
-    saved, save = [], torch_io._atomic_save
-
-    def save_once(checkpoint: Any, path: Path) -> None:
-        save(checkpoint, path)
+    def save_once(self: InPlace, checkpoint: Any, path: Path, storage_options: Any = None) -> None:
+        save(self, checkpoint, path)
         saved.append(path)
         if len(saved) > 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it: without a file
 
-    monkeypatch.setattr(torch_io, "_atomic_save", save_once)
+    monkeypatch.setattr(InPlace, "save_checkpoint", save_once)
     run = RunFolder(tmp_path / "run")
     assert main(stage_arguments("sft", scenes_corpus, micro_base, run.path)) == 2
     half_written = run.last_checkpoint.with_suffix(".half")
