@@ -29,7 +29,10 @@ TINY_BASE = "models/tiny-openmoji"
 BASE_MARKER = "processor_config.json"
 #: Options of `rime base`. Words of other languages would take the room of those that are trained.
 BASE_OPTIONS = {
-    "openmoji": ("--tasks", "name_to_picture", "picture_to_name", "composed", "--vision_steps", "400")
+    "openmoji": (
+        *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
+        *("--vision_steps", "400"),
+    )
 }
 #: Settings that follow from the options of `rime run`, and the option to use instead.
 DECIDED = {

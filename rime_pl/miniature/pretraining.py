@@ -94,26 +94,12 @@ def pretrain_vision(
         loss = torch.nn.functional.cross_entropy(scores, wanted[rows])
         _update(loss, parameters, optimizer, schedule)
         on_step(step, float(loss.detach()))
-    _give_words_length(model, torch.cat([tokens.detach() for tokens in shown]), table.detach())
 
 
 def visual_tokens(model: Qwen3VLForConditionalGeneration, features: dict[str, Tensor]) -> list[Tensor]:
     """Return the (tokens, D) visual tokens of each picture with all that the decoder adds to them later."""
     seen = model.model.get_image_features(**features, return_dict=True)
     return [sum(parts) for parts in zip(seen.pooler_output, *seen.deepstack_features, strict=True)]
-
-
-@torch.no_grad()
-def _give_words_length(model: Qwen3VLForConditionalGeneration, shown: Tensor, words: Tensor) -> None:
-    """Scale the last layers of the tower, so that a visual token is as long as the row of a word.
-
-    The scores make the tokens long. The decoder could then add nothing to them that counts.
-    """
-    scale = words.norm(dim=1).mean() / shown.norm(dim=1).mean()
-    visual = model.model.visual
-    for merger in (visual.merger, *visual.deepstack_merger_list):
-        merger.linear_fc2.weight *= scale
-        merger.linear_fc2.bias *= scale
 
 
 def pretrain(

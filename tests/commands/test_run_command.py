@@ -109,7 +109,8 @@ def test_openmoji_gets_its_own_base(stages: Stages) -> None:
     output = "models/tiny-openmoji"
     assert stages.started[1][:5] == ["base", "--data", "data/openmoji", "--output", output]
     assert stages.started[1][5:] == [
-        *("--tasks", "name_to_picture", "picture_to_name", "composed", "--vision_steps", "400")
+        *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
+        *("--vision_steps", "400"),
     ]
 
 

@@ -16,7 +16,8 @@ from rime_pl.datamodules.builders.openmoji import words
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.types import Pair
 
-TASKS = {"name_to_picture", "picture_to_name", "composed", "multilingual"}
+THINGS = {"word_to_picture": "things", "picture_to_word": "words"}  # task -> gallery
+TASKS = {"name_to_picture", "picture_to_name", "composed", "multilingual", *THINGS}
 SETTINGS = {"size": 24, "test_pictures": 8, "val_pictures": 5, "limit": 12}
 
 
@@ -40,6 +41,11 @@ def contents(pairs: list[Pair]) -> set[str]:
     return {pair.target.content_id for pair in pairs}
 
 
+def people(pairs: list[Pair]) -> list[Pair]:
+    """The pairs whose answer is a person."""
+    return [pair for pair in pairs if " " in pair.target.content_id]
+
+
 def base_and_tone(content: str) -> tuple[str, str]:
     base, _, tone = content.partition(" ")
     return base, tone
@@ -55,14 +61,17 @@ def test_tasks_and_galleries(splits: dict[str, list[Pair]]) -> None:
         assert {pair.dataset for pair in splits[split]} == TASKS
     for pair in splits["train"] + splits["test"]:
         assert pair.query is not None
-        assert pair.gallery == ("names" if pair.dataset == "picture_to_name" else "pictures")
-        assert bool(pair.target.images) == (pair.gallery == "pictures")
-        assert bool(pair.query.images) == (pair.dataset in ("picture_to_name", "composed"))
+        names = "names" if pair.dataset == "picture_to_name" else "pictures"
+        assert pair.gallery == THINGS.get(pair.dataset, names)
+        assert bool(pair.target.images) == (pair.gallery in ("pictures", "things"))
+        assert bool(pair.query.images) == (pair.dataset in ("picture_to_name", "picture_to_word", "composed"))
+        if pair.dataset != "multilingual":
+            assert (pair.dataset in THINGS) == (not people([pair]))
         assert pair.query.instruction and not pair.target.instruction
 
 
 def test_combinations_are_held_out_but_their_parts_are_not(splits: dict[str, list[Pair]]) -> None:
-    train, val, test = (contents(splits[split]) for split in ("train", "val", "test"))
+    train, val, test = (contents(people(splits[split])) for split in ("train", "val", "test"))
     assert len(test) == 8 and len(val) == 5
     assert not train & val and not train & test and not val & test
     bases, tones = map(set, zip(*map(base_and_tone, train), strict=True))
@@ -73,7 +82,9 @@ def test_combinations_are_held_out_but_their_parts_are_not(splits: dict[str, lis
 
 
 def test_no_held_out_picture_is_seen_in_training(splits: dict[str, list[Pair]]) -> None:
-    held_out = {data for split in ("val", "test") for pair in splits[split] for data in pixels(pair).values()}
+    held_out = {
+        data for split in ("val", "test") for pair in people(splits[split]) for data in pixels(pair).values()
+    }
     for pair in splits["train"] + splits["captions"]:
         assert pair.query is not None
         for item in (pair.query, pair.target):
@@ -91,7 +102,7 @@ def test_every_picture_is_one_content_and_the_test_gallery_holds_all(splits: dic
                 assert seen.setdefault(data, content) == content
     gallery = contents(splits["test"]) | contents(splits["distractors"])
     assert gallery == set(seen.values())
-    assert not contents(splits["test"]) & contents(splits["distractors"])
+    assert not contents(people(splits["test"])) & contents(splits["distractors"])
     assert all(pair.query is None and pair.target.rewrite for pair in splits["distractors"])
 
 
@@ -158,9 +169,9 @@ def training_texts(splits: dict[str, list[Pair]]) -> set[str]:
 def test_every_thing_is_shown_in_training(splits: dict[str, list[Pair]]) -> None:
     things = {content for content in contents(splits["captions"]) if not base_and_tone(content)[1]}
     assert len(things) == SETTINGS["limit"]
-    for task in ("name_to_picture", "picture_to_name"):
+    for task in THINGS:
         shown = Counter(pair.target.content_id for pair in splits["train"] if pair.dataset == task)
-        assert all(shown[thing] == 3 for thing in things)
+        assert shown == dict.fromkeys(things, 2)
 
 
 def test_everyday_queries_ask_for_known_things_in_unknown_words(splits: dict[str, list[Pair]]) -> None:

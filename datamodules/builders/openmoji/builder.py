@@ -32,8 +32,8 @@ def build(
     size: int = 72,
     test_pictures: int = 100,
     val_pictures: int = 40,
-    wordings: int = 2,
-    thing_wordings: int = 3,
+    wordings: int = 3,
+    thing_wordings: int = 2,
     limit: int | None = None,
 ) -> None:
     """Render the OpenMoji pictures, divide them into splits and write the shards.
@@ -125,7 +125,7 @@ class _Pairs:
                 pairs += self._changed(picture, rng)
         for picture in self.deal.things:
             for _ in range(self.thing_wordings):
-                pairs += _named(picture, rng)
+                pairs += _thing_named(picture, rng)
         rng.shuffle(pairs)
         return _numbered(pairs)
 
@@ -135,6 +135,8 @@ class _Pairs:
         for picture in pictures:
             pairs += _named(picture, rng)
             pairs += self._changed(picture, rng)
+        for picture in rng.sample(self.deal.things, min(len(pictures), len(self.deal.things))):
+            pairs += _thing_named(picture, rng)  # training has shown them: memory, told apart from the rest
         pairs.sort(key=lambda pair: pair.dataset)
         return _numbered(pairs)
 
@@ -228,6 +230,18 @@ def _named(picture: Picture, rng: random.Random) -> Iterator[Pair]:
         language = rng.choice(sorted(picture.translations))
         foreign = Item(picture.translations[language], (), content, _FIND_PICTURE, _asked(picture, rng))
         yield Pair("", "multilingual", "pictures", foreign, _picture(picture, rng))
+
+
+def _thing_named(picture: Picture, rng: random.Random) -> Iterator[Pair]:
+    """Yield the pairs of a thing under tasks of their own, so that a batch compares things with things."""
+    tasks = {
+        "name_to_picture": ("word_to_picture", "things"),
+        "picture_to_name": ("picture_to_word", "words"),
+        "multilingual": ("multilingual", "pictures"),
+    }
+    for pair in _named(picture, rng):
+        dataset, gallery = tasks[pair.dataset]
+        yield replace(pair, dataset=dataset, gallery=gallery)
 
 
 def _asked(picture: Picture, rng: random.Random) -> str:
