@@ -115,8 +115,6 @@ class RimeDataModule(L.LightningDataModule):
                 raise RimeError(
                     f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
                 )
-        if tasks is not None and not tasks:
-            raise RimeError("data.tasks must name a task, or be null for all, but is an empty list.")
         self.path = path
         self.name_or_path = name_or_path
         self.prompt = prompt

@@ -57,8 +57,8 @@ first steps, in a checkout of the repository:
                                  search the demo pictures in both modes"""
 #: What a collective says when another process has ended: gloo, NCCL, and the store that they meet at.
 LOST = re.compile("Connection (closed|reset) by peer|Connection was likely closed|remote process exited")
-#: Errors of the machine in threads, which nobody has told yet.
-_of_threads: list[OSError] = []
+#: Errors of the machine in threads while a command runs, which nobody has told yet; None before and after.
+_of_threads: list[OSError] | None = None
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
@@ -67,11 +67,12 @@ def main(argv: list[str] | None = None) -> int:
 
     0 is well, 1 problems found, 2 an error that the user or the machine made, 130 stopped by Ctrl-C.
     """
+    global _of_threads
     argv = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
     end_with_first_process()
     quiet_other_libraries()
-    _of_threads.clear()
+    _of_threads = []
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = failed_thread
     try:
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rime: stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        _of_threads = None
 
 
 def dispatch(argv: list[str]) -> int:
@@ -136,10 +139,13 @@ def failed(error: Exception) -> int:
 def failed_thread(args: threading.ExceptHookArgs) -> None:
     """Keep what the machine did to a thread, as when TensorBoard cannot write its curves.
 
-    The next curve raises the same error where the folder is known, so it is told once.
+    The next curve raises the same error where the folder is known, so it is told once. After the command, it
+    is told at once.
     """
-    if isinstance(args.exc_value, OSError):
+    if isinstance(args.exc_value, OSError) and _of_threads is not None:
         _of_threads.append(args.exc_value)
+    elif isinstance(args.exc_value, OSError):
+        failed(args.exc_value)
     else:
         threading.__excepthook__(args)
 

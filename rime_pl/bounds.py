@@ -19,11 +19,3 @@ def at_least(least: int, group: str, settings: object, *names: str) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= least:
             raise RimeError(f"{group}.{name} must be {least} or more, but is {value}.")
-
-
-def check_seed_and_threads(seed: int, threads: int | None) -> None:
-    """Raise a RimeError for a seed that NumPy does not take, or a number of threads below 1."""
-    if not 0 <= seed < 2**32:
-        raise RimeError(f"seed_everything must be from 0 to {2**32 - 1}, but is {seed}.")
-    if threads is not None and threads < 1:
-        raise RimeError(f"num_threads must be 1 or more, or null for torch's choice, but is {threads}.")

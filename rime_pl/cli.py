@@ -22,7 +22,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from rime_pl.bounds import check_seed_and_threads
 from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
 from rime_pl.callbacks.measures import Measures
 from rime_pl.callbacks.progress import EpochsFromOne
@@ -166,10 +165,6 @@ class StageCLI(LightningCLI):
             "model", "data.prompt", lambda model: model.config.prompt, apply_on="instantiate"
         )
         parser.link_arguments("seed_everything", "data.seed")
-
-    def _set_seed(self) -> None:
-        check_seed_and_threads(self.config.seed_everything, self.config.num_threads)
-        super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
         if self.config.num_threads:

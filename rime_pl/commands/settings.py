@@ -10,7 +10,6 @@ from typing import Any, Literal
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rime_pl.backbone.config import BackboneConfig
-from rime_pl.bounds import check_seed_and_threads
 from rime_pl.cli import STAGES, StageCLI
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import add_options, command_parser, options_of
@@ -43,8 +42,7 @@ class SettingsReader(StageCLI):
             add_options(parser, self.command)
 
     def _set_seed(self) -> None:
-        """Refuse a seed, but set none: a plan draws nothing, and must not change what its caller draws."""
-        check_seed_and_threads(self.config.seed_everything, self.config.num_threads)
+        return  # a plan draws nothing, and must not change what its caller draws
 
     def before_instantiate_classes(self) -> None:
         return

@@ -134,7 +134,7 @@ def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
     ("setting", "value", "message"),
     [
         ("model.temperature", "-0.1", "model.temperature must be greater than 0, but is -0.1"),
-        ("model.temperature", ".nan", "model.temperature must be greater than 0, but is nan"),
+        ("model.temperature", ".nan", "--model.temperature must be a finite number, but is nan"),
         ("model.lambda_ce", "-1", "model.lambda_ce must be 0 or more, but is -1.0"),
         ("model.lambda_cma", "-1", "model.lambda_cma must be 0 or more, but is -1.0"),
         ("model.lambda_dec", "-1", "model.lambda_dec must be 0 or more, but is -1.0"),
@@ -142,12 +142,12 @@ def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
         ("model.optimizer.warmup_steps", "-1", "model.optimizer.warmup_steps must be 0 or more, but is -1"),
         ("model.optimizer.weight_decay", "-1", "model.optimizer.weight_decay must be 0 or more"),
         ("model.micro_batches.size", "0", "model.micro_batches.size must be 1 or more, but is 0"),
-        ("model.backbone.lora_r", "0", "model.backbone.lora_r must be 1 or more, but is 0"),
-        ("model.backbone.lora_alpha", "-8", "model.backbone.lora_alpha must be 1 or more, but is -8"),
-        ("model.backbone.lora_dropout", "1.0", "lora_dropout must be at least 0 and below 1, but is 1.0"),
+        ("model.backbone.lora_r", "0", "model.backbone.lora_r must be at least 1 and at most"),
+        ("model.backbone.lora_alpha", "-8", "model.backbone.lora_alpha must be at least 1 and at most"),
+        ("model.backbone.lora_dropout", "1.0", "lora_dropout must be at least 0 and less than 1, but is 1.0"),
         ("model.backbone.prompt.max_rewrite_tokens", "0", "max_rewrite_tokens must be 1 or more, but is 0"),
         ("model.backbone.prompt.max_images", "0", "max_images must be 1 or more, but is 0"),
-        ("model.backbone.prompt.gen_token", "<disc_emb>", "must be two different tokens"),
+        ("model.backbone.prompt.gen_token", "<disc_emb>", "must be a token of its own"),
         ("data.batch_size", "0", "data.batch_size must be 1 or more, but is 0"),
         ("data.eval_batch_size", "0", "data.eval_batch_size must be 1 or more, but is 0"),
         ("data.steps_per_epoch", "0", "data.steps_per_epoch must be 1 or more, but is 0"),
@@ -164,7 +164,7 @@ def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
         ("recall.chunk_size", "0", r"recall.chunk_size must be 1 or more"),
         ("samples.num_samples", "0", "samples.num_samples must be 1 or more, but is 0"),
         ("checkpoint.every_n_steps", "0", "checkpoint.every_n_steps must be 1 or more, but is 0"),
-        ("num_threads", "0", "num_threads must be 1 or more, or null for torch's choice, but is 0"),
+        ("num_threads", "0", "num_threads must be at least 1 and at most 1024, but is 0"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused_before_anything_starts(
@@ -177,7 +177,10 @@ def test_values_that_cannot_be_meant_are_refused_before_anything_starts(
 def test_a_seed_that_cannot_be_is_refused(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in ("-1", str(2**32)):
         assert main(["run", "sft", *ARGUMENTS, "--dry_run", "--seed", seed]) == 2
-        assert f"seed_everything must be from 0 to 4294967295, but is {seed}" in capsys.readouterr().err
+        assert (
+            f"seed_everything must be at least 0 and at most 4294967295, but is {seed}"
+            in capsys.readouterr().err
+        )
     assert not stages.started
 
 
