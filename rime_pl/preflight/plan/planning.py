@@ -172,9 +172,10 @@ def count_steps(settings: RunSettings, data: RimeDataModule | None) -> int | Non
     per_epoch = len(data.train_dataloader()) if data else values.data.steps_per_epoch
     ends = []
     if per_epoch and (trainer.max_epochs or 0) > 0:
-        limit = trainer.limit_train_batches  # a number, or a share
-        most = per_epoch * limit if isinstance(limit, float) else limit
-        ends.append(min(per_epoch, int(per_epoch if most is None else most)) * trainer.max_epochs)
+        limit = trainer.limit_train_batches  # a number, or a share; the parser may read 25 as 25.0
+        share = isinstance(limit, float) and limit <= 1
+        most = per_epoch if limit is None else int(per_epoch * limit if share else limit)
+        ends.append(min(per_epoch, most) * trainer.max_epochs)
     if (trainer.max_steps or 0) > 0:  # Lightning counts updates
         updates = values.model.policy.num_updates if settings.stage == "refine_rl" else 1
         ends.append(math.ceil(trainer.max_steps * (trainer.accumulate_grad_batches or 1) / updates))
