@@ -65,8 +65,6 @@ class AdapterCheckpoint(Checkpoint):
     """
 
     def __init__(self, run_dir: str, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise RimeError(f"checkpoint.every_n_steps must be at least 1, but is {every_n_steps}.")
         self.run = RunFolder(run_dir)
         self.every_n_steps = every_n_steps
         at_least(1, "checkpoint", self, "every_n_steps")

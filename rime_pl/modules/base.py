@@ -173,6 +173,8 @@ class RimeModule(L.LightningModule):
         for schedule in checkpoint.get("lr_schedulers", []):
             if place := unlike(schedule, {"last_epoch": 0, "_step_count": 0}):
                 return f"lr_schedulers: {place} cannot be {schedule[place]!r:.60}"
+        if "loops" not in checkpoint:  # the file itself was checked when it was read
+            return ""
         place = unlike(checkpoint["loops"].get("fit_loop"), self.trainer.fit_loop.state_dict(), "fit_loop")
         return f"loops: {place} is no count" if place else ""
 

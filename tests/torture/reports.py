@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands.runs import find_runs, row
 from rime_pl.commands.search import corpus_tasks, demo_pictures
 from rime_pl.errors import RimeError
@@ -41,6 +42,16 @@ def build(folder: Path, corpus: Path) -> None:
     (run.path / "origin.json").write_text(json.dumps({"differs_from_recipe": {}, "data_hash": "x"}))
     for one in (before, run):
         one.adapter.mkdir()
+        contract = {
+            "base": "base",
+            "base_hash": "",
+            "weights_hash": "",
+            "disc_token_id": 1,
+            "gen_token_id": 2,
+        }
+        contract |= {"prompt": {}, "backbone": {"name_or_path": "base"}}
+        (one.adapter / CONTRACT_FILE).write_text(json.dumps(contract))
+        (one.adapter / WEIGHTS_FILE).touch()
         manifest = json.loads((one.path / "manifest.json").read_text()) | {"data": str(corpus)}
         (one.path / "manifest.json").write_text(json.dumps(manifest | {"data_hash": "x"}))
     whole = json.loads((run.path / "summary.json").read_text())
