@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_refused_by_name(data: bytes, said: str) -> None:
 
 
 def test_a_warning_of_pillow_names_the_picture() -> None:
-    """Its EXIF is cut, so that nobody knows how to turn it."""
+    """Its EXIF is cut, so how to turn it is unknown."""
     with pytest.warns(UserWarning, match=r"^x.tif: "), pytest.raises(DataError, match=r"^x.tif "):
         open_picture(turned("TIFF")[:20], "x.tif")
 

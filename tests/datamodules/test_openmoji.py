@@ -72,6 +72,8 @@ def test_tasks_and_galleries(splits: dict[str, list[Pair]]) -> None:
 
 def test_combinations_are_held_out_but_their_parts_are_not(splits: dict[str, list[Pair]]) -> None:
     train, val, test = (contents(people(splits[split])) for split in ("train", "val", "test"))
+    for split in ("val", "test"):  # tasks with held-out pictures hold no others
+        assert people(splits[split]) == [pair for pair in splits[split] if pair.dataset not in THINGS]
     assert len(test) == 8 and len(val) == 5
     assert not train & val and not train & test and not val & test
     bases, tones = map(set, zip(*map(base_and_tone, train), strict=True))

@@ -189,7 +189,7 @@ TAR_CHANGES: dict[str, Callable[[Members, Path], Members]] = {
     "JSON: another task": _sample(dataset="small"),
     "JSON: another content": _sample(target__content_id="else"),
     "JSON: a content of 1 MB": _sample(target__content_id="x" * 1_000_000),
-    "JSON: fields that nobody knows": _sample(more={"a": [1, 2]}, query__more=3),
+    "JSON: unknown fields": _sample(more={"a": [1, 2]}, query__more=3),
 }
 
 

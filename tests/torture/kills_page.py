@@ -19,8 +19,8 @@ INTRODUCTION = """\
 # Killed at random moments
 
 Read here what a kill, a lost process and a full disk do to a run. Each stage of a micro model is killed at
-random moments and started again with the same command, until it has finished. Then it is compared with a run
-that nobody disturbed.
+random moments and started again with the same command, until it has finished. Then it is compared with an
+undisturbed run.
 
 - Command: `{command}`, on {date}. It took {minutes:.0f} minutes on {machine}.
 - {conclusion}

@@ -166,7 +166,7 @@ def damaged(files: dict[str, bytes], rng: random.Random) -> Iterator[tuple[str, 
 def _special() -> Iterator[tuple[str, Callable[[Path], object]]]:
     """What lies under the name is no file, or another file."""
     yield "a folder", Path.mkdir
-    yield "a pipe that nobody writes to", os.mkfifo
+    yield "a pipe without a writer", os.mkfifo
     yield "a link to itself", lambda path: path.symlink_to(path)
     yield "a link to nothing", lambda path: path.symlink_to("nothing")
     yield "a device without end", lambda path: path.symlink_to("/dev/zero")

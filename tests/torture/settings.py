@@ -16,7 +16,7 @@ from tests.torture.sources import Sources, first_step
 from tests.torture.watched import MARKER, Case, Reading, digest
 
 FILE = "sft.yaml"
-#: Settings that nobody can mean; each must be refused.
+#: Settings without a meaning; each must be refused.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "model.temperature": (float("nan"), float("inf"), 0, -1, "warm", None, [1]),
     "model.lambda_ce": (float("nan"), float("inf"), "much"),

@@ -136,7 +136,8 @@ class _Pairs:
             pairs += _named(picture, rng)
             pairs += self._changed(picture, rng)
         for picture in rng.sample(self.deal.things, min(len(pictures), len(self.deal.things))):
-            pairs += _thing_named(picture, rng)  # training has shown them: memory, told apart from the rest
+            # training has shown them, so they stay out of the tasks with held-out pictures
+            pairs += (pair for pair in _thing_named(picture, rng) if pair.dataset != "multilingual")
         pairs.sort(key=lambda pair: pair.dataset)
         return _numbered(pairs)
 

@@ -1,6 +1,5 @@
-"""Chooses pictures of the OpenMoji package and joins them with names and groups, by code points.
+"""Chooses pictures of OpenMoji and joins them with names of the ``emoji`` package, by code points.
 
-The names come from the ``emoji`` package.
 OpenMoji draws some emojis twice, under two names. These duplicates are merged here, so that no two pictures
 of the corpus look the same. Used by builder.py beside it.
 """
