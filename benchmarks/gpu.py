@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 from transformers.utils import is_flash_attn_2_available
 
 from rime_pl.generation.rewriting import write_rewrites
@@ -62,21 +61,11 @@ def embed(bench: Bench) -> dict[str, Run]:
     for name, work in modes.items():
         release(bench.device)
         run = Run(len(prompts), int(prompts.attention_mask.sum()), load)
-        run.seconds, run.peak = median_seconds(work, bench.device), peak_since(before, bench.device)
+        timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+        run.seconds, run.peak = timer.timeit(3).mean, peak_since(before, bench.device)  # after two to warm up
         runs[name] = run
     runs["embed_generative"].tokens = written[-1]
     return runs
-
-
-def median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Return the median time of three calls of `work`, which runs once before to warm up."""
-    work()
-    seconds = []
-    for _ in range(3):
-        start = now(device)
-        work()
-        seconds.append(now(device) - start)
-    return statistics.median(seconds)
 
 
 def measure(bench: Bench, name: str) -> dict[str, dict[str, Any]]:
