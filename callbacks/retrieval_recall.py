@@ -97,6 +97,14 @@ class RetrievalRecall(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = list(state_dict["history"])
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse headline tasks that the corpus does not have, before anything is trained."""
+        data = getattr(trainer, "datamodule", None)  # a test may hand over loaders instead
+        splits = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}[stage]
+        for split in splits if self.headline_tasks is not None and data is not None else ():
+            if tasks := data.query_tasks(split):
+                self._headline(tasks, split, limited=False)
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start(pl_module)
 

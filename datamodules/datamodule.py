@@ -334,6 +334,12 @@ class RimeDataModule(L.LightningDataModule):
 
     # -- evaluation -----------------------------------------------------------------------------------
 
+    def query_tasks(self, split: str) -> set[str]:
+        """Return the tasks that a split has queries of; none if the corpus lacks the split."""
+        known = split in read_corpus(self.path)["splits"]
+        entries = read_split(self.path, split, self.tasks) if known else []
+        return {entry.dataset for entry in entries if entry.query_content is not None}
+
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""
         entries = read_split(self.path, "val", self.tasks)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from replay import Replay, eval_batch, loaders, splits, trainer
@@ -127,6 +128,20 @@ def test_headline_tasks_choose_what_the_overall_numbers_average(tmp_path: Path) 
         trainer(tmp_path, RetrievalRecall(headline_tasks=["name"])).validate(
             Replay(), loaders(splits()), verbose=False
         )
+
+
+class _Data(pl.LightningDataModule):
+    """Has these tasks in each split, and no batches: whoever asks for one fails."""
+
+    def query_tasks(self, split: str) -> set[str]:
+        return {"names", "hard"} if split == "val" else {"names"}
+
+
+def test_headline_tasks_are_checked_before_training(tmp_path: Path) -> None:
+    for wanted, split in (["name"], "val"), (["hard"], "test"):
+        callback = RetrievalRecall(headline_tasks=wanted)
+        with pytest.raises(RimeError, match=f"must name tasks of the {split} split, but .* are not there"):
+            trainer(tmp_path, callback).fit(Replay(), datamodule=_Data())
 
 
 def test_memory_tasks_are_never_in_the_mean(tmp_path: Path) -> None:
