@@ -9,8 +9,12 @@ from typing import Any
 from rime_pl.errors import RimeError
 from rime_pl.options.words import Given
 
-#: Settings of the command line itself -> least and most. Other settings are checked by their own class.
-BOUNDS = {"seed_everything": (0, 2**32 - 1), "num_threads": (1, 1024)}
+#: Settings that no class of ours checks -> least and most. Lightning takes a negative clipping value for none.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed_everything": (0, 2**32 - 1),
+    "num_threads": (1, 1024),
+    "trainer.gradient_clip_val": (0, math.inf),
+}
 
 
 def refuse_numbers(values: Mapping[str, Any], given: Sequence[Given] = ()) -> None:
@@ -32,4 +36,5 @@ def refuse_numbers(values: Mapping[str, Any], given: Sequence[Given] = ()) -> No
         if name in BOUNDS and value is not None:
             least, most = BOUNDS[name]
             if not least <= value <= most:
-                raise RimeError(f"{place} must be at least {least} and at most {most}, but is {value}.")
+                limit = "" if math.isinf(most) else f" and at most {most}"
+                raise RimeError(f"{place} must be at least {least}{limit}, but is {value}.")

@@ -165,6 +165,7 @@ def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
         ("samples.num_samples", "0", "samples.num_samples must be 1 or more, but is 0"),
         ("checkpoint.every_n_steps", "0", "checkpoint.every_n_steps must be 1 or more, but is 0"),
         ("num_threads", "0", "num_threads must be at least 1 and at most 1024, but is 0"),
+        ("trainer.gradient_clip_val", "-1", "trainer.gradient_clip_val must be at least 0, but is -1"),
     ],
 )
 def test_values_that_cannot_be_meant_are_refused_before_anything_starts(
