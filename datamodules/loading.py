@@ -6,7 +6,9 @@ can count them (broken_samples.py) and decide whether to stop.
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -240,6 +242,8 @@ class BatchLoader:
     def _read(self) -> Iterator[Fetched]:
         if self._num_workers:  # forked tokenizers would warn and switch this off themselves
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            atexit.unregister(_end_workers)  # registered once
+            atexit.register(_end_workers)
         whole = range(self._length)
         yield from DataLoader(
             self.batches,
@@ -262,6 +266,16 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     sys.excepthook = _unless_the_trainer_has_gone
+
+
+def _end_workers() -> None:
+    """End the workers that are left when this process ends, before multiprocessing waits for them.
+
+    It sends them SIGTERM, which they ignore, and would wait for good.
+    """
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _unless_the_trainer_has_gone(

@@ -1,13 +1,38 @@
-"""What a data worker prints when the trainer was stopped."""
+"""How data workers end, and what they print when the trainer was stopped."""
 
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from rime_pl.datamodules.loading import _leave_signals_to_the_trainer
+from rime_pl.datamodules.broken_samples import BrokenSamples, Fetched
+from rime_pl.datamodules.loading import BatchLoader, _leave_signals_to_the_trainer
+
+
+class Endless:
+    """Hands over empty batches; what a loader needs of its source."""
+
+    reader: tuple[int, ...] = ()
+
+    def __getitem__(self, number: int) -> Fetched:
+        return Fetched()
+
+
+def begin(loaders: list[Iterator[Fetched]]) -> None:
+    """Read one batch and keep the loader, as the traceback of a failed run does."""
+    loaders.append(BatchLoader(Endless(), 1000, BrokenSamples("x", 0.0), num_workers=1)._read())
+    next(loaders[0])
+
+
+def test_a_process_ends_with_a_loader_in_the_middle_of_an_epoch() -> None:
+    """Its worker ignores SIGTERM, which multiprocessing sends before it waits for the worker."""
+    words = "from tests.datamodules.test_workers import begin; kept = []; begin(kept); print('read')"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
 
 
 def tell(kind: type[BaseException]) -> None:
