@@ -99,9 +99,9 @@ class RetrievalRecall(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse headline tasks that the corpus does not have, before anything is trained."""
-        data = getattr(trainer, "datamodule", None)  # a test may hand over loaders instead
+        data: Any = getattr(trainer, "datamodule", None)  # None: loaders were handed over instead
         splits = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}[stage]
-        for split in splits if self.headline_tasks is not None and data is not None else ():
+        for split in splits if data is not None and self.headline_tasks is not None else ():
             if tasks := data.query_tasks(split):
                 self._headline(tasks, split, limited=False)
 
