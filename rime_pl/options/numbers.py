@@ -9,7 +9,7 @@ from typing import Any
 from rime_pl.errors import RimeError
 from rime_pl.options.words import Given
 
-#: Settings that no class of ours checks -> least and most. To Lightning, a negative clipping value means none.
+#: Settings that no class of ours checks -> least and most. Lightning takes a negative clipping value as none.
 BOUNDS: dict[str, tuple[float, float]] = {
     "seed_everything": (0, 2**32 - 1),
     "num_threads": (1, 1024),

@@ -28,9 +28,21 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_tokenizer_round_trips(text: str, processor: RimeProcessor) -> None:
+def test_tokenizer_round_trips_but_for_case_and_space_around_lines(
+    text: str, processor: RimeProcessor
+) -> None:
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    decoded = processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    lines = [[line.strip() for line in one.strip().splitlines()] for one in (decoded, text.lower())]
+    assert lines[0] == lines[1]
+
+
+def test_a_word_is_the_same_token_wherever_it_stands() -> None:
+    """Whoever types "Pizza" asks for what training called "a slice of pizza"."""
+    tokenizer = train_tokenizer(["a slice of pizza"] * 50, vocab_size=400)
+    (token,) = tokenizer("pizza")["input_ids"]
+    for text in ("Find it.\npizza", "Pizza", "PIZZA", "<|im_start|>pizza"):
+        assert tokenizer(text)["input_ids"][-1] == token, text
 
 
 def test_special_tokens_are_one_token_each(processor: RimeProcessor) -> None:
@@ -89,10 +101,10 @@ def test_there_is_a_loss_on_captions_and_none_on_prompts(
     batch = batch_of(processor, SAMPLES, 0)
     tokenizer, with_picture = processor.tokenizer, 0
     for prompt, answer in rows(batch):
-        words = tokenizer.decode(prompt)
+        words = tokenizer.decode(prompt).replace(" \n", "\n").replace("> ", ">")  # lines begin with a space
         assert words.startswith("<|im_start|>user\n") and words.endswith("<|im_start|>assistant\n")
-        given = words.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0]
-        caption = tokenizer.decode(answer).removesuffix("<|im_end|>")
+        given = words.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0].strip()
+        caption = tokenizer.decode(answer).removesuffix("<|im_end|>").strip()
         (captions,) = [captions for _, captions in SAMPLES[:2] if caption in captions]
         assert "<|image_pad|>" in given or given in captions
         with_picture += "<|image_pad|>" in given
