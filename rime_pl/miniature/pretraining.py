@@ -90,7 +90,8 @@ def pretrain_vision(
         features = {name: torch.cat([prepared[row][name] for row in rows]) for name in prepared[0]}
         words = table[rows_of]
         shown = visual_tokens(model, features)
-        scores = torch.stack([(tokens @ words.T + bias).logsumexp(0) for tokens in shown])
+        matches = (torch.cat(shown) @ words.T + bias).split([len(tokens) for tokens in shown])
+        scores = torch.stack([of_picture.logsumexp(0) for of_picture in matches])
         loss = torch.nn.functional.cross_entropy(scores, wanted[rows])
         _update(loss, parameters, optimizer, schedule)
         on_step(step, float(loss.detach()))
