@@ -31,7 +31,7 @@ BASE_MARKER = "processor_config.json"
 BASE_OPTIONS = {
     "openmoji": (
         *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
-        *("--vision_steps", "400", "--copy_steps", "500", "--num_steps", "500"),
+        *("--vision_steps", "400"),
     )
 }
 #: Settings that follow from the options of `rime run`, and the option to use instead.

@@ -110,7 +110,7 @@ def test_openmoji_gets_its_own_base(stages: Stages) -> None:
     assert stages.started[1][:5] == ["base", "--data", "data/openmoji", "--output", output]
     assert stages.started[1][5:] == [
         *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
-        *("--vision_steps", "400", "--copy_steps", "500", "--num_steps", "500"),
+        *("--vision_steps", "400"),
     ]
 
 
