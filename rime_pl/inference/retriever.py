@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,7 @@ class Retriever:
         content = content_digest(self.gallery, text, skip_unusable) if self.run else ""
         for mode in modes:
             title = f"gallery, {mode}" if progress else ""
-            encoded = self._kept(content, _known(mode), text)
+            encoded = self._kept(content, _known(mode), text, skip_unusable)
             if encoded is None:
                 encoded = self.encode_full(self.gallery, mode, batch_size, text, title, skip_unusable)
                 if self.run is not None:
@@ -279,16 +279,20 @@ class Retriever:
         key = hashlib.sha256(f"{self.name} {mode} {content}".encode()).hexdigest()[:32]
         return self.run.path / CACHE / f"{key}.pt"
 
-    def _kept(self, content: str, mode: Mode, instruction: str) -> Encoded | None:
-        """Return the embeddings of the gallery that the run kept, unless they are to be made again."""
+    def _kept(self, content: str, mode: Mode, instruction: str, skip_unusable: bool) -> Encoded | None:
+        """Return the embeddings of the gallery that the run kept, unless they are to be made again.
+
+        An item without an embedding is opened again: as for a new gallery, it may be an error. It may also be
+        usable by now, for example since a package that reads its format was installed.
+        """
         encoded = read_encoded(self._file(content, mode)) if self.run is not None else None
         if encoded is None:
             return None
-        # an item may be usable by now, for example since a package that reads its format was installed
-        still_unusable: dict[int, str] = {}
+        unusable: dict[int, str] = {}
         for number in encoded.unusable:
-            one_item(self.gallery, number, instruction, still_unusable)
-        return encoded if still_unusable.keys() == encoded.unusable.keys() else None
+            one_item(self.gallery, number, instruction, unusable if skip_unusable else None)
+        # what is wrong names the file, and the same bytes may lie in another folder by now
+        return replace(encoded, unusable=unusable) if unusable.keys() == encoded.unusable.keys() else None
 
     def search(
         self,

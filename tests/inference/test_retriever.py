@@ -239,6 +239,28 @@ def test_unusable_items_of_a_gallery_are_left_out_and_tried_again(
     assert not loaded.unusable and loaded.search(paths[0], instruction="").hits[0].place == 0
 
 
+def test_a_kept_gallery_raises_and_names_what_a_new_one_would(
+    loaded: Retriever, pictures: list[Item], tmp_path: Path
+) -> None:
+    places = [tmp_path / name for name in ("here", "there")]
+    for place in places:
+        place.mkdir()
+        pictures[0].images[0].save(place / "a.png")
+        (place / "b.png").write_bytes(b"no picture")
+    here, there = (sorted(place.iterdir()) for place in places)
+    with pytest.raises(DataError) as anew:
+        loaded.index(here)
+    loaded.index(here, skip_unusable=True)
+    with pytest.raises(DataError) as kept:
+        loaded.index(here)
+    assert str(kept.value) == str(anew.value) and not loaded.unusable
+    loaded.index(there, skip_unusable=True)  # the same bytes, so the same embeddings
+    assert list(loaded.unusable) == [1] and str(there[1]) in loaded.unusable[1]
+    there[1].unlink()
+    with pytest.raises(DataError, match=r"item 1 must be a picture file, but there is none: .*b\.png"):
+        loaded.index(there)
+
+
 def test_an_item_with_too_many_pictures_is_refused_before_one_is_opened(
     loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
