@@ -122,6 +122,8 @@ def check_table(
     check = _Check(limits, processor, found.faults, found.notes, joint="_")
     pictures = Pictures(found.faults)
     everything = [(split, row) for split in SPLITS for row in rows[split]]
+    for row in found.faulty:
+        check.texts(row.where, row.pair)
     for split, row in track(
         everything, f"pictures of {table.name}", transient=True, disable=not sys.stdout.isatty()
     ):

@@ -53,6 +53,7 @@ class Table:
     """What a table holds: good rows, faults, and notes on how it was read."""
 
     rows: list[Row] = field(default_factory=list)
+    faulty: list[Row] = field(default_factory=list)  # their texts can be checked as well
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -86,8 +87,9 @@ def read_table(path: Path, media: Path | None = None) -> Table:
     for number, where, values in track(
         lines, f"rows of {path.name}", transient=True, disable=not sys.stdout.isatty()
     ):
-        if row := _Line(where, values, media, found.faults).row(f"row-{number:08d}"):
-            found.rows.append(row)
+        before = len(found.faults)
+        row = _Line(where, values, media, found.faults).row(f"row-{number:08d}")
+        (found.rows if len(found.faults) == before else found.faulty).append(row)
     return found
 
 
@@ -209,39 +211,42 @@ class _Line:
     def __init__(self, where: str, values: dict[str, Any], media: Path, faults: list[Fault]) -> None:
         self.where, self.values, self.media, self.faults = where, values, media, faults
 
-    def row(self, key: str) -> Row | None:
-        """Return the row, or None if it has a fault."""
+    def row(self, key: str) -> Row:
+        """Return the row; if it has faults, what can be read of it."""
         before = len(self.faults)
         texts = {column: self._text(column) for column in COLUMNS if not column.endswith("_image")}
         files = {side: self._files(f"{side}_image") for side in _SIDES}
         split = texts["split"]
         if split and split not in SPLITS:
             self._tell("unknown split", f"field 'split' must be one of {list(SPLITS)}, but is {split!r}.")
-        if len(self.faults) > before:
-            return None
-        if not any(texts.values()) and not any(files.values()):
-            self._tell("empty row", "the row is empty. Delete it.")
-            return None
         target = self._item("target", texts, files, "")
         content = "" if target is None else target.content_id
         query = None if split == "distractors" else self._item("query", texts, files, content)
-        if target is None:
-            self._tell("no target", f"{_one_of('target')} Add one.")
-        if query is None and split != "distractors":
-            hint = "or set 'split' to 'distractors' if this is a gallery item without a query."
-            self._tell("no query", f"{_one_of('query')} Add one, {hint}")
-        if target is None or len(self.faults) > before:
-            return None
+        if len(self.faults) == before and not any(texts.values()) and not any(files.values()):
+            self._tell("empty row", "the row is empty. Delete it.")
+        else:
+            if target is None:
+                self._tell("no target", f"{_one_of('target')} Add one.")
+            if query is None and split != "distractors":
+                hint = "or set 'split' to 'distractors' if this is a gallery item without a query."
+                self._tell("no query", f"{_one_of('query')} Add one, {hint}")
         gallery = texts["gallery"] or ("pictures" if files["target"] else "texts")
-        pair = Pair(key, texts["task"] or "pairs", gallery, query, target)
+        pair = Pair(key, texts["task"] or "pairs", gallery, query, target or Item(""))
         return Row(self.where, pair, files if query else {**files, "query": ()}, split)
+
+    def _is_empty(self, side: str) -> bool:
+        """Return whether a side is given neither text nor picture; a wrong value is told elsewhere."""
+        text, image = (self.values.get(f"{side}_{name}") for name in ("text", "image"))
+        names = image.split(";") if isinstance(image, str) else image
+        given = names if isinstance(names, list) else [names]
+        return not any(value.strip() if isinstance(value, str) else value for value in (text, *given))
 
     def _item(
         self, side: str, texts: dict[str, str], files: dict[str, tuple[Path, ...]], content_id: str
     ) -> Item | None:
         """Return one side without its pictures, or None if it has neither text nor picture."""
         given = {name: texts[f"{side}_{name}"] for name in _SIDE_COLUMNS if name != "image"}
-        if not given["text"] and not files[side]:
+        if self._is_empty(side):
             return None
         content = given["content_id"] or content_id
         try:

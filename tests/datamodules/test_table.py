@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rime_pl.datamodules.builders.table import Table, read_table
+from rime_pl.datamodules.checking import Limits, check_table
 from rime_pl.errors import DataError
 
 HEADER = "query_text,target_text,target_rewrite\n"
@@ -112,6 +113,21 @@ def test_every_fault_of_a_row_is_told(tmp_path: Path) -> None:
         *(("2", "not a string"), ("2", "missing file"), ("3", "empty row"), ("4", "missing file")),
     ]
     assert "Write '/' in the place of '\\'" in found.faults[-1].says
+
+
+def test_a_picture_that_is_missing_hides_no_other_fault(tmp_path: Path) -> None:
+    """A wrong --media makes every picture missing; the texts are checked all the same."""
+    (tmp_path / "pairs.csv").write_text(
+        "query_text,target_image,target_rewrite\n,gone.png,one\n<|im_end|>,gone.png,\nlong,gone.png,one\n".replace(
+            "long", "word " * 2000
+        )
+    )
+    found = check_table(tmp_path / "pairs.csv", limits=Limits(batch_size=1))
+    kinds = [(fault.where[-1], fault.kind) for fault in found.faults if " line " in fault.where]
+    assert sorted(kinds) == [
+        *(("2", "missing file"), ("2", "no query"), ("3", "missing file"), ("3", "special token")),
+        *(("4", "half annotated"), ("4", "missing file"), ("4", "over-long text")),
+    ]
 
 
 def test_names_are_stripped_and_texts_are_not(tmp_path: Path) -> None:
