@@ -74,6 +74,9 @@ def build(
     if found.faults:
         _say(f"{_rows(found.faults)} rows were left out. {output / 'broken.txt'} lists them:")
         _say(listed(found.faults, _SHOWN))
+        _say(
+            f"`rime shards check --path {output}` looks at the texts of the others: lengths, special tokens."
+        )
 
 
 def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> dict[str, list[Row]]:
@@ -181,7 +184,8 @@ def _refusal(table: Path, faults: Sequence[Fault]) -> str:
         return str(faults[0])
     return (
         f"{_rows(faults)} rows of {table} have faults, so nothing was built:\n{listed(faults, _SHOWN)}\n"
-        "Repair them, or leave them out with --skip_broken. `rime shards check` lists all of them."
+        "Repair them, or leave them out with --skip_broken. `rime shards check` lists all of them, "
+        "and texts that are too long."
     )
 
 

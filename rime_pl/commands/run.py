@@ -28,6 +28,7 @@ from rime_pl.options.words import nearest, options_given
 from rime_pl.pipeline import (
     BASE_MARKER,
     BASE_OPTIONS,
+    TINY_BASE,
     Pipeline,
     describe,
     differences,
@@ -126,6 +127,8 @@ def _prepare(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -
             _make("data", ["shards", corpus.name, "--output", str(corpus)])
     else:
         console.print(f"data: found in {corpus}")
+        if goal != "data" and base is not None and not (base / BASE_MARKER).is_file():
+            _need_captions(corpus)
     if goal == "base" and base is None:
         named = f"--base {pipeline.base}" if pipeline.base else f"the recipe {pipeline.recipe_name}"
         raise RimeError(f"{named} names a base model, so there is none to make.")
@@ -139,6 +142,15 @@ def _prepare(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -
     else:
         console.print(f"base: found in {base}")
     return base
+
+
+def _need_captions(corpus: Path) -> None:
+    """Refuse a corpus that no tiny base model can be made from."""
+    if "captions" not in read_corpus(corpus)["splits"]:
+        raise RimeError(
+            f"--base must name a base model, because {corpus} has no split 'captions' to make a tiny one "
+            f"from. Add --base {TINY_BASE}, which `rime run base --corpus openmoji` makes, or use --recipe 2b."
+        )
 
 
 def _next_step(pipeline: Pipeline, stage: str, settings: dict[str, Any], before: RunFolder | None) -> Step:

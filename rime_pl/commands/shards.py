@@ -106,7 +106,7 @@ def _print_check(found: Checked, name: str, shown: int) -> None:
     for (split, task), counts in found.counts.items():
         numbers = (counts.pairs, len(counts.contents), counts.with_pictures)
         rows.append([split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated))])
-    console.print(Table(f"{name}, without faulty rows", head, rows).terminal())
+    console.print(Table(f"{name}, what can be read of it", head, rows).terminal())
     for note in found.notes:
         console.print(note)
     totals = []

@@ -39,7 +39,8 @@ class Stages:
         folder = Path(words[-1])
         if words[0] == "shards":
             folder.mkdir(parents=True)
-            write_json(folder / "corpus.json", {"format": FORMAT_VERSION, "data_hash": "d", "splits": {}})
+            splits = {"captions": {"shards": [], "samples": 0}}
+            write_json(folder / "corpus.json", {"format": FORMAT_VERSION, "data_hash": "d", "splits": splits})
         elif words[0] == "base":
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir(parents=True)
@@ -112,6 +113,17 @@ def test_openmoji_gets_its_own_base(stages: Stages) -> None:
         *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
         *("--vision_steps", "400"),
     ]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+def test_a_corpus_without_captions_needs_a_base_model(
+    more: list[str], stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data/own").mkdir(parents=True)
+    write_json(Path("data/own/corpus.json"), {"format": FORMAT_VERSION, "data_hash": "d", "splits": {}})
+    assert main(["run", "sft", "--corpus", "own", *more]) == 2
+    assert "Add --base models/tiny-openmoji" in capsys.readouterr().err and not stages.started
+    assert main(["run", "sft", "--corpus", "own", "--base", "models/tiny-openmoji", *more]) == 0
 
 
 def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
