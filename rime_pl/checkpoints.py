@@ -17,7 +17,10 @@ import torch
 from rime_pl.errors import RimeError
 
 #: What our checkpoints hold, with the type of each.
-PARTS = {"state_dict": dict, "loops": dict, "global_step": int, "optimizer_states": list, "base_hash": str}
+PARTS = {
+    **{"state_dict": dict, "loops": dict, "global_step": int, "optimizer_states": list, "base_hash": str},
+    "pytorch-lightning_version": str,
+}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -43,6 +46,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     for name, kind in PARTS.items():
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(name), kind):
             raise RimeError(f"{path} is no checkpoint of a run: it has no {name}.")
+    if (count := len(checkpoint["optimizer_states"])) != 1:
+        raise RimeError(f"{path} is no checkpoint of a run: it must hold one optimizer, but holds {count}.")
     if not 0 <= checkpoint["global_step"] < 2**62:
         raise RimeError(f"{path} is no checkpoint of a run: its step is {checkpoint['global_step']}.")
     for name, tensor in checkpoint["state_dict"].items():

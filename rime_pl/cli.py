@@ -167,6 +167,8 @@ class StageCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
 
     def before_instantiate_classes(self) -> None:
+        if self.config.trainer is None:
+            raise RimeError("trainer must hold settings, but is null. Leave it out for the defaults.")
         if self.config.num_threads:
             torch.set_num_threads(self.config.num_threads)
 

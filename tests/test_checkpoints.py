@@ -20,7 +20,7 @@ from tests.stages.runs import stage_arguments
 ROOT = Path(__file__).parents[1]
 LOOPS = {"fit_loop": {"epoch_loop.batch_progress": {"total": {"processed": 5}}}}
 GOOD: dict[str, Any] = {"global_step": 10, "loops": LOOPS, "state_dict": {"w": torch.ones(1000)}}
-GOOD |= {"optimizer_states": [], "base_hash": "b"}
+GOOD |= {"optimizer_states": [{}], "base_hash": "b", "pytorch-lightning_version": "2"}
 
 
 class Command:
@@ -148,3 +148,11 @@ def test_nothing_is_unpickled_anywhere() -> None:
             )
             for call in re.findall(r"torch\.load\([^\n]*", text):
                 assert "weights_only=True" in call, f"{file}: {call}"
+
+
+@pytest.mark.parametrize("states", [[], [{}, {}]])
+def test_another_number_of_optimizers_is_refused(states: list[dict[str, int]], tmp_path: Path) -> None:
+    """The trainer would go on without the moments of the optimizer, and without a word."""
+    torch.save(GOOD | {"optimizer_states": states}, tmp_path / "last.ckpt")
+    with pytest.raises(RimeError, match=f"must hold one optimizer, but holds {len(states)}"):
+        read_checkpoint(tmp_path / "last.ckpt")

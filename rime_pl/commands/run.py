@@ -149,7 +149,7 @@ def _need_captions(corpus: Path) -> None:
     if "captions" not in read_corpus(corpus)["splits"]:
         raise RimeError(
             f"--base must name a base model, because {corpus} has no split 'captions' to make a tiny one "
-            f"from. Add --base {TINY_BASE}, which `rime run base --corpus openmoji` makes, or use --recipe 2b."
+            f"from. Add --base {TINY_BASE}, which `rime run base --corpus openmoji` makes, or --recipe 2b."
         )
 
 

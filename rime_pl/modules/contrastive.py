@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.bounds import at_least, greater_than_0
+from rime_pl.errors import RimeError
 from rime_pl.losses.contrastive import mean_negatives
 from rime_pl.losses.language_modeling import token_cross_entropy
 from rime_pl.modules.base import RimeModule
@@ -71,6 +72,14 @@ class ContrastiveModule(RimeModule):
         self.micro_batches = micro_batches
         self.cache = GradientCache()
         self._negatives: list[tuple[float, float]] = []  # of each step: discriminative, generative
+
+    def on_fit_start(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)  # None: a loader was handed over instead
+        if data is not None and data.batch_size < 2:
+            raise RimeError(
+                "data.batch_size must be 2 or more, because a query needs the target of another pair as its "
+                f"negative, but is {data.batch_size}."
+            )
 
     @property
     def negatives_per_query(self) -> dict[str, float] | None:

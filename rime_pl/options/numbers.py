@@ -14,6 +14,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed_everything": (0, 2**32 - 1),
     "num_threads": (1, 1024),
     "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.accumulate_grad_batches": (1, math.inf),
 }
 
 

@@ -21,7 +21,14 @@ from rime_pl.run_lock import locked
 
 RUNS = Path("runs/scenes-tiny-seed0")
 ARGUMENTS = ["--corpus", "scenes"]
-CHECKPOINT = {"global_step": 7, "loops": {}, "state_dict": {}, "optimizer_states": [], "base_hash": "b"}
+CHECKPOINT = {
+    "global_step": 7,
+    "loops": {},
+    "state_dict": {},
+    "optimizer_states": [{}],
+    "base_hash": "b",
+    "pytorch-lightning_version": "2",
+}
 
 CONTRACT = {"base": "b", "base_hash": "h", "disc_token_id": 1, "gen_token_id": 2, "prompt": {}}
 CONTRACT |= {"backbone": {"name_or_path": "b"}}
@@ -177,6 +184,9 @@ def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
         ("samples.num_samples", "0", "samples.num_samples must be 1 or more, but is 0"),
         ("checkpoint.every_n_steps", "0", "checkpoint.every_n_steps must be 1 or more, but is 0"),
         ("num_threads", "0", "num_threads must be at least 1 and at most 1024, but is 0"),
+        ("trainer.accumulate_grad_batches", "0", "accumulate_grad_batches must be at least 1, but is 0"),
+        ("trainer.accumulate_grad_batches", "-1", "accumulate_grad_batches must be at least 1, but is -1"),
+        ("model.temperature", "null", "model.temperature must be"),
         ("trainer.gradient_clip_val", "-1", "trainer.gradient_clip_val must be at least 0, but is -1"),
     ],
 )
