@@ -72,11 +72,13 @@ def build(
     arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}
     write_corpus(output, name, licence, splits, wanted, seed, arguments, left_out=left_out)
     if found.faults:
-        _say(f"{_rows(found.faults)} rows were left out. {output / 'broken.txt'} lists them:")
-        _say(listed(found.faults, _SHOWN))
-        _say(
-            f"`rime shards check --path {output}` looks at the texts of the others: lengths, special tokens."
-        )
+        _say_left_out(output, found.faults)
+
+
+def _say_left_out(output: Path, faults: Sequence[Fault]) -> None:
+    _say(f"{_rows(faults)} rows were left out. {output / 'broken.txt'} lists them:")
+    _say(listed(faults, _SHOWN))
+    _say(f"`rime shards check --path {output}` looks at the texts of the others: lengths, special tokens.")
 
 
 def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> dict[str, list[Row]]:
