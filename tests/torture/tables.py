@@ -212,6 +212,7 @@ def read(folder: Path, name: str) -> Reading:
 CORPUS_ONLY = {
     *("special token", "over-long text", "over-long rewrite", "over-long instruction", "small task"),
     *("no annotation", "content in two splits", "few contents"),
+    "too many pictures",  # a limit of the training, which may be raised
 }
 
 
