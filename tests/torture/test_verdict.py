@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +79,8 @@ def test_what_a_kill_leaves(tmp_path: Path) -> None:
     assert after_kill(run, 0, verdict) == 0 and not verdict.told
     after_kill(run, 2, verdict)
     run.last_checkpoint.parent.mkdir()
-    parts = {"state_dict": {}, "loops": {}, "global_step": 1, "optimizer_states": [], "base_hash": ""}
+    parts: dict[str, Any] = {"state_dict": {}, "loops": {}, "global_step": 1, "optimizer_states": [{}]}
+    parts |= {"base_hash": "", "pytorch-lightning_version": "2"}
     torch.save(parts, run.last_checkpoint)
     assert after_kill(run, 1, verdict) == 1
     after_kill(run, 2, verdict)
