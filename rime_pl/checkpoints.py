@@ -18,7 +18,11 @@ from rime_pl.errors import RimeError
 
 #: What our checkpoints hold, with the type of each.
 PARTS = {
-    **{"state_dict": dict, "loops": dict, "global_step": int, "optimizer_states": list, "base_hash": str},
+    "state_dict": dict,
+    "loops": dict,
+    "global_step": int,
+    "optimizer_states": list,
+    "base_hash": str,
     "pytorch-lightning_version": str,
 }
 

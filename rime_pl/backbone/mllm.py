@@ -210,14 +210,14 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             attn_implementation=config.attn_implementation,
             device_map={"": device or "cpu"},
         )
-    except (OSError, ValueError) as error:
-        if "attn_implementation" in str(error):
-            raise RimeError(
-                "model.backbone.attn_implementation must be one that transformers knows, such as 'sdpa' or "
-                f"'eager', but is {config.attn_implementation!r}."
-            ) from error
-        if isinstance(error, ValueError):
+    except ValueError as error:
+        if "attn_implementation" not in str(error):
             raise
+        raise RimeError(
+            "model.backbone.attn_implementation must be one that transformers knows, such as 'sdpa' or "
+            f"'eager', but is {config.attn_implementation!r}."
+        ) from error
+    except OSError as error:
         raise RimeError(
             "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "
             f"loaded from {config.name_or_path!r} ({error}). `rime base` makes the tiny base model."
