@@ -341,3 +341,27 @@ def test_refine_rl_without_an_adapter_is_told_where_to_start(
 ) -> None:
     assert main(stage_arguments("refine_rl", scenes_corpus, micro_base, tmp_path / "run")) == 2
     assert "model.init_adapter_from is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--data.batch_size", "1"), "data.batch_size must be 2 or more, because a query needs the target"),
+        (("--model.backbone.attn_implementation", "x"), "attn_implementation must be one that transformers"),
+    ],
+)
+def test_what_would_be_a_traceback_or_train_nothing_is_refused(
+    words: tuple[str, str], message: str, scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, tmp_path / "run", *words)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_settings_of_the_trainer_are_refused(
+    scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "null.yaml").write_text("trainer:\n")
+    words = ["sft", "fit", "--config", str(tmp_path / "null.yaml"), "--run_dir", str(tmp_path / "run")]
+    words += ["--data.path", str(scenes_corpus), "--model.backbone.name_or_path", str(micro_base)]
+    assert main(words) == 2
+    assert "trainer must hold settings, but is null" in capsys.readouterr().err
