@@ -360,7 +360,7 @@ def test_what_would_be_a_traceback_or_train_nothing_is_refused(
 def test_no_settings_of_the_trainer_are_refused(
     scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys
 ) -> None:
-    (tmp_path / "null.yaml").write_text("trainer:\n")
+    (tmp_path / "null.yaml").write_text("num_threads: 1\ntrainer: null\n")
     words = ["sft", "fit", "--config", str(tmp_path / "null.yaml"), "--run_dir", str(tmp_path / "run")]
     words += ["--data.path", str(scenes_corpus), "--model.backbone.name_or_path", str(micro_base)]
     assert main(words) == 2
