@@ -229,6 +229,7 @@ class RepeatedBatch(L.LightningDataModule):
     def __init__(self, batch: Batch, num_steps: int) -> None:
         super().__init__()
         self.batch, self.num_steps = batch, num_steps
+        self.batch_size = len(batch.query.lengths())
 
     def train_dataloader(self) -> Any:
         steps: Any = [replace(self.batch, position=number) for number in range(self.num_steps)]
