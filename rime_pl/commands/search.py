@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
-from rime_pl.datamodules.faults import first_lines
-from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.faults import counted, first_lines
+from rime_pl.datamodules.shards import DISTRACTORS, Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
-from rime_pl.errors import RimeError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.retriever import MODES, Found, Hit, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source
+from rime_pl.pipeline import BUILT_IN
 from rime_pl.prompts import PromptConfig
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.table import Table
@@ -39,7 +44,7 @@ def run(
     device: str | None = None,
     base: str | None = None,
 ) -> int:
-    """Search the demo pictures of a run's corpus, or a folder of pictures, with a trained model.
+    """Search the pictures of a run's corpus, or a folder of pictures, with a trained model.
 
     Embeddings are kept in the run's folder. Pictures that cannot be used are left out, and listed at the end.
 
@@ -47,7 +52,8 @@ def run(
         query: What to look for, in words.
         run: Folder of a run (default: the one in runs/ that finished last).
         mode: Embeddings to compare; both shows them one after the other.
-        images: Folder of pictures (default: the demo pictures of the run's corpus).
+        images: Folder of pictures (default: those of the run's corpus; of openmoji and scenes those of the
+            splits test and distractors).
         top_k: Number of pictures shown.
         output: PNG sheet of the pictures found.
         task: Task whose instructions are used (default: the first that asks in words alone for a picture).
@@ -56,37 +62,45 @@ def run(
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
-    _check(top_k, output)
+    _check(query, top_k, output)
     modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    gallery: Sequence[Source] = folder_pictures(images) if images else demo_pictures(stage, console)
-    retriever = _load(stage, device, base, console)
+    gallery: Sequence[Source] = folder_pictures(images) if images else corpus_pictures(stage, console)
+    retriever = _load(stage, device, base, console, gallery)
     asked = _instruction(retriever, "query", task) if instruction is None else instruction
     retriever.encode(query, instruction=asked)  # raises before minutes go into the gallery
     target = _instruction(retriever, "target", task)
     retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
-    if words := retriever.unknown_words(query):
-        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
+    _tell_unknown(retriever, query, console)
     found = search_modes(retriever, query, modes, top_k, asked)
-    pictures = f"{len(gallery) - len(retriever.unusable)} pictures"
-    console.print(f"gallery: {pictures}   query: {query}")
+    pictures = counted(len(gallery) - len(retriever.unusable), "picture", "pictures")
+    console.print(f"gallery: {pictures}{_place(gallery)}   query: {query}")
     show(found, Item(query, instruction=asked), output, f"{query}   ({pictures})", images)
     _list_unusable(retriever, console)
     return 0
 
 
-def _check(top_k: int, output: Path) -> None:
+def _check(query: str, top_k: int, output: Path) -> None:
+    if not query.strip():
+        raise RimeError("The query must have at least one word, but is empty.")
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise RimeError(f"--output must be the name of a picture, such as search.png, but is {output}.")
 
 
-def _load(stage: RunFolder, device: str | None, base: str | None, console: Console) -> Retriever:
-    """Load the model; its instructions come from the corpus if the adapter is of an earlier version."""
+def _load(
+    stage: RunFolder, device: str | None, base: str | None, console: Console, gallery: Sequence[Source]
+) -> Retriever:
+    """Load the model; its instructions come from the corpus if the adapter is of an earlier version.
+
+    The gallery learns which tokens are special to the model, so that it can leave out samples with them.
+    """
     retriever = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"), base)
+    if isinstance(gallery, CorpusPictures):
+        gallery.special = retriever.backbone.processor.special_pattern
     retriever.tasks = retriever.tasks or corpus_tasks(stage)
     if not retriever.tasks:
         console.print(
@@ -96,9 +110,19 @@ def _load(stage: RunFolder, device: str | None, base: str | None, console: Conso
     return retriever
 
 
+def _place(gallery: Sequence[Source]) -> str:
+    return f", of {gallery.place}" if isinstance(gallery, CorpusPictures) else ""
+
+
+def _tell_unknown(retriever: Retriever, query: str, console: Console) -> None:
+    if words := retriever.unknown_words(query):
+        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
+
+
 def _list_unusable(retriever: Retriever, console: Console) -> None:
     if unusable := retriever.unusable.values():
-        console.print(f"{len(unusable)} pictures cannot be used and were left out:\n{first_lines(unusable)}")
+        were = counted(len(unusable), "picture cannot be used and was", "pictures cannot be used and were")
+        console.print(f"{were} left out:\n{first_lines(unusable)}")
 
 
 def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
@@ -124,21 +148,40 @@ def search_modes(
     return {mode: retriever.search(query, mode, top_k, instruction=instruction) for mode in modes}
 
 
-class DemoPictures(Sequence[Source]):
-    """The targets of samples in shards, each read when it is asked for."""
+class CorpusPictures(Sequence[Source]):
+    """The targets of samples in shards, each read when it is asked for.
 
-    def __init__(self, entries: list[Entry], max_images: int) -> None:
+    Args:
+        entries: The samples.
+        max_images: Largest number of pictures of an item.
+        place: What a person calls these pictures.
+    """
+
+    def __init__(self, entries: list[Entry], max_images: int, place: str) -> None:
         self.reader = ShardReader(entries, max_images=max_images)
+        self.place = place
+        self.special: re.Pattern[str] | None = None  # tokens that no text may contain
 
     def __len__(self) -> int:
         return len(self.reader)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.reader.read(range(len(self))[index], "target").target
+        entry = self.reader.entries[index]
+        item = self.reader.read(range(len(self))[index], "target").target
+        for field, text in (("text", item.text), ("instruction", item.instruction)):
+            if self.special and (token := self.special.search(text)):
+                raise DataError(
+                    f"{entry.name}: field 'target.{field}' must not contain {token.group()!r}, because it is "
+                    "a special token of the model. Remove it from the text."
+                )
+        row = re.fullmatch(r"row-(\d+)", entry.key)
+        if row and re.fullmatch("[0-9a-f]{16}", item.content_id):  # a hash, because the table gives no name
+            return replace(item, content_id=f"line {int(row[1])}")
+        return item
 
 
-def demo_pictures(stage: RunFolder, console: Console | None = None) -> DemoPictures:
-    """The distinct pictures of the test gallery of a run's corpus, and its distractors.
+def corpus_pictures(stage: RunFolder, console: Console | None = None) -> CorpusPictures:
+    """The distinct pictures of a run's corpus; of a built-in one those of the test and its distractors.
 
     A corpus that has changed since is told on the console.
 
@@ -152,20 +195,27 @@ def demo_pictures(stage: RunFolder, console: Console | None = None) -> DemoPictu
             f"{stage.path}: the corpus of this run, with its demo pictures, must be there, but is not in "
             f"{places}. Copy it there, or give --images FOLDER."
         )
+    about = read_corpus(corpus)
     trained_on = stage.manifest.get("data_hash")
-    if console and trained_on and trained_on != read_corpus(corpus)["data_hash"]:
+    if console and trained_on and trained_on != about["data_hash"]:
         console.print(f"warning: {corpus} holds other samples than when the run was trained.")
-    entries = read_split(corpus, "test")
-    if "distractors" in read_corpus(corpus)["splits"]:
-        entries += read_split(corpus, "distractors")
-    distinct: dict[str, Entry] = {}
+    built_in = about.get("name") in BUILT_IN  # its pictures of the training are not part of the demo
+    splits = [name for name in about["splits"] if name == DISTRACTORS or name == "test" or not built_in]
+    entries = [entry for name in splits for entry in read_split(corpus, name)]
+    tars, distinct = TarFiles(), dict[tuple[str, ...], Entry]()
     for entry in entries:
-        if any(name.startswith("t0.") for name in entry.members):
-            distinct.setdefault(entry.target_content, entry)
+        if parts := [part for name, part in entry.members.items() if re.match(r"t\d+\.", name)]:
+            files = [] if built_in else [tars.read(entry.shard, *part) for part in parts]
+            hashes = [hashlib.sha256(file).hexdigest() for file in files]
+            distinct.setdefault((entry.target_content, *hashes), entry)
+    names = f"{', '.join(splits[:-1])} and {splits[-1]}" if splits[1:] else "".join(splits)
+    place = f"the split{'s' if splits[1:] else ''} {names} of {corpus}"
     if not distinct:
-        raise RimeError(f"{corpus}: the test split holds no pictures to search. Give --images FOLDER.")
+        raise RimeError(
+            f"{corpus}: {place} must hold pictures to search, but has none. Give --images FOLDER."
+        )
     prompt = PromptConfig(**read_contract(stage.adapter)["prompt"])
-    return DemoPictures(list(distinct.values()), prompt.image_limit)
+    return CorpusPictures(list(distinct.values()), prompt.image_limit, place)
 
 
 def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:
@@ -183,6 +233,8 @@ def folder_pictures(folder: Path) -> list[Path]:
     Raises:
         RimeError: If there is no such folder, or no picture in it.
     """
+    if folder.is_file():
+        raise RimeError(f"--images must be a folder of pictures, but {folder} is a file.")
     if not folder.is_dir():
         raise RimeError(f"--images {folder}: no such folder.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)

@@ -201,8 +201,10 @@ class Retriever:
         began = time.perf_counter()
         with Progress(disable=not progress) as bar:
             shown = bar.add_task(progress, total=len(rows))
-            for numbers, batch in batches(rows, batch_size, instruction, unusable if skip_unusable else None):
-                vector, written = self._encode_batch(batch, mode, [f"item {number}" for number in numbers])
+            for done, names, batch in batches(
+                rows, batch_size, instruction, unusable if skip_unusable else None
+            ):
+                vector, written = self._encode_batch(batch, mode, names)
                 if not bool(vector.isfinite().all()):
                     raise RimeError(
                         f"{self}: an embedding must be finite, but one is not. The adapter or the base "
@@ -210,7 +212,7 @@ class Retriever:
                     )
                 vectors.append(vector)
                 rewrites += written
-                bar.update(shown, completed=numbers[-1] + 1)
+                bar.update(shown, completed=done)
         if not vectors:
             raise DataError(
                 f"At least one item must be usable, but none of {len(rows)} is. The first: {unusable[0]}"

@@ -65,12 +65,18 @@ def checked(
         )
     if isinstance(rows, list | tuple):
         for number, source in enumerate(rows):
+            name = item_name(number, len(rows))
             if files or not isinstance(source, Path):
-                _check(source, f"item {number}")
+                _check(source, name)
             if isinstance(source, Item):
-                refuse_many_images(len(_pictures(source)), max_images, f"item {number}")
+                refuse_many_images(len(_pictures(source)), max_images, name)
         _warn_of_file_names([row for row in rows if isinstance(row, str)])
     return rows
+
+
+def item_name(number: int, count: int) -> str:
+    """Return what an error calls one of ``count`` items."""
+    return f"item {number}" if count > 1 else "the item"
 
 
 def to_item(source: Source, instruction: str = "", name: str = "the item") -> Item:
@@ -97,8 +103,10 @@ def to_item(source: Source, instruction: str = "", name: str = "the item") -> It
 
 def batches(
     rows: Sequence[Source], batch_size: int, instruction: str, unusable: dict[int, str] | None = None
-) -> Iterator[tuple[list[int], list[Item]]]:
-    """Yield the items in batches that fit into memory, with their numbers: pictures are opened only then.
+) -> Iterator[tuple[int, list[str], list[Item]]]:
+    """Yield the items in batches that fit into memory: pictures are opened only then.
+
+    With each batch come the number of items that are done with it, and what errors call its items.
 
     Args:
         rows: From :func:`checked`.
@@ -107,20 +115,20 @@ def batches(
         unusable: Where items that cannot be used are added, number -> what is wrong; None raises it.
     """
     batch: list[Item] = []
-    numbers: list[int] = []
+    names: list[str] = []
     pixels = 0
     for number in range(len(rows)):
         item = one_item(rows, number, instruction, unusable)
         if item is not None:
             batch.append(item)
-            numbers.append(number)
+            names.append(item_name(number, len(rows)))
             pixels += sum(image.width * image.height for image in item.images)
         del item  # its pictures must not outlive the batch
         full = len(batch) == batch_size or pixels >= MAX_PIXELS
         if batch and (full or number == len(rows) - 1):
-            yield numbers, batch
+            yield number + 1, names, batch
             batch.clear()  # the caller still has this list
-            numbers, pixels = [], 0
+            names, pixels = [], 0
 
 
 def one_item(
@@ -128,7 +136,7 @@ def one_item(
 ) -> Item | None:
     """Return an item, or None if it cannot be used and that is only counted."""
     try:
-        return to_item(rows[number], instruction, f"item {number}")
+        return to_item(rows[number], instruction, item_name(number, len(rows)))
     except (DataError, PermissionError) as error:
         if unusable is None:
             raise
@@ -149,7 +157,7 @@ def content_digest(items: Sequence[Source], instruction: str, skip_unusable: boo
     digest = hashlib.sha256(instruction.encode())
     for number in range(len(items)):
         try:
-            _add_content(digest, items[number], instruction, f"item {number}")
+            _add_content(digest, items[number], instruction, item_name(number, len(items)))
         except (DataError, FileNotFoundError, PermissionError) as error:
             if not skip_unusable:
                 raise

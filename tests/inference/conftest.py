@@ -57,5 +57,5 @@ def loaded(run_folder: Path) -> Retriever:
 
 @pytest.fixture(scope="module")
 def pictures(run_folder: Path) -> list[Item]:
-    gallery = search.demo_pictures(RunFolder(run_folder / "cma"))
+    gallery = search.corpus_pictures(RunFolder(run_folder / "cma"))
     return [gallery[number] for number in range(6)]

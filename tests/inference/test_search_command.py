@@ -1,5 +1,6 @@
 """`rime search` with a real but untrained micro model, so rankings have no meaning."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from PIL import Image
 
 import rime_pl
 from rime_pl.commands import search
+from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import Retriever
+from rime_pl.inference.retriever import CACHE, Retriever
 from rime_pl.options.parser import parse
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.types import Item
@@ -137,6 +139,50 @@ def test_without_images_the_corpus_is_found_from_any_folder_and_after_a_move(
     assert str(error.value).endswith("Copy it there, or give --images FOLDER.")
 
 
+@pytest.fixture
+def own_run(run_folder: Path, tmp_path: Path) -> Path:
+    """A run on a corpus of one's own: 5 pictures in three splits; two show the same content."""
+    rows = ["query_text,target_text,target_image,target_content_id,split"]
+    for number, split in enumerate(["train", "train", "train", "val", "test"]):
+        Image.new("RGB", (30 + number, 30), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append(f"picture {number},,{number}.png,{'mug' if number < 2 else ''},{split}")
+    rows.append("the first again,,0.png,mug,train")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    folder.build(tmp_path / "mine", table=tmp_path / "pairs.csv")
+    stage = RunFolder(shutil.copytree(run_folder / "cma", tmp_path / "run", ignore=lambda *_: {CACHE}))
+    write_json(stage.path / "manifest.json", {"data": str(tmp_path / "mine")})
+    return stage.path
+
+
+def test_all_pictures_of_a_corpus_of_ones_own_are_searched_and_named_by_their_row(
+    own_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--run", str(own_run), "--mode", "discriminative", "--output", str(tmp_path / "sheet.png")]
+    rime_search(*words)
+    printed = capsys.readouterr().out
+    mine = tmp_path / "mine"
+    assert f"gallery: 5 pictures, of the splits train, val and test of {mine}   query: a red ring" in printed
+    names = re.findall(r"(line \d+|mug)\W*$", printed, re.M)
+    assert sorted(names) == ["line 4", "line 5", "line 6", "mug", "mug"]
+    table = tmp_path / "pairs.csv"
+    table.write_text(table.read_text().replace("picture 2,,", "picture 2,a <gen_emb>,"))
+    folder.build(mine, table=table)
+    rime_search(*words)
+    printed = capsys.readouterr().out
+    assert "gallery: 4 pictures" in printed and "1 picture cannot be used and was left out" in printed
+    assert "train-000000.tar/row-00000004: field 'target.text' must not contain '<gen_emb>'" in printed
+
+
+def test_of_a_built_in_corpus_the_pictures_of_the_test_are_searched(
+    run_folder: Path, scenes_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path / "sheet.png"), "--mode", "discriminative"]
+    rime_search("--run", str(run_folder), *output)
+    splits = [name for name in ("test", "distractors") if name in read_corpus(scenes_corpus)["splits"]]
+    place = f"of the split{'s' * (len(splits) > 1)} {' and '.join(splits)} of {scenes_corpus}"
+    assert f" pictures, {place}   query" in capsys.readouterr().out
+
+
 def test_search_command_names_what_is_wrong(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,12 +193,18 @@ def test_search_command_names_what_is_wrong(
         rime_search(*run, "--images", str(empty))
     with pytest.raises(RimeError, match=r"--images .*gone: no such folder"):
         rime_search(*run, "--images", str(tmp_path / "gone"))
+    (tmp_path / "one.png").touch()
+    with pytest.raises(RimeError, match=r"--images must be a folder of pictures, but .*one\.png is a file\."):
+        rime_search(*run, "--images", str(tmp_path / "one.png"))
     (empty / "broken.png").write_bytes(b"\x89PNG no picture")
     with pytest.raises(RimeError, match=r"broken\.png must be a picture, but its format is not known"):
         rime_search(*run, "--images", str(empty))
     with monkeypatch.context() as patch:
         patch.setattr(Retriever, "index", None)  # the gallery would take minutes
-        for query, error in (("", "must have a text"), ("a <gen_emb>", "must not contain '<gen_emb>'")):
+        for query, error in (
+            ("", "The query must have at least one word"),
+            ("a <gen_emb>", "must not contain '<gen_emb>'"),
+        ):
             with pytest.raises(RimeError, match=error):
                 search.run(query, run=run_folder, device="cpu")
     with pytest.raises(RimeError, match=r"--output must be the name of a picture, .* but is sheet.pnk"):

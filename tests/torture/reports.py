@@ -14,7 +14,7 @@ import yaml
 
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands.runs import find_runs, row
-from rime_pl.commands.search import corpus_tasks, demo_pictures
+from rime_pl.commands.search import corpus_pictures, corpus_tasks
 from rime_pl.errors import RimeError
 from rime_pl.pipeline import find_run
 from rime_pl.report.tables import summary_tables
@@ -78,7 +78,7 @@ def read(folder: Path) -> Reading:
 
 def _search(folder: Path) -> object:
     run = RunFolder.newest(folder / "runs/x/cma")
-    return len(demo_pictures(run)), sorted(corpus_tasks(run)), run.threads, run.seconds_per_step
+    return len(corpus_pictures(run)), sorted(corpus_tasks(run)), run.threads, run.seconds_per_step
 
 
 def _tables(folder: Path) -> object:
