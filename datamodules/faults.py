@@ -44,8 +44,23 @@ def listed(faults: Sequence[Fault], shown: int) -> str:
     lines = [str(fault) for fault in sorted(faults, key=_place)[:shown]]
     if len(faults) > shown:
         lines.append(f"... and {len(faults) - shown} more")
+    return "\n".join([*lines, f"By kind: {by_kind(faults)}."])
+
+
+def by_kind(faults: Iterable[Fault]) -> str:
+    """Return how many faults there are of each kind, the most frequent first."""
     kinds = Counter(fault.kind for fault in faults).most_common()
-    return "\n".join([*lines, f"By kind: {', '.join(f'{count} x {kind}' for kind, count in kinds)}."])
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds)
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """Return a number with the words for one or for several.
+
+    Example:
+        >>> counted(1, "row was", "rows were"), counted(2, "row was", "rows were")
+        ('1 row was', '2 rows were')
+    """
+    return f"{number} {one if number == 1 else several}"
 
 
 def first_lines(lines: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.datamodules.builders.table import SPLITS, Row, read_table
-from rime_pl.datamodules.faults import Fault, listed
+from rime_pl.datamodules.faults import Fault, counted, listed
 from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import stored_picture
@@ -72,13 +72,9 @@ def build(
     arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}
     write_corpus(output, name, licence, splits, wanted, seed, arguments, left_out=left_out)
     if found.faults:
-        _say_left_out(output, found.faults)
-
-
-def _say_left_out(output: Path, faults: Sequence[Fault]) -> None:
-    _say(f"{_rows(faults)} rows were left out. {output / 'broken.txt'} lists them:")
-    _say(listed(faults, _SHOWN))
-    _say(f"`rime shards check --path {output}` looks at the texts of the others: lengths, special tokens.")
+        rows_were = counted(_rows(found.faults), "row was", "rows were")
+        _say(f"{rows_were} left out. {output / 'broken.txt'} lists them:")
+        _say(listed(found.faults, _SHOWN))
 
 
 def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> dict[str, list[Row]]:
@@ -185,7 +181,8 @@ def _refusal(table: Path, faults: Sequence[Fault]) -> str:
     if len(faults) == 1:
         return str(faults[0])
     return (
-        f"{_rows(faults)} rows of {table} have faults, so nothing was built:\n{listed(faults, _SHOWN)}\n"
+        f"{counted(_rows(faults), 'row', 'rows')} of {table} cannot be used, so nothing was built:\n"
+        f"{listed(faults, _SHOWN)}\n"
         "Repair them, or leave them out with --skip_broken. `rime shards check` lists all of them, "
         "and texts that are too long."
     )

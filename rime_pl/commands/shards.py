@@ -11,8 +11,9 @@ from rich.console import Console
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
 from rime_pl.datamodules.builders.scenes import builder as scenes
-from rime_pl.datamodules.checking import Checked, Limits, check_corpus, check_table
-from rime_pl.datamodules.faults import listed
+from rime_pl.datamodules.checking import check_corpus, check_table
+from rime_pl.datamodules.faults import by_kind, counted, listed
+from rime_pl.datamodules.pair_check import Checked, Limits
 from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.report.table import Table
@@ -65,7 +66,7 @@ def check(
     else:
         assert table is not None
         found = check_table(table, media, limits, processor, (val_share, test_share), seed)
-    _print_check(found, str(path or table), shown)
+    _print_check(found, str(path or table), "samples" if path else "rows", shown)
     return found
 
 
@@ -96,23 +97,39 @@ def run(name: str, options: dict[str, Any]) -> int:
     ]
     title = f"{options['output']}  ({corpus['licence']})"
     Console().print(Table(title, ["split", "task", "samples"], rows).terminal())
+    if name == "folder":
+        _tell_kept(options["output"])
     return 0
 
 
-def _print_check(found: Checked, name: str, shown: int) -> None:
+def _tell_kept(output: Path) -> None:
+    """Tell how many samples a build has kept that `rime shards check` calls a problem."""
+    found = check_corpus(output, pictures=False)
+    if found.kept:
+        were = counted(found.faulty_kept, "sample was", "samples were")
+        Console(highlight=False, markup=False, soft_wrap=True).print(
+            f"{were} kept that have a problem: {by_kind(found.kept)}. "
+            f"`rime shards check --path {output}` lists them, and takes the limits of another recipe."
+        )
+
+
+def _print_check(found: Checked, name: str, what: str, shown: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     head = ["split", "task", "pairs", "contents", "with pictures", "annotated on both sides", "on one side"]
     rows = []
     for (split, task), counts in found.counts.items():
         numbers = (counts.pairs, len(counts.contents), counts.with_pictures)
         rows.append([split, task, *map(str, (*numbers, counts.annotated, counts.half_annotated))])
-    console.print(Table(f"{name}, what can be read of it", head, rows).terminal())
+    console.print(Table(f"{name}: {what} that can be read", head, rows).terminal())
+    if found.kept:
+        have = counted(found.faulty_kept, "has", "have").replace(" ", f" of these {what} ")
+        console.print(f"{have} a problem all the same; it is listed below.")
     for note in found.notes:
         console.print(note)
     totals = []
     for level in ("problem", "warning"):
         faults = [fault for fault in found.faults if fault.level == level]
-        totals.append(f"{len(faults)} {level}{'' if len(faults) == 1 else 's'}")
+        totals.append(counted(len(faults), level, f"{level}s"))
         if faults:
             console.print(f"\n{totals[-1]}:\n{listed(faults, shown)}")
     console.print(f"\n{', '.join(totals)}")

@@ -24,8 +24,8 @@ from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
-from rime_pl.datamodules.checking import Checked
 from rime_pl.datamodules.faults import listed
+from rime_pl.datamodules.pair_check import Checked
 from rime_pl.errors import RimeError
 from rime_pl.preflight.plan.weightless import (
     WeightlessBackbone,
@@ -128,7 +128,7 @@ def four_bit_error(device: torch.device) -> float:
     inputs = torch.randn(4, 128, device=device, requires_grad=True)
     outputs = layer(inputs), inputs @ dequantize_4bit(weight.data, weight.quant_state).T.float()
     gradients = [torch.autograd.grad(output.square().sum(), inputs)[0] for output in outputs]
-    return max(float((packed - plain).norm() / plain.norm()) for packed, plain in (outputs, gradients))
+    return max((ours - plain).norm().item() / plain.norm().item() for ours, plain in (outputs, gradients))
 
 
 def cpu_features(capability: str) -> Check:

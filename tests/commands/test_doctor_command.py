@@ -171,6 +171,10 @@ def test_a_good_corpus_and_settings_that_do_not_fit(
         ["--data.max_broken_share", "1"],
     ):
         assert "problem  corpus" not in seen_by_doctor(micro_base, scenes_corpus, capsys, *short, *allowed)
+    advice = "set data.too_long to cut, or raise model.backbone.prompt.max_rewrite_tokens."
+    assert advice in seen_by_doctor(micro_base, scenes_corpus, capsys, *short)
+    cut = seen_by_doctor(micro_base, scenes_corpus, capsys, *short, "--data.too_long", "cut")
+    assert "max_rewrite_tokens is 1. It is cut there." in cut and "data.too_long" not in cut
 
 
 @pytest.mark.usefixtures("quick")

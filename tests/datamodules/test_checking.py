@@ -11,7 +11,8 @@ import pytest
 from colour_corpus import colour, make_pairs, make_splits, write
 
 from rime_pl.__main__ import main
-from rime_pl.datamodules.checking import Checked, Limits, check_corpus, check_table
+from rime_pl.datamodules.checking import check_corpus, check_table
+from rime_pl.datamodules.pair_check import Checked, Limits
 from rime_pl.datamodules.shards import read_split
 from rime_pl.processing import RimeProcessor
 
@@ -164,6 +165,22 @@ def test_a_row_with_a_bad_picture_is_checked_all_the_same(tmp_path: Path) -> Non
     ]
 
 
+def test_tiny_pictures_and_repeated_pairs_are_told(tmp_path: Path) -> None:
+    rows = rows_of(16)
+    colour(1).save(tmp_path / "a.png")
+    colour(36).save(tmp_path / "b.png")  # as large as the first, but another picture
+    colour(1).resize((1, 1)).save(tmp_path / "dot.png")
+    for number, picture in ((0, "a"), (1, "b"), (4, "a"), (5, "dot")):
+        rows[number] |= {"query_text": "", "query_image": f"{picture}.png", "target_text": "the same"}
+    found = checked(tmp_path, rows)
+    assert kinds(found) == [("warning", "repeated pair", "line 5"), ("warning", "tiny picture", "line 6")]
+    told = "\n".join(map(str, found.faults))
+    assert "texts and pictures are those of pairs.jsonl line 1, too" in told
+    assert "the picture of the query has 1 x 1 pixels" in told
+    rows[4]["split"] = "test"  # another split, which is another fault
+    assert "repeated pair" not in str(kinds(checked(tmp_path, rows)))
+
+
 # -- a corpus ------------------------------------------------------------------------------------------
 
 
@@ -221,6 +238,32 @@ def test_a_flipped_bit_in_a_text_is_found(tmp_path: Path) -> None:
 
 
 # -- the command ---------------------------------------------------------------------------------------
+
+
+def test_a_build_tells_which_rows_it_keeps_that_a_training_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(16)
+    rows[0]["query_text"] = "find <|im_end|> it"
+    rows[1] |= {"target_rewrite": "word " * 200, "query_rewrite": "word " * 200}
+    rows[4]["query_text"] = ""
+    table, output = tmp_path / "pairs.jsonl", tmp_path / "corpus"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    build = ["shards", "folder", "--table", str(table), "--output", str(output)]
+    assert main([*build, "--skip_broken"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "1 row was left out." in told
+    assert "2 samples were kept that have a problem: 2 x over-long rewrite, 1 x special token." in told
+    assert f"`rime shards check --path {output}` lists them" in told
+    assert main(["shards", "check", "--table", str(table)]) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "pairs.jsonl: rows that can be read" in told
+    assert "2 of these rows have a problem all the same; it is listed below." in told
+    assert main(["shards", "check", "--path", str(output)]) == 1
+    assert "corpus: samples that can be read" in " ".join(capsys.readouterr().out.split())
+    rows[0], rows[1], rows[4] = rows_of(5)[0], rows_of(5)[1], rows_of(5)[4]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    assert main(build) == 0 and "were kept" not in capsys.readouterr().out
 
 
 def test_exit_codes_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,8 +219,8 @@ def test_all_faults_are_told_at_once(tmp_path: Path, faulty: Rows) -> None:
     with pytest.raises(DataError) as caught:
         build(tmp_path, faulty)
     told = str(caught.value)
-    assert re.search(r"3 rows of .*pairs.jsonl have faults, so nothing was built:\n", told)
-    assert re.search(r"pairs.jsonl line 1: field 'target_image': .*0.png cannot be decoded", told)
+    assert re.search(r"3 rows of .*pairs.jsonl cannot be used, so nothing was built:\n", told)
+    assert re.search(r"pairs.jsonl line 1: field 'target_image': .*0.png is cut off", told)
     assert re.search(r"pairs.jsonl line 4: field 'target_image': file .*gone.png does not exist", told)
     assert "pairs.jsonl line 4: field 'split' must be one of" in told
     assert "pairs.jsonl line 9: field 'query_text' or 'query_image' must have a value" in told

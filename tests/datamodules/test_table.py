@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rime_pl.datamodules.builders.table import Table, read_table
-from rime_pl.datamodules.checking import Limits, check_table
+from rime_pl.datamodules.checking import check_table
+from rime_pl.datamodules.pair_check import Limits
 from rime_pl.errors import DataError
 
 HEADER = "query_text,target_text,target_rewrite\n"

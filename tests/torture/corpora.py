@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rime_pl.datamodules.checking import Limits, check_corpus
+from rime_pl.datamodules.checking import check_corpus
 from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.pair_check import Limits
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, EvalBatch
 from tests.datamodules.colour_corpus import make_pairs, write
