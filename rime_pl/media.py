@@ -122,6 +122,8 @@ def _seen(source: bytes | Image.Image, name: str) -> tuple[Image.Image, str]:
     except MemoryError:
         raise
     except Exception as error:  # decoders and EXIF readers raise whatever they stumble over
+        if "truncated" in str(error).lower():  # Pillow adds a number of bytes that helps nobody
+            raise DataError(f"{name} is cut off: its end is missing. Copy or download it again.") from error
         raise DataError(f"{name} cannot be decoded: {error or type(error).__name__}.") from error
     if max(picture.size) > MAX_ASPECT * min(picture.size):
         raise DataError(

@@ -58,13 +58,19 @@ class DropMessages(logging.Filter):
 
 
 def quiet_other_libraries() -> None:
-    """Drop the messages and warnings of the tables above, and show tqdm's bars only where one waits."""
+    """Drop the messages and warnings of the tables above, print warnings plainly, and delay tqdm's bars."""
     os.environ.setdefault("TQDM_DELAY", BAR_DELAY)  # tqdm reads it when it is imported
+    warnings.formatwarning = plain_warning
     for name, beginnings in MESSAGES.items():
         logger = logging.getLogger(name)
         if not any(isinstance(each, DropMessages) for each in logger.filters):
             logger.addFilter(DropMessages(beginnings))
     _ignore_warnings()
+
+
+def plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """Return a warning as a line of a terminal: file and line of the source say nothing to a user."""
+    return f"warning: {message}\n"
 
 
 @contextmanager

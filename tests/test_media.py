@@ -114,8 +114,8 @@ def bomb(side: int) -> bytes:
         (b"", "x.jpg must be a picture, but the file is empty"),
         (b"not a picture", "x.jpg must be a picture, but its format is not known"),
         (b"\0\0\0\x18ftypheic" + bytes(64), "pip install pillow-heif"),
-        (noise("JPEG")[:-600], "x.jpg cannot be decoded: .*truncated"),
-        (noise("PNG")[:-600], "x.jpg cannot be decoded"),
+        (noise("JPEG")[:-600], "x.jpg is cut off: its end is missing"),
+        (noise("PNG")[:-600], "x.jpg is cut off: its end is missing"),
         (
             encoded(Image.new("RGB", (3, 900)), "PNG"),
             "at most 200 times the shorter one.* 3 x 900 pixels. Crop",
@@ -223,7 +223,7 @@ def test_all_else_is_stored_as_it_is_seen(data: bytes, form: str) -> None:
 
 
 def test_what_is_stored_has_been_decoded(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"line 7 cannot be decoded: .*truncated"):
+    with pytest.raises(DataError, match=r"line 7 is cut off: its end is missing"):
         stored_picture(noise("JPEG")[:-600], "line 7")
     file = tmp_path / "a.png"
     file.write_bytes(turned("PNG", orientation=1))

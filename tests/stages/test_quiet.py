@@ -75,3 +75,5 @@ def test_warnings_that_a_user_can_act_on_stay() -> None:
         warnings.warn("`is_gradient_checkpointing` is deprecated and will go", FutureWarning, stacklevel=1)
         warnings.warn("The number of training batches (3) is smaller than the logging interval", stacklevel=1)
     assert [str(warning.message)[:10] for warning in caught] == ["The number"]
+    shown = warnings.formatwarning("The disk is slow.", UserWarning, "retriever.py", 3)
+    assert shown == "warning: The disk is slow.\n"
