@@ -40,6 +40,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(content) as parts:  # torch looks at no checksum
             if changed := parts.testzip():
                 raise zipfile.BadZipFile(changed)
+            if min(part.header_offset for part in parts.infolist()):
+                raise zipfile.BadZipFile("there is something before the checkpoint")
         content.seek(0)
         checkpoint = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in any place of zip, pickle or torch

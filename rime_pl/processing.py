@@ -22,7 +22,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoProcessor
 
 from rime_pl.errors import DataError, RimeError
-from rime_pl.prompts import IMAGE_TOKEN, PromptConfig, chat_prompt, completion, refuse_many_images
+from rime_pl.prompts import (
+    IMAGE_TOKEN,
+    TURN_END,
+    TURN_START,
+    PromptConfig,
+    chat_prompt,
+    completion,
+    refuse_many_images,
+)
 from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 
 #: Saved with every adapter: where the two embeddings are read, and the prompt layout of an item.
@@ -70,6 +78,15 @@ class RimeProcessor:
                 "model.backbone.name_or_path must be a Hugging Face name or a folder, but no processor could "
                 f"be loaded from {name_or_path!r} ({error}). `rime base` makes the tiny base model."
             ) from error
+        tokenizer = processor.tokenizer
+        needed = {"a token for padding": tokenizer.pad_token_id}
+        needed |= {token: tokenizer.get_vocab().get(token) for token in (TURN_START, TURN_END, IMAGE_TOKEN)}
+        if missing := [name for name, number in needed.items() if number is None]:
+            raise RimeError(
+                f"{name_or_path}: the tokenizer must have {', '.join(needed)}, but lacks "
+                f"{', '.join(missing)}. Its files are not complete: copy the folder again. A base model "
+                "must be of Qwen-VL's family."
+            )
         return cls(processor, prompt)
 
     @classmethod

@@ -6,6 +6,7 @@ and search always use the same prompt.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from rime_pl.bounds import at_least
@@ -58,6 +59,12 @@ class PromptConfig:
                 raise RimeError(
                     f"model.backbone.prompt.{name} must be a token of its own, such as '<{name[:-6]}_emb>', "
                     f"but is {token!r}."
+                )
+        for name in ("disc_token", "gen_token", "rewrite_instruction", "system_prompt"):
+            if not getattr(self, name).isascii() and re.search("[\ud800-\udfff]", getattr(self, name)):
+                raise RimeError(
+                    f"model.backbone.prompt.{name} must be text, but holds half a character (a surrogate). "
+                    "Remove it."
                 )
         for name in ("rewrite_instruction", "system_prompt"):
             if found := [token for token in (*chat, *modes) if token in getattr(self, name)]:

@@ -70,6 +70,14 @@ def test_a_cut_one_is_named(share: float, tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
+def test_one_behind_another_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save(GOOD, path)
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(RimeError, match=re.escape(f"{path} is not used: it is damaged")):
+        read_checkpoint(path)
+
+
 def test_a_changed_tensor_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save(GOOD, path)

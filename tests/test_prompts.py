@@ -233,6 +233,7 @@ def test_pictures_are_bounded_by_the_contract(size: tuple[int, int], processor: 
         ({"max_text_tokens": 0}, r"max_text_tokens must be 1 or more, but is 0"),
         ({"max_rewrite_tokens": -1}, r"max_rewrite_tokens must be 1 or more, but is -1"),
         ({"max_images": 0}, r"max_images must be 1 or more, but is 0"),
+        ({"system_prompt": "a \ud800"}, r"system_prompt must be text, but holds half a character"),
         (
             {"disc_token": "<gen_emb>"},
             r"disc_token must be a token of its own",

@@ -148,7 +148,8 @@ def load_adapter_weights(
             )
     _check_base(folder, contract, base_hash, old_base_hash)
     state = _read_weights(folder / WEIGHTS_FILE, contract["weights_hash"])
-    expected = {name: tuple(t.shape) for name, t in adapter_state(model).items()}
+    ours = adapter_state(model)
+    expected = {name: tuple(t.shape) for name, t in ours.items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     if expected != found:
         name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
@@ -156,6 +157,12 @@ def load_adapter_weights(
             f"{folder}: tensor {name} must have the same shape in adapter and model, but has "
             f"{found.get(name)} and {expected.get(name)}. Use the lora_r and lora_targets of the adapter."
         )
+    for name, tensor in state.items():
+        if tensor.dtype != ours[name].dtype:
+            raise RimeError(
+                f"{folder / WEIGHTS_FILE}: tensor {name} must be {ours[name].dtype}, as it was saved, but is "
+                f"{tensor.dtype}. {_AGAIN}"
+            )
     set_peft_model_state_dict(model, state)
 
 

@@ -254,6 +254,28 @@ def test_weights_that_are_no_numbers_are_refused_though_their_hash_fits(
         load_into_new(copy, backbone_config)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_another_type_are_refused_though_their_hash_fits(
+    dtype: torch.dtype, copy: Path, backbone_config: BackboneConfig
+) -> None:
+    state = load_file(copy / WEIGHTS_FILE)
+    name = next(n for n in state if "lora_B" in n)
+    state[name] = state[name].to(dtype)
+    save_file(state, copy / WEIGHTS_FILE)
+    contract = json.loads((copy / CONTRACT_FILE).read_text())
+    (copy / CONTRACT_FILE).write_text(json.dumps(contract | {"weights_hash": state_hash(state)}))
+    with pytest.raises(
+        RimeError, match=rf"{WEIGHTS_FILE}: tensor {name} must be torch.float32, .* is {dtype}"
+    ):
+        load_into_new(copy, backbone_config)
+
+
+def test_a_tokenizer_that_is_not_complete_is_refused(copy: Path) -> None:
+    (copy / "tokenizer_config.json").unlink()
+    with pytest.raises(RimeError, match=r"the tokenizer must have .* but lacks .*: copy the folder again"):
+        RimeProcessor.from_adapter(copy)
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", '{"base": "x"}'])
 def test_a_damaged_contract_is_refused(text: str, copy: Path, backbone_config: BackboneConfig) -> None:
     (copy / CONTRACT_FILE).write_text(text)
