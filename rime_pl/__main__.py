@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from rime_pl import __version__
 from rime_pl.errors import RimeError, StoppedError, ToldElsewhereError
@@ -83,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except Exception as error:
         return failed(error)
+    except StoppedError as stopped:
+        print(f"rime: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print("rime: stopped.", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -117,9 +120,6 @@ def failed(error: Exception) -> int:
         return (
             0  # not 2: Lightning kills the first process when another one fails, maybe before it has spoken
         )
-    if isinstance(error, StoppedError):
-        print(f"rime: {error}", file=sys.stderr)
-        return 128 + error.signum
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, as in `rime ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -277,5 +277,41 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def console() -> NoReturn:
+    """Be the command ``rime``: `main`, where Ctrl-C is one sentence at any moment.
+
+    It may come while a library is imported, which turns it into an error of its own; in a place where Python
+    prints and forgets it; or again while the first one is told.
+    """
+    pressed = False
+
+    def press(signum: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    def forgotten(error: Any) -> None:  # in a destructor, or the callback of a weak reference
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            again = threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,))
+            again.daemon = True
+            again.start()
+        else:
+            sys.__unraisablehook__(error)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a background job
+        signal.signal(signal.SIGINT, press)
+        sys.unraisablehook = forgotten
+    try:
+        code = main()
+    except BaseException:
+        if not pressed:
+            raise
+        code = 128 + signal.SIGINT
+        print("rime: stopped.", file=sys.stderr)
+    if sys.unraisablehook is forgotten:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is told: from here on it ends without a word
+    sys.exit(code and (128 + signal.SIGINT if pressed else code))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -15,8 +15,11 @@ class DataError(RimeError):
     """A sample or shard that cannot be used."""
 
 
-class StoppedError(RimeError):
+class StoppedError(BaseException):
     """Somebody stopped the command, with Ctrl-C or a signal. The message says how to go on.
+
+    Like KeyboardInterrupt it is no Exception, because a signal may come anywhere: whoever skips a picture
+    that cannot be decoded, or a text that cannot be read, must not skip this.
 
     Args:
         message: What stopped where, and how to go on.

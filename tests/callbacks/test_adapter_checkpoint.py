@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from replay import Replay
 
+from rime_pl.callbacks import adapter_checkpoint as saving
 from rime_pl.callbacks.adapter_checkpoint import DIVERGED, PREVIOUS, AdapterCheckpoint
 from rime_pl.errors import DivergedError, StoppedError
 from rime_pl.run_folder import RunFolder
@@ -116,6 +117,23 @@ def test_sigterm_while_the_adapter_is_written_is_not_forgotten(
     with pytest.raises(StoppedError):
         callback.on_train_end(trainer, trainer)
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_signal_while_the_texts_are_read_leaves_no_adapter_without_them(
+    handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged text is left out, so the signal must be no error like that of a damaged text."""
+
+    def training_texts(most: int | None) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        yield from ()
+
+    monkeypatch.setattr(saving, "save_adapter", lambda *_: pytest.fail("an adapter was saved"))
+    signal.signal(signal.SIGTERM, saving._stop)
+    data = SimpleNamespace(training_texts=training_texts)
+    backbone = SimpleNamespace(processor=SimpleNamespace(tokenizer=[]))
+    with pytest.raises(StoppedError):
+        saving._save_with_texts(tmp_path / "adapter", backbone, {}, data)
 
 
 def test_a_checkpoint_needs_no_folder_for_temporary_files(

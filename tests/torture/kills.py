@@ -126,7 +126,8 @@ def ended(started: Started, what: str, row: Row) -> None:
     if left := started.remaining():
         row.verdict.tell(f"{what}: {len(left)} processes hang")
     elif "Traceback" in started.output:
-        row.verdict.tell(f"{what}: a traceback; see {started.log}")
+        last = started.output.partition("Traceback")[2].strip().splitlines()[-1]
+        row.verdict.tell(f"{what}: a traceback that ends with {last!r:.200}; see {started.log}")
 
 
 def phase(started: Started, run: RunFolder) -> str:

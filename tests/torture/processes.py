@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rime_pl import cli
-from rime_pl.__main__ import main
+from rime_pl.__main__ import console
 from rime_pl.callbacks.adapter_checkpoint import AdapterCheckpoint
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.settings_record import SettingsRecord
@@ -192,8 +192,10 @@ def _become(words: list[str], log: Path, temporary: Path, shared: mmap.mmap, typ
         tempfile.tempdir = None
         sys.argv = ["rime", *words]
         _report_phases(shared)
-        code = main(words)
-        log.with_suffix(".modules").write_text("\n".join(sys.modules))
+        try:
+            console()
+        finally:
+            log.with_suffix(".modules").write_text("\n".join(sys.modules))
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
     except BaseException:
