@@ -29,6 +29,7 @@ from transformers import (
 
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.miniature.pretraining import (
+    Pictures,
     caption_batches,
     copy_batches,
     names,
@@ -199,12 +200,12 @@ def make_base(
     model = build_model(tokenizer, config, image_size)
     attend_pictures_together(model)
     rate, vision_rng = config.learning_rate, random.Random(f"vision {seed}")
-    pretrain_vision(
-        model, processor, samples, config.vision_steps, config.vision_batch_size, rate, vision_rng, on_step
-    )
+    pictures = Pictures(processor, (image for image, _ in samples))
+    steps, size = config.vision_steps, config.vision_batch_size
+    pretrain_vision(model, processor, pictures, samples, steps, size, rate, vision_rng, on_step)
     words, done = names(processor, samples), config.vision_steps
     copies = copy_batches(processor, words, config.batch_size, rng)
-    captions = caption_batches(processor, samples, words, config.batch_size, rng)
+    captions = caption_batches(model, processor, pictures, samples, words, config.batch_size, rng)
     for batches, steps in ((copies, config.copy_steps), (captions, config.num_steps)):
         pretrain(model, batches, steps, rate, partial(_count_on, on_step, done))
         done += steps

@@ -9,14 +9,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor
 
 from rime_pl.errors import DataError
 from rime_pl.miniature import pretraining
-from rime_pl.miniature.pretraining import caption_batches, content_words, copy_batches
-from rime_pl.miniature.tiny import SPECIAL_TOKENS, train_tokenizer
+from rime_pl.miniature.pretraining import (
+    Pictures,
+    caption_batches,
+    content_words,
+    copy_batches,
+    visual_tokens,
+)
+from rime_pl.miniature.tiny import SPECIAL_TOKENS, TinyConfig, build_model, train_tokenizer
 from rime_pl.processing import RimeProcessor
 
 TEXTS = [
@@ -89,8 +96,11 @@ def content(processor: RimeProcessor) -> list[int]:
 def batch_of(
     processor: RimeProcessor, samples: list[tuple[Image.Image, list[str]]], seed: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    words = content(processor)
-    return next(caption_batches(processor.processor, samples, words, len(samples), random.Random(seed)))
+    size, words = max(max(image.size) for image, _ in samples), content(processor)
+    model = build_model(processor.tokenizer, TinyConfig(), size)
+    pictures = Pictures(processor.processor, [image for image, _ in samples])
+    rng = random.Random(seed)
+    return next(caption_batches(model, processor.processor, pictures, samples, words, len(samples), rng))
 
 
 def test_there_is_a_loss_on_captions_and_none_on_prompts(
@@ -126,9 +136,24 @@ def test_each_picture_has_its_own_captions(processor: RimeProcessor) -> None:
             assert shown == pads["red" if "red" in processor.tokenizer.decode(answer) else "blue"]
 
 
+def test_what_the_tower_saw_is_kept_and_stands_for_the_picture(processor: RimeProcessor) -> None:
+    """A picture that was seen before, with another one in between, gives what its pixels give."""
+    torch.manual_seed(0)
+    model = build_model(processor.tokenizer, TinyConfig(), 84).eval()
+    pictures = Pictures(processor.processor, [image for image, _ in SAMPLES[:2]])
+    pictures.seen(model, [1])
+    seen, pixels = pictures.seen(model, [0, 1, 0]), pictures.batch([0, 1, 0])
+    pads = [[model.config.image_token_id] * len(one) for one in visual_tokens(model, pixels)]
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor([50, *row, 51]) for row in pads], batch_first=True)
+    inputs = {"input_ids": ids, "mm_token_type_ids": (ids == model.config.image_token_id).int()}
+    with torch.no_grad():
+        kept, new = (model.model(**inputs, **more).last_hidden_state for more in (seen, pixels))
+    assert not kept[0].allclose(kept[1]) and kept.allclose(new, atol=1e-5)
+
+
 def test_a_batch_without_any_picture(processor: RimeProcessor) -> None:
     batches = [batch_of(processor, SAMPLES[:1], seed)[0] for seed in range(20)]
-    without = [inputs for inputs in batches if "pixel_values" not in inputs]
+    without = [inputs for inputs in batches if "image_grid_thw" not in inputs]
     assert 0 < len(without) < len(batches)
     assert not any(inputs["mm_token_type_ids"].any() for inputs in without)
 
@@ -154,7 +179,7 @@ def test_copying_asks_for_the_content_words_in_their_order(processor: RimeProces
     start, stop = map(len, processor.tokenizer(layout, add_special_tokens=False)["input_ids"])
     batches = copy_batches(processor.processor, words, 8, random.Random(0))
     for batch in itertools.islice(batches, 30):
-        assert not set(batch[0]) & {"pixel_values", "image_grid_thw"}
+        assert not set(batch[0]) & {"mm_encoder_outputs", "image_grid_thw"}
         for prompt, answer in rows(batch):
             *copied, end = answer
             assert processor.tokenizer.decode([end]) == "<|im_end|>"
