@@ -90,3 +90,47 @@ def test_an_error_of_a_thread_is_told_once(monkeypatch: pytest.MonkeyPatch, caps
         assert main(words) == 2
         room = "Make room on the disk, and give the same command again."
         assert capsys.readouterr().err == f"rime: error: {where}No space left on device. {room}\n"
+
+
+#: Be `rime` with another `main`; `press()` is Ctrl-C.
+CONSOLE = """
+import os, signal, time
+from rime_pl import __main__ as m
+press = lambda: os.kill(os.getpid(), signal.SIGINT)
+def as_an_import():
+    try:
+        press()
+        time.sleep(5)
+    except KeyboardInterrupt as error:
+        raise ImportError("numpy failed to import") from error
+def forgotten():
+    class Held:
+        def __del__(self):
+            press()
+            time.sleep(5)
+    Held()
+    time.sleep(20)
+def again():
+    try:
+        press()
+        time.sleep(5)
+    except KeyboardInterrupt:
+        press()
+        time.sleep(5)
+m.main = %s
+m.console()
+"""
+
+
+@pytest.mark.parametrize("moment", ["as_an_import", "forgotten", "again"])
+def test_ctrl_c_is_one_sentence_at_any_moment(moment: str) -> None:
+    """A library may turn it into its own error, Python may print and forget it, and it may come twice."""
+    words = [sys.executable, "-c", CONSOLE % moment]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "rime: stopped.\n")
+
+
+def test_a_fault_without_ctrl_c_is_shown() -> None:
+    words = [sys.executable, "-c", CONSOLE % "lambda: 1 // 0"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
