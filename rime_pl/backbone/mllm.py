@@ -107,12 +107,7 @@ class Backbone(nn.Module):
         """
         hidden = self._hidden(prompts, completions, image_features)  # (R, P + C, D)
         prompt_length = prompts.input_ids.shape[1]
-        at, found = first_position(prompts.input_ids, prompts.attention_mask, self.processor.disc_id)
-        if not bool(found.all()):
-            raise RimeError(
-                f"Each prompt must hold {self.processor.prompt.disc_token}, but one lacks it. Is it cut off?"
-            )
-        out = BackboneOutput(pool_at(hidden, at, found), None, None, None, None)
+        out = BackboneOutput(self.read_disc(prompts, hidden), None, None, None, None)
         if completions is not None:
             at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
             out.gen, out.gen_found = pool_at(hidden, at + prompt_length, found), found
@@ -123,6 +118,19 @@ class Backbone(nn.Module):
                 out.logits = self.language_model.lm_head(before[labelled])
                 out.labels = completions.ids[labelled]
         return out
+
+    def read_disc(self, prompts: Prompts, hidden: Tensor) -> Tensor:
+        """Return the discriminative embeddings (R, D) of prompts at the beginning of ``hidden`` (R, L, D).
+
+        Raises:
+            RimeError: If a prompt has no discriminative token.
+        """
+        at, found = first_position(prompts.input_ids, prompts.attention_mask, self.processor.disc_id)
+        if not bool(found.all()):
+            raise RimeError(
+                f"Each prompt must hold {self.processor.prompt.disc_token}, but one lacks it. Is it cut off?"
+            )
+        return pool_at(hidden, at, found)
 
     def _hidden(
         self, prompts: Prompts, completions: Completions | None, image_features: Any | None
@@ -140,6 +148,10 @@ class Backbone(nn.Module):
             use_cache=False,
         )
         return output.last_hidden_state
+
+    def run(self, **inputs: Any) -> Any:
+        """Run the model below its head; a sharded one gathers its weights as in ``forward``."""
+        return self.language_model.model(**inputs)
 
     def image_inputs(self, prompts: Prompts, ids: Tensor, pixels: bool = True) -> dict[str, Tensor]:
         """Return the image arguments of the Hugging Face model; empty if there are no images."""

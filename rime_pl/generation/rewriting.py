@@ -6,12 +6,18 @@ rollouts.py, which suppresses the same tokens and closes rewrites in the same wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.generation.shared_prompts import DecodingState, decode_step, prefill
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts, Rollouts
+
+#: Rows that have ended are dropped when at most this share goes on: each time, keys and values are copied.
+_KEPT = 0.75
 
 
 def suppressed_tokens(processor: RimeProcessor, vocabulary: int, device: torch.device) -> Tensor:
@@ -35,7 +41,8 @@ def write_rewrites(
     backbone: Backbone,
     prompts: Prompts,
     max_new_tokens: int | None = None,
-    synced: bool = False,
+    goes_on: Callable[[bool], bool] = bool,
+    state: DecodingState | None = None,
 ) -> Rollouts:
     """Return one greedy rewrite of each prompt; a rewrite that reaches the budget is cut there.
 
@@ -43,28 +50,54 @@ def write_rewrites(
         backbone: In eval mode, or with dropout 0.
         prompts: R rows.
         max_new_tokens: Maximum length of a rewrite in tokens; None takes that of the prompt config.
-        synced: Whether all ranks go on until the last one has finished; needed when the model is sharded.
+        goes_on: Given whether a row goes on, returns whether to write one more token. A sharded model needs
+            all ranks to go on until the last one has finished.
+        state: After the prompts, if they were read before; it stays there.
 
     Returns:
         R rewrites, laid out like the reference rewrites.
     """
-    processor = backbone.processor
-    budget = processor.prompt.budget(max_new_tokens)
-    stop = [processor.gen_id, processor.turn_end_id]
+    training = backbone.training
+    backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
+    try:
+        state = prefill(backbone, prompts, 1) if state is None else state.copy()
+        budget = backbone.processor.prompt.budget(max_new_tokens)
+        written = _write_greedily(backbone, state, budget + 1, goes_on)  # one more for <gen_emb>
+    finally:
+        backbone.train(training)
+    return finish_rewrites(written, backbone.processor, budget)
+
+
+def _write_greedily(
+    backbone: Backbone, state: DecodingState, most: int, goes_on: Callable[[bool], bool]
+) -> Tensor:
+    """Write the most likely token of each row until all rows have ended, or have ``most`` tokens.
+
+    Rows that have ended are dropped now and then: few rewrites are as long as the longest one of a batch.
+
+    Returns:
+        (R, up to ``most``) int64; what follows a row's first stop has no meaning.
+    """
+    processor, device = backbone.processor, state.mask.device
+    stops = torch.tensor([processor.gen_id, processor.turn_end_id], device=device)
     vocabulary = len(backbone.language_model.get_output_embeddings().weight)
-    suppressed = suppressed_tokens(processor, vocabulary, prompts.input_ids.device)
-    written = backbone.language_model.generate(
-        input_ids=prompts.input_ids,
-        attention_mask=prompts.attention_mask,
-        **backbone.image_inputs(prompts, prompts.input_ids),
-        max_new_tokens=budget + 1,  # one more for <gen_emb>
-        eos_token_id=stop,
-        pad_token_id=processor.pad_id,
-        suppress_tokens=suppressed.nonzero().flatten().tolist(),
-        synced_gpus=synced,
-        do_sample=False,
-    )[:, prompts.input_ids.shape[1] :]
-    return finish_rewrites(written, processor, budget)
+    suppressed = suppressed_tokens(processor, vocabulary, device)
+    written = torch.full((len(state.mask), most), processor.pad_id, device=device)
+    rows, hidden = torch.arange(len(written), device=device), state.last
+    for step in range(most):
+        logits = backbone.language_model.lm_head(hidden)  # (rows, V)
+        tokens = logits.masked_fill(suppressed, float("-inf")).argmax(dim=-1)
+        written[rows, step] = tokens
+        going = ~torch.isin(written[rows, : step + 1], stops).any(dim=1)
+        count = int(going.sum())
+        if step + 1 == most or not goes_on(count > 0):
+            return written[:, : step + 1]
+        if count <= _KEPT * len(rows):
+            kept = going.nonzero().flatten() if count else torch.arange(1, device=device)
+            state.keep(kept)
+            rows, tokens = rows[kept], tokens[kept]
+        hidden = decode_step(backbone, state, tokens)
+    return written
 
 
 def finish_rewrites(written: Tensor, processor: RimeProcessor, budget: int) -> Rollouts:

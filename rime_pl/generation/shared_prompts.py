@@ -1,15 +1,16 @@
-"""Several completions of one prompt in one forward: prompt and images are computed once per item.
+"""Several completions of one prompt: prompt and images are computed once per item.
 
-Called by generation/rollouts.py. A row is the prompt followed by its G completions. The attention mask lets
-each completion see the prompt and itself, and the positions of each continue at the end of the prompt. There
-is no cache, so the prompt gets a gradient and gradient checkpointing works as in any forward.
+Called by rewriting.py and rollouts.py beside it. With a gradient, a row is the prompt followed by its G
+completions: the attention mask lets each completion see the prompt and itself, and the positions of each
+continue at the end of the prompt. Without one, keys and values of the prompt are kept.
 
 Shape legend: R items, G completions each, P prompt tokens, C completion tokens, L = P + G * C, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ def forward_groups(
         **_images(backbone, prompts, ids, image_features),
         use_cache=False,
     ).last_hidden_state  # (R, L, D)
-    at, found = first_position(prompts.input_ids, prompts.attention_mask, backbone.processor.disc_id)
-    disc = pool_at(hidden, at, found)
+    disc = backbone.read_disc(prompts, hidden)
     written = hidden[:, length:].reshape(items * groups, width, -1)  # (R * G, C, D)
     at, found = first_position(completions.ids, completions.mask, backbone.processor.gen_id)
     start = hidden[:, length - 1 : length].repeat_interleave(groups, dim=0)  # (R * G, 1, D)
@@ -103,6 +103,18 @@ class DecodingState:
     mask: Tensor  # (R * G, P) int64; grows by one column per decoded token
     next_position: Tensor  # (3, R * G, 1) int64
     last: Tensor  # (R * G, D): the hidden state that predicts the first token
+    disc: Tensor  # (R, D) float32, normalised: discriminative embeddings of the prompts
+
+    def copy(self) -> DecodingState:
+        """Return a state that can move on alone. It shares the tensors, because none is changed in place."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return replace(self, cache=cache)
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all but the given rows (int64 indices)."""
+        self.cache.batch_select_indices(rows)
+        self.mask, self.next_position = self.mask[rows], self.next_position[:, rows]
 
 
 def prefill(
@@ -110,19 +122,21 @@ def prefill(
 ) -> DecodingState:
     """Read each prompt once, and copy its keys and values to ``num_generations`` rows."""
     positions = prompt_positions(backbone, prompts)
-    output = backbone.language_model.model(
+    output = backbone.run(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
         position_ids=positions,
         **_images(backbone, prompts, prompts.input_ids, image_features),
         use_cache=True,
     )
-    output.past_key_values.batch_repeat_interleave(num_generations)
+    if num_generations > 1:
+        output.past_key_values.batch_repeat_interleave(num_generations)
     return DecodingState(
         output.past_key_values,
         prompts.attention_mask.repeat_interleave(num_generations, dim=0),
         (positions[:, :, -1:] + 1).repeat_interleave(num_generations, dim=1),
         output.last_hidden_state[:, -1].repeat_interleave(num_generations, dim=0),
+        backbone.read_disc(prompts, output.last_hidden_state),
     )
 
 
@@ -136,16 +150,37 @@ def decode_step(backbone: Backbone, state: DecodingState, tokens: Tensor) -> Ten
     Returns:
         (R * G, D).
     """
-    state.mask = torch.cat([state.mask, torch.ones_like(state.mask[:, :1])], dim=1)
-    output = backbone.language_model.model(
-        input_ids=tokens.unsqueeze(1),
-        attention_mask=_additive(state.mask[:, None, None].bool(), backbone),
-        position_ids=state.next_position,
+    hidden = _read_on(backbone, state, tokens.unsqueeze(1), torch.ones_like(state.mask[:, :1]))
+    return hidden[:, -1]
+
+
+def embed_completions(backbone: Backbone, state: DecodingState, completions: Completions) -> Tensor:
+    """Return the generative embeddings (R, D) of one completion of each prompt that was read.
+
+    Args:
+        backbone: In eval mode.
+        state: After the prompts, with one row for each; it stays there.
+        completions: R rows with <gen_emb>; a row without it becomes the zero vector.
+    """
+    hidden = _read_on(backbone, state.copy(), completions.ids, completions.mask)
+    at, found = first_position(completions.ids, completions.mask, backbone.processor.gen_id)
+    return pool_at(hidden, at, found)
+
+
+def _read_on(backbone: Backbone, state: DecodingState, ids: Tensor, mask: Tensor) -> Tensor:
+    """Append C tokens to each row and return their hidden states, (N, C, D)."""
+    state.mask = torch.cat([state.mask, mask], dim=1)
+    positions = state.next_position + torch.arange(ids.shape[1], device=ids.device)  # (3, N, C)
+    output = backbone.run(
+        input_ids=ids,
+        attention_mask=state.mask,
+        position_ids=positions,
         past_key_values=state.cache,
         use_cache=True,
     )
-    state.next_position = state.next_position + 1
-    return output.last_hidden_state[:, -1]
+    state.next_position = positions[:, :, -1:] + 1
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 def prompt_positions(backbone: Backbone, prompts: Prompts) -> Tensor:

@@ -21,6 +21,7 @@ from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import DataError, RimeError
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.generation.shared_prompts import embed_completions, prefill
 from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
 from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, one_item, to_item
 from rime_pl.run_folder import RunFolder
@@ -230,9 +231,10 @@ class Retriever:
         prompts = self.backbone.processor.prompts(items, names).to(device)
         if mode == "discriminative":
             return self.backbone(prompts).disc.float().cpu(), []
-        written = write_rewrites(self.backbone, prompts).completions
-        embedding = self.backbone(prompts, written).gen
-        return embedding.float().cpu(), self.backbone.processor.decode(written)
+        read = prefill(self.backbone, prompts, 1)
+        written = write_rewrites(self.backbone, prompts, state=read).completions
+        embedding = embed_completions(self.backbone, read, written)
+        return embedding.cpu(), self.backbone.processor.decode(written)
 
     # -- search ---------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -26,9 +27,11 @@ from rime_pl.backbone.quantization import describe
 from rime_pl.checkpoints import unlike
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.generation.shared_prompts import DecodingState, embed_completions, prefill
 from rime_pl.modules.settings import OptimizerSettings
 from rime_pl.modules.wrong_rewrites import completions_of, empty_completions
 from rime_pl.processing import RimeProcessor
+from rime_pl.scaling.gather import any_rank
 from rime_pl.scaling.sharding import shard_backbone
 from rime_pl.types import EvalBatch, EvalOutput, ModeEmbeddings, RewriteChange
 
@@ -205,30 +208,33 @@ class RimeModule(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, batch: EvalBatch) -> EvalOutput:
-        """Return both embeddings of each item; the seconds of each mode count from tokens to embedding."""
+        """Return both embeddings of each item; the seconds of each mode count from tokens to embedding.
+
+        A prompt is read once. The generative mode needs it, too, so its seconds hold those of the reading.
+        """
         start = time.perf_counter()
-        images = self.model.encode_images(batch.prompts)
-        disc = self.model(batch.prompts, image_features=images).disc
+        read = prefill(self.model, batch.prompts, 1)
         after_disc = time.perf_counter()
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        own = write_rewrites(self.model, batch.prompts, synced=sharded)  # encodes the images itself
-        gen = self.model(batch.prompts, own.completions, image_features=images).gen
+        goes_on = partial(any_rank, device=self.device) if sharded else bool
+        own = write_rewrites(self.model, batch.prompts, goes_on=goes_on, state=read)
+        gen = embed_completions(self.model, read, own.completions)
         after_gen = time.perf_counter()
         return EvalOutput(
-            embeddings=ModeEmbeddings(disc, gen),
+            embeddings=ModeEmbeddings(read.disc, gen),
             completions=own.completions,
-            ablation=self.rewrite_ablation(batch, images) if batch.side == "query" else {},
+            ablation=self.rewrite_ablation(batch, read) if batch.side == "query" else {},
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,
             well_formed=own.well_formed,
-            seconds={"discriminative": after_disc - start, "generative": after_gen - after_disc},
+            seconds={"discriminative": after_disc - start, "generative": after_gen - start},
         )
 
     def rewrite_changes(self) -> list[RewriteChange]:
         """Return sample queries with rewrites before and after training; only Refine-RL has a before."""
         return []
 
-    def rewrite_ablation(self, batch: EvalBatch, images: Any | None) -> dict[str, Tensor]:
+    def rewrite_ablation(self, batch: EvalBatch, read: DecodingState) -> dict[str, Tensor]:
         """Return the queries' generative embeddings with rewrites other than the model's own.
 
         A rewrite of another query follows by :meth:`embed_rewritten`, once all queries have their own.
@@ -241,7 +247,7 @@ class RimeModule(L.LightningModule):
             "reference": batch.completions,
             "empty": empty_completions(len(batch), 2, self.model.processor, self.device),
         }
-        return {name: self.model(batch.prompts, c, image_features=images).gen for name, c in rewrites.items()}
+        return {name: embed_completions(self.model, read, c) for name, c in rewrites.items()}
 
     @torch.no_grad()
     def embed_rewritten(self, batch: EvalBatch, rewrites: Sequence[Sequence[int] | None]) -> Tensor:

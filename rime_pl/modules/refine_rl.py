@@ -27,6 +27,7 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
+from rime_pl.generation.shared_prompts import embed_completions, prefill
 from rime_pl.losses.advantages import Advantages, group_advantages
 from rime_pl.losses.policy_gradient import Divisors, policy_loss
 from rime_pl.modules.base import RimeModule
@@ -307,20 +308,15 @@ class RefineRLModule(RimeModule):
     @torch.no_grad()
     def crossed(self, batch: EvalBatch, new: Completions) -> dict[str, Tensor]:
         """Return (R, D) generative embeddings by "rewriter-embedder", old (reference) or new; not new-new."""
-        images = self.model.encode_images(batch.prompts)
         with adapter_values(self.model, self.reference):
-            old = write_rewrites(self.model, batch.prompts).completions
+            read = prefill(self.model, batch.prompts, 1)
+            old = write_rewrites(self.model, batch.prompts, state=read).completions
             views = {
-                "old-old": self.embed(batch, old, images),
-                "new-old": self.embed(batch, new, images),
+                "old-old": embed_completions(self.model, read, old),
+                "new-old": embed_completions(self.model, read, new),
             }
-        return views | {"old-new": self.embed(batch, old, images)}
-
-    def embed(self, batch: EvalBatch, rewrites: Completions, images: Any | None) -> Tensor:
-        """Return the (R, D) generative embeddings of items with given rewrites."""
-        gen = self.model(batch.prompts, rewrites, image_features=images).gen
-        assert gen is not None, "a forward with completions reads both modes"
-        return gen
+        read = prefill(self.model, batch.prompts, 1)
+        return views | {"old-new": embed_completions(self.model, read, old)}
 
     @torch.no_grad()
     def write_and_measure(self, batch: Batch) -> tuple[list[str], Tensor]:

@@ -82,6 +82,11 @@ def all_reduce_max(number: int, device: torch.device) -> int:
     return int(largest)
 
 
+def any_rank(here: bool, device: torch.device) -> bool:
+    """Return whether something is so on any rank."""
+    return bool(all_reduce_max(int(here), device))
+
+
 def all_gather_completions(local: Completions) -> Completions:
     """Return the completions of all ranks in rank order, padded to the widest."""
     if world_size() == 1:

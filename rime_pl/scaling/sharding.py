@@ -7,7 +7,7 @@ parameters here, because a cast of ``quant_storage`` changes the packed bits.
 from __future__ import annotations
 
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import packed_digests
@@ -32,6 +32,7 @@ def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
     fully_shard(backbone, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
+    register_fsdp_forward_method(backbone, "run")
     for number, layer in enumerate(layers):
         if gathered_digests(layer) != before[number]:
             raise RimeError(

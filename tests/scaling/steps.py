@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from rime_pl.scaling.gather import (
     all_gather_completions,
     all_gather_rows,
     all_reduce_sum,
+    any_rank,
     gather_objects,
     rank,
     world_size,
@@ -144,9 +146,8 @@ def sharded_step(base: Path, corpus: Path, dtype: str = "float32") -> dict[str, 
         n: _full(p.grad) for n, p in module.named_parameters() if p.requires_grad and p.grad is not None
     }
     module.eval()
-    with torch.no_grad():
-        module.model(batch.query.prompts)
-    rewrites = write_rewrites(module.model, batch.query.prompts, max_new_tokens=4, synced=True)
+    goes_on = partial(any_rank, device=torch.device("cpu"))
+    rewrites = write_rewrites(module.model, batch.query.prompts, max_new_tokens=4, goes_on=goes_on)
     return {
         "loss": float(all_reduce_sum(loss) / world_size()),
         "gradients": gradients,
