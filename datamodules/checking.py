@@ -161,4 +161,7 @@ def _samples(
         try:
             yield entry.name, reader.read(number)
         except DataError as error:
-            faults.append(Fault("broken sample", entry.name, str(error).removeprefix(f"{entry.name}: ")))
+            pictures_of = Counter(name[:1] for name in entry.members if name[:1] in "qt")  # q: query
+            many = max(pictures_of.values(), default=0) > max_images
+            kind = "too many pictures" if many else "broken sample"
+            faults.append(Fault(kind, entry.name, str(error).removeprefix(f"{entry.name}: ")))
