@@ -21,6 +21,7 @@ from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, rea
 from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
+from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.precision import check_device
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
@@ -66,6 +67,7 @@ class Backbone(nn.Module):
         config, processor = self.config, self.processor
         if config.attn_implementation == "sdpa":
             attend_pictures_together(model)
+        multiply_patches(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:

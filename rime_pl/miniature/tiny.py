@@ -27,6 +27,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.miniature.pretraining import (
     Pictures,
@@ -199,6 +200,7 @@ def make_base(
     processor = build_processor(tokenizer, config, image_size)
     model = build_model(tokenizer, config, image_size)
     attend_pictures_together(model)
+    multiply_patches(model)
     rate, vision_rng = config.learning_rate, random.Random(f"vision {seed}")
     pictures = Pictures(processor, (image for image, _ in samples))
     steps, size = config.vision_steps, config.vision_batch_size
