@@ -21,6 +21,7 @@ from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, rea
 from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
+from rime_pl.backbone.lora import add_in_place
 from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.precision import check_device
@@ -77,6 +78,7 @@ class Backbone(nn.Module):
         if processor.new_tokens:
             _start_new_rows(model, processor)
         self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id])
+        add_in_place(self.peft)
         keep_packed_weights(self)
         if config.gradient_checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
