@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import threading
@@ -206,9 +207,9 @@ class AdapterCheckpoint(Checkpoint):
                 _save_with_texts(half_written, backbone, state, trainer.datamodule)  # type: ignore[attr-defined]
                 shutil.rmtree(self.run.adapter, ignore_errors=True)  # of an earlier end of this run
                 half_written.replace(self.run.adapter)
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own error
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(half_written, ignore_errors=True)
-            failed = error if isinstance(error, OSError) else OSError(f"{self.run.adapter}: {error}")
+            failed = error if isinstance(error, OSError) else _of_the_machine(error, self.run.adapter)
         _stop_together(trainer, failed)
         self._adapter_due = False
 
@@ -234,6 +235,14 @@ def _save_with_texts(folder: Path, backbone: Any, state: dict[str, Tensor], data
     save_adapter(folder, backbone.peft, state, backbone.processor, backbone.config, fingerprint, tasks)
     if tiny:
         write_words(folder, texts.words)
+
+
+def _of_the_machine(error: SafetensorError, path: Path) -> OSError:
+    """Return the error of the machine that safetensors tells in words of its own, such as a full disk."""
+    number = re.search(r"os error (\d+)", str(error))
+    if number is None:
+        return OSError(f"{path}: {error}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def _stop(signum: int, frame: Any) -> None:

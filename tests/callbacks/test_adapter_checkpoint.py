@@ -1,5 +1,6 @@
 """What a diverged or stopped run leaves behind; saving and resuming are tested in tests/stages."""
 
+import errno
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from replay import Replay
+from safetensors import SafetensorError
 
 from rime_pl.callbacks import adapter_checkpoint as saving
 from rime_pl.callbacks.adapter_checkpoint import DIVERGED, PREVIOUS, AdapterCheckpoint
@@ -134,6 +136,13 @@ def test_a_signal_while_the_texts_are_read_leaves_no_adapter_without_them(
     backbone = SimpleNamespace(processor=SimpleNamespace(tokenizer=[]))
     with pytest.raises(StoppedError):
         saving._save_with_texts(tmp_path / "adapter", backbone, {}, data)
+
+
+def test_a_full_disk_told_by_safetensors_is_that_of_the_machine(tmp_path: Path) -> None:
+    told = "Error while serializing: I/O error: No space left on device (os error 28)"
+    error = saving._of_the_machine(SafetensorError(told), tmp_path)
+    assert (error.errno, error.filename) == (errno.ENOSPC, str(tmp_path))
+    assert saving._of_the_machine(SafetensorError("cut"), tmp_path).args == (f"{tmp_path}: cut",)
 
 
 def test_a_checkpoint_needs_no_folder_for_temporary_files(
