@@ -96,6 +96,7 @@ def test_an_error_of_a_thread_is_told_once(monkeypatch: pytest.MonkeyPatch, caps
 CONSOLE = """
 import os, signal, time
 from rime_pl import __main__ as m
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 press = lambda: os.kill(os.getpid(), signal.SIGINT)
 def as_an_import():
     try:
