@@ -43,6 +43,9 @@ SPECIAL_TOKENS = (
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 
+#: Rows of the embedding table behind those of the tokens: one for each mode token.
+SPARE_ROWS = 2
+
 
 @dataclass
 class TinyConfig:
@@ -211,6 +214,8 @@ def make_base(
     for batches, steps in ((copies, config.copy_steps), (captions, config.num_steps)):
         pretrain(model, batches, steps, rate, partial(_count_on, on_step, done))
         done += steps
+    # as large checkpoints have them: else PEFT alone finds no rows for the mode tokens of an adapter
+    model.resize_token_embeddings(len(tokenizer) + SPARE_ROWS, mean_resizing=False)
     model.save_pretrained(output)
     processor.save_pretrained(output)
 
