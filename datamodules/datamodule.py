@@ -338,7 +338,13 @@ class RimeDataModule(L.LightningDataModule):
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
         known = split in read_corpus(self.path)["splits"]
         entries = read_split(self.path, split, self.tasks) if known else []
-        return {entry.dataset for entry in entries if entry.query_content is not None}
+        tasks = {entry.dataset for entry in entries if entry.query_content is not None}
+        if split == "val" and (self.limit_val_queries or len(tasks)) < len(tasks):
+            raise RimeError(
+                f"data.limit_val_queries must be at least {len(tasks)}, a query of each task, because "
+                f"recall.headline_tasks names tasks, but is {self.limit_val_queries}."
+            )
+        return tasks
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""

@@ -41,7 +41,7 @@ def listed(faults: Sequence[Fault], shown: int) -> str:
         ... and 1 more
         By kind: 3 x empty row.
     """
-    lines = [str(fault) for fault in sorted(faults, key=_place)[:shown]]
+    lines = [str(fault) for fault in sorted(faults, key=place_of)[:shown]]
     if len(faults) > shown:
         lines.append(f"... and {len(faults) - shown} more")
     return "\n".join([*lines, f"By kind: {by_kind(faults)}."])
@@ -71,7 +71,7 @@ def first_lines(lines: Iterable[str]) -> str:
     return "\n".join(f"  {line}" for line in shown)
 
 
-def _place(fault: Fault) -> list[tuple[int, str]]:
+def place_of(fault: Fault) -> list[tuple[int, str]]:
     """Return a key that sorts line 9 before line 10, and faults of the whole first."""
     parts = re.split(r"(\d+)", fault.where.replace(" lines ", " line "))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.datamodules.builders.table import SPLITS, Row, read_table
-from rime_pl.datamodules.faults import Fault, counted, listed
+from rime_pl.datamodules.faults import Fault, counted, listed, place_of
 from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import stored_picture
@@ -66,7 +66,7 @@ def build(
         kept = {split: wanted[split] - pictures.left_out[split] for split in wanted}
         for note in (*found.notes, *missing_splits(table, kept)):
             _say(note)
-        return [str(fault) for fault in found.faults]
+        return [str(fault) for fault in sorted(found.faults, key=place_of)]
 
     splits = {split: pictures.pairs(split, of_split) for split, of_split in rows.items()}
     arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}

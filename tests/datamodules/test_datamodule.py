@@ -250,6 +250,15 @@ def test_evaluation_on_ranks_covers_all_with_equally_many_batches(
         assert ids == {i for batch in alone[side] for i in batch.item_ids.tolist()}
 
 
+def test_a_limit_that_leaves_no_query_of_a_headline_task_is_refused_before_training(
+    make_data: MakeData,
+) -> None:
+    tasks = make_data().query_tasks("val")
+    assert len(tasks) > 1 and make_data(limit_val_queries=len(tasks)).query_tasks("val") == tasks
+    with pytest.raises(RimeError, match=rf"limit_val_queries must be at least {len(tasks)}, .* but is 1\."):
+        make_data(limit_val_queries=1).query_tasks("val")
+
+
 def test_limit_val_queries_is_even_over_tasks_and_fixed_by_the_seed(make_data: MakeData) -> None:
     def keys(**settings: Any) -> list[str]:
         data = make_data(limit_val_queries=6, **settings)

@@ -243,6 +243,8 @@ def test_broken_rows_are_left_out_and_listed(
     assert {split: len(pairs) for split, pairs in found.items()} == {"train": 2, "val": 4, "test": 3}
     lines = (tmp_path / "corpus" / "broken.txt").read_text().splitlines()
     assert len(lines) == 4 and all(line.startswith("pairs.jsonl line ") for line in lines)
+    numbers = [int(line.split(":")[0].removeprefix("pairs.jsonl line ")) for line in lines]
+    assert numbers == sorted(numbers)
     told = capsys.readouterr().out
     assert "3 rows were left out" in told and lines[0] in told
     assert build(tmp_path, faulty, skip_broken=True)  # broken.txt is ours: the corpus can be replaced
