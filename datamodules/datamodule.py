@@ -199,7 +199,8 @@ class RimeDataModule(L.LightningDataModule):
             raise DataError(
                 f"data.require_rewrites is true, but {len(missing)} of {total} training pairs have no "
                 f"rewrite on one side or both, for example {', '.join(missing[:3])}. Add the rewrites, or "
-                "set data.require_rewrites to false: such pairs then train the discriminative mode."
+                "set data.require_rewrites to false: such pairs then train the discriminative mode. With "
+                "`rime run`: --sft.data.require_rewrites false --cma.data.require_rewrites false."
             )
 
     def _samples(self, split: str) -> BrokenSamples:

@@ -220,7 +220,8 @@ def _train(step: Step) -> None:
     where = "The same command goes on from there." if kept else "There is no checkpoint yet."
     if code in STOPPED:
         raise StoppedError(f"{step.stage} was stopped. {where}", STOPPED[code])
-    raise RimeError(f"{step.stage} stopped (exit code {code}). {where}")
+    its = "" if kept else f" Give a setting to this stage as --{step.stage}.NAME VALUE."
+    raise RimeError(f"{step.stage} stopped (exit code {code}). {where}{its}")
 
 
 def _make(name: str, words: list[str]) -> None:

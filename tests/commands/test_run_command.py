@@ -303,9 +303,11 @@ def test_a_run_that_another_process_trains_is_left_alone(stages: Stages, capsys)
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_stage_that_failed_before_its_first_checkpoint_leaves_no_folder(stages: Stages) -> None:
+def test_a_stage_that_failed_before_its_first_checkpoint_leaves_no_folder(stages: Stages, capsys) -> None:
     stages.fails = "early"
-    assert main(["run", "sft", *ARGUMENTS]) == 2
+    assert main(["run", "cma", *ARGUMENTS]) == 2
+    assert "sft stopped (exit code 2)" in (said := capsys.readouterr().err)
+    assert "Give a setting to this stage as --sft.NAME VALUE." in said  # one without belongs to cma
     assert not RUNS.exists()
 
 
