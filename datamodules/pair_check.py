@@ -119,6 +119,7 @@ class PairCheck:
         #: content of a target -> split -> content of a query -> its first row
         self._contents: dict[str, dict[str, dict[str, str]]] = {}
         self._added: set[str] = set()
+        self._unsure = 0  # texts that an estimate finds short enough, but a tokenizer perhaps not
         #: hash of all that a pair shows -> its first row
         self._shown: dict[bytes, str] = {}
         self._special = processor.special_pattern if processor else _SPECIAL
@@ -188,7 +189,9 @@ class PairCheck:
             if token := self._special.search(text):
                 said = f"must not contain {token.group()!r}, because it is a special token of the model."
                 self._tell("special token", where, f"{field} {said} Remove it.")
-            if (tokens := self._tokens(text)) > most:
+            tokens = self._tokens(text)
+            self._unsure += self.processor is None and most < 2 * tokens <= 2 * most
+            if tokens > most:
                 about = "" if self.processor else "about "
                 said = f"{field} has {about}{tokens} tokens, but {option} is {most}."
                 cut = name != "instruction" and limits.cut
@@ -209,6 +212,13 @@ class PairCheck:
         """Look at all pairs together and return what was found."""
         self._shared_contents()
         self.found.kept = [f for f in self.found.faults if f.where in self._added and f.level == "problem"]
+        if self._unsure:
+            said = (
+                f"{self._unsure} of the texts may be too long: their tokens were estimated, and are "
+                "more than half of what a limit allows. Give --base, the base model of the training, to "
+                "count them."
+            )
+            self._tell("estimated length", name, said, warning=True)
         training = self.found.of_split("train")
         for task, counts in training.items():
             self._size_of_task(f"{name}, task {task!r}", counts)

@@ -64,7 +64,7 @@ def build(
         if found.faults and not skip_broken:
             raise DataError(_refusal(table, found.faults))
         kept = {split: wanted[split] - pictures.left_out[split] for split in wanted}
-        for note in (*found.notes, *missing_splits(table, kept)):
+        for note in (*found.notes, *_missing(table, kept, found.faults)):
             _say(note)
         return [str(fault) for fault in sorted(found.faults, key=place_of)]
 
@@ -104,12 +104,21 @@ def missing_splits(table: Path, counts: Mapping[str, int]) -> list[str]:
     if not missing:
         return []
     if counts["train"] or len(missing) == 3:
+        has = ", ".join(f"{split} {count}" for split, count in counts.items())
         raise RimeError(
-            f"{table}: split {missing[0]!r} must have rows, but has none: {dict(counts)}. Add rows, name the "
+            f"{table}: split {missing[0]!r} must have rows, but has none ({has}). Add rows, name the "
             "split of some in column 'split', or raise --val_share and --test_share."
         )
     names = " and ".join(missing)
     return [f"{table.name} has no rows for {names}: the corpus can be evaluated, but not trained on."]
+
+
+def _missing(table: Path, kept: Mapping[str, int], faults: Sequence[Fault]) -> list[str]:
+    """Return what `missing_splits` does; its error also lists the rows that were left out."""
+    try:
+        return missing_splits(table, kept)
+    except RimeError as error:
+        raise RimeError(f"{error}\n{listed(faults, _SHOWN)}" if faults else str(error)) from error
 
 
 class Pictures:

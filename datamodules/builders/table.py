@@ -72,7 +72,8 @@ def read_table(path: Path, media: Path | None = None) -> Table:
     """
     media = path.parent if media is None else media
     if not path.is_file():
-        raise DataError(f"--table must be a CSV or JSONL file, but {path} does not exist.")
+        wrong = "is no file" if path.exists() else "does not exist"
+        raise DataError(f"--table must be a CSV or JSONL file, but {path} {wrong}.")
     if path.suffix.lower() not in (".csv", ".jsonl"):
         hint = " Save it as CSV (UTF-8)." if path.suffix.lower() in (".xlsx", ".xls", ".ods") else ""
         raise DataError(f"--table must end in .csv or .jsonl, but {path} ends in {path.suffix!r}.{hint}")
@@ -293,12 +294,27 @@ class _Line:
                 return path
         except (OSError, ValueError):  # a text in the place of a name: too long, or a zero byte
             pass
-        hint = " Write '/' in the place of '\\'." if "\\" in name else " Check --media."
-        self._tell("missing file", f"field '{column}': file {path!s:.300} does not exist.{hint}")
+        self._tell("missing file", f"field '{column}': file {path!s:.300} {_why_not(path, name)}")
         return None
 
     def _tell(self, kind: str, says: str) -> None:
         self.faults.append(Fault(kind, self.where, says))
+
+
+def _why_not(path: Path, name: str) -> str:
+    """Return why a name leads to no file, and what to do."""
+    try:
+        same = [each.name for each in path.parent.iterdir() if each.name.lower() == path.name.lower()]
+        folder = path.is_dir()
+    except (OSError, ValueError):
+        same, folder = [], False
+    if "://" in name:
+        return "does not exist, because it is an address. Download the picture."
+    if folder:
+        return "is a folder. Name a picture in it."
+    if same:
+        return f"does not exist, but {same[0]!r} does. Write small and capital letters as in the name."
+    return "does not exist." + (" Write '/' in the place of '\\'." if "\\" in name else " Check --media.")
 
 
 def _one_of(side: str) -> str:

@@ -70,7 +70,7 @@ def run(
     gallery: Sequence[Source] = folder_pictures(images) if images else corpus_pictures(stage, console)
     retriever = _load(stage, device, base, console, gallery)
     asked = _instruction(retriever, "query", task) if instruction is None else instruction
-    retriever.encode(query, instruction=asked)  # raises before minutes go into the gallery
+    _try(retriever, query, asked)
     target = _instruction(retriever, "target", task)
     retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
     _tell_unknown(retriever, query, console)
@@ -112,6 +112,14 @@ def _load(
 
 def _place(gallery: Sequence[Source]) -> str:
     return f", of {gallery.place}" if isinstance(gallery, CorpusPictures) else ""
+
+
+def _try(retriever: Retriever, query: str, instruction: str) -> None:
+    """Raise what is wrong with the query before minutes go into the gallery."""
+    try:
+        retriever.encode(query, instruction=instruction)
+    except DataError as error:
+        raise DataError(str(error).replace("the item", "the query", 1)) from error
 
 
 def _tell_unknown(retriever: Retriever, query: str, console: Console) -> None:

@@ -106,9 +106,9 @@ def _tell_kept(output: Path) -> None:
     """Tell how many samples a build has kept that `rime shards check` calls a problem."""
     found = check_corpus(output, pictures=False)
     if found.kept:
-        were = counted(found.faulty_kept, "sample was", "samples were")
+        have = counted(found.faulty_kept, "sample that was kept has", "samples that were kept have")
         Console(highlight=False, markup=False, soft_wrap=True).print(
-            f"{were} kept that have a problem: {by_kind(found.kept)}. "
+            f"{have} a problem: {by_kind(found.kept)}. "
             f"`rime shards check --path {output}` lists them, and takes the limits of another recipe."
         )
 

@@ -117,7 +117,9 @@ def test_over_long_texts_are_estimated_by_characters(tmp_path: Path) -> None:
         ("problem", "over-long text", "line 1"),
     ]
     assert "field 'query_text' has about 625 tokens, but max_text_tokens is 512" in found.faults[0].says
-    assert not checked(tmp_path, rows, limits=Limits(4, 700, 700)).faults
+    unsure = [("warning", "estimated length", "pairs.jsonl")]  # a tokenizer may find more
+    assert kinds(checked(tmp_path, rows, limits=Limits(4, 700, 700))) == unsure
+    assert not checked(tmp_path, rows, limits=Limits(4, 2000, 2000)).faults
 
 
 def test_too_many_pictures_are_told_and_not_opened(tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_a_build_tells_which_rows_it_keeps_that_a_training_refuses(
     assert main([*build, "--skip_broken"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "1 row was left out." in told
-    assert "2 samples were kept that have a problem: 2 x over-long rewrite, 1 x special token." in told
+    assert "2 samples that were kept have a problem: 2 x over-long rewrite, 1 x special token." in told
     assert f"`rime shards check --path {output}` lists them" in told
     assert main(["shards", "check", "--table", str(table)]) == 1
     told = " ".join(capsys.readouterr().out.split())
@@ -263,7 +265,7 @@ def test_a_build_tells_which_rows_it_keeps_that_a_training_refuses(
     assert "corpus: samples that can be read" in " ".join(capsys.readouterr().out.split())
     rows[0], rows[1], rows[4] = rows_of(5)[0], rows_of(5)[1], rows_of(5)[4]
     table.write_text("\n".join(map(json.dumps, rows)))
-    assert main(build) == 0 and "were kept" not in capsys.readouterr().out
+    assert main(build) == 0 and "that were kept" not in capsys.readouterr().out
 
 
 def test_exit_codes_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -236,6 +236,29 @@ def test_many_faults_are_counted_and_not_all_shown(tmp_path: Path, rows: Rows) -
     assert len(str(caught.value).splitlines()) == 24
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("A.PNG", "does not exist, but 'a.png' does"),
+        ("pictures", "is a folder. Name a picture in it."),
+        ("https://example.org/a.png", "is an address. Download the picture."),
+        ("gone.png", "does not exist. Check --media."),
+    ],
+)
+def test_why_a_name_leads_to_no_file(name: str, says: str, tmp_path: Path, rows: Rows) -> None:
+    (tmp_path / "media" / "pictures").mkdir()
+    colour(1).save(tmp_path / "media" / "a.png")
+    with pytest.raises(DataError, match=re.escape(says)):
+        build(tmp_path, [*rows, {"query_text": "q", "target_image": name}])
+
+
+def test_if_no_good_row_is_left_the_others_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    rows = [{"query_text": "q", "target_image": f"gone{number}.png"} for number in range(3)]
+    with pytest.raises(RimeError, match=r"none \(train 0, val 0, (.*\n)+.*gone0.*\n.*gone1.*\n.*gone2"):
+        build(tmp_path, rows, skip_broken=True)
+
+
 def test_broken_rows_are_left_out_and_listed(
     tmp_path: Path, faulty: Rows, capsys: pytest.CaptureFixture[str]
 ) -> None:
