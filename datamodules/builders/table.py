@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -301,19 +302,25 @@ class _Line:
         self.faults.append(Fault(kind, self.where, says))
 
 
+@lru_cache(maxsize=16)
+def _names(folder: Path, changed: int) -> dict[str, str]:
+    """Return the names in a folder by their small letters; it is read once, however many rows are wrong."""
+    return {each.name.lower(): each.name for each in folder.iterdir()}
+
+
 def _why_not(path: Path, name: str) -> str:
     """Return why a name leads to no file, and what to do."""
     try:
-        same = [each.name for each in path.parent.iterdir() if each.name.lower() == path.name.lower()]
+        same = _names(path.parent, path.parent.stat().st_mtime_ns).get(path.name.lower())
         folder = path.is_dir()
     except (OSError, ValueError):
-        same, folder = [], False
+        same, folder = None, False
     if "://" in name:
         return "does not exist, because it is an address. Download the picture."
     if folder:
         return "is a folder. Name a picture in it."
     if same:
-        return f"does not exist, but {same[0]!r} does. Write small and capital letters as in the name."
+        return f"does not exist, but {same!r} does. Write small and capital letters as in the name."
     return "does not exist." + (" Write '/' in the place of '\\'." if "\\" in name else " Check --media.")
 
 

@@ -18,7 +18,8 @@ def layer(dtype: torch.dtype = torch.float32, dropout: float = 0.0, **more: Any)
     """A model of one linear layer with an adapter that does something."""
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["0"], **more)
-    model: Any = get_peft_model(nn.Sequential(nn.Linear(16, 24)).to(dtype), config)  # type: ignore[arg-type]
+    base: Any = nn.Sequential(nn.Linear(16, 24)).to(dtype)
+    model: Any = get_peft_model(base, config)
     nn.init.normal_(model.base_model.model[0].lora_B.default.weight)
     return model
 
