@@ -71,7 +71,7 @@ rank-all: train-cma ## the same queries among all pictures of the corpus, distra
 	run=$(call folder,cma,$(SEED)) && $(RIME) cma test --config $$run/config.yaml --model.init_adapter_from $$run/adapter \
 	  --data.distractors true --run_dir $$run/all-pictures
 
-test: $(READY) ## the fast tests, at most 10 minutes on 2 cores
+test: $(READY) ## the fast tests, 10 to 14 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long and not gpu"
 test-all: $(READY) ## the long tests: every stage through the command line, kill and resume, two processes
 	$(VENV)/bin/pytest -m long
