@@ -5,6 +5,7 @@ Nothing heavy is imported before it is known what is wanted, so that `rime --hel
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import importlib
@@ -310,7 +311,22 @@ def console() -> NoReturn:
         print("rime: stopped.", file=sys.stderr)
     if sys.unraisablehook is forgotten:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is told: from here on it ends without a word
-    sys.exit(code and (128 + signal.SIGINT if pressed else code))
+    leave(code and (128 + signal.SIGINT if pressed else code))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one of several ends without Python's own last steps.
+
+    In them, a thread of gloo that still lets go of a tensor aborts the process, and Lightning then kills the
+    first one, whose work is done (https://github.com/pytorch/pytorch/issues/190489).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        sys.exit(code)
+    atexit._run_exitfuncs()  # workers that read data, NCCL's group
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -135,3 +135,31 @@ def test_a_fault_without_ctrl_c_is_shown() -> None:
     words = [sys.executable, "-c", CONSOLE % "lambda: 1 // 0"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+
+
+#: A process of a run, at whose end a thread still exchanges tensors; ``main`` returns its exit code.
+EXCHANGING = """
+import atexit, threading, time, torch
+import torch.distributed as dist
+from rime_pl import __main__ as m
+def busy():
+    while True:
+        dist.all_gather([torch.empty(1000)], torch.ones(1000))
+def main():
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    threading.Thread(target=busy, daemon=True).start()
+    time.sleep(0.3)
+    print("all is written")
+    return 3
+m.main = main
+atexit.register(print, "workers are ended")
+m.console()
+"""
+
+
+def test_one_of_several_processes_ends_with_its_own_code() -> None:
+    """In Python's own last steps a thread of gloo aborted it, now and then, after all was done."""
+    words = [sys.executable, "-c", EXCHANGING]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout == "all is written\nworkers are ended\n"
