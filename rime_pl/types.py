@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -122,35 +123,55 @@ class Completions(_Movable):
     def select(self, rows: Tensor) -> Completions:
         return Completions(self.ids[rows], self.mask[rows])
 
+    def trimmed(self) -> Completions:
+        """Return the rows without padding columns that none of them needs; at least one column stays."""
+        width = max(1, int(self.mask.sum(1).max()))  # the model cannot look for <gen_emb> in no column
+        return Completions(self.ids[:, :width], self.mask[:, :width])
+
+    def beside(self, other: Completions) -> Completions:
+        """Return each row followed by the same row of ``other``, (2 R, C) of the wider."""
+        width = max(self.ids.shape[1], other.ids.shape[1])
+
+        def pairs(left: Tensor, right: Tensor) -> Tensor:
+            wide = [F.pad(part, (0, width - part.shape[1])) for part in (left, right)]
+            return torch.stack(wide, dim=1).flatten(0, 1)
+
+        return Completions(pairs(self.ids, other.ids), pairs(self.mask, other.mask))
+
 
 @dataclass
 class Rows(_Movable):
-    """R items with one rewrite each: the input of one forward."""
+    """R items with one rewrite each, or with a wrong one beside it: the input of one forward."""
 
     prompts: Prompts  # R rows
     completions: Completions  # R rows: reference rewrite, <gen_emb>, end of turn
     annotated: Tensor  # (R,) bool: False where the item has no reference rewrite, so no cross-entropy
+    wrong: Completions | None = None  # R rows, to be embedded behind the same prompts
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def lengths(self) -> Tensor:
-        """Return (R, 2) int64: tokens of each prompt and of each completion, without padding."""
-        return torch.stack([self.prompts.attention_mask.sum(1), self.completions.mask.sum(1)], dim=1)
+        """Return (R, 2) int64: tokens of each prompt and of what follows it, without padding.
+
+        Two completions of one prompt are padded to the longer one.
+        """
+        after = self.completions.mask.sum(1)
+        if self.wrong is not None:
+            after = 2 * torch.maximum(after, self.wrong.mask.sum(1))
+        return torch.stack([self.prompts.attention_mask.sum(1), after], dim=1)
 
     def select(self, rows: Tensor) -> Rows:
         """Return the given rows (int64 indices), without padding columns that none of them needs."""
-        prompts, completions = self.prompts.select(rows), self.completions.select(rows)
-        # at least one column stays: the model cannot look for <gen_emb> in none
+        prompts, completions = self.prompts.select(rows), self.completions.select(rows).trimmed()
+        wrong = None if self.wrong is None else self.wrong.select(rows).trimmed()
         left = prompts.input_ids.shape[1] - int(prompts.attention_mask.sum(1).max())
-        right = max(1, int(completions.mask.sum(1).max()))
         prompts = replace(
             prompts,
             input_ids=prompts.input_ids[:, left:],
             attention_mask=prompts.attention_mask[:, left:],
         )
-        completions = Completions(completions.ids[:, :right], completions.mask[:, :right])
-        return Rows(prompts, completions, self.annotated[rows])
+        return Rows(prompts, completions, self.annotated[rows], wrong)
 
 
 @dataclass
@@ -228,6 +249,7 @@ class EncodedSide(_Movable):
     disc: Tensor  # (R, D) float32, normalised
     gen: Tensor  # (R, D) float32, normalised
     cross_entropy: Tensor  # scalar: the part of this rank; the mean over ranks is that of the global batch
+    wrong: Tensor | None = None  # (R, D) float32, normalised: generative, with the wrong rewrites
 
 
 @dataclass

@@ -3,7 +3,8 @@
 Built by ``RimeModule.configure_model`` and by the retriever. Attention is causal, so one forward over prompt
 and rewrite gives the discriminative embedding, the generative one and the logits of the language-model loss.
 
-Shape legend: R rows, P prompt tokens, C completion tokens, N labelled tokens, D width, V vocabulary.
+Shape legend: R prompts, G completions of each, N = R * G, P prompt tokens, C completion tokens, M labelled
+tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, rea
 from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
+from rime_pl.backbone.groups import TAKE_MASKS, continued_positions, shared_prompt_mask
 from rime_pl.backbone.lora import add_in_place
 from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.pooling import first_position, pool_at
@@ -37,10 +39,10 @@ class BackboneOutput:
     """The results of one forward."""
 
     disc: Tensor  # (R, D) float32, normalised
-    gen: Tensor | None  # (R, D) float32, normalised; None without completions
-    gen_found: Tensor | None  # (R,) bool: whether the completion holds <gen_emb>; else its row of gen is 0
-    logits: Tensor | None  # (N, V): only at the completion tokens of the rows in label_mask
-    labels: Tensor | None  # (N,) int64: those tokens
+    gen: Tensor | None  # (N, D) float32, normalised; None without completions
+    gen_found: Tensor | None  # (N,) bool: whether the completion holds <gen_emb>; else its row of gen is 0
+    logits: Tensor | None  # (M, V): only at the completion tokens in label_mask
+    labels: Tensor | None  # (M,) int64: those tokens
 
 
 class Backbone(nn.Module):
@@ -82,8 +84,8 @@ class Backbone(nn.Module):
         keep_packed_weights(self)
         if config.gradient_checkpointing:
             self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-            # with frozen embeddings, some kinds of checkpointing pass no gradient without this
-            self.language_model.enable_input_require_grads()
+            # it asks for gradients of inputs, and the patch embedding of some vision towers counts as one
+            self.language_model.disable_input_require_grads()
         self.train()  # from_pretrained returns eval mode, and Lightning does not change it
 
     @property
@@ -98,33 +100,35 @@ class Backbone(nn.Module):
         label_mask: Tensor | None = None,
         image_features: Any | None = None,
     ) -> BackboneOutput:
-        """Run one forward over R rows.
+        """Run one forward over R prompts, each with its G completions behind it.
 
         Args:
             prompts: R rows.
-            completions: R rewrites with <gen_emb>; None gives only the discriminative embedding.
-            label_mask: (R,) bool, rows whose completion tokens get logits; None for no logits.
+            completions: N = R * G rewrites with <gen_emb>, the G of a prompt together; None gives only the
+                discriminative embedding.
+            label_mask: (N,) or (N, C) bool, rows or tokens of the completions that get logits; None for none.
             image_features: From :meth:`encode_images`, so that several forwards share one pass of the tower.
 
         Raises:
             RimeError: If a prompt has no discriminative token.
         """
-        hidden = self._hidden(prompts, completions, image_features)  # (R, P + C, D)
-        prompt_length = prompts.input_ids.shape[1]
-        out = BackboneOutput(self.read_disc(prompts, hidden), None, None, None, None)
+        read, written = self._hidden(prompts, completions, image_features)  # (R, P, D), (N, C, D)
+        out = BackboneOutput(self.read_disc(prompts, read), None, None, None, None)
         if completions is not None:
             at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
-            out.gen, out.gen_found = pool_at(hidden, at + prompt_length, found), found
+            out.gen, out.gen_found = pool_at(written, at, found), found
             if label_mask is not None:
-                labelled = completions.mask.bool() & label_mask.unsqueeze(1)  # (R, C), N of them True
+                wanted = label_mask if label_mask.dim() == 2 else label_mask.unsqueeze(1)
+                labelled = completions.mask.bool() & wanted  # (N, C), M of them True
                 # the token at completion position c is predicted one position earlier
-                before = hidden[:, prompt_length - 1 : -1]  # (R, C, D)
+                start = read[:, -1:].repeat_interleave(len(completions) // len(prompts), dim=0)
+                before = torch.cat([start, written[:, :-1]], dim=1)  # (N, C, D)
                 out.logits = self.language_model.lm_head(before[labelled])
                 out.labels = completions.ids[labelled]
         return out
 
     def read_disc(self, prompts: Prompts, hidden: Tensor) -> Tensor:
-        """Return the discriminative embeddings (R, D) of prompts at the beginning of ``hidden`` (R, L, D).
+        """Return the discriminative embeddings (R, D) of prompts from their hidden states (R, P, D).
 
         Raises:
             RimeError: If a prompt has no discriminative token.
@@ -138,40 +142,80 @@ class Backbone(nn.Module):
 
     def _hidden(
         self, prompts: Prompts, completions: Completions | None, image_features: Any | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """Return the hidden states of prompts (R, P, D) and of completions (N, C, D)."""
         ids, mask = prompts.input_ids, prompts.attention_mask
+        rows, length = ids.shape
+        group = 1 if completions is None else len(completions) // rows
+        if group > 1 and self.config.attn_implementation not in TAKE_MASKS:
+            repeated = prompts.select(torch.arange(rows, device=ids.device).repeat_interleave(group))
+            read, written = self._hidden(repeated, completions, None)
+            return read[::group], written
+        more: dict[str, Any] = {}
         if completions is not None:
-            ids = torch.cat([ids, completions.ids], dim=1)
-            mask = torch.cat([mask, completions.mask], dim=1)
-        features = {} if image_features is None else {"mm_encoder_outputs": {"image": image_features}}
+            ids = torch.cat([ids, completions.ids.view(rows, -1)], dim=1)
+            mask = torch.cat([mask, completions.mask.view(rows, -1)], dim=1)
+        if group > 1:
+            positions = self.prompt_positions(prompts)
+            dtype = self.language_model.get_input_embeddings().weight.dtype
+            mask = shared_prompt_mask(mask, length, group, dtype)
+            more["position_ids"] = continued_positions(positions, ids.shape[1] - length, group)
         output = self.language_model.model(
             input_ids=ids,
             attention_mask=mask,
-            **self.image_inputs(prompts, ids, pixels=image_features is None),
-            **features,
+            **self.image_inputs(prompts, ids, image_features),
+            **more,
             use_cache=False,
         )
-        return output.last_hidden_state
+        hidden = output.last_hidden_state  # (R, P + G * C, D)
+        return hidden[:, :length], hidden[:, length:].reshape(rows * group, -1, hidden.shape[-1])
 
     def run(self, **inputs: Any) -> Any:
         """Run the model below its head; a sharded one gathers its weights as in ``forward``."""
         return self.language_model.model(**inputs)
 
-    def image_inputs(self, prompts: Prompts, ids: Tensor, pixels: bool = True) -> dict[str, Tensor]:
-        """Return the image arguments of the Hugging Face model; empty if there are no images."""
-        if prompts.pixel_values is None or prompts.image_grid_thw is None:
+    def image_inputs(
+        self, prompts: Prompts, ids: Tensor, image_features: Any | None = None
+    ) -> dict[str, Any]:
+        """Return the image arguments of the Hugging Face model; empty if there are no images.
+
+        Args:
+            prompts: Their images.
+            ids: The tokens that the model reads, those of the prompts first.
+            image_features: From :meth:`encode_images`, in place of the pixels.
+        """
+        inputs: dict[str, Any] = self._image_layout(prompts, ids)
+        if inputs and image_features is None:
+            inputs["pixel_values"] = prompts.pixel_values
+        elif inputs:
+            inputs["mm_encoder_outputs"] = {"image": image_features}
+        return inputs
+
+    def _image_layout(self, prompts: Prompts, ids: Tensor) -> dict[str, Any]:
+        if prompts.image_grid_thw is None:
             return {}
-        inputs = {
-            "image_grid_thw": prompts.image_grid_thw,
-            "mm_token_type_ids": (ids == self.processor.image_id).int(),
-        }
-        return inputs | ({"pixel_values": prompts.pixel_values} if pixels else {})
+        image_tokens = (ids == self.processor.image_id).int()
+        return {"image_grid_thw": prompts.image_grid_thw, "mm_token_type_ids": image_tokens}
+
+    def prompt_positions(self, prompts: Prompts) -> Tensor:
+        """Return the rotary positions (time, height, width) of left-padded prompts.
+
+        Returns:
+            (3, R, P) int64; the three are equal at text tokens.
+        """
+        if prompts.image_grid_thw is None:
+            counted = (prompts.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+            return counted.expand(3, -1, -1)
+        positions: Tensor
+        positions, _ = self.language_model.model.get_rope_index(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.attention_mask,
+            **self._image_layout(prompts, prompts.input_ids),
+        )
+        return positions
 
     def encode_images(self, prompts: Prompts) -> Any | None:
         """Run the frozen vision tower once over all images of the rows, for several forwards.
-
-        There is no gradient: ``enable_input_require_grads`` also acts on the patch embedding of some towers,
-        and a backward pass through the frozen tower would cost time for nothing.
 
         Returns:
             The features, or None if each forward must run the tower itself. That is so without images, and in

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.shared_prompts import DecodingState, decode_step, prefill
+from rime_pl.generation.decoding import DecodingState, decode_step, prefill
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts, Rollouts
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.generation.decoding import DecodingState, decode_step, prefill
 from rime_pl.generation.rewriting import finish_rewrites, suppressed_tokens
-from rime_pl.generation.shared_prompts import DecodingState, decode_step, forward_groups, prefill
 from rime_pl.types import Prompts, Rollouts
 
 
@@ -176,11 +176,10 @@ def score_rollouts(
         temperature: The temperature of the sampling.
         image_features: From ``Backbone.encode_images``.
     """
-    output = forward_groups(backbone, prompts, rollouts.completions, image_features)
     sampled = rollouts.labels != -100  # (N, C), M of them True
-    logits = backbone.language_model.lm_head(output.before[sampled])  # (M, V)
-    suppressed = suppressed_tokens(backbone.processor, logits.shape[-1], logits.device)
-    logprobs = distribution(logits, suppressed, temperature)  # (M, V)
+    output = backbone(prompts, rollouts.completions, sampled, image_features)
+    suppressed = suppressed_tokens(backbone.processor, output.logits.shape[-1], output.logits.device)
+    logprobs = distribution(output.logits, suppressed, temperature)  # (M, V)
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (M,)
     picked = logprobs.gather(1, rollouts.labels[sampled].unsqueeze(1)).squeeze(1)  # (M,)

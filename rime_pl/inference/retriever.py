@@ -20,8 +20,8 @@ from torch import Tensor
 from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import DataError, RimeError
+from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.generation.shared_prompts import embed_completions, prefill
 from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
 from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, one_item, to_item
 from rime_pl.run_folder import RunFolder

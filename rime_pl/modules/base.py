@@ -26,8 +26,8 @@ from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import describe
 from rime_pl.checkpoints import unlike
 from rime_pl.errors import RimeError
+from rime_pl.generation.decoding import DecodingState, embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.generation.shared_prompts import DecodingState, embed_completions, prefill
 from rime_pl.modules.settings import OptimizerSettings
 from rime_pl.modules.wrong_rewrites import completions_of, empty_completions
 from rime_pl.processing import RimeProcessor

@@ -12,6 +12,8 @@ to the equations in the paper's body. UME-R1 has no such stage. Deliberate diffe
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from rime_pl.modules.contrastive import ContrastiveModule, PairEmbeddings
 from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
 from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.scaling.gather import all_gather_completions, all_gather_rows, rank, world_size
-from rime_pl.types import Batch, Completions, ModeEmbeddings, Rows
+from rime_pl.types import Batch, Completions, EncodedSide, ModeEmbeddings
 
 
 class CMAModule(ContrastiveModule):
@@ -38,8 +40,8 @@ class CMAModule(ContrastiveModule):
         lambda_ce: Weight of the rewrite's cross-entropy.
         lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
         lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
-        wrong_share: Share of the queries that are encoded once more with a wrong rewrite. Below 1 each
-            process picks its own queries, so several processes match a single one only at 1.
+        wrong_share: Share of the queries that are also encoded with a wrong rewrite, in the same pass. Below
+            1 each process picks its own queries, so several processes match a single one only at 1.
         optimizer: Learning rate, warm-up and weight decay.
         micro_batches: Micro-batches and gradient cache.
     """
@@ -75,7 +77,7 @@ class CMAModule(ContrastiveModule):
         at_least(0, "model", self, "lambda_cma", "lambda_dec")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        query, target = self.encode(batch.query), self.encode(batch.target)
+        query, target = self.encode_queries(batch), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
         rewritten = pairs.with_rewrites()
         self.log_negatives(pairs, rewritten)
@@ -84,7 +86,7 @@ class CMAModule(ContrastiveModule):
         disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)
         ce = query.cross_entropy + target.cross_entropy
         cma = cross_mode_alignment(rewritten.query, rewritten.target, self.temperature, rewritten.contents)
-        decisive = self.decisive_term(batch, pairs) if self.lambda_dec else torch.zeros_like(cma)
+        decisive = torch.zeros_like(cma) if query.wrong is None else self.decisive_term(query.wrong, pairs)
 
         loss = gen + disc + self.lambda_ce * ce + self.lambda_cma * cma + self.lambda_dec * decisive
         self.log_losses(
@@ -92,18 +94,36 @@ class CMAModule(ContrastiveModule):
         )
         return loss
 
-    def decisive_term(self, batch: Batch, pairs: PairEmbeddings) -> Tensor:
-        """Return the decisive term: each query once more, with another query's rewrite or an empty one."""
-        rows = max(1, round(self.wrong_share * len(batch)))
-        first = rank() * len(batch)  # this rank's first row in the global batch
-        chosen = torch.arange(rows, device=self.device)
-        wrong_rows = Rows(
-            batch.query.prompts.select(chosen),
-            self.wrong_rewrites(batch, first + chosen),
-            annotated=torch.zeros_like(batch.query.annotated[chosen]),  # nothing to learn to write
+    def encode_queries(self, batch: Batch) -> EncodedSide:
+        """Encode the queries, the first ``wrong_share`` of them with a wrong rewrite beside their own."""
+        if not self.lambda_dec:
+            return self.encode(batch.query)
+        num_labels = self.count_labels(batch.query)
+        rows = torch.arange(len(batch), device=self.device)
+        again, once = rows.tensor_split([max(1, round(self.wrong_share * len(batch)))])
+        wrong = self.wrong_rewrites(batch, rank() * len(batch) + again)
+        if not len(once):
+            return self.encode(replace(batch.query, wrong=wrong), num_labels)
+        first = self.encode(replace(batch.query.select(again), wrong=wrong), num_labels)
+        rest = self.encode(batch.query.select(once), num_labels)
+        return EncodedSide(
+            disc=torch.cat([first.disc, rest.disc]),
+            gen=torch.cat([first.gen, rest.gen]),
+            cross_entropy=first.cross_entropy + rest.cross_entropy,
+            wrong=first.wrong,
         )
-        wrong = all_gather_rows(self.encode(wrong_rows).gen)
-        index = torch.cat([r * len(batch) + chosen for r in range(world_size())])
+
+    def decisive_term(self, wrong: Tensor, pairs: PairEmbeddings) -> Tensor:
+        """Return the decisive term.
+
+        Args:
+            wrong: (K, D) generative embeddings of this rank's first K queries, with wrong rewrites.
+            pairs: The global batch.
+        """
+        rows = len(pairs.annotated) // world_size()  # of each rank
+        chosen = torch.arange(len(wrong), device=wrong.device)
+        wrong = all_gather_rows(wrong)
+        index = torch.cat([r * rows + chosen for r in range(world_size())])
         wrong, index = wrong[pairs.annotated[index]], index[pairs.annotated[index]]
         targets = ModeEmbeddings(pairs.target.disc[index], pairs.target.gen[index])
         return decisive_rewrite(pairs.query.gen[index], wrong, targets, self.temperature)

@@ -89,12 +89,16 @@ class ContrastiveModule(RimeModule):
         disc, gen = (sum(values) / len(values) for values in zip(*self._negatives, strict=True))
         return {"discriminative": disc, "generative": gen}
 
-    def encode(self, rows: Rows) -> EncodedSide:
+    def encode(self, rows: Rows, num_labels: Tensor | None = None) -> EncodedSide:
         """Return both embeddings of one side and its share of the cross-entropy.
 
         With micro-batches the rows go through the model in groups, twice with the gradient cache.
+
+        Args:
+            rows: The side, or a part of it.
+            num_labels: From :meth:`count_labels` of the whole side (default: ``rows`` are the whole side).
         """
-        num_labels = all_reduce_sum((rows.completions.mask * rows.annotated.unsqueeze(1)).sum())
+        num_labels = self.count_labels(rows) if num_labels is None else num_labels
         settings = self.micro_batches
         if settings.whole_batch:
             return self.forward_rows(rows, num_labels)
@@ -112,18 +116,29 @@ class ContrastiveModule(RimeModule):
 
         return self.cache.encode(run, groups, rows.annotated.device)
 
+    def count_labels(self, side: Rows) -> Tensor:
+        """Return the number of labels of one side in the whole global batch."""
+        return all_reduce_sum((side.completions.mask * side.annotated.unsqueeze(1)).sum())
+
     def forward_rows(self, rows: Rows, num_labels: Tensor, image_features: Any | None = None) -> EncodedSide:
         """Return the same for any rows of one side, from one forward.
 
         Args:
             rows: Rows of one side.
-            num_labels: Number of labels of that side in the whole global batch.
+            num_labels: From :meth:`count_labels`.
             image_features: From :meth:`Backbone.encode_images`; None to encode the images here.
         """
-        out = self.model(rows.prompts, rows.completions, rows.annotated, image_features)
+        completions, labelled, wrong = rows.completions, rows.annotated, None
+        if rows.wrong is not None:
+            completions = completions.beside(rows.wrong)
+            labelled = torch.stack([labelled, torch.zeros_like(labelled)], dim=1).flatten()
+        out = self.model(rows.prompts, completions, labelled, image_features)
+        gen = out.gen
+        if rows.wrong is not None:
+            gen, wrong = gen.view(len(rows), 2, -1).unbind(dim=1)
         # times world size, because DDP and FSDP average the gradients over the ranks
         cross_entropy = token_cross_entropy(out.logits, out.labels, num_labels) * world_size()
-        return EncodedSide(out.disc, out.gen, cross_entropy)
+        return EncodedSide(out.disc, gen, cross_entropy, wrong)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run backward for Lightning: into the weights, with micro-batches in a second pass."""

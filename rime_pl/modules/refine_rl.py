@@ -25,9 +25,9 @@ from torch import Tensor
 from rime_pl.backbone.adapters import adapter_values, state_hash, trained_values
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.errors import DivergedError, RimeError
+from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
-from rime_pl.generation.shared_prompts import embed_completions, prefill
 from rime_pl.losses.advantages import Advantages, group_advantages
 from rime_pl.losses.policy_gradient import Divisors, policy_loss
 from rime_pl.modules.base import RimeModule

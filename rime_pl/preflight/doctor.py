@@ -161,7 +161,7 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def check_backbone(config: BackboneConfig) -> list[Check]:
-    """Check the checkpoint, the LoRA targets and the vision tower."""
+    """Check the checkpoint and the LoRA targets."""
     try:
         architecture = read_architecture(config.name_or_path)
     except RimeError as error:
@@ -173,18 +173,7 @@ def check_backbone(config: BackboneConfig) -> list[Check]:
         remedy = "Leave model.backbone.lora_targets out. The default is every linear layer of the decoder."
         return [*found, Check("LoRA targets", "problem", str(error), remedy)]
     layers = sum(1 for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default"))
-    found.append(Check("LoRA targets", "ok", f"{layers} linear layers of the language model"))
-    return [*found, vision_tower(backbone)]
-
-
-def vision_tower(backbone: WeightlessBackbone) -> Check:
-    """A frozen tower needs no backward pass, but gradient checkpointing in transformers can ask for one."""
-    tower: Any = backbone.language_model.model.visual
-    if not tower.patch_embed._forward_hooks:
-        return Check("vision tower", "ok", "frozen, without a backward pass")
-    seen = "gradient checkpointing makes the frozen vision tower keep activations and run backward"
-    remedy = "Results are right, but it costs time and memory. `rime plan` counts both."
-    return Check("vision tower", "warning", seen, remedy)
+    return [*found, Check("LoRA targets", "ok", f"{layers} linear layers of the language model")]
 
 
 def precision(trainer_precision: str | int | None, sharded: bool, load_in_4bit: bool) -> Check:

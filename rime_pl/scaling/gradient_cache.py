@@ -71,7 +71,7 @@ class GradientCache:
                 random_states.append(_RandomState(device))
                 parts.append(run(number))
             side = in_row_order(parts, groups)
-        for leaf in (side.disc, side.gen, side.cross_entropy):
+        for leaf in _tensors(side):
             leaf.requires_grad_()
         if torch.is_grad_enabled():
             self._pending.append(_Pending(run, groups, random_states, _autocast_now(device), side))
@@ -96,20 +96,24 @@ class GradientCache:
 def in_row_order(parts: list[EncodedSide], groups: list[Tensor]) -> EncodedSide:
     """Return one side in row order from its micro-batches, whose row numbers are in ``groups``."""
     place = torch.cat(groups).argsort()
+    wrong = [part.wrong for part in parts if part.wrong is not None]
     return EncodedSide(
         disc=torch.cat([part.disc for part in parts])[place],
         gen=torch.cat([part.gen for part in parts])[place],
         cross_entropy=torch.stack([part.cross_entropy for part in parts]).sum(),
+        wrong=torch.cat(wrong)[place] if wrong else None,
     )
+
+
+def _tensors(side: EncodedSide) -> list[Tensor]:
+    """Return the scalar first, then the embeddings."""
+    return [side.cross_entropy, *(each for each in (side.disc, side.gen, side.wrong) if each is not None)]
 
 
 def _with_gradients(part: EncodedSide, side: EncodedSide, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Return the outputs of a micro-batch, and the gradients of the loss for them."""
-    gradients = [
-        torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-        for leaf in (side.disc, side.gen, side.cross_entropy)
-    ]
-    return [part.disc, part.gen, part.cross_entropy], [gradients[0][rows], gradients[1][rows], gradients[2]]
+    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in _tensors(side)]
+    return _tensors(part), [gradients[0], *(gradient[rows] for gradient in gradients[1:])]
 
 
 def _into_weights(outputs: list[Tensor], gradients: list[Tensor], model: nn.Module, last: bool) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
+from rime_pl.miniature.random_checkpoint import SHAPES, save_checkpoint, synthetic_pairs
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
 from tests.conftest import MakeBackbone
+from tests.micro import build_backbone, micro_config
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 
@@ -37,8 +41,8 @@ def count_forwards(backbone: Backbone) -> Iterator[list[int]]:
     ("module", "expected"),
     [
         (SFTModule, [6, 6]),
-        (CMAModule, [6, 6, 6]),
-    ],  # CMA: a second forward of the queries, with wrong rewrites
+        (CMAModule, [6, 6]),  # wrong rewrites stand beside the own ones
+    ],
 )
 def test_one_forward_a_side_gives_disc_gen_and_logits(
     module: type[SFTModule] | type[CMAModule], expected: list[int], make_backbone: MakeBackbone, batch: Batch
@@ -212,6 +216,28 @@ def test_gradient_checkpointing_gives_equal_gradients(make_backbone: MakeBackbon
         assert (gradient - recomputed[name]).norm() <= 1e-5 * gradient.norm(), name
         if "lora_B" in name or "delta" in name:  # that of lora_A is 0 while B is 0
             assert gradient.norm() > 0, name
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_frozen_vision_tower_never_runs_backward(kept: bool, tmp_path: Path) -> None:
+    """Qwen2-VL names its patch embedding as an input, and transformers could ask for its gradient."""
+    save_checkpoint(tmp_path, SHAPES["micro"], torch.device("cpu"))
+    config = micro_config(tmp_path, gradient_checkpointing=True)
+    backbone = build_backbone(config)
+    items = [pair.query for pair in synthetic_pairs(2, SHAPES["micro"]) if pair.query is not None]
+    rows = backbone.processor.rows(items, ["a", "b"])
+    assert rows.prompts.pixel_values is not None
+    seen: list[bool] = []
+    for block in backbone.language_model.model.visual.modules():
+        block.register_forward_hook(
+            lambda m, args, out: seen.extend(
+                one.requires_grad for one in tree_leaves(out) if torch.is_tensor(one)
+            )
+        )
+    features = backbone.encode_images(rows.prompts) if kept else None
+    out = backbone(rows.prompts, rows.completions, rows.annotated, features)
+    assert len(seen) > 5 and not any(seen)
+    assert out.gen.requires_grad and out.logits.requires_grad
 
 
 def test_missing_base_is_named(processor: RimeProcessor, make_backbone: MakeBackbone) -> None:

@@ -120,16 +120,6 @@ def test_backbone_settings(micro_base: Path, tmp_path: Path) -> None:
     assert levels(check_backbone(missing)) == {"checkpoint": "problem"}
 
 
-def test_a_tower_that_is_differentiated(tmp_path: Path) -> None:
-    """Qwen2-VL names its patch embedding as an input: transformers then asks for its gradient."""
-    from rime_pl.miniature.random_checkpoint import SHAPES, save_checkpoint
-
-    save_checkpoint(tmp_path, SHAPES["micro"], torch.device("cpu"))
-    found = check_backbone(micro_config(tmp_path, gradient_checkpointing=True))
-    assert levels(found)["vision tower"] == "warning"
-    assert levels(check_backbone(micro_config(tmp_path)))["vision tower"] == "ok"
-
-
 # -- the corpus -----------------------------------------------------------------------------------------
 
 

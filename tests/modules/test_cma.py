@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,9 @@ from rime_pl.datamodules.annotation import without_rewrites
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, Pair
+from rime_pl.types import Batch, EncodedSide, Pair, Rows
+from tests.conftest import MakeBackbone
+from tests.micro import randomise_adapter
 
 
 @pytest.fixture
@@ -87,12 +90,57 @@ def test_negatives_are_counted_for_each_mode(
     assert module.negatives_per_query == {"discriminative": 6.75, "generative": 2.0}
 
 
-def test_the_share_of_queries_that_is_encoded_again(
-    module: CMAModule, shared_backbone: Backbone, batch: Batch
+@pytest.mark.parametrize(("share", "embeddings"), [(1.0, [(6, 12), (6, 6)]), (0.5, [(3, 6), (3, 3), (6, 6)])])
+def test_a_wrong_rewrite_stands_behind_the_same_prompt(
+    share: float,
+    embeddings: list[tuple[int, int]],
+    module: CMAModule,
+    shared_backbone: Backbone,
+    batch: Batch,
 ) -> None:
-    rows: list[int] = []
-    handle = shared_backbone.register_forward_hook(lambda m, args, out: rows.append(len(out.disc)))
-    module.wrong_share = 0.5
+    """Embeddings of both modes of each forward: of queries with wrong rewrites, of others, of targets."""
+    seen: list[tuple[int, int]] = []
+    hook = shared_backbone.register_forward_hook(
+        lambda m, args, out: seen.append((len(out.disc), len(out.gen)))
+    )
+    module.wrong_share = share
     module.training_step(batch, 0)
-    handle.remove()
-    assert rows == [6, 6, 3]
+    hook.remove()
+    assert seen == embeddings
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("kernel", ["sdpa", "flash_attention_2"])
+def test_loss_and_gradients_equal_those_of_a_pass_of_its_own(
+    kernel: str, share: float, make_backbone: MakeBackbone, batch: Batch
+) -> None:
+    """A kernel without masks of our own gives each rewrite its own row, so there is no prompt to share."""
+    backbone = make_backbone(load_in_4bit=False)
+    randomise_adapter(backbone.peft, scale=0.05)
+    module = CMAModule(backbone.config, wrong_share=share)
+    module.backbone, module.log = backbone, lambda *_, **__: None  # type: ignore[method-assign]
+    apart = deepcopy(module)
+    apart.log = lambda *_, **__: None  # type: ignore[method-assign]
+    count = round(share * len(batch))
+
+    def encode_queries(batch: Batch) -> EncodedSide:
+        side, chosen = apart.encode(batch.query), torch.arange(count)
+        again = Rows(
+            batch.query.prompts.select(chosen),
+            apart.wrong_rewrites(batch, chosen),
+            torch.zeros(count, dtype=torch.bool),
+        )
+        return replace(side, wrong=apart.encode(again).gen)
+
+    apart.encode_queries = encode_queries  # type: ignore[method-assign]
+    backbone.config.attn_implementation = kernel
+    found = []
+    for each in (module, apart):
+        loss = each.training_step(batch, 0)
+        loss.backward()
+        found.append((loss.item(), {n: p.grad for n, p in each.named_parameters() if p.grad is not None}))
+    (loss, gradients), (expected_loss, expected) = found
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() < 1e-5 * expected[name].norm(), name
