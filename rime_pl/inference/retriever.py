@@ -18,6 +18,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import DataError, RimeError
 from rime_pl.generation.decoding import embed_completions, prefill
@@ -200,7 +201,7 @@ class Retriever:
         vectors: list[Tensor] = []
         rewrites: list[str] = []
         began = time.perf_counter()
-        with Progress(disable=not progress) as bar:
+        with Progress(disable=not progress) as bar, merged(self.backbone):
             shown = bar.add_task(progress, total=len(rows))
             for done, names, batch in batches(
                 rows, batch_size, instruction, unusable if skip_unusable else None
@@ -225,7 +226,6 @@ class Retriever:
     def _checked(self, items: Source | Iterable[Source], skip_unusable: bool) -> Sequence[Source]:
         return checked(items, not skip_unusable, self.backbone.processor.prompt.image_limit)
 
-    @torch.no_grad()
     def _encode_batch(self, items: list[Item], mode: Mode, names: list[str]) -> tuple[Tensor, list[str]]:
         device = next(self.backbone.parameters()).device
         prompts = self.backbone.processor.prompts(items, names).to(device)

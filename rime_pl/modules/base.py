@@ -21,6 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from rime_pl.backbone.adapters import load_adapter_weights, read_contract
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.precision import check_precision
 from rime_pl.backbone.quantization import describe
@@ -213,17 +214,19 @@ class RimeModule(L.LightningModule):
         A prompt is read once. The generative mode needs it, too, so its seconds hold those of the reading.
         """
         start = time.perf_counter()
-        read = prefill(self.model, batch.prompts, 1)
-        after_disc = time.perf_counter()
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         goes_on = partial(any_rank, device=self.device) if sharded else bool
-        own = write_rewrites(self.model, batch.prompts, goes_on=goes_on, state=read)
-        gen = embed_completions(self.model, read, own.completions)
-        after_gen = time.perf_counter()
+        with merged(self.model):
+            read = prefill(self.model, batch.prompts, 1)
+            after_disc = time.perf_counter()
+            own = write_rewrites(self.model, batch.prompts, goes_on=goes_on, state=read)
+            gen = embed_completions(self.model, read, own.completions)
+            after_gen = time.perf_counter()
+            ablation = self.rewrite_ablation(batch, read) if batch.side == "query" else {}
         return EvalOutput(
             embeddings=ModeEmbeddings(read.disc, gen),
             completions=own.completions,
-            ablation=self.rewrite_ablation(batch, read) if batch.side == "query" else {},
+            ablation=ablation,
             rewrites=self.model.processor.decode(own.completions),
             rewrite_lengths=own.lengths,
             well_formed=own.well_formed,
@@ -253,7 +256,8 @@ class RimeModule(L.LightningModule):
     def embed_rewritten(self, batch: EvalBatch, rewrites: Sequence[Sequence[int] | None]) -> Tensor:
         """Return the generative embeddings (R, D) of items with given rewrites, as tokens; None is empty."""
         completions = completions_of(rewrites, self.model.processor, self.device)
-        gen: Tensor = self.model(batch.prompts, completions).gen
+        with merged(self.model):
+            gen: Tensor = self.model(batch.prompts, completions).gen
         return gen
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, state_hash, trained_values
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.lora import merged
 from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
@@ -212,8 +213,9 @@ class RefineRLModule(RimeModule):
             images = self.model.encode_images(part)
             names = [f"{side} {rank() * len(batch) + row}" for row in rows.tolist()]
             numbers = random_numbers(self.seed, batch.position, names, group, self.max_new_tokens + 1)
-            rollouts = sample_rollouts(self.model, part, numbers, temperature, images)
-            with adapter_values(self.model, self.reference):
+            with merged(self.model):
+                rollouts = sample_rollouts(self.model, part, numbers, temperature, images)
+            with adapter_values(self.model, self.reference), merged(self.model):
                 reference = score_rollouts(self.model, part, rollouts, temperature, images)
             embeddings = reference.gen
             if self.reward.embedder == "policy":
@@ -308,23 +310,25 @@ class RefineRLModule(RimeModule):
     @torch.no_grad()
     def crossed(self, batch: EvalBatch, new: Completions) -> dict[str, Tensor]:
         """Return (R, D) generative embeddings by "rewriter-embedder", old (reference) or new; not new-new."""
-        with adapter_values(self.model, self.reference):
+        with adapter_values(self.model, self.reference), merged(self.model):
             read = prefill(self.model, batch.prompts, 1)
             old = write_rewrites(self.model, batch.prompts, state=read).completions
             views = {
                 "old-old": embed_completions(self.model, read, old),
                 "new-old": embed_completions(self.model, read, new),
             }
-        read = prefill(self.model, batch.prompts, 1)
-        return views | {"old-new": embed_completions(self.model, read, old)}
+        with merged(self.model):
+            read = prefill(self.model, batch.prompts, 1)
+            return views | {"old-new": embed_completions(self.model, read, old)}
 
     @torch.no_grad()
     def write_and_measure(self, batch: Batch) -> tuple[list[str], Tensor]:
         """Return greedy rewrites of the queries by the current adapter, and their reward by the reference."""
         training = self.model.training
         self.model.eval()
-        written = write_rewrites(self.model, batch.query.prompts)
-        with adapter_values(self.model, self.reference):
+        with merged(self.model):
+            written = write_rewrites(self.model, batch.query.prompts)
+        with adapter_values(self.model, self.reference), merged(self.model):
             out = self.model(batch.query.prompts, written.completions)
             target = self.model(batch.target.prompts).disc
         self.model.train(training)
