@@ -60,13 +60,15 @@ def make_base(
     return folder
 
 
-def make_backbone(base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False) -> Backbone:
-    """Return the backbone in float32, with LoRA of rank 16 and dropout."""
+def make_backbone(
+    base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False, lora_dropout: float = 0.05
+) -> Backbone:
+    """Return the backbone in float32, with LoRA of rank 16."""
     config = BackboneConfig(
         str(base),
         load_in_4bit=load_in_4bit,
         dtype="float32",
-        lora_dropout=0.05,
+        lora_dropout=lora_dropout,
         gradient_checkpointing=gradient_checkpointing,
         prompt=PROMPT,
     )
@@ -94,13 +96,13 @@ def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
     ]
 
 
-def picture_pairs(count: int, seed: int = 0) -> list[Pair]:
+def picture_pairs(count: int, seed: int = 0, side: int = PICTURE_SIZE) -> list[Pair]:
     """Return pairs in which a text of 5 to 12 words finds a picture, with rewrites of 6 to 40 words."""
     rng = random.Random(seed)
     return [
         Pair(
             *(f"pair-{n}", "pictures", "all"),
-            *(_text(f"query {n}", rng, 12), _picture(f"target {n}", rng, PICTURE_SIZE)),
+            *(_text(f"query {n}", rng, 12), _picture(f"target {n}", rng, side)),
         )
         for n in range(count)
     ]

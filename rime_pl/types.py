@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -128,16 +127,6 @@ class Completions(_Movable):
         width = max(1, int(self.mask.sum(1).max()))  # the model cannot look for <gen_emb> in no column
         return Completions(self.ids[:, :width], self.mask[:, :width])
 
-    def beside(self, other: Completions) -> Completions:
-        """Return each row followed by the same row of ``other``, (2 R, C) of the wider."""
-        width = max(self.ids.shape[1], other.ids.shape[1])
-
-        def pairs(left: Tensor, right: Tensor) -> Tensor:
-            wide = [F.pad(part, (0, width - part.shape[1])) for part in (left, right)]
-            return torch.stack(wide, dim=1).flatten(0, 1)
-
-        return Completions(pairs(self.ids, other.ids), pairs(self.mask, other.mask))
-
 
 @dataclass
 class Rows(_Movable):
@@ -152,13 +141,10 @@ class Rows(_Movable):
         return len(self.prompts)
 
     def lengths(self) -> Tensor:
-        """Return (R, 2) int64: tokens of each prompt and of what follows it, without padding.
-
-        Two completions of one prompt are padded to the longer one.
-        """
+        """Return (R, 2) int64: tokens of each prompt and of what follows it, without padding."""
         after = self.completions.mask.sum(1)
         if self.wrong is not None:
-            after = 2 * torch.maximum(after, self.wrong.mask.sum(1))
+            after = after + self.wrong.mask.sum(1)
         return torch.stack([self.prompts.attention_mask.sum(1), after], dim=1)
 
     def select(self, rows: Tensor) -> Rows:

@@ -3,10 +3,12 @@
 Called by mllm.py. Each completion sees the prompt and itself, and its positions continue at the end of the
 prompt.
 
-Shape legend: R prompts, G completions of each, P prompt tokens, C completion tokens, L = P + G * C.
+Shape legend: R prompts, P prompt tokens, L all tokens of a row: its prompt and its completions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,50 +17,40 @@ from torch import Tensor
 TAKE_MASKS = ("sdpa", "eager")
 
 
-def shared_prompt_mask(valid: Tensor, prompt_length: int, group: int, dtype: torch.dtype) -> Tensor:
+def shared_prompt_mask(valid: Tensor, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return what attention adds to its scores: 0 where a token attends to another, else the lowest number.
 
     A token attends to earlier tokens of the prompt and of its own completion.
 
     Args:
         valid: (R, L), 0 at padding.
-        prompt_length: P.
-        group: G.
+        widths: Tokens of each completion, with padding; the prompt has the rest.
         dtype: Of the scores.
 
     Returns:
         (R, 1, L, L), query by key. Each token, also padding, attends to itself: no softmax is empty.
 
     Example:
-        >>> mask = shared_prompt_mask(torch.tensor([[0, 1, 1, 1]]), 2, 2, torch.float32)
+        >>> mask = shared_prompt_mask(torch.tensor([[0, 1, 1, 1, 1]]), [1, 2], torch.float32)
         >>> (mask == 0).int()[0, 0].tolist()
-        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
+        [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 1, 0, 1, 1]]
     """
-    place = torch.arange(valid.shape[1], device=valid.device)  # (L,)
-    width = (len(place) - prompt_length) // group
-    segment = (place - prompt_length).div(width, rounding_mode="floor").clamp(min=-1)  # -1 is the prompt
-    related = (segment == -1) | (segment == segment.unsqueeze(1))  # (L, L)
-    earlier = related & (place <= place.unsqueeze(1))
-    seen = earlier & valid.bool().unsqueeze(1)  # (R, L, L)
-    seen |= torch.eye(len(place), dtype=torch.bool, device=valid.device)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=valid.device)
+    length, device = valid.shape[1], valid.device
+    part = torch.arange(len(widths) + 1, device=device)  # 0 is the prompt
+    tokens = torch.tensor([length - sum(widths), *widths], device=device)
+    segment = part.repeat_interleave(tokens, output_size=length)  # (L,)
+    related = (segment == 0) | (segment == segment.unsqueeze(1))  # (L, L)
+    seen = related.tril() & valid.bool().unsqueeze(1)  # (R, L, L)
+    seen |= torch.eye(length, dtype=torch.bool, device=device)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device)
     return mask.masked_fill(~seen, torch.finfo(dtype).min).unsqueeze(1)
 
 
-def continued_positions(prompt: Tensor, tokens: int, group: int) -> Tensor:
-    """Return the rotary positions of prompts and their completions.
+def continued_positions(prompt: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return the rotary positions (3, R, L) of prompts (3, R, P) and their completions.
 
-    Args:
-        prompt: (3, R, P) int64.
-        tokens: G * C.
-        group: G.
-
-    Returns:
-        (3, R, L) int64.
-
-    Example:
-        >>> continued_positions(torch.tensor([[[0, 1]]] * 3), 4, 2)[0].tolist()
-        [[0, 1, 2, 3, 2, 3]]
+    >>> continued_positions(torch.tensor([[[0, 1]]] * 3), [1, 2])[0].tolist()
+    [[0, 1, 2, 2, 3]]
     """
-    after = torch.arange(tokens // group, device=prompt.device).repeat(group)
+    after = torch.cat([torch.arange(width, device=prompt.device) for width in widths])
     return torch.cat([prompt, prompt[:, :, -1:] + 1 + after], dim=2)

@@ -43,6 +43,7 @@ class BackboneOutput:
     gen_found: Tensor | None  # (N,) bool: whether the completion holds <gen_emb>; else its row of gen is 0
     logits: Tensor | None  # (M, V): only at the completion tokens in label_mask
     labels: Tensor | None  # (M,) int64: those tokens
+    alternative: Tensor | None = None  # (R, D) float32, normalised: of the alternatives
 
 
 class Backbone(nn.Module):
@@ -99,8 +100,9 @@ class Backbone(nn.Module):
         completions: Completions | None = None,
         label_mask: Tensor | None = None,
         image_features: Any | None = None,
+        alternatives: Completions | None = None,
     ) -> BackboneOutput:
-        """Run one forward over R prompts, each with its G completions behind it.
+        """Run one forward over R prompts, each with its completions behind it.
 
         Args:
             prompts: R rows.
@@ -108,24 +110,33 @@ class Backbone(nn.Module):
                 discriminative embedding.
             label_mask: (N,) or (N, C) bool, rows or tokens of the completions that get logits; None for none.
             image_features: From :meth:`encode_images`, so that several forwards share one pass of the tower.
+            alternatives: R further rewrites where G is 1, of any width, only to be embedded.
 
         Raises:
             RimeError: If a prompt has no discriminative token.
         """
-        read, written = self._hidden(prompts, completions, image_features)  # (R, P, D), (N, C, D)
-        out = BackboneOutput(self.read_disc(prompts, read), None, None, None, None)
+        alone = alternatives is not None and self.config.attn_implementation not in TAKE_MASKS
+        behind = [part for part in (completions, None if alone else alternatives) if part is not None]
+        hidden = self._hidden(prompts, behind, image_features)  # (R, P, D), then (N, C, D) for each
+        out = BackboneOutput(self.read_disc(prompts, hidden[0]), None, None, None, None)
         if completions is not None:
-            at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
-            out.gen, out.gen_found = pool_at(written, at, found), found
+            out.gen, out.gen_found = self._read_gen(completions, hidden[1])
             if label_mask is not None:
                 wanted = label_mask if label_mask.dim() == 2 else label_mask.unsqueeze(1)
                 labelled = completions.mask.bool() & wanted  # (N, C), M of them True
                 # the token at completion position c is predicted one position earlier
-                start = read[:, -1:].repeat_interleave(len(completions) // len(prompts), dim=0)
-                before = torch.cat([start, written[:, :-1]], dim=1)  # (N, C, D)
+                start = hidden[0][:, -1:].repeat_interleave(len(completions) // len(prompts), dim=0)
+                before = torch.cat([start, hidden[1][:, :-1]], dim=1)  # (N, C, D)
                 out.logits = self.language_model.lm_head(before[labelled])
                 out.labels = completions.ids[labelled]
+        if alternatives is not None:
+            last = self._hidden(prompts, [alternatives], image_features) if alone else hidden
+            out.alternative, _ = self._read_gen(alternatives, last[-1])
         return out
+
+    def _read_gen(self, completions: Completions, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
+        return pool_at(hidden, at, found), found
 
     def read_disc(self, prompts: Prompts, hidden: Tensor) -> Tensor:
         """Return the discriminative embeddings (R, D) of prompts from their hidden states (R, P, D).
@@ -141,25 +152,23 @@ class Backbone(nn.Module):
         return pool_at(hidden, at, found)
 
     def _hidden(
-        self, prompts: Prompts, completions: Completions | None, image_features: Any | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the hidden states of prompts (R, P, D) and of completions (N, C, D)."""
-        ids, mask = prompts.input_ids, prompts.attention_mask
-        rows, length = ids.shape
-        group = 1 if completions is None else len(completions) // rows
-        if group > 1 and self.config.attn_implementation not in TAKE_MASKS:
-            repeated = prompts.select(torch.arange(rows, device=ids.device).repeat_interleave(group))
-            read, written = self._hidden(repeated, completions, None)
-            return read[::group], written
+        self, prompts: Prompts, behind: list[Completions], image_features: Any | None
+    ) -> list[Tensor]:
+        """Return the hidden states of prompts (R, P, D), then those of the completions behind, (N, C, D)."""
+        rows, length = prompts.input_ids.shape
+        widths = [part.ids.shape[1] for part in behind for _ in range(len(part) // rows)]
+        if len(widths) > 1 and self.config.attn_implementation not in TAKE_MASKS:
+            (repeats,) = {len(part) // rows for part in behind}
+            every = torch.arange(rows, device=prompts.input_ids.device).repeat_interleave(repeats)
+            read, *written = self._hidden(prompts.select(every), behind, None)
+            return [read[::repeats], *written]
+        ids = torch.cat([prompts.input_ids, *(part.ids.view(rows, -1) for part in behind)], dim=1)
+        mask = torch.cat([prompts.attention_mask, *(part.mask.view(rows, -1) for part in behind)], dim=1)
         more: dict[str, Any] = {}
-        if completions is not None:
-            ids = torch.cat([ids, completions.ids.view(rows, -1)], dim=1)
-            mask = torch.cat([mask, completions.mask.view(rows, -1)], dim=1)
-        if group > 1:
-            positions = self.prompt_positions(prompts)
+        if len(widths) > 1:
             dtype = self.language_model.get_input_embeddings().weight.dtype
-            mask = shared_prompt_mask(mask, length, group, dtype)
-            more["position_ids"] = continued_positions(positions, ids.shape[1] - length, group)
+            mask = shared_prompt_mask(mask, widths, dtype)
+            more["position_ids"] = continued_positions(self.prompt_positions(prompts), widths)
         output = self.language_model.model(
             input_ids=ids,
             attention_mask=mask,
@@ -167,8 +176,10 @@ class Backbone(nn.Module):
             **more,
             use_cache=False,
         )
-        hidden = output.last_hidden_state  # (R, P + G * C, D)
-        return hidden[:, :length], hidden[:, length:].reshape(rows * group, -1, hidden.shape[-1])
+        sizes = [length, *(part.ids.numel() // rows for part in behind)]
+        read, *written = output.last_hidden_state.split(sizes, dim=1)
+        pairs = zip(written, behind, strict=True)
+        return [read, *(one.reshape(*part.ids.shape, -1) for one, part in pairs)]
 
     def run(self, **inputs: Any) -> Any:
         """Run the model below its head; a sharded one gathers its weights as in ``forward``."""

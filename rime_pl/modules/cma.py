@@ -27,6 +27,7 @@ from rime_pl.modules.contrastive import ContrastiveModule, PairEmbeddings
 from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
 from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.scaling.gather import all_gather_completions, all_gather_rows, rank, world_size
+from rime_pl.scaling.gradient_cache import in_row_order
 from rime_pl.types import Batch, Completions, EncodedSide, ModeEmbeddings
 
 
@@ -95,23 +96,24 @@ class CMAModule(ContrastiveModule):
         return loss
 
     def encode_queries(self, batch: Batch) -> EncodedSide:
-        """Encode the queries, the first ``wrong_share`` of them with a wrong rewrite beside their own."""
+        """Encode the queries, the first ``wrong_share`` of them with a wrong rewrite beside their own.
+
+        Every second wrong rewrite is empty. These rows go through the model by themselves, so that they need
+        no padding; on each process alike, because under FSDP a forward is a collective.
+        """
         if not self.lambda_dec:
             return self.encode(batch.query)
         num_labels = self.count_labels(batch.query)
         rows = torch.arange(len(batch), device=self.device)
-        again, once = rows.tensor_split([max(1, round(self.wrong_share * len(batch)))])
-        wrong = self.wrong_rewrites(batch, rank() * len(batch) + again)
-        if not len(once):
-            return self.encode(replace(batch.query, wrong=wrong), num_labels)
-        first = self.encode(replace(batch.query.select(again), wrong=wrong), num_labels)
-        rest = self.encode(batch.query.select(once), num_labels)
-        return EncodedSide(
-            disc=torch.cat([first.disc, rest.disc]),
-            gen=torch.cat([first.gen, rest.gen]),
-            cross_entropy=first.cross_entropy + rest.cross_entropy,
-            wrong=first.wrong,
-        )
+        count = max(1, round(self.wrong_share * len(batch)))
+        wrong = self.wrong_rewrites(batch, rank() * len(batch) + rows[:count])
+        sides, parts = [], [part for part in (rows[:count:2], rows[1:count:2], rows[count:]) if len(part)]
+        for part in parts:
+            queries = batch.query.select(part)
+            if part[0] < count:
+                queries = replace(queries, wrong=wrong.select(part).trimmed())
+            sides.append(self.encode(queries, num_labels))
+        return in_row_order(sides, parts)
 
     def decisive_term(self, wrong: Tensor, pairs: PairEmbeddings) -> Tensor:
         """Return the decisive term.

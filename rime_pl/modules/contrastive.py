@@ -128,17 +128,10 @@ class ContrastiveModule(RimeModule):
             num_labels: From :meth:`count_labels`.
             image_features: From :meth:`Backbone.encode_images`; None to encode the images here.
         """
-        completions, labelled, wrong = rows.completions, rows.annotated, None
-        if rows.wrong is not None:
-            completions = completions.beside(rows.wrong)
-            labelled = torch.stack([labelled, torch.zeros_like(labelled)], dim=1).flatten()
-        out = self.model(rows.prompts, completions, labelled, image_features)
-        gen = out.gen
-        if rows.wrong is not None:
-            gen, wrong = gen.view(len(rows), 2, -1).unbind(dim=1)
+        out = self.model(rows.prompts, rows.completions, rows.annotated, image_features, rows.wrong)
         # times world size, because DDP and FSDP average the gradients over the ranks
         cross_entropy = token_cross_entropy(out.logits, out.labels, num_labels) * world_size()
-        return EncodedSide(out.disc, gen, cross_entropy, wrong)
+        return EncodedSide(out.disc, out.gen, cross_entropy, out.alternative)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run backward for Lightning: into the weights, with micro-batches in a second pass."""

@@ -94,14 +94,17 @@ class GradientCache:
 
 
 def in_row_order(parts: list[EncodedSide], groups: list[Tensor]) -> EncodedSide:
-    """Return one side in row order from its micro-batches, whose row numbers are in ``groups``."""
+    """Return one side in row order from its parts, whose row numbers are in ``groups``.
+
+    Parts without wrong rewrites hold the last rows.
+    """
     place = torch.cat(groups).argsort()
-    wrong = [part.wrong for part in parts if part.wrong is not None]
+    wrong = [(part.wrong, rows) for part, rows in zip(parts, groups, strict=True) if part.wrong is not None]
     return EncodedSide(
         disc=torch.cat([part.disc for part in parts])[place],
         gen=torch.cat([part.gen for part in parts])[place],
         cross_entropy=torch.stack([part.cross_entropy for part in parts]).sum(),
-        wrong=torch.cat(wrong)[place] if wrong else None,
+        wrong=torch.cat([w for w, _ in wrong])[torch.cat([r for _, r in wrong]).argsort()] if wrong else None,
     )
 
 

@@ -41,7 +41,7 @@ def count_forwards(backbone: Backbone) -> Iterator[list[int]]:
     ("module", "expected"),
     [
         (SFTModule, [6, 6]),
-        (CMAModule, [6, 6]),  # wrong rewrites stand beside the own ones
+        (CMAModule, [3, 3, 6]),  # queries with another's rewrite beside their own, with an empty one, targets
     ],
 )
 def test_one_forward_a_side_gives_disc_gen_and_logits(

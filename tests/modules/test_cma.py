@@ -90,23 +90,34 @@ def test_negatives_are_counted_for_each_mode(
     assert module.negatives_per_query == {"discriminative": 6.75, "generative": 2.0}
 
 
-@pytest.mark.parametrize(("share", "embeddings"), [(1.0, [(6, 12), (6, 6)]), (0.5, [(3, 6), (3, 3), (6, 6)])])
+@pytest.mark.parametrize(
+    ("share", "expected"), [(1.0, [(3, 3), (3, 3), (6, 0)]), (0.5, [(2, 2), (1, 1), (3, 0), (6, 0)])]
+)
 def test_a_wrong_rewrite_stands_behind_the_same_prompt(
     share: float,
-    embeddings: list[tuple[int, int]],
+    expected: list[tuple[int, int]],
     module: CMAModule,
     shared_backbone: Backbone,
     batch: Batch,
 ) -> None:
-    """Embeddings of both modes of each forward: of queries with wrong rewrites, of others, of targets."""
+    """Rows and wrong rewrites of each forward: another query's, empty ones, no wrong one, the targets."""
     seen: list[tuple[int, int]] = []
     hook = shared_backbone.register_forward_hook(
-        lambda m, args, out: seen.append((len(out.disc), len(out.gen)))
+        lambda m, args, out: seen.append(
+            (len(out.gen), 0 if out.alternative is None else len(out.alternative))
+        )
+    )
+    widths: list[int] = []
+    table = shared_backbone.language_model.model.register_forward_hook(
+        lambda m, args, kwargs, out: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     module.wrong_share = share
     module.training_step(batch, 0)
     hook.remove()
-    assert seen == embeddings
+    table.remove()
+    assert seen == expected
+    rows = batch.query.select(torch.arange(1, 6 if share == 1.0 else 3, 2))  # with an empty rewrite: 2 tokens
+    assert widths[1] == rows.prompts.input_ids.shape[1] + rows.completions.ids.shape[1] + 2
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
