@@ -108,8 +108,8 @@ def _tell_kept(output: Path) -> None:
     if found.kept:
         have = counted(found.faulty_kept, "sample that was kept has", "samples that were kept have")
         Console(highlight=False, markup=False, soft_wrap=True).print(
-            f"{have} a problem: {by_kind(found.kept)}. "
-            f"`rime shards check --path {output}` lists them, and takes the limits of another recipe."
+            f"By the limits of the recipe 2b, {have} a problem: {by_kind(found.kept)}. "
+            f"`rime shards check --path {output}` lists them; for another recipe, give its limits there."
         )
 
 

@@ -11,10 +11,12 @@ import pytest
 from colour_corpus import colour, make_pairs, make_splits, write
 
 from rime_pl.__main__ import main
-from rime_pl.datamodules.checking import check_corpus, check_table
+from rime_pl.datamodules.checking import check_corpus, check_table, check_training
+from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.datamodules.pair_check import Checked, Limits
 from rime_pl.datamodules.shards import read_split
 from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import PromptConfig
 
 FEW = Limits(batch_size=4)
 
@@ -255,7 +257,8 @@ def test_a_build_tells_which_rows_it_keeps_that_a_training_refuses(
     assert main([*build, "--skip_broken"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "1 row was left out." in told
-    assert "2 samples that were kept have a problem: 2 x over-long rewrite, 1 x special token." in told
+    kept = "By the limits of the recipe 2b, 2 samples that were kept have a problem"
+    assert f"{kept}: 2 x over-long rewrite, 1 x special token." in told
     assert f"`rime shards check --path {output}` lists them" in told
     assert main(["shards", "check", "--table", str(table)]) == 1
     told = " ".join(capsys.readouterr().out.split())
@@ -291,3 +294,16 @@ def test_exit_codes_and_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 SPLITS = (("train", 0), ("val", 10), ("test", 20))
+
+
+def test_settings_that_take_pairs_without_rewrites_answer_the_warning(tmp_path: Path) -> None:
+    rows = rows_of(16)
+    rows[0] |= {"query_rewrite": "", "target_rewrite": ""}
+    table, output = tmp_path / "pairs.jsonl", tmp_path / "corpus"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["shards", "folder", "--table", str(table), "--output", str(output)]) == 0
+    for required in (True, False):
+        settings = {"batch_size": 4, "require_rewrites": required}
+        data = RimeDataModule(str(output), "no base", PromptConfig(), **settings)
+        kinds = {fault.kind for fault in check_training(data).faults}
+        assert ("few annotations" in kinds) == required
