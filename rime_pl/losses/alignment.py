@@ -54,18 +54,21 @@ def cross_mode_alignment(
     )
 
 
-def decisive_rewrite(own: Tensor, wrong: Tensor, targets: ModeEmbeddings, temperature: float) -> Tensor:
+def decisive_rewrite(
+    own: Tensor, wrong: Tensor, targets: ModeEmbeddings, temperature: float, margin: float = 1.0
+) -> Tensor:
     """Return the penalty on queries whose wrong rewrite does nearly as well as their own.
 
     In plain terms: with a wrong or empty rewrite, a query must be farther from its target.
 
-    ``L_dec = mean_i sum_{x in {g_t, d_t}} softplus((g(q_i, wrong).x_i - g(q_i, own).x_i) / tau + 1)``
+    ``L_dec = mean_i sum_{x in {g_t, d_t}} softplus((g(q_i, wrong).x_i - g(q_i, own).x_i) / tau + m)``
 
     Args:
         own: (B, D) float32, generative embeddings of the queries with their own rewrites, normalised.
         wrong: (B, D) float32, the same queries with wrong rewrites, normalised.
         targets: Both embeddings of the B targets.
         temperature: Divisor tau, > 0.
+        margin: m: how much nearer the own rewrite shall bring a query to its target, in units of tau.
 
     Returns:
         Scalar without unit; 0 if there are no rows.
@@ -81,5 +84,5 @@ def decisive_rewrite(own: Tensor, wrong: Tensor, targets: ModeEmbeddings, temper
     loss = own.new_zeros(())
     for target in (targets.gen, targets.disc):
         gap = ((wrong - own) * target).sum(-1) / temperature  # (B,)
-        loss = loss + F.softplus(gap + 1).sum() / max(1, len(own))
+        loss = loss + F.softplus(gap + margin).sum() / max(1, len(own))
     return loss

@@ -41,6 +41,8 @@ class CMAModule(ContrastiveModule):
         lambda_ce: Weight of the rewrite's cross-entropy.
         lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
         lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
+        margin_dec: How much nearer its own rewrite shall bring a query to its target than a wrong one, in
+            units of the temperature.
         wrong_share: Share of the queries that are also encoded with a wrong rewrite, in the same pass. Below
             1 each process picks its own queries, so several processes match a single one only at 1.
         optimizer: Learning rate, warm-up and weight decay.
@@ -55,6 +57,7 @@ class CMAModule(ContrastiveModule):
         lambda_ce: float = 1.0,
         lambda_cma: float = 1.0,
         lambda_dec: float = 1.0,
+        margin_dec: float = 1.0,
         wrong_share: float = 1.0,
         optimizer: OptimizerSettings = OptimizerSettings(),
         micro_batches: MicroBatchSettings = MicroBatchSettings(),
@@ -74,8 +77,9 @@ class CMAModule(ContrastiveModule):
             )
         self.lambda_cma = lambda_cma
         self.lambda_dec = lambda_dec
+        self.margin_dec = margin_dec
         self.wrong_share = wrong_share
-        at_least(0, "model", self, "lambda_cma", "lambda_dec")
+        at_least(0, "model", self, "lambda_cma", "lambda_dec", "margin_dec")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode_queries(batch), self.encode(batch.target)
@@ -128,7 +132,8 @@ class CMAModule(ContrastiveModule):
         index = torch.cat([r * rows + chosen for r in range(world_size())])
         wrong, index = wrong[pairs.annotated[index]], index[pairs.annotated[index]]
         targets = ModeEmbeddings(pairs.target.disc[index], pairs.target.gen[index])
-        return decisive_rewrite(pairs.query.gen[index], wrong, targets, self.temperature)
+        own = pairs.query.gen[index]
+        return decisive_rewrite(own, wrong, targets, self.temperature, self.margin_dec)
 
     def wrong_rewrites(self, batch: Batch, rows: Tensor) -> Completions:
         """Return for rows of the global batch the next query's rewrite of other content, or none, in turn."""

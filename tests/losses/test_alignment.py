@@ -47,14 +47,15 @@ def test_alignment_in_closed_form() -> None:
     assert (apart - agree).item() == pytest.approx(2 / 0.5, rel=1e-5)
 
 
-def test_decisive_equals_the_naive_loop() -> None:
+@pytest.mark.parametrize("margin", [1.0, 4.0])
+def test_decisive_equals_the_naive_loop(margin: float) -> None:
     own, wrong, g_t, d_t = (unit(5, seed).detach() for seed in range(4, 8))
     total = 0.0
     for i in range(5):
         for target in (g_t, d_t):
             gap = sum(float((wrong[i, k] - own[i, k]) * target[i, k]) for k in range(4)) / 0.05
-            total += math.log1p(math.exp(gap + 1)) / 5
-    loss = decisive_rewrite(own, wrong, ModeEmbeddings(disc=d_t, gen=g_t), 0.05)
+            total += math.log1p(math.exp(gap + margin)) / 5
+    loss = decisive_rewrite(own, wrong, ModeEmbeddings(disc=d_t, gen=g_t), 0.05, margin)
     assert loss.item() == pytest.approx(total, rel=1e-9)
 
 

@@ -120,6 +120,17 @@ def test_a_wrong_rewrite_stands_behind_the_same_prompt(
     assert widths[1] == rows.prompts.input_ids.shape[1] + rows.completions.ids.shape[1] + 2
 
 
+def test_the_margin_asks_for_more(module: CMAModule, batch: Batch) -> None:
+    logged: dict[str, float] = {}
+    module.log = lambda key, value, **_: logged.update({key: float(value)})  # type: ignore[method-assign]
+    found = []
+    for margin in (1.0, 4.0):
+        module.margin_dec = margin
+        module.training_step(batch, 0)
+        found.append(logged["train/loss_decisive"])
+    assert found[1] - found[0] > 3, "two targets, each with a margin of 3 more"
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5])
 @pytest.mark.parametrize("kernel", ["sdpa", "flash_attention_2"])
 def test_loss_and_gradients_equal_those_of_a_pass_of_its_own(
