@@ -37,8 +37,9 @@ def forward_in_place(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor
 
     Source: LoRA, arXiv 2106.09685.
     """
-    if layer.whole_weight is not None:
-        return F.linear(x, layer.whole_weight, layer.base_layer.bias)
+    whole = layer.whole_weight  # once: another thread may end its `merged`
+    if whole is not None:
+        return F.linear(x, whole, layer.base_layer.bias)
     special = args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant
     if special or len(layer.active_adapters) != 1 or torch.is_autocast_enabled(x.device.type):
         return _as_peft_does(layer, x, *args, **kwargs)
@@ -64,10 +65,10 @@ def forward_table(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     PEFT copies the whole table in each forward, because two of its rows train. Inside :func:`merged` it is
     copied once.
     """
-    if layer.whole_weight is None:
+    whole = layer.whole_weight
+    if whole is None:
         return _as_peft_does(layer, x, *args, **kwargs)
-    looks_up = isinstance(layer.base_layer, nn.Embedding)
-    return F.embedding(x, layer.whole_weight) if looks_up else F.linear(x, layer.whole_weight)
+    return F.embedding(x, whole) if isinstance(layer.base_layer, nn.Embedding) else F.linear(x, whole)
 
 
 def add_in_place(model: Any) -> None:
@@ -82,8 +83,9 @@ def add_in_place(model: Any) -> None:
 def merged(model: Any) -> Iterator[None]:
     """Inside, no gradient, and each adapted layer is one product, with the weight ``W + scaling B A``.
 
-    Nothing is written into the 4-bit weights: each layer gets a whole weight beside them, in the type that it
-    computes in, and drops it at the end. Weights that are sharded over processes stay as they are.
+    Nothing is written into the 4-bit weights: each layer gets a whole weight beside them, and drops it at the
+    end. A bfloat16 layer stays as it is, because the sum would be rounded, and small changes lost. So do
+    weights that are sharded over processes. Other adapter values must be there before, not put in inside.
 
     Args:
         model: After :func:`add_in_place`; in eval mode, or with a LoRA dropout of 0.
@@ -109,8 +111,8 @@ def _adapted(model: Any) -> list[Any]:
     return [layer for layer in layers if isinstance(layer, TrainableTokensLayer) or layer.lora_A]
 
 
-def _whole_weight(layer: Any) -> Tensor:
-    """Return what a layer multiplies by, (out, in), or a table with its trained rows."""
+def _whole_weight(layer: Any) -> Tensor | None:
+    """Return what a layer multiplies by, (out, in), or a table with its rows; None if it would be rounded."""
     if isinstance(layer, TrainableTokensLayer):
         if layer.tied_adapter is not None:
             return layer.tied_adapter.whole_weight  # type: ignore[no-any-return]
@@ -121,6 +123,11 @@ def _whole_weight(layer: Any) -> Tensor:
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
+        if state.dtype != torch.float32:
+            return None
         weight = dequantize_4bit(weight.data, state)
-    change = layer.lora_B[name].weight @ layer.lora_A[name].weight
-    return torch.add(weight, change.to(torch.float32), alpha=layer.scaling[name]).to(weight.dtype)
+    if weight.dtype != torch.float32:
+        return None
+    with torch.autocast(weight.device.type, enabled=False):
+        change = layer.lora_B[name].weight @ layer.lora_A[name].weight
+    return torch.add(weight, change, alpha=layer.scaling[name])

@@ -140,3 +140,16 @@ def test_an_error_inside_ends_the_merging(make_backbone: MakeBackbone) -> None:
     with pytest.raises(KeyboardInterrupt), merged(backbone):
         raise KeyboardInterrupt
     assert all(layer.whole_weight is None for layer in lora._adapted(backbone))
+
+
+@torch.no_grad()
+def test_a_bfloat16_layer_is_not_rounded_again(make_backbone: MakeBackbone, batch: Batch) -> None:
+    """The sum would lose what is smaller than half a step of its weight; the table is copied exactly."""
+    for load_in_4bit in (True, False):
+        backbone = make_backbone(dtype="bfloat16", load_in_4bit=load_in_4bit).eval()
+        randomise_adapter(backbone.peft, scale=0.01)
+        expected = backbone(batch.query.prompts, batch.query.completions).gen
+        with merged(backbone):
+            assert backbone(batch.query.prompts, batch.query.completions).gen.equal(expected)
+            kept = [layer for layer in lora._adapted(backbone) if layer.whole_weight is not None]
+            assert all(isinstance(layer, TrainableTokensLayer) for layer in kept) and kept
