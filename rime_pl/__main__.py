@@ -60,6 +60,8 @@ first steps, in a checkout of the repository:
 LOST = re.compile("Connection (closed|reset) by peer|Connection was likely closed|remote process exited")
 #: Errors of the machine in threads while a command runs, which nobody has told yet; None before and after.
 _of_threads: list[OSError] | None = None
+#: Variable of the environment with the number of the first process; of torchrun's processes only that has it.
+FIRST_PROCESS = "RIME_FIRST_PROCESS"
 ACTIONS = {"fit": "trains", "test": "tests a checkpoint"}
 
 
@@ -251,11 +253,15 @@ def is_further_process() -> bool:
 def end_with_first_process() -> None:
     """Let the system kill a further process when the first one ends, even when that was killed.
 
-    It would wait for the first one for half an hour.
+    It would wait for the first one for half an hour. One that starts after that end finds another parent.
     """
-    if is_further_process() and sys.platform == "linux":
+    if not is_further_process():
+        os.environ[FIRST_PROCESS] = str(os.getpid())
+    elif sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.environ.get(FIRST_PROCESS, str(os.getppid())) != str(os.getppid()):
+            os._exit(1)
 
 
 def keep_freed_memory() -> None:
@@ -296,7 +302,7 @@ def console() -> NoReturn:
             again = threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,))
             again.daemon = True
             again.start()
-        else:
+        elif not pressed:  # else a library could not finish what Ctrl-C cut off
             sys.__unraisablehook__(error)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in a background job

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rime_pl.__main__ import failed, failed_thread, main
+from rime_pl.__main__ import FIRST_PROCESS, failed, failed_thread, main
 
 ROOT = Path(__file__).parents[1]
 #: Starts a further process, which waits for a minute, as if for the first one.
@@ -47,6 +47,18 @@ def test_a_further_process_ends_when_the_first_is_killed() -> None:
     if left:
         os.kill(further, signal.SIGKILL)
     assert not left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_a_further_process_that_starts_too_late_ends() -> None:
+    """The first one was killed before this one could ask the system to be killed with it."""
+    words = "from rime_pl import __main__ as m; m.end_with_first_process(); print('goes on')"
+    for first, expected in ((os.getpid(), (0, "goes on\n")), (2**22, (1, ""))):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_RANK": "1"}
+        environment[FIRST_PROCESS] = str(first)
+        command = [sys.executable, "-c", words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == expected
 
 
 def alive(pid: int) -> bool:
@@ -111,6 +123,14 @@ def forgotten():
             time.sleep(5)
     Held()
     time.sleep(20)
+def cut_off():
+    class Loader:
+        def __init__(self):
+            press()
+            time.sleep(5)
+        def __del__(self):
+            self.workers
+    Loader()
 def again():
     try:
         press()
@@ -123,7 +143,7 @@ m.console()
 """
 
 
-@pytest.mark.parametrize("moment", ["as_an_import", "forgotten", "again"])
+@pytest.mark.parametrize("moment", ["as_an_import", "forgotten", "cut_off", "again"])
 def test_ctrl_c_is_one_sentence_at_any_moment(moment: str) -> None:
     """A library may turn it into its own error, Python may print and forget it, and it may come twice."""
     words = [sys.executable, "-c", CONSOLE % moment]
