@@ -120,7 +120,7 @@ class Backbone(nn.Module):
         hidden = self._hidden(prompts, behind, image_features)  # (R, P, D), then (N, C, D) for each
         out = BackboneOutput(self.read_disc(prompts, hidden[0]), None, None, None, None)
         if completions is not None:
-            out.gen, out.gen_found = self._read_gen(completions, hidden[1])
+            out.gen, out.gen_found = self.read_gen(completions, hidden[1])
             if label_mask is not None:
                 wanted = label_mask if label_mask.dim() == 2 else label_mask.unsqueeze(1)
                 labelled = completions.mask.bool() & wanted  # (N, C), M of them True
@@ -131,10 +131,11 @@ class Backbone(nn.Module):
                 out.labels = completions.ids[labelled]
         if alternatives is not None:
             last = self._hidden(prompts, [alternatives], image_features) if alone else hidden
-            out.alternative, _ = self._read_gen(alternatives, last[-1])
+            out.alternative, _ = self.read_gen(alternatives, last[-1])
         return out
 
-    def _read_gen(self, completions: Completions, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def read_gen(self, completions: Completions, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings (N, D) from hidden states (N, C, D), and (N,) bool: which rows hold <gen_emb>."""
         at, found = first_position(completions.ids, completions.mask, self.processor.gen_id)
         return pool_at(hidden, at, found), found
 

@@ -1,6 +1,6 @@
 """Read an embedding: the hidden state at one token of each row, normalised.
 
-Called by mllm.py and generation/decoding.py. A row without the token gets the zero vector and is
+Called by mllm.py. A row without the token gets the zero vector and is
 reported; no other position is used for it.
 
 Shape legend: R rows, L tokens of a row, D embedding width.

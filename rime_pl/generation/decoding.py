@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import Cache
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.types import Completions, Prompts
 
 
@@ -89,8 +88,7 @@ def embed_completions(backbone: Backbone, state: DecodingState, completions: Com
         completions: R rows with <gen_emb>; a row without it becomes the zero vector.
     """
     hidden = _read_on(backbone, state.copy(), completions.ids, completions.mask)
-    at, found = first_position(completions.ids, completions.mask, backbone.processor.gen_id)
-    return pool_at(hidden, at, found)
+    return backbone.read_gen(completions, hidden)[0]
 
 
 def _read_on(backbone: Backbone, state: DecodingState, ids: Tensor, mask: Tensor) -> Tensor:
