@@ -202,7 +202,9 @@ class RimeProcessor:
         tokens_per_image: list[int] = []
         if images:
             size = {} if self.picture_size is None else {"size": self.picture_size}
-            features = self.processor.image_processor(images=images, return_tensors="pt", **size)
+            features = self.processor.image_processor(
+                images=images, return_tensors="pt", do_rescale=False, do_normalize=False, **size
+            )
             pixel_values, grid = features["pixel_values"], features["image_grid_thw"]
             tokens_per_image = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
         texts, start = [], 0
@@ -213,6 +215,20 @@ class RimeProcessor:
         rows = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         ids, mask = _pad(rows, self.pad_id, side="left")
         return Prompts(ids, mask, pixel_values, grid, torch.tensor([len(item.images) for item in items]))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Return patches (P, patch_dim) as float32, scaled and normalised as the image processor would.
+
+        Patches are kept as bytes until then: a fourth of the memory, and of what goes to the device.
+        """
+        settings = self.processor.image_processor
+        scale = 1 / settings.rescale_factor if settings.do_rescale else 1.0
+        mean, std = torch.zeros(1), torch.full((1,), scale)
+        if settings.do_normalize:
+            mean, std = torch.tensor(settings.image_mean) * scale, torch.tensor(settings.image_std) * scale
+        values = pixels.float().view(len(pixels), len(mean), -1)  # channels, then time, rows and columns
+        values = values.sub_(mean.to(pixels.device)[:, None]).div_(std.to(pixels.device)[:, None])
+        return values.view(pixels.shape)
 
     def _bounded(self, item: Item, name: str) -> Item:
         """Return an item whose text is not too long; those of a corpus were checked before."""

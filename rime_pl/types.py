@@ -85,12 +85,20 @@ class Prompts(_Movable):
 
     input_ids: Tensor  # (R, P) int64; each row holds <disc_emb> once
     attention_mask: Tensor  # (R, P) int64, 0 at padding
-    pixel_values: Tensor | None  # (patches of all images, patch_dim) float32, in row order
+    pixel_values: Tensor | None  # (patches of all images, patch_dim) uint8, in row order; on the CPU
     image_grid_thw: Tensor | None  # (images, 3) int64: frames, patch rows, patch columns
     num_images: Tensor  # (R,) int64, images of each row
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> Prompts:
+        """Return the rows on a device. Pixels stay where they are until the vision tower reads them.
+
+        A large batch goes through the model in parts, and only the pixels of one part are on the device then.
+        """
+        moved: Prompts = super().to(*args, **kwargs)
+        return replace(moved, pixel_values=self.pixel_values)
 
     def select(self, rows: Tensor) -> Prompts:
         """Return the given rows (int64 indices, repeats allowed), with the patches of their images.
@@ -139,6 +147,12 @@ class Rows(_Movable):
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def labels(self) -> Tensor:
+        """The tokens that are learned, (R, C) int64: those of annotated rewrites; -100 elsewhere."""
+        learned = self.completions.mask.bool() & self.annotated.unsqueeze(1)
+        return self.completions.ids.masked_fill(~learned, -100)
 
     def lengths(self) -> Tensor:
         """Return (R, 2) int64: tokens of each prompt and of what follows it, without padding."""

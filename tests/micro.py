@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from PIL import Image
+from torch import Tensor
 
 from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.config import BackboneConfig
@@ -32,7 +33,7 @@ from rime_pl.modules.settings import (
 )
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.types import Batch, Pair
+from rime_pl.types import Batch, Completions, Pair, Prompts
 
 #: Every width is a multiple of 64, the block of NF4.
 MICRO = TinyConfig(
@@ -150,6 +151,15 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     return Backbone(config, RimeProcessor.from_pretrained(config.name_or_path, config.prompt))
 
 
+def plain_logits(backbone: Backbone, prompts: Prompts, completions: Completions) -> Tensor:
+    """All logits (R, C, V) for the tokens of one completion of each prompt, by the Hugging Face model."""
+    ids = torch.cat([prompts.input_ids, completions.ids], dim=1)
+    mask = torch.cat([prompts.attention_mask, completions.mask], dim=1)
+    images = backbone.image_inputs(prompts, ids)
+    logits = backbone.language_model(input_ids=ids, attention_mask=mask, **images).logits
+    return logits[:, prompts.input_ids.shape[1] - 1 : -1]  # a token is predicted one position earlier
+
+
 def randomise_adapter(model: PeftModel, seed: int = 1, scale: float = 0.1) -> None:
     """LoRA starts with B = 0, where it does nothing and A has no gradient: move every trained tensor."""
     generator = torch.Generator().manual_seed(seed)
@@ -195,7 +205,9 @@ def refine_rl_module(backbone: Backbone, **groups: dict[str, Any]) -> RefineRLMo
     """Refine-RL without a trainer, on a model that ends a rewrite now and then; AdamW steps are real."""
     bias = torch.zeros(backbone.language_model.get_output_embeddings().weight.shape[0])
     bias[[backbone.processor.gen_id, backbone.processor.turn_end_id]] = torch.tensor([5.0, 3.0])
-    backbone.language_model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
+    backbone.language_model.lm_head.token_adapter.base_layer.bias = torch.nn.Parameter(
+        bias, requires_grad=False
+    )
     randomise_adapter(backbone.peft, scale=0.05)
     module: Any = RefineRLModule(backbone.config, **rl_settings(**groups))
     module.backbone, module.reference = backbone, trained_values(backbone)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
@@ -66,8 +67,33 @@ def test_layout_is_that_of_the_checkpoint(
     assert prompts.input_ids.tolist() == expected["input_ids"].tolist()
     if images:
         assert prompts.pixel_values is not None and prompts.image_grid_thw is not None
-        assert prompts.pixel_values.equal(expected["pixel_values"])
+        assert prompts.pixel_values.dtype == torch.uint8
+        assert ours.normalised(prompts.pixel_values).equal(expected["pixel_values"])
         assert prompts.image_grid_thw.equal(expected["image_grid_thw"])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"do_normalize": False}, {"do_rescale": False}, {"image_mean": [0.1, 0.4, 0.5]}]
+)
+def test_pixels_are_normalised_as_the_image_processor_would(
+    changes: dict[str, Any], processor: RimeProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = processor.processor.image_processor
+    for name, value in changes.items():
+        monkeypatch.setattr(images, name, value)
+    item = Item("", (picture(48, 24), picture(24, 70)), "c")
+    pixels = processor.prompts([item]).pixel_values
+    assert pixels is not None and pixels.dtype == torch.uint8
+    expected = images(images=list(item.images), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(processor.normalised(pixels), expected.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_pixels_stay_on_the_host(processor: RimeProcessor) -> None:
+    """A batch moves to the device without them; the tower gets those of one part."""
+    prompts = processor.prompts([Item("", (picture(48, 24),), "c")])
+    moved = prompts.to("meta")
+    assert moved.input_ids.is_meta and moved.image_grid_thw is not None and moved.image_grid_thw.is_meta
+    assert moved.pixel_values is prompts.pixel_values
 
 
 def test_a_missing_text_or_instruction_leaves_no_empty_line() -> None:

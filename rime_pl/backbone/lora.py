@@ -20,6 +20,8 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rime_pl.backbone.head import Table, logits
+
 
 def forward_in_place(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return ``base(x) + scaling B A dropout(x)``, in PEFT's own way where it is more than that.
@@ -60,28 +62,58 @@ def _as_peft_does(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def forward_table(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Look tokens up, or compute their logits where the layer is the tied head, as PEFT does.
+    """Look tokens up, or compute their logits where the layer is the tied head.
 
-    PEFT copies the whole table in each forward, because two of its rows train. Inside :func:`merged` it is
-    copied once.
+    PEFT copies the whole table in each forward, as a few of its rows train, and its gradient is as large.
+    Here those rows are put into the result.
+
+    Args:
+        layer: A layer of PEFT with trained tokens.
+        x: (...,) token ids, or (..., D) hidden states.
+        args, kwargs: PEFT's further arguments.
+
+    Returns:
+        (..., D) of the table's type, or (..., V) of the type of ``x``.
     """
-    whole = layer.whole_weight
-    if whole is None:
+    if args or kwargs or not _is_plain(layer) or torch.is_autocast_enabled(x.device.type):
         return _as_peft_does(layer, x, *args, **kwargs)
-    return F.embedding(x, whole) if isinstance(layer.base_layer, nn.Embedding) else F.linear(x, whole)
+    table = trained_table(layer)
+    if type(layer.base_layer) is nn.Linear:
+        return logits(x, table)
+    found = F.embedding(x, table.frozen)
+    for token, row in zip(table.ids, table.trained.to(found.dtype), strict=True):
+        found = torch.where((x == token).unsqueeze(-1), row, found)
+    return found
+
+
+def trained_table(layer: Any) -> Table:
+    """Return the table of a layer with trained tokens."""
+    (name,) = layer.active_adapters
+    base = layer.base_layer
+    bias = base.bias if isinstance(base, nn.Linear) else None
+    return Table(base.weight, layer.trainable_tokens_delta[name], layer.token_indices[name], bias)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return whether a layer only looks rows up or multiplies by them, with one adapter that is in use."""
+    base = layer.base_layer
+    looked_up = type(base) is nn.Embedding and base.max_norm is None and not base.scale_grad_by_freq
+    adapted = len(layer.active_adapters) == 1 and not layer.disable_adapters and not layer.merged
+    return adapted and (looked_up or type(base) is nn.Linear)
 
 
 def add_in_place(model: Any) -> None:
     """Make all adapted layers of a model use the functions of this file; their names and values stay."""
     for layer in _adapted(model):
         table = isinstance(layer, TrainableTokensLayer)
-        layer.whole_weight = None
+        if not table:
+            layer.whole_weight = None
         layer.forward = partial(forward_table if table else forward_in_place, layer)
 
 
 @contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """Inside, no gradient, and each adapted layer is one product, with the weight ``W + scaling B A``.
+    """Inside, no gradient, and each layer with LoRA is one product, with the weight ``W + scaling B A``.
 
     Nothing is written into the 4-bit weights: each layer gets a whole weight beside them, and drops it at the
     end. A bfloat16 layer stays as it is, because the sum would be rounded, and small changes lost. So do
@@ -90,7 +122,7 @@ def merged(model: Any) -> Iterator[None]:
     Args:
         model: After :func:`add_in_place`; in eval mode, or with a LoRA dropout of 0.
     """
-    layers = _adapted(model)
+    layers: list[Any] = [layer for layer in _adapted(model) if isinstance(layer, LoraLayer)]
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     with torch.no_grad():
         if sharded or any(layer.whole_weight is not None for layer in layers):  # merged already
@@ -112,11 +144,7 @@ def _adapted(model: Any) -> list[Any]:
 
 
 def _whole_weight(layer: Any) -> Tensor | None:
-    """Return what a layer multiplies by, (out, in), or a table with its rows; None if it would be rounded."""
-    if isinstance(layer, TrainableTokensLayer):
-        if layer.tied_adapter is not None:
-            return layer.tied_adapter.whole_weight  # type: ignore[no-any-return]
-        return layer.get_merged_weights(layer.active_adapters)
+    """Return what a layer multiplies by, (out, in); None if it would be rounded."""
     (name,) = layer.active_adapters
     weight = layer.base_layer.weight
     state = getattr(weight, "quant_state", None)

@@ -1,10 +1,10 @@
-"""The model of all stages: items in, both embeddings and the logits of the rewrite out.
+"""The model of all stages: items in, both embeddings and the log-probabilities of the rewrite out.
 
 Built by ``RimeModule.configure_model`` and by the retriever. Attention is causal, so one forward over prompt
-and rewrite gives the discriminative embedding, the generative one and the logits of the language-model loss.
+and rewrite gives the discriminative embedding, the generative one and what the language-model loss needs.
 
 Shape legend: R prompts, G completions of each, N = R * G, P prompt tokens, C completion tokens, M labelled
-tokens, D width, V vocabulary.
+tokens, D width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.groups import TAKE_MASKS, continued_positions, shared_prompt_mask
-from rime_pl.backbone.lora import add_in_place
+from rime_pl.backbone.head import Sampling, Table, token_logprobs
+from rime_pl.backbone.lora import add_in_place, trained_table
 from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.precision import check_device
@@ -41,8 +42,8 @@ class BackboneOutput:
     disc: Tensor  # (R, D) float32, normalised
     gen: Tensor | None  # (N, D) float32, normalised; None without completions
     gen_found: Tensor | None  # (N,) bool: whether the completion holds <gen_emb>; else its row of gen is 0
-    logits: Tensor | None  # (M, V): only at the completion tokens in label_mask
-    labels: Tensor | None  # (M,) int64: those tokens
+    logprobs: Tensor | None  # (M,) float32, in nats: of the labels, row by row
+    entropy: Tensor | None  # (M,) float32, in nats, without gradient; None if no sampling was given
     alternative: Tensor | None = None  # (R, D) float32, normalised: of the alternatives
 
 
@@ -98,9 +99,10 @@ class Backbone(nn.Module):
         self,
         prompts: Prompts,
         completions: Completions | None = None,
-        label_mask: Tensor | None = None,
+        labels: Tensor | None = None,
         image_features: Any | None = None,
         alternatives: Completions | None = None,
+        sampling: Sampling | None = None,
     ) -> BackboneOutput:
         """Run one forward over R prompts, each with its completions behind it.
 
@@ -108,9 +110,11 @@ class Backbone(nn.Module):
             prompts: R rows.
             completions: N = R * G rewrites with <gen_emb>, the G of a prompt together; None gives only the
                 discriminative embedding.
-            label_mask: (N,) or (N, C) bool, rows or tokens of the completions that get logits; None for none.
+            labels: (N, C) int64, the tokens whose log-probability is wanted at each place of the completions;
+                -100 where none is. None for none at all.
             image_features: From :meth:`encode_images`, so that several forwards share one pass of the tower.
             alternatives: R further rewrites where G is 1, of any width, only to be embedded.
+            sampling: The distribution of the log-probabilities; None is the model's own.
 
         Raises:
             RimeError: If a prompt has no discriminative token.
@@ -121,18 +125,26 @@ class Backbone(nn.Module):
         out = BackboneOutput(self.read_disc(prompts, hidden[0]), None, None, None, None)
         if completions is not None:
             out.gen, out.gen_found = self.read_gen(completions, hidden[1])
-            if label_mask is not None:
-                wanted = label_mask if label_mask.dim() == 2 else label_mask.unsqueeze(1)
-                labelled = completions.mask.bool() & wanted  # (N, C), M of them True
+            if labels is not None:
+                labelled = labels != -100  # (N, C), M of them True
                 # the token at completion position c is predicted one position earlier
                 start = hidden[0][:, -1:].repeat_interleave(len(completions) // len(prompts), dim=0)
                 before = torch.cat([start, hidden[1][:, :-1]], dim=1)  # (N, C, D)
-                out.logits = self.language_model.lm_head(before[labelled])
-                out.labels = completions.ids[labelled]
+                out.logprobs, out.entropy = token_logprobs(
+                    before[labelled],
+                    self.head(),
+                    labels[labelled],
+                    sampling or Sampling(),
+                    with_entropy=sampling is not None,
+                )
         if alternatives is not None:
             last = self._hidden(prompts, [alternatives], image_features) if alone else hidden
             out.alternative, _ = self.read_gen(alternatives, last[-1])
         return out
+
+    def head(self) -> Table:
+        """Return the table of the head, whose rows of the mode tokens train."""
+        return trained_table(self.language_model.lm_head.token_adapter)
 
     def read_gen(self, completions: Completions, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings (N, D) from hidden states (N, C, D), and (N,) bool: which rows hold <gen_emb>."""
@@ -198,10 +210,15 @@ class Backbone(nn.Module):
         """
         inputs: dict[str, Any] = self._image_layout(prompts, ids)
         if inputs and image_features is None:
-            inputs["pixel_values"] = prompts.pixel_values
+            inputs["pixel_values"] = self.pixels(prompts)
         elif inputs:
             inputs["mm_encoder_outputs"] = {"image": image_features}
         return inputs
+
+    def pixels(self, prompts: Prompts) -> Tensor:
+        """Return the patches of all images (patches, patch_dim) float32, on the device of the tokens."""
+        assert prompts.pixel_values is not None, "only rows with images have pixels"
+        return self.processor.normalised(prompts.pixel_values.to(prompts.input_ids.device))
 
     def _image_layout(self, prompts: Prompts, ids: Tensor) -> dict[str, Any]:
         if prompts.image_grid_thw is None:
@@ -240,7 +257,7 @@ class Backbone(nn.Module):
             return None
         with torch.no_grad():
             features = self.language_model.model.get_image_features(
-                prompts.pixel_values, prompts.image_grid_thw, return_dict=True
+                self.pixels(prompts), prompts.image_grid_thw, return_dict=True
             )
         # the last hidden state of the tower is large, and the decoder does not read it
         read = {name: value for name, value in features.items() if name != "last_hidden_state"}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rime_pl.backbone.head import Sampling
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.decoding import DecodingState, decode_step, prefill
 from rime_pl.generation.rewriting import finish_rewrites, suppressed_tokens
@@ -177,13 +178,13 @@ def score_rollouts(
         image_features: From ``Backbone.encode_images``.
     """
     sampled = rollouts.labels != -100  # (N, C), M of them True
-    output = backbone(prompts, rollouts.completions, sampled, image_features)
-    suppressed = suppressed_tokens(backbone.processor, output.logits.shape[-1], output.logits.device)
-    logprobs = distribution(output.logits, suppressed, temperature)  # (M, V)
-    with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (M,)
-    picked = logprobs.gather(1, rollouts.labels[sampled].unsqueeze(1)).squeeze(1)  # (M,)
-    empty = torch.zeros(sampled.shape, device=picked.device)
+    suppressed = suppressed_tokens(backbone.processor, len(backbone.head().frozen), sampled.device)
+    sampling = Sampling(temperature, suppressed)
+    output = backbone(prompts, rollouts.completions, rollouts.labels, image_features, sampling=sampling)
+    empty = torch.zeros(sampled.shape, device=sampled.device)
     return Scores(
-        empty.masked_scatter(sampled, picked), empty.masked_scatter(sampled, entropy), output.gen, output.disc
+        empty.masked_scatter(sampled, output.logprobs),
+        empty.masked_scatter(sampled, output.entropy),
+        output.gen,
+        output.disc,
     )

@@ -128,9 +128,9 @@ class ContrastiveModule(RimeModule):
             num_labels: From :meth:`count_labels`.
             image_features: From :meth:`Backbone.encode_images`; None to encode the images here.
         """
-        out = self.model(rows.prompts, rows.completions, rows.annotated, image_features, rows.wrong)
+        out = self.model(rows.prompts, rows.completions, rows.labels, image_features, rows.wrong)
         # times world size, because DDP and FSDP average the gradients over the ranks
-        cross_entropy = token_cross_entropy(out.logits, out.labels, num_labels) * world_size()
+        cross_entropy = token_cross_entropy(out.logprobs, num_labels) * world_size()
         return EncodedSide(out.disc, out.gen, cross_entropy, out.alternative)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

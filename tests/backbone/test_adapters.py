@@ -79,8 +79,8 @@ def test_small_steps_on_a_bfloat16_base_are_not_rounded_away(
     trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=3e-5, weight_decay=0.0)
-    out = backbone(batch.query.prompts, batch.query.completions, batch.query.annotated)
-    (out.disc.sum() + out.gen.sum() + out.logits.float().logsumexp(1).sum()).backward()
+    out = backbone(batch.query.prompts, batch.query.completions, batch.query.labels)
+    (out.disc.sum() + out.gen.sum() + out.logprobs.sum()).backward()
     optimizer.step()
     for name, p in trained.items():
         assert p.dtype == p.grad.dtype == torch.float32, name
@@ -157,7 +157,7 @@ def test_peft_loads_the_folder(trained: Backbone, adapter: Path, micro_base: Pat
     hidden = model.get_base_model().model(
         input_ids=ids,
         attention_mask=torch.cat([rows.prompts.attention_mask, rows.completions.mask], dim=1),
-        pixel_values=rows.prompts.pixel_values,
+        pixel_values=trained.pixels(rows.prompts),
         image_grid_thw=rows.prompts.image_grid_thw,
         mm_token_type_ids=(ids == processor.image_id).int(),
     )

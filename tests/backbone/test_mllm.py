@@ -1,9 +1,10 @@
-"""One forward gives both embeddings and the logits; a row does not depend on other rows or on padding."""
+"""One forward gives embeddings and log-probabilities; a row depends neither on other rows nor on padding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
 from tests.conftest import MakeBackbone
-from tests.micro import build_backbone, micro_config
+from tests.micro import build_backbone, micro_config, plain_logits
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 
@@ -44,7 +45,7 @@ def count_forwards(backbone: Backbone) -> Iterator[list[int]]:
         (CMAModule, [3, 3, 6]),  # queries with another's rewrite beside their own, with an empty one, targets
     ],
 )
-def test_one_forward_a_side_gives_disc_gen_and_logits(
+def test_one_forward_a_side_gives_all(
     module: type[SFTModule] | type[CMAModule], expected: list[int], make_backbone: MakeBackbone, batch: Batch
 ) -> None:
     backbone = make_backbone()
@@ -84,7 +85,7 @@ def test_disc_does_not_depend_on_the_rewrite(shared_backbone: Backbone, batch: B
     own, none = shared_backbone(rows.prompts, rows.completions), shared_backbone(rows.prompts, empty)
     torch.testing.assert_close(prompt_only.disc, own.disc, **TOLERANCE)
     torch.testing.assert_close(own.disc, none.disc, **TOLERANCE)
-    assert prompt_only.gen is None and prompt_only.logits is None
+    assert prompt_only.gen is None and prompt_only.logprobs is None
     assert (own.gen - none.gen).norm(dim=-1).min() > 1e-3, "the generative embedding must read the rewrite"
 
 
@@ -98,16 +99,16 @@ def test_a_batch_equals_its_rows_one_by_one(
     assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_images.tolist() == [
         0, 2, 0, 1, 0,
     ]  # fmt: skip
-    together = shared_backbone(rows.prompts, rows.completions, rows.annotated)
-    logits = []
+    together = shared_backbone(rows.prompts, rows.completions, rows.labels)
+    logprobs = []
     for number, pair in enumerate(pairs):
         row = processor.training_batch([pair]).query
         assert row.prompts.attention_mask.all()
-        one = shared_backbone(row.prompts, row.completions, row.annotated)
+        one = shared_backbone(row.prompts, row.completions, row.labels)
         torch.testing.assert_close(one.disc[0], together.disc[number], **TOLERANCE)
         torch.testing.assert_close(one.gen[0], together.gen[number], **TOLERANCE)
-        logits.append(one.logits)
-    torch.testing.assert_close(torch.cat(logits), together.logits, **TOLERANCE)
+        logprobs.append(one.logprobs)
+    torch.testing.assert_close(torch.cat(logprobs), together.logprobs, **TOLERANCE)
 
 
 @torch.no_grad()
@@ -122,25 +123,21 @@ def test_selected_rows_take_their_own_patches(shared_backbone: Backbone, batch: 
 
 
 @torch.no_grad()
-def test_logits_are_those_of_the_whole_model_at_labelled_positions(
+def test_logprobs_are_those_of_the_whole_model_at_labelled_positions(
     shared_backbone: Backbone, batch: Batch
 ) -> None:
     rows = batch.query
-    label_mask = torch.tensor([True, False, True, True, False, True])
-    out = shared_backbone(rows.prompts, rows.completions, label_mask)
-    ids = torch.cat([rows.prompts.input_ids, rows.completions.ids], dim=1)
-    mask = torch.cat([rows.prompts.attention_mask, rows.completions.mask], dim=1)
-    images = shared_backbone.image_inputs(rows.prompts, ids)
-    full = shared_backbone.language_model(input_ids=ids, attention_mask=mask, **images).logits
-    width = rows.prompts.input_ids.shape[1]
+    annotated = torch.tensor([True, False, True, True, False, True])
+    out = shared_backbone(rows.prompts, rows.completions, replace(rows, annotated=annotated).labels)
+    full = plain_logits(shared_backbone, rows.prompts, rows.completions).log_softmax(-1)  # (R, C, V)
     expected, labels = [], []
     for row in range(len(rows)):
-        if label_mask[row]:
+        if annotated[row]:
             for column in range(int(rows.completions.mask[row].sum())):
-                expected.append(full[row, width + column - 1])
                 labels.append(int(rows.completions.ids[row, column]))
-    torch.testing.assert_close(out.logits, torch.stack(expected), **TOLERANCE)
-    assert out.labels.tolist() == labels
+                expected.append(full[row, column, labels[-1]])
+    torch.testing.assert_close(out.logprobs, torch.stack(expected), **TOLERANCE)
+    assert out.entropy is None
     assert labels.count(shared_backbone.processor.gen_id) == 4  # <gen_emb> and end of turn are learned too
     assert labels.count(shared_backbone.processor.turn_end_id) == 4
 
@@ -206,9 +203,9 @@ def test_gradient_checkpointing_gives_equal_gradients(make_backbone: MakeBackbon
         )
         if checkpointing:
             assert backbone.language_model.is_gradient_checkpointing
-        out = backbone(batch.query.prompts, batch.query.completions, batch.query.annotated)
+        out = backbone(batch.query.prompts, batch.query.completions, batch.query.labels)
         weight = torch.linspace(-1, 1, out.disc.numel()).view_as(out.disc)
-        (out.logits.logsumexp(-1).sum() + (weight * out.disc).sum() + (weight * out.gen).sum()).backward()
+        (out.logprobs.sum() + (weight * out.disc).sum() + (weight * out.gen).sum()).backward()
         gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.requires_grad})
     plain, recomputed = gradients
     for name, gradient in plain.items():
@@ -235,9 +232,9 @@ def test_the_frozen_vision_tower_never_runs_backward(kept: bool, tmp_path: Path)
             )
         )
     features = backbone.encode_images(rows.prompts) if kept else None
-    out = backbone(rows.prompts, rows.completions, rows.annotated, features)
+    out = backbone(rows.prompts, rows.completions, rows.labels, features)
     assert len(seen) > 5 and not any(seen)
-    assert out.gen.requires_grad and out.logits.requires_grad
+    assert out.gen.requires_grad and out.logprobs.requires_grad
 
 
 def test_missing_base_is_named(processor: RimeProcessor, make_backbone: MakeBackbone) -> None:

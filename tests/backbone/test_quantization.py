@@ -47,9 +47,9 @@ def test_packed_hash_survives_training_and_evaluation(make_backbone: MakeBackbon
     before = packed_weights_hash(backbone)
     for mode in (True, False, True):
         backbone.train(mode)
-        out = backbone(batch.query.prompts, batch.query.completions, batch.query.annotated)
+        out = backbone(batch.query.prompts, batch.query.completions, batch.query.labels)
         if mode:
-            out.logits.sum().backward()
+            out.logprobs.sum().backward()
         assert packed_weights_hash(backbone) == before
     with torch.no_grad():
         weight = next(iter(linear_4bit_modules(backbone).values())).weight

@@ -23,7 +23,7 @@ from rime_pl.generation.rollouts import (
 )
 from rime_pl.types import Batch, Prompts, Rollouts
 from tests.conftest import MakeBackbone
-from tests.micro import randomise_adapter
+from tests.micro import plain_logits, randomise_adapter
 
 G, BUDGET = 3, 10
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
@@ -40,7 +40,9 @@ def moved(backbone: Backbone) -> Backbone:
     processor = backbone.processor
     bias = torch.zeros(backbone.language_model.get_output_embeddings().weight.shape[0])
     bias[[processor.gen_id, processor.turn_end_id]] = torch.tensor([4.0, 3.0])
-    backbone.language_model.lm_head.register_forward_hook(lambda module, args, out: out + bias)
+    backbone.language_model.lm_head.token_adapter.base_layer.bias = torch.nn.Parameter(
+        bias, requires_grad=False
+    )
     return backbone
 
 
@@ -54,24 +56,14 @@ def rollouts(policy: Backbone, batch: Batch) -> Rollouts:
 
 
 def plain_logprobs(policy: Backbone, prompts: Prompts, rollouts: Rollouts, temperature: float) -> Tensor:
-    """The log-probabilities from ``Backbone.forward``, where each rewrite has its own copy of the prompt."""
+    """The log-probabilities from all logits, where each rewrite has its own copy of the prompt."""
     repeated = prompts.select(torch.arange(len(prompts)).repeat_interleave(G))
-    out = policy(repeated, rollouts.completions, torch.ones(len(rollouts), dtype=torch.bool))
-    assert out.logits is not None
-    mask = suppressed_tokens(policy.processor, out.logits.shape[1], out.logits.device)
-    scores = out.logits.masked_fill(mask, float("-inf")) / temperature
-    everything = torch.zeros(rollouts.labels.shape)
-    everything = everything.masked_scatter(
-        rollouts.completions.mask.bool(),
-        scores.log_softmax(1).gather(1, _sampled(rollouts)[:, None])[:, 0],
-    )
-    return torch.where(rollouts.labels != -100, everything, 0.0)
-
-
-def _sampled(rollouts: Rollouts) -> Tensor:
-    """The sampled token at each completion position; an arbitrary allowed token where none was sampled."""
-    labels = rollouts.labels.masked_fill(rollouts.labels == -100, 5)
-    return labels[rollouts.completions.mask.bool()]
+    logits = plain_logits(policy, repeated, rollouts.completions)  # (N, C, V)
+    suppressed = suppressed_tokens(policy.processor, logits.shape[-1], logits.device)
+    scores = (logits.masked_fill(suppressed, float("-inf")) / temperature).log_softmax(-1)
+    labels = rollouts.labels.masked_fill(rollouts.labels == -100, 5)  # an arbitrary allowed token
+    picked = scores.gather(2, labels.unsqueeze(2)).squeeze(2)
+    return torch.where(rollouts.labels != -100, picked, 0.0)
 
 
 @torch.no_grad()
@@ -148,13 +140,10 @@ def test_tokens_are_sampled_from_the_scored_distribution(policy: Backbone, batch
     given = numbers(2)
     sampled = sample_rollouts(policy, prompts, given, temperature=0.7)
     repeated = prompts.select(torch.arange(2).repeat_interleave(G))
-    out = policy(repeated, sampled.completions, torch.ones(2 * G, dtype=torch.bool))
-    suppressed = suppressed_tokens(policy.processor, out.logits.shape[1], torch.device("cpu"))
-    rows, columns = sampled.completions.mask.nonzero(as_tuple=True)
-    for logits, row, column in zip(out.logits, rows.tolist(), columns.tolist(), strict=True):
-        if sampled.labels[row, column] == -100:
-            continue
-        probabilities = (logits.double() / 0.7).masked_fill(suppressed, float("-inf")).softmax(0)
+    logits = plain_logits(policy, repeated, sampled.completions)  # (N, C, V)
+    suppressed = suppressed_tokens(policy.processor, logits.shape[-1], torch.device("cpu"))
+    for row, column in (sampled.labels != -100).nonzero().tolist():
+        probabilities = (logits[row, column].double() / 0.7).masked_fill(suppressed, float("-inf")).softmax(0)
         sums = itertools.accumulate(probabilities.tolist())
         token = next(number for number, total in enumerate(sums) if total > given[row, column])
         assert token == sampled.labels[row, column].item()

@@ -157,7 +157,7 @@ def assumed_rows(
         merge = vision.spatial_merge_size
         grid = torch.tensor([[1, merge, merge * image_tokens]]).repeat(rows, 1)
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        pixels = torch.empty(rows * image_tokens * merge**2, width, device="meta")
+        pixels = torch.empty(rows * image_tokens * merge**2, width, dtype=torch.uint8, device="meta")
     images = torch.full((rows,), int(image_tokens > 0))
     prompts = Prompts(ids, torch.ones_like(ids), pixels, grid, images)
     written = torch.full((rows, words + 2), word)

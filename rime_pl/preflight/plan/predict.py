@@ -226,7 +226,7 @@ def _detach_from_trainer(step: Any, live: LiveBytes) -> None:
 def without_values(rows: Rows) -> Rows:
     """Return rows with empty pixel values, made in the caller's context: on "meta", or under ``NoValues``."""
     pixels = rows.prompts.pixel_values
-    empty = None if pixels is None else torch.empty(pixels.shape)
+    empty = None if pixels is None else torch.empty(pixels.shape, dtype=pixels.dtype)
     return replace(rows, prompts=replace(rows.prompts, pixel_values=empty))
 
 

@@ -155,6 +155,7 @@ def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> Ri
         special_ids=[DISC, GEN, TURN_END, PAD, architecture.image_token_id],
         new_tokens=[],  # big checkpoints have spare rows for them
         decode=lambda completions: [""] * len(completions),
+        normalised=lambda pixels: pixels.float(),
         tokenizer=range(architecture.text_config.vocab_size),
         prompt=config.prompt,
     )
