@@ -20,7 +20,7 @@ from rime_pl.run_folder import RUNS, RunFolder
 #: The stages in the order in which each starts from the adapter of the one before.
 STAGES = ("sft", "cma", "refine_rl")
 #: Recipes that have a name: a folder with one YAML file for each stage.
-RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS}
+RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS, "2b-24gb": CONFIGS / "24gb"}
 #: Corpora that can be built without further input.
 BUILT_IN = ("openmoji", "scenes")
 #: A recipe with this base model trains on one that `rime base` makes for the corpus: models/tiny-<corpus>.

@@ -17,7 +17,7 @@ from rime_pl.cli import STAGES, StageCLI
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONFIGS = ROOT / "configs"
-RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("tiny/*.yaml")])
+RECIPES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("tiny/*.yaml"), *CONFIGS.glob("24gb/*.yaml")])
 ADDITIONS = [  # stage, and what is put on top of its recipe
     *((path.stem, path) for path in sorted(CONFIGS.glob("data/*/*.yaml"))),
     *((stage, path) for path in sorted(CONFIGS.glob("overlays/*.yaml")) for stage in sorted(STAGES)),

@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens at the head of a language model, a few rows at a time.
 
-Called by mllm.py. With a vocabulary of 150,000, the logits of a batch take more memory than the rest of a step.
+Called by mllm.py. With a vocabulary of 150,000, the logits of a batch take more memory than all the rest.
 Here only those of one chunk exist. The gradient is made in the forward, because the chunk is at hand there: a
 log-probability has its own row of hidden states, so what comes from the loss later only scales this gradient.
 

@@ -73,7 +73,7 @@ def memory_by_part(plan: Mapping[str, Any]) -> Table:
     parts = dict.fromkeys(part for stage in stages for part in stage["parts"])
     sizes = {part: [stage["parts"].get(part, 0) for stage in stages] for part in parts}
     rows = [[part, *map(_size, row)] for part, row in sizes.items() if any(row)]
-    rows.append(["peak", *(_size(stage["peak"]) for stage in stages)])
+    rows.append(["peak", *(_size(stage["peak_bytes"]) for stage in stages)])
     title = "Memory of one process at the peak of a step on the longest pairs (predicted)"
     return Table(title, ["part", *(stage["stage"] for stage in stages)], rows)
 
@@ -86,19 +86,21 @@ def hours(plan: Mapping[str, Any]) -> Table:
     ]
     rate = f"{UTILISATION:.0%} of the data sheet's rate"
     title = f"Time, predicted from {plan['flops_per_step']:.2g} FLOP of a mean batch at {rate}"
-    note = "Sampling takes longer than its FLOPs say: memory bandwidth and kernel launches limit it."
+    note = "Not in it: start, reading and decoding of data, evaluation, checkpoints, LoRA's float32 copies."
+    if plan["stage"] == "refine_rl":
+        note += " Sampling takes longer than its FLOPs say: memory bandwidth and kernel launches limit it."
     head = ["GPU", "fits", "seconds per step", "run"]
-    return Table(title, head, rows, note=note if plan["stage"] == "refine_rl" else "")
+    return Table(title, head, rows, note=note)
 
 
 def changes(plan: Mapping[str, Any]) -> Table:
     """Return whether the run fits in the memory given, or each change that brings its peak down."""
-    limit, peaks = plan["memory_gib"], {one["stage"]: one["peak"] for one in plan["stages"]}
+    limit, peaks = plan["memory_gib"], {one["stage"]: one["peak_bytes"] for one in plan["stages"]}
     if fits(peak := peaks[plan["stage"]], limit):
         title = f"{plan['stage']} fits in {limit:g} GiB: {_size(peak)} at the peak."
         return Table(title, ["stage", "peak"], [[plan["stage"], _size(peak)]])
     rows = [
-        [change["setting"], _size(change["peak"]), "yes" if fits(change["peak"], limit) else "no"]
+        [change["setting"], _size(change["peak_bytes"]), "yes" if fits(change["peak_bytes"], limit) else "no"]
         for change in plan["changes"]
     ]
     title = f"{plan['stage']} does not fit in {limit:g} GiB. Each change by itself:"

@@ -59,8 +59,8 @@ def test_json_needs_no_weights(
     found = told(capsys)
     assert found["negatives_per_query"] == 3 and found["steps"] == 200 and "read from" in found["lengths"]
     sft, cma = found["stages"]
-    assert (sft["stage"], cma["stage"]) == ("sft", "cma") and cma["peak"] > sft["peak"]
-    assert sft["peak"] == sum(sft["parts"].values()) and min(sft["parts"].values()) >= 0
+    assert (sft["stage"], cma["stage"]) == ("sft", "cma") and cma["peak_bytes"] > sft["peak_bytes"]
+    assert sft["peak_bytes"] == sum(sft["parts"].values()) and min(sft["parts"].values()) >= 0
     assert found["disk_bytes"]["adapter"] == 4 * found["trained_parameters"]
     assert all(row["seconds_per_step"] > 0 for row in found["hours"]) and not found["changes"]
 
@@ -273,6 +273,7 @@ def test_tables_and_assumed_lengths(
         "peak",
         "on the longest pairs",
         "of a mean batch",
+        "Not in it: start, reading and decoding of data, evaluation",
     ):
         assert words in said
     assert "cma fits in 64 GiB" in said and "predicted" in said

@@ -99,11 +99,14 @@ def make_plan(
         "flops_per_step": flops,
         "disk_bytes": checkpoint_bytes(own.trained, settings.stage),
         "memory_gib": memory,
-        "stages": [asdict(stage) | {"peak": stage.peak} for stage in stages.values()],
+        "stages": [asdict(stage) | {"peak_bytes": stage.peak} for stage in stages.values()],
         "hours": hours(flops, own.peak, num_steps),
         # settings that bring the peak down; the first ones cost no quality
         "changes": [
-            {"setting": typed, "peak": predict(settings, settings.module_class, architecture, rows, new).peak}
+            {
+                "setting": typed,
+                "peak_bytes": predict(settings, settings.module_class, architecture, rows, new).peak,
+            }
             for typed, rows, new in variants(settings, batch)
             if memory is not None and not fits(own.peak, memory)
         ],
