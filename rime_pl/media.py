@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import io
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,6 +29,7 @@ _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 #: What a system answers if a name leads to no file, whatever the state of the disk.
 _NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # of EXIF; 2 to 8 mean that the picture is to be turned
+_HEAD = 12  # bytes that tell a HEIC file
 _PNG_DEPTH = 24  # the byte that holds the bits of a channel
 
 
@@ -81,22 +83,60 @@ def stored_picture(source: str | Path | bytes, name: str = "") -> bytes:
     return buffer.getvalue()
 
 
+def picture_shape(source: str | Path | Image.Image) -> tuple[int, int] | None:
+    """Return height and width of a picture in pixels, from its header: nothing is decoded.
+
+    Returns:
+        None if there is no picture that can be used; ``open_picture`` says what is wrong.
+    """
+    try:
+        if isinstance(source, Image.Image):
+            width, height = source.size
+        else:
+            path = Path(source)
+            if not path.is_file():  # to read a pipe or a device may never end
+                return None
+            with path.open("rb") as file, _named_warnings(str(path)), _opened(file) as image:
+                width, height = image.size
+    except Exception:  # decoders raise whatever they stumble over
+        return None
+    usable = 0 < max(width, height) <= MAX_ASPECT * min(width, height)
+    return (height, width) if usable and width * height <= MAX_PIXELS else None
+
+
+#: Of the thread: the name of the picture that it opens.
+_opening = threading.local()
+_show: Callable[..., Any] = warnings.showwarning  # what shows warnings while no picture is opened
+_threads = 0  # that open pictures
+_lock = threading.Lock()
+
+
+def _show_named(message: Warning | str, *more: Any, **kwargs: Any) -> None:
+    name = _opening.__dict__.get("name")
+    _show(f"{name}: {message}" if name else message, *more, **kwargs)
+
+
 @contextmanager
 def _named_warnings(name: str) -> Iterator[None]:
     """Put the name of the picture before what Pillow warns of, such as EXIF that it cannot read.
 
-    Filters are left alone: a change of them makes Python repeat all warnings that it has shown.
+    Filters are left alone: a change of them makes Python repeat all warnings that it has shown. Several
+    threads may be inside, each with its own picture; the last to leave puts back what was there.
     """
-    show = warnings.showwarning
-
-    def show_named(message: Warning | str, *more: Any, **kwargs: Any) -> None:
-        show(f"{name}: {message}", *more, **kwargs)
-
-    warnings.showwarning = show_named
+    global _show, _threads
+    with _lock:
+        _threads += 1
+        if warnings.showwarning is not _show_named:
+            _show, warnings.showwarning = warnings.showwarning, _show_named
+    _opening.name = name
     try:
         yield
     finally:
-        warnings.showwarning = show
+        _opening.name = None
+        with _lock:
+            _threads -= 1
+            if not _threads and warnings.showwarning is _show_named:
+                warnings.showwarning = _show
 
 
 def _file(path: str | Path, name: str) -> tuple[bytes, str]:
@@ -162,16 +202,19 @@ def _form(image: Image.Image, data: bytes) -> str:
     return "JPEG" if lossy else "PNG"
 
 
-def _opened(data: bytes) -> Image.Image:
-    """Open the bytes of a file; of HEIC only if pillow-heif is installed."""
-    if _is_heic(data):
+def _opened(data: bytes | BinaryIO) -> Image.Image:
+    """Open a file or its bytes; of HEIC only if pillow-heif is installed."""
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    head = file.read(_HEAD)
+    file.seek(0)
+    if _is_heic(head):
         try:
             from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             pass
         else:
             register_heif_opener()
-    return Image.open(io.BytesIO(data))
+    return Image.open(file)
 
 
 def _is_heic(data: bytes) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import os
 import struct
+import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from rime_pl.errors import DataError
-from rime_pl.media import open_picture, stored_picture
+from rime_pl.media import _named_warnings, _show_named, open_picture, picture_shape, stored_picture
 
 
 def encoded(image: Image.Image, form: str, **settings: object) -> bytes:
@@ -130,6 +133,38 @@ def bomb(side: int) -> bytes:
 def test_what_cannot_be_used_is_refused_by_name(data: bytes, said: str) -> None:
     with pytest.raises(DataError, match=said):
         open_picture(data, "x.jpg")
+
+
+def test_the_shape_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.jpg", "a.png", "a.webp", "a.gif"):
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    (tmp_path / "text.jpg").write_text("no picture")
+    Image.new("RGB", (1000, 3)).save(tmp_path / "line.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    for name in ("a.jpg", "a.png", "a.webp", "a.gif"):
+        assert picture_shape(tmp_path / name) == (20, 30)
+    assert picture_shape(Image.new("RGB", (30, 20))) == (20, 30)
+    for name in ("text.jpg", "line.png", "none.jpg", "."):
+        assert picture_shape(tmp_path / name) is None
+
+
+def test_warnings_of_several_threads_name_their_own_pictures() -> None:
+    before, together = warnings.showwarning, threading.Barrier(4)
+
+    def warn(number: int) -> None:
+        with _named_warnings(f"{number}.tif"):
+            together.wait()
+            warnings.warn(f"of picture {number}", stacklevel=1)
+            together.wait()
+
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(4) as pool:
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *more: shown.append(str(message))
+        shown: list[str] = []
+        list(pool.map(warn, range(4)))
+        assert not caught and warnings.showwarning is not _show_named
+    assert sorted(shown) == [f"{number}.tif: of picture {number}" for number in range(4)]
+    assert warnings.showwarning is before
 
 
 def test_a_warning_of_pillow_names_the_picture() -> None:
