@@ -19,7 +19,8 @@ from rime_pl.datamodules.shards import DISTRACTORS, Entry, ShardReader, read_cor
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
-from rime_pl.inference.retriever import MODES, Found, Hit, Retriever, load
+from rime_pl.inference.hits import Found, Hit
+from rime_pl.inference.retriever import MODES, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source
 from rime_pl.pipeline import BUILT_IN
 from rime_pl.prompts import PromptConfig

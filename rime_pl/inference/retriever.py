@@ -9,7 +9,9 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +25,16 @@ from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import DataError, RimeError
 from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.inference.batching import Batches, up_to
 from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
-from rime_pl.inference.sources import Source, batches, checked, content_digest, is_one, one_item, to_item
+from rime_pl.inference.hits import Found, Hit
+from rime_pl.inference.sources import Source, checked, content_digest, is_one, one_item
 from rime_pl.run_folder import RunFolder
 from rime_pl.training_texts import TaskInstructions, choose_task, tasks_from_json, unknown_words
-from rime_pl.types import Item, Mode, Side
+from rime_pl.types import Mode, Prompts, Side
 
 MODES: tuple[Mode, ...] = ("discriminative", "generative")
 CACHE = "search_cache"
-
-
-@dataclass
-class Hit:
-    """One gallery item that a search found."""
-
-    place: int  # index in the gallery, from 0
-    score: float  # cosine
-    rewrite: str | None  # rewrite of the gallery item
-    gallery: Sequence[Source] = field(repr=False)
-
-    @property
-    def item(self) -> Item:
-        """The item; its pictures are opened again, because a gallery of photos does not fit into memory."""
-        return to_item(self.gallery[self.place], name=f"item {self.place} of the gallery")
-
-    @property
-    def name(self) -> str:
-        """The content id of the item, or the path of its picture."""
-        source = self.gallery[self.place]
-        return str(source) if isinstance(source, str | Path) else self.item.content_id
-
-
-@dataclass
-class Found:
-    """The results of one search."""
-
-    hits: list[Hit]  # best first
-    rewrite: str | None  # rewrite of the query
-    encode_ms: float  # time to encode the query, in ms: with its rewrite in the generative mode
-    search_ms: float  # time to compare it with the gallery, in ms
 
 
 class Retriever:
@@ -148,8 +121,8 @@ class Retriever:
             items: One item or several. A ``str`` is a text, a ``Path`` a picture; an ``Item`` may hold both
                 and an instruction.
             mode: ``discriminative`` needs one forward; ``generative`` writes a rewrite first.
-            batch_size: Largest number of items in a forward; large pictures make a batch smaller, and only
-                the pictures of one batch are in memory.
+            batch_size: Largest number of items in a forward. Long items make a batch smaller. Pictures are
+                opened when their batch is due, with several cores also for the next batches, at most four.
             instruction: Task of items without one, e.g. "Find the picture with this name."
 
         Returns:
@@ -198,43 +171,57 @@ class Retriever:
             raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
         rows = self._checked(items, skip_unusable)
         unusable: dict[int, str] = {}
-        vectors: list[Tensor] = []
-        rewrites: list[str] = []
+        found: list[tuple[int, Tensor, str]] = []
         began = time.perf_counter()
-        with Progress(disable=not progress) as bar, merged(self.backbone):
+        given = (batch_size, instruction, unusable if skip_unusable else None)
+        batches = Batches(rows, self.backbone.processor, *given)
+        # to merge LoRA takes as long as a forward or two
+        pays = mode == "generative" or batches.several
+        with (
+            Progress(disable=not progress) as bar,
+            torch.no_grad(),
+            merged(self.backbone) if pays else nullcontext(),
+            closing(batches.__iter__()) as prepared,
+        ):
             shown = bar.add_task(progress, total=len(rows))
-            for done, names, batch in batches(
-                rows, batch_size, instruction, unusable if skip_unusable else None
-            ):
-                vector, written = self._encode_batch(batch, mode, names)
-                if not bool(vector.isfinite().all()):
-                    raise RimeError(
-                        f"{self}: an embedding must be finite, but one is not. The adapter or the base "
-                        "model is damaged: copy it again, or train the stage again."
-                    )
-                vectors.append(vector)
-                rewrites += written
-                bar.update(shown, completed=done)
-        if not vectors:
+            for batch in prepared:
+                if batch.prompts is not None:
+                    vectors, written = self._encode_batch(batch.prompts, mode)
+                    self._refuse_damaged(vectors)
+                    found += zip(batch.numbers, vectors, written, strict=True)
+                bar.advance(shown, batch.done)
+        if not found:
             raise DataError(
                 f"At least one item must be usable, but none of {len(rows)} is. The first: {unusable[0]}"
             )
+        found.sort(key=itemgetter(0))
         seconds = time.perf_counter() - began
-        written_ones = rewrites if mode == "generative" else None
-        return Encoded(torch.cat(vectors), written_ones, seconds, unusable)
+        rewrites = [rewrite for _, _, rewrite in found] if mode == "generative" else None
+        embeddings = torch.stack([vector for _, vector, _ in found])
+        return Encoded(embeddings, rewrites, seconds, dict(sorted(unusable.items())))
 
     def _checked(self, items: Source | Iterable[Source], skip_unusable: bool) -> Sequence[Source]:
         return checked(items, not skip_unusable, self.backbone.processor.prompt.image_limit)
 
-    def _encode_batch(self, items: list[Item], mode: Mode, names: list[str]) -> tuple[Tensor, list[str]]:
-        device = next(self.backbone.parameters()).device
-        prompts = self.backbone.processor.prompts(items, names).to(device)
+    def _encode_batch(self, prompts: Prompts, mode: Mode) -> tuple[Tensor, list[str]]:
+        """Return embeddings (R, D), and rewrites; in the discriminative mode these are empty."""
+        prompts = prompts.to(next(self.backbone.parameters()).device)
         if mode == "discriminative":
-            return self.backbone(prompts).disc.float().cpu(), []
-        read = prefill(self.backbone, prompts, 1)
-        written = write_rewrites(self.backbone, prompts, state=read).completions
-        embedding = embed_completions(self.backbone, read, written)
-        return embedding.cpu(), self.backbone.processor.decode(written)
+            vectors = self.backbone(up_to(prompts, self.backbone.processor.disc_id)).disc
+            written = [""] * len(prompts)
+        else:
+            read = prefill(self.backbone, prompts, 1)
+            completions = write_rewrites(self.backbone, prompts, state=read).completions
+            vectors = embed_completions(self.backbone, read, completions)
+            written = self.backbone.processor.decode(completions)
+        return vectors.float().cpu(), written
+
+    def _refuse_damaged(self, vectors: Tensor) -> None:
+        if not bool(vectors.isfinite().all()):
+            raise RimeError(
+                f"{self}: an embedding must be finite, but one is not. The adapter or the base model is "
+                "damaged: copy it again, or train the stage again."
+            )
 
     # -- search ---------------------------------------------------------------------------------------
 

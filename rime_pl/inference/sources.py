@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,12 @@ from typing import Any
 from PIL import Image
 
 from rime_pl.errors import DataError, RimeError
-from rime_pl.media import open_picture
+from rime_pl.media import open_picture, picture_shape
 from rime_pl.prompts import MAX_IMAGES, refuse_many_images
 from rime_pl.types import Item
 
 #: A text, a picture (path or opened), or an item that may hold both and an instruction.
 Source = str | Path | Image.Image | Item
-#: A batch is full with so many pixels: four photos of 12 megapixels, 150 MB before they are scaled down.
-MAX_PIXELS = 48_000_000
 #: File names that end like this are taken for pictures.
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"),
@@ -101,36 +99,6 @@ def to_item(source: Source, instruction: str = "", name: str = "the item") -> It
     return replace(source, images=images, instruction=source.instruction or instruction)
 
 
-def batches(
-    rows: Sequence[Source], batch_size: int, instruction: str, unusable: dict[int, str] | None = None
-) -> Iterator[tuple[int, list[str], list[Item]]]:
-    """Yield the items in batches that fit into memory: pictures are opened only then.
-
-    With each batch come the number of items that are done with it, and what errors call its items.
-
-    Args:
-        rows: From :func:`checked`.
-        batch_size: Largest number of items of a batch.
-        instruction: See :func:`to_item`.
-        unusable: Where items that cannot be used are added, number -> what is wrong; None raises it.
-    """
-    batch: list[Item] = []
-    names: list[str] = []
-    pixels = 0
-    for number in range(len(rows)):
-        item = one_item(rows, number, instruction, unusable)
-        if item is not None:
-            batch.append(item)
-            names.append(item_name(number, len(rows)))
-            pixels += sum(image.width * image.height for image in item.images)
-        del item  # its pictures must not outlive the batch
-        full = len(batch) == batch_size or pixels >= MAX_PIXELS
-        if batch and (full or number == len(rows) - 1):
-            yield number + 1, names, batch
-            batch.clear()  # the caller still has this list
-            names, pixels = [], 0
-
-
 def one_item(
     rows: Sequence[Source], number: int, instruction: str, unusable: dict[int, str] | None
 ) -> Item | None:
@@ -142,6 +110,29 @@ def one_item(
             raise
         unusable[number] = str(error)
         return None
+
+
+def text_of(source: Source) -> str:
+    """Return the words of an item; none of a picture, or of what is nothing that can be embedded."""
+    text = source.text if isinstance(source, Item) else source
+    return text if isinstance(text, str) else ""
+
+
+def picture_shapes(source: Source) -> list[tuple[int, int]]:
+    """Return height and width of the pictures of an item in pixels; only of those that can be read."""
+    shapes = map(picture_shape, _pictures_of(source))
+    return [shape for shape in shapes if shape is not None]
+
+
+def holds_opened(source: Source) -> bool:
+    """Return whether an item has a picture that the user has opened; the others are files."""
+    return any(isinstance(picture, Image.Image) for picture in _pictures_of(source))
+
+
+def _pictures_of(source: Source) -> tuple[Any, ...]:
+    if isinstance(source, Item):
+        return _pictures(source)
+    return () if isinstance(source, str) else (source,)
 
 
 def content_digest(items: Sequence[Source], instruction: str, skip_unusable: bool = False) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import rime_pl
 from rime_pl.errors import DataError, RimeError
-from rime_pl.inference import sources
+from rime_pl.inference import batching, sources
 from rime_pl.inference.retriever import CACHE, Retriever
 from rime_pl.media import open_picture
 from rime_pl.types import Item
@@ -106,10 +106,11 @@ def test_pictures_are_opened_for_their_batch_and_not_kept(
 
     open_picture = sources.open_picture
     monkeypatch.setattr(sources, "open_picture", watched)
+    monkeypatch.setattr(batching, "_cores", lambda: 2)
     loaded.encode(paths, batch_size=2)
     assert len(opened) == 8 and max(alive) <= 1, "when the second of a batch is opened"
     smallest = min(item.images[0].width * item.images[0].height for item in pictures)
-    monkeypatch.setattr(sources, "MAX_PIXELS", 2 * smallest)
+    monkeypatch.setattr(batching, "MAX_PIXELS", smallest)
     alive.clear()
     loaded.encode(paths, batch_size=32)
     assert len(alive) == 8 and max(alive) <= 1, "large pictures make a batch smaller"
