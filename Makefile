@@ -96,6 +96,7 @@ gpu-check: $(READY) ## where a GPU is: every stage with a 2B-shaped model in 4 b
 bench: .venv-bench/.ready ## ratios against the peers, and memory of a large batch: about half an hour on one thread
 	.venv-bench/bin/python -m benchmarks.contrastive_step
 	.venv-bench/bin/python -m benchmarks.decisive
+	.venv-bench/bin/python -m benchmarks.encode
 	.venv-bench/bin/python -m benchmarks.memory
 
 clean: ## remove runs, made models and built corpora (not .venv)
