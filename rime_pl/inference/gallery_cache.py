@@ -5,9 +5,12 @@ Called by the retriever.
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +46,10 @@ def keep_encoded(file: Path, encoded: Encoded) -> None:
         half_written.replace(file)
     except (OSError, RuntimeError) as error:  # e.g. a run folder without permission to write
         warnings.warn(f"The embeddings of the gallery could not be cached: {error}", stacklevel=4)
+
+
+def identity(contract: Mapping[str, Any]) -> str:
+    """Return all of an adapter's contract that can change an embedding."""
+    backbone = {name: value for name, value in contract["backbone"].items() if name != "name_or_path"}
+    rest = {n: value for n, value in contract.items() if n not in ("base", "base_paths", "tasks", "backbone")}
+    return json.dumps([backbone, rest], sort_keys=True)

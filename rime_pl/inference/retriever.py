@@ -6,14 +6,12 @@ Called by ``rime_pl.load(run)`` in a notebook and by ``rime search`` in a termin
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -26,7 +24,7 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.inference.batching import Batches, up_to
-from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
+from rime_pl.inference.gallery_cache import Encoded, identity, keep_encoded, read_encoded
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.sources import Source, checked, content_digest, is_one, one_item
 from rime_pl.run_folder import RunFolder
@@ -166,7 +164,18 @@ class Retriever:
             progress: Title of a progress bar; empty for no bar.
             skip_unusable: Whether items whose pictures cannot be used are left out and named in the result.
         """
-        _known(mode)
+        return self._encode(items, (_known(mode),), batch_size, instruction, progress, skip_unusable)[mode]
+
+    def _encode(
+        self,
+        items: Source | Iterable[Source],
+        modes: Sequence[Mode],
+        batch_size: int,
+        instruction: str,
+        progress: str,
+        skip_unusable: bool,
+    ) -> dict[Mode, Encoded]:
+        """Return the results in one or both modes; each picture and each prompt is read once for both."""
         if batch_size < 1:
             raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
         rows = self._checked(items, skip_unusable)
@@ -176,7 +185,7 @@ class Retriever:
         given = (batch_size, instruction, unusable if skip_unusable else None)
         batches = Batches(rows, self.backbone.processor, *given)
         # to merge LoRA takes as long as a forward or two
-        pays = mode == "generative" or batches.several
+        pays = "generative" in modes or batches.several
         with (
             Progress(disable=not progress) as bar,
             torch.no_grad(),
@@ -186,7 +195,7 @@ class Retriever:
             shown = bar.add_task(progress, total=len(rows))
             for batch in prepared:
                 if batch.prompts is not None:
-                    vectors, written = self._encode_batch(batch.prompts, mode)
+                    vectors, written = self._encode_batch(batch.prompts, modes)
                     self._refuse_damaged(vectors)
                     found += zip(batch.numbers, vectors, written, strict=True)
                 bar.advance(shown, batch.done)
@@ -196,25 +205,28 @@ class Retriever:
             )
         found.sort(key=itemgetter(0))
         seconds = time.perf_counter() - began
-        rewrites = [rewrite for _, _, rewrite in found] if mode == "generative" else None
-        embeddings = torch.stack([vector for _, vector, _ in found])
-        return Encoded(embeddings, rewrites, seconds, dict(sorted(unusable.items())))
+        embeddings = torch.stack([vector for _, vector, _ in found], dim=1)  # (modes, N, D)
+        rewrites = [rewrite for _, _, rewrite in found]
+        left_out = dict(sorted(unusable.items()))
+        return {
+            mode: Encoded(vectors.clone(), rewrites if mode == "generative" else None, seconds, left_out)
+            for mode, vectors in zip(modes, embeddings, strict=True)
+        }
 
     def _checked(self, items: Source | Iterable[Source], skip_unusable: bool) -> Sequence[Source]:
         return checked(items, not skip_unusable, self.backbone.processor.prompt.image_limit)
 
-    def _encode_batch(self, prompts: Prompts, mode: Mode) -> tuple[Tensor, list[str]]:
-        """Return embeddings (R, D), and rewrites; in the discriminative mode these are empty."""
+    def _encode_batch(self, prompts: Prompts, modes: Sequence[Mode]) -> tuple[Tensor, list[str]]:
+        """Return embeddings (R, modes, D) of R prompts, and rewrites; without the generative mode empty."""
         prompts = prompts.to(next(self.backbone.parameters()).device)
-        if mode == "discriminative":
-            vectors = self.backbone(up_to(prompts, self.backbone.processor.disc_id)).disc
-            written = [""] * len(prompts)
-        else:
-            read = prefill(self.backbone, prompts, 1)
-            completions = write_rewrites(self.backbone, prompts, state=read).completions
-            vectors = embed_completions(self.backbone, read, completions)
-            written = self.backbone.processor.decode(completions)
-        return vectors.float().cpu(), written
+        if "generative" not in modes:
+            short = up_to(prompts, self.backbone.processor.disc_id)
+            return self.backbone(short).disc.float().cpu().unsqueeze(1), [""] * len(prompts)
+        read = prefill(self.backbone, prompts, 1)
+        written = write_rewrites(self.backbone, prompts, state=read).completions
+        vectors = {"discriminative": read.disc, "generative": embed_completions(self.backbone, read, written)}
+        embeddings = torch.stack([vectors[mode].float() for mode in modes], dim=1).cpu()
+        return embeddings, self.backbone.processor.decode(written)
 
     def _refuse_damaged(self, vectors: Tensor) -> None:
         if not bool(vectors.isfinite().all()):
@@ -255,14 +267,17 @@ class Retriever:
         self.gallery = self._checked(items, skip_unusable)
         self._encoded, self.unusable = {}, {}
         content = content_digest(self.gallery, text, skip_unusable) if self.run else ""
-        for mode in modes:
-            title = f"gallery, {mode}" if progress else ""
-            encoded = self._kept(content, _known(mode), text, skip_unusable)
-            if encoded is None:
-                encoded = self.encode_full(self.gallery, mode, batch_size, text, title, skip_unusable)
-                if self.run is not None:
+        wanted = list(dict.fromkeys(map(_known, modes)))
+        kept = {mode: self._kept(content, mode, text, skip_unusable) for mode in wanted}
+        if missing := [mode for mode in wanted if kept[mode] is None]:
+            title = f"gallery, {' and '.join(missing)}" if progress else ""
+            made = self._encode(self.gallery, missing, batch_size, text, title, skip_unusable)
+            kept.update(made)
+            if self.run is not None:
+                for mode, encoded in made.items():
                     keep_encoded(self._file(content, mode), encoded)
-            self._encoded[mode] = encoded
+        self._encoded = {mode: encoded for mode, encoded in kept.items() if encoded is not None}
+        for encoded in self._encoded.values():
             self.unusable |= encoded.unusable
 
     def _file(self, content: str, mode: Mode) -> Path:
@@ -370,14 +385,7 @@ def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -
             f"{Path.cwd()}, or a Hugging Face name that can be loaded, but is neither. Give the folder as "
             "base (--base)."
         ) from error
-    return Retriever(backbone, tasks_from_json(contract), folder, _identity(contract))
-
-
-def _identity(contract: Mapping[str, Any]) -> str:
-    """Return all of an adapter's contract that can change an embedding."""
-    backbone = {name: value for name, value in contract["backbone"].items() if name != "name_or_path"}
-    rest = {n: value for n, value in contract.items() if n not in ("base", "base_paths", "tasks", "backbone")}
-    return json.dumps([backbone, rest], sort_keys=True)
+    return Retriever(backbone, tasks_from_json(contract), folder, identity(contract))
 
 
 def _known(mode: Mode) -> Mode:

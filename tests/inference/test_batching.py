@@ -13,7 +13,7 @@ from PIL import Image
 from rime_pl.errors import DataError
 from rime_pl.inference import batching, sources
 from rime_pl.inference.batching import Batches, measured, up_to
-from rime_pl.inference.retriever import Retriever
+from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import Source
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Item, Prompts
@@ -167,3 +167,17 @@ def test_lora_is_merged_only_where_it_pays(loaded: Retriever, monkeypatch: pytes
     loaded.encode("a", "generative")
     assert whole == [False, True, True, True]
     assert not Batches(["a"], loaded.backbone.processor, 1, "", None).several
+
+
+def test_a_gallery_in_both_modes_reads_each_prompt_once(
+    loaded: Retriever, mixed: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {mode: loaded.encode_full(mixed, mode) for mode in MODES}
+    seen = seen_prompts(loaded, monkeypatch)
+    retriever = Retriever(loaded.backbone)
+    retriever.index(mixed, instruction="")
+    assert sum(map(len, seen)) == len(mixed)
+    for mode in MODES:
+        kept = retriever._encoded[mode]
+        assert torch.allclose(kept.embeddings, alone[mode].embeddings, atol=2e-5)
+        assert kept.rewrites == alone[mode].rewrites
