@@ -215,7 +215,7 @@ def refine_rl_module(backbone: Backbone, **groups: dict[str, Any]) -> RefineRLMo
     optimizer = torch.optim.AdamW(trained, lr=module.optimizer_settings.learning_rate, weight_decay=0.0)
     module.logged_values = {}
     module.log = lambda key, value, **_: module.logged_values.update({key: float(value)})
-    module.manual_backward = lambda loss: loss.backward()
+    module.backward_part = lambda loss, last: loss.backward()
     module.optimizers = lambda: optimizer
     module.lr_schedulers = lambda: SimpleNamespace(step=lambda: None)
     return module

@@ -1,23 +1,31 @@
-"""Read prompts, then go on token by token: keys and values of each prompt are computed once.
+"""Read prompts, then write token by token: keys and values of each prompt are computed once.
 
 Called by rewriting.py and rollouts.py beside it, by the modules and by the retriever. Nothing here has a
 gradient; with one, several completions share their prompt in ``Backbone.forward``.
 
-Shape legend: R prompts, G generations of each, P prompt tokens, C completion tokens, D width.
+Shape legend: R prompts, G generations of each, P prompt tokens, C completion tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts
+
+#: (n, V) logits, (n,) row numbers and the number of the token -> the (n,) tokens that these rows write.
+Choose = Callable[[Tensor, Tensor, int], Tensor]
+#: Rows that have ended are dropped when at most this share goes on: each time, keys and values are copied.
+_KEPT = 0.75
 
 
 @dataclass
@@ -42,6 +50,33 @@ class DecodingState:
         self.mask, self.next_position = self.mask[rows], self.next_position[:, rows]
 
 
+def join_states(states: list[DecodingState]) -> DecodingState:
+    """Return one state of all rows, in the given order. The given ones are used up.
+
+    Rows of a shorter prompt get columns on the left that nothing reads.
+    """
+    first, *others = states
+    if not others:
+        return first
+    length = max(state.mask.shape[1] for state in states)
+    missing = [length - state.mask.shape[1] for state in states]
+    for layer, *more in zip(*(state.cache.layers for state in states), strict=True):
+        for name in ("keys", "values"):
+            each = [getattr(one, name) for one in (layer, *more)]
+            filled = [F.pad(one, (0, 0, left, 0)) for one, left in zip(each, missing, strict=True)]
+            setattr(layer, name, torch.cat(filled))
+            for one in more:  # freed here, or all of them would be there twice
+                setattr(one, name, getattr(layer, name)[:0])
+    masks = [F.pad(state.mask, (left, 0)) for state, left in zip(states, missing, strict=True)]
+    return DecodingState(
+        first.cache,
+        torch.cat(masks),
+        torch.cat([state.next_position for state in states], dim=1),
+        torch.cat([state.last for state in states]),
+        torch.cat([state.disc for state in states]),
+    )
+
+
 def prefill(
     backbone: Backbone, prompts: Prompts, num_generations: int, image_features: Any | None = None
 ) -> DecodingState:
@@ -63,6 +98,63 @@ def prefill(
         output.last_hidden_state[:, -1].repeat_interleave(num_generations, dim=0),
         backbone.read_disc(prompts, output.last_hidden_state),
     )
+
+
+def suppressed_tokens(processor: RimeProcessor, vocabulary: int, device: torch.device) -> Tensor:
+    """Return the tokens that no rewrite may contain.
+
+    These are all special tokens except <gen_emb> and end of turn, and the table rows that no token uses. A
+    sampled image placeholder, for example, would make the next forward fail.
+
+    Returns:
+        (V,) bool.
+    """
+    suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+    suppressed[len(processor.tokenizer) :] = True  # large checkpoints have spare rows
+    suppressed[torch.tensor(processor.special_ids, device=device)] = True
+    suppressed[torch.tensor([processor.gen_id, processor.turn_end_id], device=device)] = False
+    return suppressed
+
+
+def decode(
+    backbone: Backbone,
+    state: DecodingState,
+    most: int,
+    choose: Choose,
+    goes_on: Callable[[bool], bool] = bool,
+) -> Tensor:
+    """Write token after token until all rows have ended, or have ``most`` tokens.
+
+    Rows that have ended are dropped now and then: few rewrites are as long as the longest one of a batch.
+
+    Args:
+        backbone: In eval mode.
+        state: After the prompts, N rows; it moves on and loses rows.
+        most: Maximum number of tokens of a row.
+        choose: Greedy, or sampling.
+        goes_on: Given whether a row goes on, returns whether to write one more token.
+
+    Returns:
+        (N, up to ``most``) int64; what follows a row's first stop has no meaning.
+    """
+    processor, device = backbone.processor, state.mask.device
+    stops = torch.tensor([processor.gen_id, processor.turn_end_id], device=device)
+    written = torch.full((len(state.mask), most), processor.pad_id, device=device)
+    rows, hidden = torch.arange(len(written), device=device), state.last
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    for step in range(most):
+        tokens = choose(backbone.language_model.lm_head(hidden), rows, step)
+        written[rows, step] = tokens
+        ended = ended | torch.isin(tokens, stops)
+        count = len(rows) - int(ended.sum())
+        if step + 1 == most or not goes_on(count > 0):
+            return written[:, : step + 1]
+        if count <= _KEPT * len(rows):
+            kept = (~ended).nonzero().flatten() if count else rows.new_zeros(1)
+            state.keep(kept)
+            rows, tokens, ended = rows[kept], tokens[kept], ended[kept]
+        hidden = decode_step(backbone, state, tokens)
+    return written
 
 
 def decode_step(backbone: Backbone, state: DecodingState, tokens: Tensor) -> Tensor:

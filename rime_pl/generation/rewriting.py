@@ -12,28 +12,9 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.decoding import DecodingState, decode_step, prefill
+from rime_pl.generation.decoding import DecodingState, decode, prefill, suppressed_tokens
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts, Rollouts
-
-#: Rows that have ended are dropped when at most this share goes on: each time, keys and values are copied.
-_KEPT = 0.75
-
-
-def suppressed_tokens(processor: RimeProcessor, vocabulary: int, device: torch.device) -> Tensor:
-    """Return the tokens that no rewrite may contain.
-
-    These are all special tokens except <gen_emb> and end of turn, and the table rows that no token uses. A
-    sampled image placeholder, for example, would make the next forward fail.
-
-    Returns:
-        (V,) bool.
-    """
-    suppressed = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-    suppressed[len(processor.tokenizer) :] = True  # large checkpoints have spare rows
-    suppressed[torch.tensor(processor.special_ids, device=device)] = True
-    suppressed[torch.tensor([processor.gen_id, processor.turn_end_id], device=device)] = False
-    return suppressed
 
 
 @torch.no_grad()
@@ -62,42 +43,16 @@ def write_rewrites(
     try:
         state = prefill(backbone, prompts, 1) if state is None else state.copy()
         budget = backbone.processor.prompt.budget(max_new_tokens)
-        written = _write_greedily(backbone, state, budget + 1, goes_on)  # one more for <gen_emb>
+        table = backbone.language_model.get_output_embeddings().weight
+        suppressed = suppressed_tokens(backbone.processor, len(table), state.mask.device)
+
+        def most_likely(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+            return logits.masked_fill(suppressed, float("-inf")).argmax(dim=-1)
+
+        written = decode(backbone, state, budget + 1, most_likely, goes_on)  # one more for <gen_emb>
     finally:
         backbone.train(training)
     return finish_rewrites(written, backbone.processor, budget)
-
-
-def _write_greedily(
-    backbone: Backbone, state: DecodingState, most: int, goes_on: Callable[[bool], bool]
-) -> Tensor:
-    """Write the most likely token of each row until all rows have ended, or have ``most`` tokens.
-
-    Rows that have ended are dropped now and then: few rewrites are as long as the longest one of a batch.
-
-    Returns:
-        (R, up to ``most``) int64; what follows a row's first stop has no meaning.
-    """
-    processor, device = backbone.processor, state.mask.device
-    stops = torch.tensor([processor.gen_id, processor.turn_end_id], device=device)
-    vocabulary = len(backbone.language_model.get_output_embeddings().weight)
-    suppressed = suppressed_tokens(processor, vocabulary, device)
-    written = torch.full((len(state.mask), most), processor.pad_id, device=device)
-    rows, hidden = torch.arange(len(written), device=device), state.last
-    for step in range(most):
-        logits = backbone.language_model.lm_head(hidden)  # (rows, V)
-        tokens = logits.masked_fill(suppressed, float("-inf")).argmax(dim=-1)
-        written[rows, step] = tokens
-        going = ~torch.isin(written[rows, : step + 1], stops).any(dim=1)
-        count = int(going.sum())
-        if step + 1 == most or not goes_on(count > 0):
-            return written[:, : step + 1]
-        if count <= _KEPT * len(rows):
-            kept = going.nonzero().flatten() if count else torch.arange(1, device=device)
-            state.keep(kept)
-            rows, tokens = rows[kept], tokens[kept]
-        hidden = decode_step(backbone, state, tokens)
-    return written
 
 
 def finish_rewrites(written: Tensor, processor: RimeProcessor, budget: int) -> Rollouts:

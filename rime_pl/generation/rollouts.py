@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rime_pl.backbone.head import Sampling
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.decoding import DecodingState, decode_step, prefill
-from rime_pl.generation.rewriting import finish_rewrites, suppressed_tokens
+from rime_pl.generation.decoding import decode, join_states, prefill, suppressed_tokens
+from rime_pl.generation.rewriting import finish_rewrites
 from rime_pl.types import Prompts, Rollouts
 
 
@@ -101,64 +101,54 @@ def sample_tokens(logprobs: Tensor, numbers: Tensor) -> Tensor:
     return at.clamp(max=logprobs.shape[1] - 1)
 
 
+@dataclass(frozen=True)
+class PromptPart:
+    """R items whose rewrites are to be sampled."""
+
+    prompts: Prompts  # R rows
+    numbers: Tensor  # (N, T) from ``random_numbers``; T is the budget plus 1, for <gen_emb>
+    images: Any | None = None  # from ``Backbone.encode_images``
+
+
 @torch.no_grad()
 def sample_rollouts(
-    backbone: Backbone,
-    prompts: Prompts,
-    numbers: Tensor,
-    temperature: float = 1.0,
-    image_features: Any | None = None,
-) -> Rollouts:
+    backbone: Backbone, parts: Sequence[PromptPart], temperature: float = 1.0
+) -> list[Rollouts]:
     """Sample G rewrites of each prompt, each up to its first <gen_emb> or end of turn, or to the budget.
+
+    The prompts are read part by part, and the rewrites of all parts are written together.
 
     Args:
         backbone: The policy.
-        prompts: R rows.
-        numbers: (N, T) from :func:`random_numbers`; T is the budget plus 1, for <gen_emb>.
+        parts: All with the same T.
         temperature: Divisor of the logits.
-        image_features: From ``Backbone.encode_images``.
 
     Returns:
-        N rewrites, the G of an item together.
+        N rewrites of each part, the G of an item together.
     """
     training = backbone.training
-    budget = numbers.shape[1] - 1
-    numbers = numbers.to(prompts.input_ids.device)
+    device = parts[0].prompts.input_ids.device
+    numbers = torch.cat([part.numbers for part in parts]).to(device)  # (all N, T)
+    suppressed: Tensor | None = None
+
+    def sampled(logits: Tensor, rows: Tensor, step: int) -> Tensor:
+        nonlocal suppressed
+        if suppressed is None:
+            suppressed = suppressed_tokens(backbone.processor, logits.shape[-1], logits.device)
+        return sample_tokens(distribution(logits, suppressed, temperature), numbers[rows, step])
+
     backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
     try:
-        state = prefill(backbone, prompts, len(numbers) // len(prompts), image_features)
-        written = decode(backbone, state, numbers, temperature)
+        read = [
+            prefill(backbone, part.prompts, len(part.numbers) // len(part.prompts), part.images)
+            for part in parts
+        ]
+        written = decode(backbone, join_states(read), numbers.shape[1], sampled)
     finally:
         backbone.train(training)
-    return finish_rewrites(written, backbone.processor, budget)
-
-
-def decode(backbone: Backbone, state: DecodingState, numbers: Tensor, temperature: float) -> Tensor:
-    """Sample token after token until all rows have ended, or the numbers are used up.
-
-    Args:
-        backbone: In eval mode.
-        state: After the prompts; its cache grows.
-        numbers: (N, T), one for each token.
-        temperature: Divisor of the logits.
-
-    Returns:
-        (N, up to T) int64; what follows a row's first stop has no meaning.
-    """
-    processor, hidden = backbone.processor, state.last
-    tokens: list[Tensor] = []
-    done = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
-    suppressed: Tensor | None = None
-    for step in range(numbers.shape[1]):
-        logits = backbone.language_model.lm_head(hidden)  # (N, V)
-        if suppressed is None:
-            suppressed = suppressed_tokens(processor, logits.shape[-1], logits.device)
-        tokens.append(sample_tokens(distribution(logits, suppressed, temperature), numbers[:, step]))
-        done |= (tokens[-1] == processor.gen_id) | (tokens[-1] == processor.turn_end_id)
-        if step + 1 == numbers.shape[1] or bool(done.all()):
-            break
-        hidden = decode_step(backbone, state, tokens[-1])  # (N, D)
-    return torch.stack(tokens, dim=1)
+    sizes = [len(part.numbers) for part in parts]
+    budget = numbers.shape[1] - 1
+    return [finish_rewrites(rows, backbone.processor, budget) for rows in written.split(sizes)]
 
 
 def score_rollouts(

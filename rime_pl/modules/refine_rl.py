@@ -16,10 +16,11 @@ losses/policy_gradient.py. Sampling is in generation/rollouts.py.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, state_hash, trained_values
@@ -28,7 +29,7 @@ from rime_pl.backbone.lora import merged
 from rime_pl.errors import DivergedError, RimeError
 from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
+from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.losses.advantages import Advantages, group_advantages
 from rime_pl.losses.policy_gradient import Divisors, policy_loss
 from rime_pl.modules.base import RimeModule
@@ -41,7 +42,16 @@ from rime_pl.modules.settings import (
     RolloutSettings,
 )
 from rime_pl.scaling.gather import all_reduce_sum, gather_objects, rank, world_size
-from rime_pl.types import Batch, Completions, EvalBatch, EvalOutput, RewardData, RewriteChange, Side
+from rime_pl.types import (
+    Batch,
+    Completions,
+    EvalBatch,
+    EvalOutput,
+    RewardData,
+    RewriteChange,
+    Rollouts,
+    Side,
+)
 
 _SAMPLES = 12  # held-out queries in the table of rewrites
 
@@ -169,7 +179,7 @@ class RefineRLModule(RimeModule):
     # -- training -------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        parts = [part for side in self.sides for part in self.sample(batch, side)]
+        parts = self.sample(batch)
         rewards = self.scorer.rewards(parts, batch, self.anchor_embeddings(parts, batch))
         advantages = [self.advantages_of(*one, batch) for one in zip(parts, rewards, strict=True)]
         divisors = self.count(parts)
@@ -195,7 +205,8 @@ class RefineRLModule(RimeModule):
                     self.policy.clip_high,
                     self.policy.kl_coef,
                 )
-                self.manual_backward(out.loss * world_size())  # DDP averages the gradients over the ranks
+                # DDP averages the gradients over the ranks
+                self.backward_part(out.loss * world_size(), last=number + 1 == len(parts))
                 terms = (out.loss.detach(), out.kl_sum, out.k2_sum, out.clipped_sum, scores.entropy.sum())
                 sums += torch.stack([*terms, rewards[number].total.sum()])
             self.step(batch, divisors, all_reduce_sum(sums), update)
@@ -203,27 +214,44 @@ class RefineRLModule(RimeModule):
         self.log_rollouts(len(batch), self.scorer.means(parts, rewards, advantages))
 
     @torch.no_grad()
-    def sample(self, batch: Batch, side: Side) -> list[SampledPart]:
+    def sample(self, batch: Batch) -> list[SampledPart]:
         """Sample G rewrites of each item; one reference pass gives log-probabilities and embeddings."""
-        prompts = (batch.query if side == "query" else batch.target).prompts
-        group, temperature = self.rollouts.num_generations, self.rollouts.temperature
-        parts = []
-        for rows in cut_parts(len(batch), self.rollouts.items_per_pass):
-            part = prompts if len(rows) == len(batch) else prompts.select(rows.to(self.device))
-            images = self.model.encode_images(part)
-            names = [f"{side} {rank() * len(batch) + row}" for row in rows.tolist()]
-            numbers = random_numbers(self.seed, batch.position, names, group, self.max_new_tokens + 1)
-            with merged(self.model):
-                rollouts = sample_rollouts(self.model, part, numbers, temperature, images)
-            with adapter_values(self.model, self.reference), merged(self.model):
-                reference = score_rollouts(self.model, part, rollouts, temperature, images)
-            embeddings = reference.gen
-            if self.reward.embedder == "policy":
-                embeddings = score_rollouts(self.model, part, rollouts, temperature, images).gen
-            parts.append(
-                SampledPart(side, rows.to(self.device), part, images, rollouts, reference, embeddings)
-            )
-        return parts
+        model, temperature = self.model, self.rollouts.temperature
+        cuts = cut_parts(len(batch), self.rollouts.items_per_pass)
+        places = [(side, rows) for side in self.sides for rows in cuts]
+        parts = [self.prompt_part(batch, side, rows) for side, rows in places]
+        together = self.rollouts.passes_per_sampling or len(parts)
+        with merged(model):
+            rollouts: list[Rollouts] = []
+            for first in range(0, len(parts), together):
+                rollouts += sample_rollouts(model, parts[first : first + together], temperature)
+        both = list(zip(parts, rollouts, strict=True))
+        with adapter_values(model, self.reference), merged(model):
+            references = [score_rollouts(model, p.prompts, r, temperature, p.images) for p, r in both]
+        embeddings = [reference.gen for reference in references]
+        if self.reward.embedder == "policy":
+            embeddings = [score_rollouts(model, p.prompts, r, temperature, p.images).gen for p, r in both]
+        results = zip(places, both, references, embeddings, strict=True)
+        return [
+            SampledPart(side, rows.to(self.device), part.prompts, part.images, written, reference, embedded)
+            for (side, rows), (part, written), reference, embedded in results
+        ]
+
+    def prompt_part(self, batch: Batch, side: Side, rows: Tensor) -> PromptPart:
+        """Return some items of one side, with random numbers that depend on nothing but their names."""
+        whole = batch.query if side == "query" else batch.target
+        prompts = (whole if len(rows) == len(batch) else whole.select(rows.to(self.device))).prompts
+        names = [f"{side} {rank() * len(batch) + row}" for row in rows.tolist()]
+        group, steps = self.rollouts.num_generations, self.max_new_tokens + 1
+        numbers = random_numbers(self.seed, batch.position, names, group, steps)
+        return PromptPart(prompts, numbers, self.model.encode_images(prompts))
+
+    def backward_part(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of one part; processes exchange gradients only with the last one."""
+        strategy = self.trainer.strategy
+        waiting = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with nullcontext() if last else waiting:
+            self.manual_backward(loss)
 
     def advantages_of(self, part: SampledPart, rewards: Rewards, batch: Batch) -> Advantages:
         """Return the advantages of one part: (R, G) rewards, centred in each group and divided."""

@@ -82,8 +82,10 @@ class RolloutSettings:
         max_new_tokens: Token budget of a sampled rewrite (default: prompt.max_rewrite_tokens).
         temperature: Divisor of the logits in sampling and in every log-probability.
         sides: Sides that are rewritten and rewarded: queries only, or both.
-        items_per_pass: Items that go through the model together, to save memory (default: the whole batch).
-            It changes no result.
+        items_per_pass: Items of one side that are read and scored together, to save memory (default: the
+            whole batch). It changes no result. Image features of all items are kept until the step ends.
+        passes_per_sampling: Passes whose rewrites are written together, to save memory (default: all of both
+            sides). Their keys and values are kept meanwhile. More are faster; it changes no result.
     """
 
     num_generations: int = 8
@@ -91,9 +93,11 @@ class RolloutSettings:
     temperature: float = 1.0
     sides: Literal["query", "both"] = "both"
     items_per_pass: int | None = None
+    passes_per_sampling: int | None = None
 
     def __post_init__(self) -> None:
-        greater_than_0("model.rollouts", self, "max_new_tokens", "temperature", "items_per_pass")
+        sizes = ("max_new_tokens", "items_per_pass", "passes_per_sampling")
+        greater_than_0("model.rollouts", self, "temperature", *sizes)
         if self.num_generations < 2:
             raise RimeError(
                 f"model.rollouts.num_generations must be 2 or more, but is {self.num_generations}: a reward "

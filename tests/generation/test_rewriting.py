@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.rewriting import close_rewrites, finish_rewrites, write_rewrites
-from rime_pl.generation.rollouts import random_numbers, sample_rollouts
+from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Completions, Pair, Prompts
 from tests.conftest import MakeBackbone
@@ -219,7 +219,8 @@ def test_the_generation_config_of_the_checkpoint_is_not_used(
         randomise_adapter(backbone.peft, scale=0.2)
         with changed_logits(backbone, never_ends):
             greedy = write_rewrites(backbone, prompts, max_new_tokens=8).completions.ids
-        written.append((greedy, sample_rollouts(backbone, prompts, numbers).completions.ids))
+        (sampled,) = sample_rollouts(backbone, [PromptPart(prompts, numbers)])
+        written.append((greedy, sampled.completions.ids))
     (greedy, sampled), (greedy_again, sampled_again) = written
     assert greedy.equal(greedy_again) and sampled.equal(sampled_again)
     assert all(len(set(row[:8])) < 8 for row in greedy.tolist()), "a repetition penalty would show"

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, trained_values
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.generation.rewriting import suppressed_tokens
+from rime_pl.generation.decoding import suppressed_tokens
 from rime_pl.generation.rollouts import (
+    PromptPart,
     distribution,
     random_numbers,
     sample_rollouts,
@@ -50,9 +51,14 @@ def numbers(rows: int, seed: int = 0) -> Tensor:
     return random_numbers(seed, 5, [f"query {n}" for n in range(rows)], G, BUDGET + 1)
 
 
+def sample_one(policy: Backbone, prompts: Prompts, given: Tensor, temperature: float = 1.0) -> Rollouts:
+    (sampled,) = sample_rollouts(policy, [PromptPart(prompts, given)], temperature)
+    return sampled
+
+
 @pytest.fixture(scope="module")
 def rollouts(policy: Backbone, batch: Batch) -> Rollouts:
-    return sample_rollouts(policy, batch.query.prompts, numbers(len(batch)), temperature=0.8)
+    return sample_one(policy, batch.query.prompts, numbers(len(batch)), temperature=0.8)
 
 
 def plain_logprobs(policy: Backbone, prompts: Prompts, rollouts: Rollouts, temperature: float) -> Tensor:
@@ -123,8 +129,12 @@ def test_each_prompt_is_read_once(policy: Backbone, batch: Batch) -> None:
     prompts = batch.query.prompts
     items, length = prompts.input_ids.shape
     with tokens_read(policy) as seen:
-        sampled = sample_rollouts(policy, prompts, numbers(items))
-    assert seen[0] == (items, length) and set(seen[1:]) <= {(items * G, 1)}
+        sampled = sample_one(policy, prompts, numbers(items))
+    assert seen[0] == (items, length) and seen[1] == (items * G, 1) > seen[-1]
+    # rows that have ended are dropped
+    assert all(rows >= later and width == 1 for (rows, width), (later, _) in itertools.pairwise(seen[1:]))
+    going = [int((sampled.labels[:, step] != -100).sum()) for step in range(1, len(seen))]
+    assert all(rows == 1 or count > 0.75 * rows for (rows, _), count in zip(seen[1:], going, strict=True))
     pictures: list[int] = []
     handle = policy.language_model.model.visual.register_forward_hook(lambda *_: pictures.append(1))
     with tokens_read(policy) as seen, torch.no_grad():
@@ -138,7 +148,7 @@ def test_tokens_are_sampled_from_the_scored_distribution(policy: Backbone, batch
     """Each sampled token is computed again from the probabilities of a plain forward and the same number."""
     prompts = batch.query.prompts.select(torch.tensor([0, 1]))
     given = numbers(2)
-    sampled = sample_rollouts(policy, prompts, given, temperature=0.7)
+    sampled = sample_one(policy, prompts, given, temperature=0.7)
     repeated = prompts.select(torch.arange(2).repeat_interleave(G))
     logits = plain_logits(policy, repeated, sampled.completions)  # (N, C, V)
     suppressed = suppressed_tokens(policy.processor, logits.shape[-1], torch.device("cpu"))
@@ -170,15 +180,34 @@ def test_what_rollouts_hold(policy: Backbone, rollouts: Rollouts) -> None:
 def test_rewrites_are_reproducible_and_independent_of_other_rows(
     policy: Backbone, batch: Batch, rollouts: Rollouts
 ) -> None:
-    again = sample_rollouts(policy, batch.query.prompts, numbers(6), temperature=0.8)
+    again = sample_one(policy, batch.query.prompts, numbers(6), temperature=0.8)
     assert again.labels.equal(rollouts.labels)
-    other = sample_rollouts(policy, batch.query.prompts, numbers(6, seed=1), temperature=0.8)
+    other = sample_one(policy, batch.query.prompts, numbers(6, seed=1), temperature=0.8)
     assert other.labels.shape != rollouts.labels.shape or not other.labels.equal(rollouts.labels)
     half = batch.query.prompts.select(torch.tensor([3, 4, 5]))
     mine = random_numbers(0, 5, ["query 3", "query 4", "query 5"], G, BUDGET + 1)
-    got = sample_rollouts(policy, half, mine, temperature=0.8)
+    got = sample_one(policy, half, mine, temperature=0.8)
     width = min(got.labels.shape[1], rollouts.labels.shape[1])
     assert got.labels[:, :width].equal(rollouts.labels[3 * G :, :width])
+
+
+def test_parts_of_any_length_are_written_together(policy: Backbone, batch: Batch, rollouts: Rollouts) -> None:
+    """Each part gets the rewrites that it gets without the others, whatever the width of its prompts."""
+    rows = (torch.tensor([0, 1, 2]), torch.tensor([3, 4]), torch.tensor([5]))
+    prompts = [batch.query.select(some).prompts for some in rows]
+    given = numbers(6).split([len(some) * G for some in rows])
+    parts = [PromptPart(one, some) for one, some in zip(prompts, given, strict=True)]
+    assert len({one.input_ids.shape[1] for one in prompts}) > 1
+    with tokens_read(policy) as seen:
+        together = sample_rollouts(policy, parts, temperature=0.8)
+    assert [read for read, _ in seen[:3]] == [3, 2, 1], "prompts are read part by part"
+    longest = max(int((sampled.labels != -100).sum(1).max()) for sampled in together)
+    assert len(seen) == 3 + longest - 1, "one loop writes them"
+    for some, sampled in zip(rows, together, strict=True):
+        of = (some.unsqueeze(1) * G + torch.arange(G)).flatten()
+        width = sampled.labels.shape[1]
+        assert sampled.labels.equal(rollouts.labels[of, :width])
+        assert rollouts.labels[of, width:].eq(-100).all()
 
 
 def test_sampling_stops_when_all_rows_are_done(policy: Backbone, batch: Batch) -> None:
@@ -190,7 +219,7 @@ def test_sampling_stops_when_all_rows_are_done(policy: Backbone, batch: Batch) -
         )
     )
     with tokens_read(policy) as seen:
-        sampled = sample_rollouts(policy, prompts, numbers(6))
+        sampled = sample_one(policy, prompts, numbers(6))
     handle.remove()
     assert len(seen) == 1 and sampled.lengths.eq(0).all() and not sampled.well_formed.any()
     assert policy.training, "the mode is restored"

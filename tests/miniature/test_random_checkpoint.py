@@ -11,7 +11,7 @@ from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.generation.rollouts import random_numbers, sample_rollouts, score_rollouts
+from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.miniature.random_checkpoint import SHAPES, model_config, save_checkpoint, synthetic_pairs
 from rime_pl.miniature.tiny import train_tokenizer
 from rime_pl.processing import RimeProcessor
@@ -57,7 +57,7 @@ def test_qwen2_vl_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None
             alone_ids.ids[0].tolist() == rewrites.completions.ids[number][: alone_ids.ids.shape[1]].tolist()
         )
     numbers = random_numbers(0, 0, keys, 2, 5)
-    drawn = sample_rollouts(backbone, rows.prompts, numbers, image_features=features)
+    (drawn,) = sample_rollouts(backbone, [PromptPart(rows.prompts, numbers, features)])
     scored = score_rollouts(backbone, rows.prompts, drawn, image_features=features)
     repeated = rows.prompts.select(torch.arange(len(items)).repeat_interleave(2))
     torch.testing.assert_close(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, trained_values
 from rime_pl.errors import DivergedError, RimeError
-from rime_pl.generation.rollouts import random_numbers, sample_rollouts
+from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import RewardSettings
@@ -61,7 +61,7 @@ def test_the_reward_of_each_rewrite_by_hand(
     """Through plain forwards: one side with its rewrite, against all d of the other but the duplicate's."""
     module = make_module(reward={"embedder": embedder})
     randomise_adapter(module.model.peft, seed=5, scale=0.02)
-    parts = [part for of in module.sides for part in module.sample(rl_batch, of)]
+    parts = module.sample(rl_batch)
     rewards = module.scorer.rewards(parts, rl_batch, module.anchor_embeddings(parts, rl_batch))
     number, group = ("query", "target").index(side), module.rollouts.num_generations
     part, reward, model = parts[number], rewards[number], module.model
@@ -170,19 +170,16 @@ def test_every_setting_reaches_what_it_sets(
 
 def test_another_position_draws_other_rewrites(make_module: MakeModule, rl_batch: Batch) -> None:
     module = make_module(rollouts={"sides": "query"})
-    drawn = [
-        module.sample(replace(rl_batch, position=position), "query")[0].rollouts.labels
-        for position in (3, 3, 4)
-    ]
+    drawn = [module.sample(replace(rl_batch, position=position))[0].rollouts.labels for position in (3, 3, 4)]
     assert drawn[0].equal(drawn[1])
     assert drawn[0].shape != drawn[2].shape or not drawn[0].equal(drawn[2])
 
 
 def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
     gradients = []
-    for size in (None, 1, 3):
+    for size, together in ((None, None), (1, None), (3, 1)):
         module = make_module(
-            rollouts={"items_per_pass": size},
+            rollouts={"items_per_pass": size, "passes_per_sampling": together},
             optimizer={"learning_rate": 0.0},
             policy={"max_grad_norm": 1e9},
         )
@@ -201,10 +198,11 @@ def test_one_temperature_draws_and_scores(make_module: MakeModule, rl_batch: Bat
     module.training_step(rl_batch, 0)  # were one pass at another temperature, policy and reference differed
     assert logged(module)["train/kl"] == pytest.approx(0, abs=1e-6)
     module = make_module(rollouts={"temperature": 0.7, "sides": "query"})
-    (part,) = module.sample(rl_batch, "query")
+    (part,) = module.sample(rl_batch)
     names = [f"query {row}" for row in range(4)]
     numbers = random_numbers(module.seed, rl_batch.position, names, module.rollouts.num_generations, 9)
-    drawn = {t: sample_rollouts(module.model, part.prompts, numbers, t).labels for t in (0.7, 1.0)}
+    asked = [PromptPart(part.prompts, numbers)]
+    drawn = {t: sample_rollouts(module.model, asked, t)[0].labels for t in (0.7, 1.0)}
     assert part.rollouts.labels.equal(drawn[0.7])
     assert drawn[1.0].shape != drawn[0.7].shape or not drawn[1.0].equal(drawn[0.7])
 
@@ -333,6 +331,7 @@ def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_b
         (both, "model.reward.anchors=rollouts needs rollouts of both sides"),
         ({"reward": {"temperature": 0.0}}, "model.reward.temperature must be greater than 0, but is 0.0"),
         ({"rollouts": {"items_per_pass": 0}}, "model.rollouts.items_per_pass must be greater than 0"),
+        ({"rollouts": {"passes_per_sampling": 0}}, "rollouts.passes_per_sampling must be greater than 0"),
         ({"rollouts": {"max_new_tokens": 0}}, "model.rollouts.max_new_tokens must be greater than 0"),
         ({"policy": {"clip_low": -0.1}}, "model.policy.clip_low must be 0 or more, but is -0.1"),
         ({"policy": {"num_updates": 0}}, "model.policy.num_updates must be greater than 0, but is 0"),

@@ -119,7 +119,7 @@ def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
     rolled = []
     sample = module.sample
-    module.sample = lambda batch, side: rolled.extend(sample(batch, side)) or [rolled[-1]]
+    module.sample = lambda batch: rolled.extend(sample(batch)) or rolled
     module.training_step(local_batch(module, pairs), 0)
     values = {
         name: all_reduce_sum(torch.tensor(value)) / world_size()

@@ -258,6 +258,12 @@ def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, Batch, 
         for size in _fewer(items, items // 2):
             setting = f"--model.rollouts.items_per_pass {size} (same result)"
             yield setting, batch, {"rollouts": {"items_per_pass": size}}
+        if model.rollouts.passes_per_sampling is None:
+            yield (
+                "--model.rollouts.passes_per_sampling 1 (same result, slower)",
+                batch,
+                {"rollouts": {"passes_per_sampling": 1}},
+            )
     for name in ("load_in_4bit", "gradient_checkpointing"):
         if not getattr(settings.backbone, name):
             yield f"--model.backbone.{name} true", batch, {"backbone": {name: True}}

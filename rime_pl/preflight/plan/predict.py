@@ -19,7 +19,7 @@ from transformers import PretrainedConfig
 
 from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.quantization import linear_4bit_modules
-from rime_pl.generation import rollouts
+from rime_pl.generation import rollouts as sampling
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.contrastive import ContrastiveModule
 from rime_pl.modules.refine_rl import RefineRLModule
@@ -175,7 +175,10 @@ def rows_of_a_pass(module: RimeModule, batch: Batch) -> int:
     if isinstance(module, ContrastiveModule):
         settings = module.micro_batches
         return len(micro_batches(batch.query.lengths(), settings.size, settings.tokens)[0])
-    return module.rollouts.items_per_pass or len(batch) if isinstance(module, RefineRLModule) else len(batch)
+    if not isinstance(module, RefineRLModule):
+        return len(batch)
+    rollouts = module.rollouts
+    return (rollouts.items_per_pass or len(batch)) * (rollouts.passes_per_sampling or 1)
 
 
 def simulate(
@@ -192,7 +195,7 @@ def simulate(
     _detach_from_trainer(step, live)
     with backbone.values:
         batch = replace(batch, query=without_values(batch.query), target=without_values(batch.target))
-    with mock.patch.object(rollouts, "decode", _last_tokens(rollouts.decode, live)), live:
+    with mock.patch.object(sampling, "decode", _last_tokens(sampling.decode, live)), live:
         if isinstance(module, RefineRLModule):
             with live.counting("reference adapter"):
                 step.reference = trained_values(backbone)
@@ -218,7 +221,7 @@ def _detach_from_trainer(step: Any, live: LiveBytes) -> None:
 
     nothing = lambda *_, **__: None  # noqa: E731
     step.log = step.log_dict = nothing
-    step.manual_backward = backward
+    step.backward_part = backward
     step.optimizers = lambda: SimpleNamespace(step=nothing, zero_grad=step.zero_grad)
     step.lr_schedulers = lambda: SimpleNamespace(step=nothing)
 
@@ -231,14 +234,14 @@ def without_values(rows: Rows) -> Rows:
 
 
 def _last_tokens(decode: Any, live: LiveBytes) -> Any:
-    """Return ``decode`` of generation/rollouts.py that runs the model only for the last tokens.
+    """Return ``decode`` of generation/decoding.py that runs the model only for the last tokens.
 
     Keys and values are there as if it had run for all, because most memory is in use at the end. The tokens
     that are left out count as many FLOPs as the last ones.
     """
 
-    def decode_last(backbone: Any, state: Any, numbers: Tensor, temperature: float) -> Tensor:
-        skipped = max(0, numbers.shape[1] - LAST_TOKENS)
+    def decode_last(backbone: Any, state: Any, most: int, *choose: Any) -> Tensor:
+        skipped = max(0, most - LAST_TOKENS)
         for layer in state.cache.layers:
             layer.keys, layer.values = (
                 torch.cat([kept, kept[:, :, -1:].expand(-1, -1, skipped, -1)], dim=2)
@@ -246,8 +249,8 @@ def _last_tokens(decode: Any, live: LiveBytes) -> Any:
             )
         state.mask = torch.cat([state.mask, torch.ones(len(state.mask), skipped, dtype=torch.int64)], dim=1)
         before = live.flops
-        written = decode(backbone, state, numbers[:, skipped:], temperature)
-        live.flops += (live.flops - before) * skipped // max(1, numbers.shape[1] - skipped)
+        written = decode(backbone, state, most - skipped, *choose)
+        live.flops += (live.flops - before) * skipped // (most - skipped)
         return torch.cat([torch.zeros(len(written), skipped, dtype=torch.int64), written], dim=1)
 
     return decode_last
