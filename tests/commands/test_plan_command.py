@@ -82,6 +82,7 @@ def test_json_needs_no_weights(
             {
                 "--model.rollouts.items_per_pass 2",
                 "--model.rollouts.items_per_pass 1",
+                "--model.rollouts.passes_per_sampling 1",
                 "--model.backbone.gradient_checkpointing true",
                 "--model.rollouts.max_new_tokens 16",
                 "--model.rollouts.num_generations 2",

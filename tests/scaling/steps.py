@@ -7,6 +7,7 @@ with a comma.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -14,12 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules, packed_digests
@@ -99,22 +105,27 @@ def step(stage: str, base: Path, corpus: Path) -> dict[str, Any]:
     return {"loss": float(all_reduce_sum(loss) / world_size()), "gradients": mean}
 
 
-def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
-    """One Refine-RL step of both sides: logged values and gradients, each as the mean over ranks."""
+def refine_rl_start(base: Path, corpus: Path, **groups: dict[str, Any]) -> tuple[Any, list[Pair]]:
+    """Return the module, ready for a step, and the pairs of the global batch."""
     pairs = [replace(pair, dataset="one") for pair in global_batch(corpus)]
     backbone = build_backbone(micro_config(base))
-    module: Any = refine_rl_module(backbone)
+    # no clipping: a real run clips the mean over ranks
+    module: Any = refine_rl_module(backbone, policy={"max_grad_norm": 1e9}, **groups)
     randomise_adapter(
         backbone.peft, seed=3, scale=0.02
     )  # other values than the reference, so that there is a KL divergence
     module.prepare(RewardPairs(backbone.processor, pairs))
+    return module, pairs
+
+
+def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
+    """One Refine-RL step of both sides: logged values and gradients, each as the mean over ranks."""
+    module, pairs = refine_rl_start(base, corpus)
     gradients: dict[str, Tensor] = {}
 
     def keep(optimizer: Any) -> None:
         gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
 
-    # no clipping: a real run clips the mean over ranks
-    module.policy = replace(module.policy, max_grad_norm=1e9)
     optimizer = module.optimizers()
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
     rolled = []
@@ -128,8 +139,57 @@ def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
     return {
         "logged": {name: float(value) for name, value in values.items()},
         "gradients": {name: all_reduce_sum(g) / world_size() for name, g in gradients.items()},
-        "texts": gather_objects([backbone.processor.decode(part.rollouts.completions) for part in rolled]),
+        "texts": gather_objects(
+            [module.model.processor.decode(part.rollouts.completions) for part in rolled]
+        ),
     }
+
+
+class Exchanges(L.Callback):
+    """Counts the numbers that DDP exchanges, and keeps the gradients of the update."""
+
+    def __init__(self) -> None:
+        self.exchanged = 0
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        def counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
+            self.exchanged += bucket.buffer().numel()
+            return allreduce_hook(None, bucket)
+
+        model: Any = trainer.model
+        model.register_comm_hook(None, counted)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        named = pl_module.named_parameters()
+        self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+
+def refine_rl_under_ddp(base: Path, corpus: Path) -> dict[str, Any]:
+    """The same step by Lightning under DDP, in eight parts on each rank."""
+    module, pairs = refine_rl_start(base, corpus, rollouts={"items_per_pass": 1})
+    for name in ("backward_part", "optimizers", "lr_schedulers", "log"):
+        delattr(module, name)  # the stand-ins for a trainer
+    module.on_fit_start = lambda: None
+    os.environ["LOCAL_RANK"] = str(rank())
+    seen = Exchanges()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world_size(),
+        strategy=DDPStrategy(cluster_environment=LightningEnvironment()),
+        use_distributed_sampler=False,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[seen],
+    )
+    trainer.fit(module, DataLoader([local_batch(module, pairs)], batch_size=None))  # type: ignore[arg-type]
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return {"gradients": seen.gradients, "exchanged": seen.exchanged, "trained": trained}
 
 
 def sharded_step(base: Path, corpus: Path, dtype: str = "float32") -> dict[str, Any]:
@@ -315,6 +375,7 @@ def main(number: int, folder: Path, base: Path, corpus: Path, cases: str) -> Non
             "sft": step("sft", base, corpus),
             "cma": step("cma", base, corpus),
             "refine_rl": refine_rl_step(base, corpus),
+            "refine_rl ddp": refine_rl_under_ddp(base, corpus),
             "sharded": sharded_step(base, corpus),
             "sharded bfloat16": sharded_step(base, corpus, "bfloat16"),
             "nan": {dtype: nan_patterns(dtype, base) for dtype in ("float32", "bfloat16")},

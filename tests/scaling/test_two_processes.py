@@ -238,3 +238,15 @@ def test_refine_rl_samples_and_learns_the_same(
             error = (seen["refine_rl"]["gradients"][name] - gradient).norm() / gradient.norm()
             assert error < 1e-3, f"{name}: {float(error):.1e}"
     assert whole["logged"]["train/kl"] > 1e-5
+
+
+def test_refine_rl_in_parts_exchanges_its_gradients_once(
+    ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    whole = refine_rl_step(micro_base, scenes_corpus)["gradients"]
+    for seen in (one["refine_rl ddp"] for one in ranks):
+        assert seen["exchanged"] == seen["trained"] > 0
+        assert seen["gradients"].keys() == whole.keys()
+        for name, gradient in whole.items():
+            error = (seen["gradients"][name] - gradient).norm() / gradient.norm()
+            assert error < 1e-3, f"{name}: {float(error):.1e}"
