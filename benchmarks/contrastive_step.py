@@ -1,21 +1,25 @@
 """Time and memory of a contrastive step: gradient cache, sentence-transformers and UME-R1, in the same run.
 
-`make bench` runs it on one thread, in an environment that has the peers. The last line holds ratios of
-seconds (medians over interleaved rounds) and of peak memory. `.._over_ours` above 1 means that ours is
-faster.
+`make bench` runs it on one thread, in an environment that has the peers. The model is a Qwen2-VL in the
+proportions of the 2B model (miniature.py). The last line holds ratios of CPU seconds (medians over rounds,
+in which all steps take turns) and of memory, for NF4 without LoRA dropout. `.._over_ours` above 1 means that
+ours is faster. The lines above hold the same with a LoRA dropout of 0.05, and with a float32 base model.
 
 - cached over plain: an SFT step whose texts find pictures, with 8 micro-batches per side and vision
   features kept, against one forward per side. Small tensors fit into the caches of a CPU, which favours
   our gradient cache. So the ratio to the same micro-batches in one graph is also printed: the cost of the
   second forward.
-- sentence-transformers: its CachedMultipleNegativesRankingLoss with our backbone as its module. Both
-  compute only the contrastive loss, on the same batch and micro-batch size, and run the vision tower
-  twice.
+- sentence-transformers: its CachedMultipleNegativesRankingLoss with our backbone as its module, over our
+  cached step with vision features kept. Both compute only the contrastive loss, on the same batch and
+  micro-batch size. Also printed: ours with the vision tower run twice, as theirs does.
 - UME-R1 (arXiv 2511.00405): its SFT step, on pictures and texts of mixed lengths: one forward per side,
-  padded to the longest row, with float32 logits at all positions. Ours is the SFT step with micro-batches
-  of similar length in one graph (tokens without gradient cache). Both use gradient checkpointing, as with
-  a 2B model. Also printed: the same without checkpointing, ours with one forward per side, UME-R1 with one
-  per side *and* mode.
+  padded to the longest row, float32 logits at all positions, and a gradient through the frozen vision tower,
+  which transformers asks for in a Qwen2-VL with gradient checkpointing. LoRA, patch embedding and attention
+  of the pictures are ours in both. Ours is the SFT step with micro-batches of similar length in one graph
+  (tokens without gradient cache). Also printed: UME-R1 without the gradient through the tower, and with a
+  forward per side *and* mode; ours with one forward per side; all of them without checkpointing.
+- memory: bytes of the tensors that the step makes, at its peak: activations, logits and gradients.
+- utilisation: FLOPs per second of our step over those of a matrix product, by the same formulas.
 """
 
 from __future__ import annotations
@@ -23,14 +27,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,101 +39,107 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.miniature import (
-    PICTURE_SIZE,
-    PROPORTIONED,
-    VOCABULARY,
-    make_backbone,
-    make_base,
-    mixed_pairs,
-    picture_pairs,
-    silent,
-)
+from benchmarks.miniature import make_backbone, make_proportioned, mixed_pairs, picture_pairs, silent
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.losses.contrastive import info_nce
 from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
+from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.types import Batch, Pair, Prompts, Rows
+from tests.gpu.watch import standing_tensors
 
 TEMPERATURE = 0.02
 CHUNKS = 8
 MICRO_BATCH_TOKENS = 1024  # rows of similar length, in one graph
+MIB = 2**20
+#: Name -> 4-bit base model, LoRA dropout. The last line holds the ratios of the first.
+SETTINGS = {
+    "NF4, dropout 0": (True, 0.0),
+    "NF4, dropout 0.05": (True, 0.05),
+    "fp32, dropout 0": (False, 0.0),
+    "fp32, dropout 0.05": (False, 0.05),
+}
 Step = Callable[[], object]
+#: Name of a step -> its CPU seconds in each round.
+Seconds = dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=64, help="Pairs in a batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="Measured rounds (default: %(default)s)")
-    parser.add_argument("--memory_of", choices=["ours", "plain", "ume_r1"], help="internal: step to measure")
-    parser.add_argument("--keep_activations", action="store_true", help="internal: no gradient checkpointing")
-    parser.add_argument("--base", type=Path)
+    parser.add_argument("--rounds", type=int, default=5, help="Measured rounds (default: %(default)s)")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="Settings (default: all)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.memory_of:
-        print(peak_of(args.memory_of, args.base, args.pairs, not args.keep_activations))
-        return
+    headline = []
     with tempfile.TemporaryDirectory(prefix="rime-bench-") as folder:
-        base = make_base(Path(folder) / "mixed", PROPORTIONED, VOCABULARY)
-        pictured = make_base(Path(folder) / "pictures", PROPORTIONED, VOCABULARY, PICTURE_SIZE)
-        memory = {
-            checkpointing: {
-                name: in_a_process(name, base, args.pairs, checkpointing)
-                for name in ("ours", "plain", "ume_r1")
-            }
-            for checkpointing in (True, False)
-        }
-        cached, ume_r1 = {}, {}
-        for name, load_in_4bit in (("NF4", True), ("fp32", False)):
-            backbone = make_backbone(pictured, load_in_4bit)
-            cached[name] = measure(cached_steps, backbone, picture_pairs(args.pairs), args.rounds)
-            for checkpointing in (True, False):
-                backbone = make_backbone(base, load_in_4bit, checkpointing)
-                pairs = mixed_pairs(args.pairs)
-                ume_r1[name, checkpointing] = measure(ume_r1_steps, backbone, pairs, args.rounds)
-    for name, seconds in cached.items():
-        print(f"{name}: {in_words(seconds)}")
-    for (name, checkpointing), seconds in ume_r1.items():
-        print(f"{name}, {how(checkpointing)}: {in_words(seconds)}")
-    for checkpointing, peaks in memory.items():
-        words = ", ".join(f"{name} {value / 2**20:.0f} MiB" for name, value in peaks.items())
-        print(f"peak above the imports, {how(checkpointing)}: {words}")
-    for name, seconds in cached.items():
-        ratio = seconds["cached"] / seconds["same micro-batches"]
-        print(f"{name}: cached over the same micro-batches in one graph {ratio:.3f}")
-        if "sentence-transformers" in seconds:
-            ratio = seconds["sentence-transformers"] / seconds["contrastive, vision kept"]
-            print(f"{name}: sentence-transformers over ours with the vision features kept {ratio:.3f}")
-    for (name, checkpointing), seconds in ume_r1.items():
-        ratio = seconds["ume_r1, per mode"] / seconds["ours"]
-        print(f"{name}, {how(checkpointing)}: UME-R1 with a forward per side and mode over ours {ratio:.3f}")
-    print("fp32: " + json.dumps(ratios(cached["fp32"], ume_r1["fp32", True], memory[True])))
-    kept = ratios(cached["NF4"], ume_r1["NF4", False], memory[False])
-    print(
-        f"activations kept: UME-R1 over ours {kept['ume_r1_over_ours']}, memory {kept['memory_over_ume_r1']}"
-    )
-    print(json.dumps(ratios(cached["NF4"], ume_r1["NF4", True], memory[True])))
+        base = make_proportioned(Path(folder) / "base")
+        for name in args.only:
+            bits, dropout = SETTINGS[name]
+            backbone = make_backbone(base, bits, lora_dropout=dropout)
+            ratios = cached_ratios(name, backbone, args.pairs, args.rounds)
+            backbone = make_backbone(base, bits, lora_dropout=dropout)
+            ume_r1_ratios(f"{name}, activations kept", backbone, args.pairs, args.rounds)
+            backbone = make_backbone(base, bits, True, lora_dropout=dropout)
+            ratios |= ume_r1_ratios(f"{name}, checkpointed", backbone, args.pairs, args.rounds)
+            print(f"{name}: {json.dumps(ratios)}", flush=True)
+            headline.append(ratios)
+    print(json.dumps(headline[0]))
 
 
-def how(checkpointing: bool) -> str:
-    return "checkpointed" if checkpointing else "activations kept"
+def cached_ratios(name: str, backbone: Backbone, pairs: int, rounds: int) -> dict[str, float | None]:
+    """Print the steps that show the cost of the gradient cache, and return the two ratios."""
+    seconds = measure(cached_steps, backbone, picture_pairs(pairs), rounds)
+    print(f"{name}, pictures: {in_words(seconds)}", flush=True)
+    own = ratio(seconds, "cached", "same micro-batches")
+    print(f"{name}: cached over the same micro-batches in one graph {own:.3f}")
+    found: dict[str, float | None] = {"cached_over_plain": round(ratio(seconds, "cached", "plain"), 3)}
+    peer, ours = "sentence-transformers", "contrastive, vision kept"
+    if peer in seconds:
+        print(f"{name}: {peer} over ours, {spread(seconds, peer, ours)}")
+        print(f"{name}: the same with our tower run twice, {spread(seconds, peer, 'contrastive')}")
+    found["sentence_transformers_over_ours"] = round(ratio(seconds, peer, ours), 3) if peer in seconds else None
+    return found
 
 
-def in_words(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{step} {value:.3f} s" for step, value in seconds.items())
-
-
-def ratios(
-    cached: dict[str, float], ume_r1: dict[str, float], memory: dict[str, int]
-) -> dict[str, float | None]:
-    peer = cached.get("sentence-transformers")
+def ume_r1_ratios(name: str, backbone: Backbone, pairs: int, rounds: int) -> dict[str, float | None]:
+    """Print the SFT steps, ours and those of UME-R1, and return the ratios of time and memory."""
+    seconds = measure(ume_r1_steps, backbone, mixed_pairs(pairs), rounds)
+    print(f"{name}: {in_words(seconds)}", flush=True)
+    batch = backbone.processor.training_batch(mixed_pairs(pairs))
+    peaks = {step: own_memory(run, backbone, batch) for step, run in ume_r1_steps(backbone, batch).items()}
+    print(f"{name}: " + ", ".join(f"{step} {size / MIB:.1f} MiB" for step, size in peaks.items()))
+    for step in [step for step in seconds if step.startswith("ume_r1")]:
+        print(f"{name}: {step} over ours, {spread(seconds, step, 'ours')}", flush=True)
     return {
-        "cached_over_plain": round(cached["cached"] / cached["plain"], 3),
-        "sentence_transformers_over_ours": round(peer / cached["contrastive"], 3) if peer else None,
-        "ume_r1_over_ours": round(ume_r1["ume_r1"] / ume_r1["ours"], 3),
-        "memory_over_ume_r1": round(memory["ours"] / memory["ume_r1"], 3),
+        "ume_r1_over_ours": round(ratio(seconds, "ume_r1", "ours"), 3),
+        "memory_over_ume_r1": round(peaks["ours"] / peaks["ume_r1"], 3),
     }
+
+
+def in_words(seconds: Seconds) -> str:
+    return ", ".join(f"{step} {statistics.median(values):.3f} s" for step, values in seconds.items())
+
+
+def quotients(seconds: Seconds, above: str, below: str) -> list[float]:
+    """Return the quotients of two steps, one for each round."""
+    return [one / other for one, other in zip(seconds[above], seconds[below], strict=True)]
+
+
+def ratio(seconds: Seconds, above: str, below: str) -> float:
+    """Return the median of the quotients of each round: a slow minute slows both steps of a round."""
+    return statistics.median(quotients(seconds, above, below))
+
+
+def spread(seconds: Seconds, above: str, below: str) -> str:
+    """Return median, lowest and highest quotient in words."""
+    found = quotients(seconds, above, below)
+    return f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
 
 
 def measure(
@@ -140,11 +147,11 @@ def measure(
     backbone: Backbone,
     pairs: list[Pair],
     rounds: int,
-) -> dict[str, float]:
-    """Return the median seconds of each step. Rounds are interleaved, so a busy machine slows all."""
+) -> Seconds:
+    """Return the CPU seconds of each step. Steps take turns, so a busy machine slows all."""
     batch = backbone.processor.training_batch(pairs)
     steps = make(backbone, batch)
-    seen: dict[str, list[float]] = {name: [] for name in steps}
+    seen: Seconds = {name: [] for name in steps}
     for round_number in range(rounds + 1):
         for name, step in steps.items():
             backbone.zero_grad(set_to_none=True)
@@ -152,7 +159,15 @@ def measure(
             step()
             if round_number:  # the first round only warms up
                 seen[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in seen.items()}
+    return seen
+
+
+def own_memory(step: Step, backbone: Backbone, batch: Batch) -> int:
+    """Return the bytes of the tensors that a step makes, at its peak; weights and inputs do not count."""
+    backbone.zero_grad(set_to_none=True)
+    with LiveBytes(standing_tensors(backbone, [], batch)) as live:
+        step()
+    return live.peak.total()
 
 
 # -- ours -------------------------------------------------------------------------------------------------
@@ -248,18 +263,36 @@ def ume_r1_steps(backbone: Backbone, batch: Batch) -> dict[str, Step]:
     return {
         "ours": sft_step(backbone, batch, ours),
         "plain": sft_step(backbone, batch),
-        "ume_r1": lambda: ume_r1_step(backbone, batch, per_mode=False),
+        "ume_r1": lambda: ume_r1_step(backbone, batch),
+        "ume_r1, no gradient in the tower": lambda: ume_r1_step(backbone, batch, tower=False),
         "ume_r1, per mode": lambda: ume_r1_step(backbone, batch, per_mode=True),
     }
 
 
-def ume_r1_step(backbone: Backbone, batch: Batch, per_mode: bool) -> None:
+@contextmanager
+def input_gradients(model: Any) -> Iterator[None]:
+    """Ask for gradients of the inputs, as PEFT and the trainer of transformers do with checkpointing.
+
+    In a Qwen2-VL the patch embedding is an input, too, so the frozen tower gets a backward pass.
+    """
+    model.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        model.disable_input_require_grads()
+
+
+def ume_r1_step(backbone: Backbone, batch: Batch, per_mode: bool = False, tower: bool = True) -> None:
     """Run SFT like UME-R1: each side padded to its longest sequence, logits at all positions.
 
     Args:
         backbone, batch: Weights and data, the same as for our step.
         per_mode: Whether the discriminative embedding has its own forward, over the prompt only.
+        tower: Whether a gradient goes through the vision tower where activations are recomputed.
     """
+    if tower and backbone.config.gradient_checkpointing:
+        with input_gradients(backbone.language_model):
+            return ume_r1_step(backbone, batch, per_mode, tower=False)
     disc, gen, cross_entropy = [], [], []
     for side in batch.sides:
         ids, mask, labels, prompt_mask = padded(side)
@@ -294,33 +327,6 @@ def hidden_states(backbone: Backbone, prompts: Prompts, ids: Tensor, mask: Tenso
     images = backbone.image_inputs(prompts, ids)
     model = backbone.language_model.model
     return model(input_ids=ids, attention_mask=mask, **images, use_cache=False).last_hidden_state
-
-
-# -- memory -----------------------------------------------------------------------------------------------
-
-
-def in_a_process(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "0",
-    }
-    command = [sys.executable, "-m", "benchmarks.contrastive_step", "--memory_of", name]
-    command += ["--base", str(base), "--pairs", str(pairs)]
-    command += [] if checkpointing else ["--keep_activations"]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, env=env, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
-
-
-def peak_of(name: str, base: Path, pairs: int, checkpointing: bool) -> int:
-    """Return the peak memory of one NF4 step above the imports, in bytes."""
-    baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    backbone = make_backbone(base, True, checkpointing)
-    batch = backbone.processor.training_batch(mixed_pairs(pairs))
-    ume_r1_steps(backbone, batch)[name]()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) * 1024
 
 
 if __name__ == "__main__":

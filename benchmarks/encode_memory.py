@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.miniature import PROPORTIONED, VOCABULARY, make_backbone, make_base
+from benchmarks.miniature import make_backbone, make_proportioned
 from rime_pl.inference.retriever import Retriever
 
 NUMBERS = (300, 2000)
@@ -32,7 +32,7 @@ def main(words: list[str]) -> None:
     few, many = parser.parse_args(words).photos
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="rime-photos-") as folder:
-        base = make_base(Path(folder) / "base", PROPORTIONED, VOCABULARY)
+        base = make_proportioned(Path(folder) / "base")
         retriever = Retriever(make_backbone(base, load_in_4bit=False).eval())
         paths = write_photos(Path(folder), many)
         peaks = [peak_after(retriever, paths[:count]) for count in (few, many)]

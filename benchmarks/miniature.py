@@ -1,7 +1,17 @@
-"""The small model with random weights and the batches that the benchmarks use.
+"""The small models with random weights and the batches that the benchmarks use.
 
-The proportions are those of Qwen2-VL-2B: vocabulary / (layers x MLP width) = 0.6, MLP width / hidden width =
-5.8, and a vision tower that takes as long per visual token as the decoder, or a little longer.
+`PROPORTIONED` is a Qwen2-VL, like the model of configs/*.yaml, so a benchmark shows what its vision tower
+costs. A shallow model cannot have all ratios of a deep one; these are kept:
+
+| ratio | Qwen2-VL-2B | here |
+|---|---|---|
+| MLP width / hidden width | 5.8 | 5.9 |
+| vocabulary / (layers x hidden width): the head next to the decoder | 3.5 | 3.5 |
+| width of the tower / hidden width | 0.83 | 0.88 |
+| products of the tower / of the decoder, for a visual token | 1.9 | 1.8 |
+
+The vocabulary is only 14 times the hidden width (99 times in the 2B model), so logits at all positions take
+less memory here, next to the activations of one layer, than they would take there.
 """
 
 from __future__ import annotations
@@ -15,6 +25,7 @@ from PIL import Image
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.miniature.random_checkpoint import Shape, save_checkpoint
 from rime_pl.miniature.tiny import TinyConfig, build_model, build_processor, train_tokenizer
 from rime_pl.modules.base import RimeModule
 from rime_pl.processing import RimeProcessor
@@ -22,23 +33,13 @@ from rime_pl.prompts import PromptConfig
 from rime_pl.types import Item, Pair
 
 Stage = TypeVar("Stage", bound=RimeModule)
-#: 0.6 = 1843 / (4 x 768); Qwen2-VL-2B: 151936 / (28 x 8960).
-PROPORTIONED = TinyConfig(
-    hidden_size=128,
-    num_layers=4,
-    num_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-    intermediate_size=768,
-    vision_hidden_size=128,
-    vision_layers=3,
-    vision_heads=2,
-    vision_intermediate_size=512,
-)
-VOCABULARY = 1843
-IMAGE_SIZE = 64  # 4 visual tokens
+PROPORTIONED = Shape(128, 4, 4, 1, 752, (4, 6, 6), 1809, 4, 112, 4, image_size=224, num_words=40)
+VOCABULARY = 1843  # of the other models
+IMAGE_SIZE = 64  # of the other models: 4 visual tokens
 #: 64 visual tokens with about 30 of text and rewrite, similar to 256 with 64 and 100 in a 2B model.
-PICTURE_SIZE = 192
+PICTURE_SIZE = PROPORTIONED.image_size
+#: Smallest and largest side of the pictures among texts, in pixels: 9 to 64 visual tokens.
+MIXED_SIZES = (84, PICTURE_SIZE)
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
 _RNG = random.Random(0)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -47,10 +48,16 @@ WORDS = [
 ]  # one token each
 
 
+def make_proportioned(folder: Path) -> Path:
+    """Write the checkpoint folder of a Qwen2-VL in the proportions of the 2B model."""
+    save_checkpoint(folder, PROPORTIONED, torch.device("cpu"), [" ".join(WORDS)] * 3, num_tokens=900)
+    return folder
+
+
 def make_base(
     folder: Path, config: TinyConfig, vocabulary: int, image_size: int = IMAGE_SIZE, seed: int = 0
 ) -> Path:
-    """Write a checkpoint folder with random weights and exactly ``vocabulary`` embedding rows."""
+    """Write the folder of an untrained tiny base model with exactly ``vocabulary`` embedding rows."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 900)
     model = build_model(tokenizer, config, image_size)
@@ -61,7 +68,7 @@ def make_base(
 
 
 def make_backbone(
-    base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False, lora_dropout: float = 0.05
+    base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False, lora_dropout: float = 0.055
 ) -> Backbone:
     """Return the backbone in float32, with LoRA of rank 16."""
     config = BackboneConfig(
@@ -84,11 +91,12 @@ def silent(module: Stage, backbone: Backbone) -> Stage:
 
 
 def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
-    """Return pairs of a picture and a text in turn, with texts of 5 to 80 words, rewrites of 6 to 40."""
+    """Return pairs of a picture and a text in turn: pictures of many sizes and shapes, texts of 5 to 80
+    words, rewrites of 6 to 40."""
     rng = random.Random(seed)
 
     def item(name: str, pictured: bool) -> Item:
-        return _picture(name, rng, IMAGE_SIZE) if pictured else _text(name, rng, 80)
+        return _picture(name, rng, *MIXED_SIZES) if pictured else _text(name, rng, 80)
 
     return [
         Pair(f"pair-{n}", "mixed", "all", item(f"query {n}", n % 2 == 0), item(f"target {n}", n % 2 == 1))
@@ -102,7 +110,7 @@ def picture_pairs(count: int, seed: int = 0, side: int = PICTURE_SIZE) -> list[P
     return [
         Pair(
             *(f"pair-{n}", "pictures", "all"),
-            *(_text(f"query {n}", rng, 12), _picture(f"target {n}", rng, side)),
+            *(_text(f"query {n}", rng, 12), _picture(f"target {n}", rng, side, side)),
         )
         for n in range(count)
     ]
@@ -117,6 +125,7 @@ def _text(name: str, rng: random.Random, most: int) -> Item:
     return Item(_words(rng, 5, most), (), name, "Find it.", rewrite=_words(rng, 6, 40))
 
 
-def _picture(name: str, rng: random.Random, side: int) -> Item:
-    image = Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side))
+def _picture(name: str, rng: random.Random, low: int, high: int) -> Item:
+    size = rng.randint(low, high), rng.randint(low, high)
+    image = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
     return Item(_words(rng, 2, 12), (image,), name, "Find it.", rewrite=_words(rng, 6, 40))

@@ -6,6 +6,7 @@ Used by tests/gpu, `rime plan`, and by benchmarks and tests that need a Qwen2-VL
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,25 @@ SHAPES = {
 }
 
 
-def save_checkpoint(folder: Path, shape: Shape, device: torch.device) -> None:
-    """Write a Qwen2-VL folder: processor, a tokenizer trained on synthetic pairs, random bfloat16 weights."""
-    tokenizer = train_tokenizer([text for pair in synthetic_pairs(64, shape) for text in _texts(pair)], 400)
+def save_checkpoint(
+    folder: Path,
+    shape: Shape,
+    device: torch.device,
+    texts: Sequence[str] | None = None,
+    num_tokens: int = 400,
+) -> None:
+    """Write a Qwen2-VL folder: processor, tokenizer and random bfloat16 weights.
+
+    Args:
+        folder: Where it goes.
+        shape: Dimensions of the model.
+        device: Where the random numbers are made.
+        texts: What the tokenizer is trained on (default: synthetic pairs).
+        num_tokens: Maximum size of the tokenizer; more rows of the embedding table are spare.
+    """
+    if texts is None:
+        texts = [text for pair in synthetic_pairs(64, shape) for text in _texts(pair)]
+    tokenizer = train_tokenizer(texts, num_tokens)
     images = build_processor(tokenizer, TinyConfig(patch_size=PATCH), shape.image_size).image_processor
     videos = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2)
     Qwen2VLProcessor(images, tokenizer, videos).save_pretrained(folder)
