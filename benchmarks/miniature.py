@@ -9,6 +9,7 @@ costs. A shallow model cannot have all ratios of a deep one; these are kept:
 | vocabulary / (layers x hidden width): the head next to the decoder | 3.5 | 3.5 |
 | width of the tower / hidden width | 0.83 | 0.88 |
 | products of the tower / of the decoder, for a visual token | 1.9 | 1.8 |
+| rank of LoRA / hidden width | 1 / 96 | 1 / 64 |
 
 The vocabulary is only 14 times the hidden width (99 times in the 2B model), so logits at all positions take
 less memory here, next to the activations of one layer, than they would take there.
@@ -17,6 +18,7 @@ less memory here, next to the activations of one layer, than they would take the
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +27,7 @@ from PIL import Image
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.miniature.random_checkpoint import Shape, save_checkpoint
+from rime_pl.miniature.random_checkpoint import PATCH, Shape, save_checkpoint
 from rime_pl.miniature.tiny import TinyConfig, build_model, build_processor, train_tokenizer
 from rime_pl.modules.base import RimeModule
 from rime_pl.processing import RimeProcessor
@@ -34,12 +36,13 @@ from rime_pl.types import Item, Pair
 
 Stage = TypeVar("Stage", bound=RimeModule)
 PROPORTIONED = Shape(128, 4, 4, 1, 752, (4, 6, 6), 1809, 4, 112, 4, image_size=224, num_words=40)
+RANK = 2
 VOCABULARY = 1843  # of the other models
 IMAGE_SIZE = 64  # of the other models: 4 visual tokens
 #: 64 visual tokens with about 30 of text and rewrite, similar to 256 with 64 and 100 in a 2B model.
 PICTURE_SIZE = PROPORTIONED.image_size
-#: Smallest and largest side of the pictures among texts, in pixels: 9 to 64 visual tokens.
-MIXED_SIZES = (84, PICTURE_SIZE)
+#: Visual tokens of the pictures among texts: a quarter of the 100 to 1,300 of small and large photos.
+MIXED_TOKENS = (25, 325)
 PROMPT = PromptConfig(rewrite_instruction="Rewrite.", max_rewrite_tokens=400)
 _RNG = random.Random(0)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -50,7 +53,8 @@ WORDS = [
 
 def make_proportioned(folder: Path) -> Path:
     """Write the checkpoint folder of a Qwen2-VL in the proportions of the 2B model."""
-    save_checkpoint(folder, PROPORTIONED, torch.device("cpu"), [" ".join(WORDS)] * 3, num_tokens=900)
+    large = replace(PROPORTIONED, image_size=round(MIXED_TOKENS[1] ** 0.5 * 2 * PATCH))  # no picture shrinks
+    save_checkpoint(folder, large, torch.device("cpu"), [" ".join(WORDS)] * 3, num_tokens=900)
     return folder
 
 
@@ -68,11 +72,17 @@ def make_base(
 
 
 def make_backbone(
-    base: Path, load_in_4bit: bool, gradient_checkpointing: bool = False, lora_dropout: float = 0.055
+    base: Path,
+    load_in_4bit: bool,
+    gradient_checkpointing: bool = False,
+    lora_dropout: float = 0.05,
+    lora_r: int = 16,
 ) -> Backbone:
-    """Return the backbone in float32, with LoRA of rank 16."""
+    """Return the backbone in float32."""
     config = BackboneConfig(
         str(base),
+        lora_r=lora_r,
+        lora_alpha=2 * lora_r,
         load_in_4bit=load_in_4bit,
         dtype="float32",
         lora_dropout=lora_dropout,
@@ -91,12 +101,19 @@ def silent(module: Stage, backbone: Backbone) -> Stage:
 
 
 def mixed_pairs(count: int, seed: int = 0) -> list[Pair]:
-    """Return pairs of a picture and a text in turn: pictures of many sizes and shapes, texts of 5 to 80
-    words, rewrites of 6 to 40."""
+    """Return pairs of a picture and a text in turn, both of many sizes.
+
+    Texts have 5 to 80 words, rewrites 6 to 40. Pictures are wide or tall, as often small as large.
+    """
     rng = random.Random(seed)
 
     def item(name: str, pictured: bool) -> Item:
-        return _picture(name, rng, *MIXED_SIZES) if pictured else _text(name, rng, 80)
+        if not pictured:
+            return _text(name, rng, 80)
+        low, high = MIXED_TOKENS
+        area = low * (high / low) ** rng.random() * (2 * PATCH) ** 2  # pixels
+        width = (area * rng.uniform(0.6, 1.6)) ** 0.5
+        return _picture(name, rng, round(width), round(area / width))
 
     return [
         Pair(f"pair-{n}", "mixed", "all", item(f"query {n}", n % 2 == 0), item(f"target {n}", n % 2 == 1))
@@ -125,7 +142,6 @@ def _text(name: str, rng: random.Random, most: int) -> Item:
     return Item(_words(rng, 5, most), (), name, "Find it.", rewrite=_words(rng, 6, 40))
 
 
-def _picture(name: str, rng: random.Random, low: int, high: int) -> Item:
-    size = rng.randint(low, high), rng.randint(low, high)
-    image = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
+def _picture(name: str, rng: random.Random, width: int, height: int) -> Item:
+    image = Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height))
     return Item(_words(rng, 2, 12), (image,), name, "Find it.", rewrite=_words(rng, 6, 40))
