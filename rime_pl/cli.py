@@ -28,6 +28,7 @@ from rime_pl.callbacks.progress import EpochsFromOne
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.rewrite_samples import RewriteChanges, RewriteSamples
 from rime_pl.callbacks.settings_record import SettingsRecord
+from rime_pl.callbacks.utilisation import Utilisation
 from rime_pl.checkpoints import global_step, logged_step, resuming
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.errors import RimeError, StoppedError, ToldElsewhereError
@@ -201,7 +202,7 @@ class StageCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        callbacks = [SettingsRecord(self.run_folder, self.settings), Measures()]
+        callbacks = [SettingsRecord(self.run_folder, self.settings), Measures(), Utilisation()]
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(EpochsFromOne())
         self.trainer_defaults["callbacks"] = callbacks
@@ -356,6 +357,7 @@ def finish(
         return
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     recall = next(c for c in callbacks if isinstance(c, RetrievalRecall))
+    utilisation = next(c for c in callbacks if isinstance(c, Utilisation))
     write_report(
         run_dir=cli.run_folder.path,
         stage=stage,
@@ -371,6 +373,7 @@ def finish(
             **cli.run_folder.corpus_facts(cli.config.data.path),
             "data_hash": cli.datamodule.data_hash,
             "negatives_per_query": cli.model.negatives_per_query,
+            "utilisation": utilisation.facts,
             "processes": cli.trainer.world_size,
             "steps": steps,
             "steps_timed": steps_timed,

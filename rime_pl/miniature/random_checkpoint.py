@@ -125,17 +125,32 @@ def model_config(shape: Shape, tokenizer: PreTrainedTokenizerFast | None = None)
     return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
 
 
-def synthetic_pairs(count: int, shape: Shape) -> list[Pair]:
-    """Return pairs of random words and noise, as long as real ones: picture and text, and a picture."""
+def synthetic_pairs(count: int, shape: Shape, visual_tokens: tuple[int, int] | None = None) -> list[Pair]:
+    """Return pairs of random words and noise, as long as real ones: picture and text, and a picture.
+
+    Args:
+        count: Number of pairs.
+        shape: Size of the pictures and number of words of a rewrite.
+        visual_tokens: Fewest and most visual tokens of an item: it has 1 to 4 pictures of many sizes, and a
+            rewrite of half to all of the words (default: one square picture, all words).
+    """
     rng = random.Random(0)
 
     def text(num_words: int) -> str:
         return " ".join(rng.choice(WORDS) for _ in range(num_words))
 
+    def noise(width: int, height: int) -> Image.Image:
+        return Image.frombytes("RGB", (width, height), rng.randbytes(width * height * 3))
+
     def item(name: str, words: str) -> Item:
-        pixels = rng.randbytes(shape.image_size**2 * 3)
-        image = Image.frombytes("RGB", (shape.image_size, shape.image_size), pixels)
-        return Item(words, (image,), name, "Find the picture.", rewrite=text(shape.num_words))
+        images, num_words = [noise(shape.image_size, shape.image_size)], shape.num_words
+        if visual_tokens is not None:
+            low, high = visual_tokens
+            number, num_words = rng.randint(1, 4), rng.randint(num_words // 2, num_words)
+            area = low * (high / low) ** rng.random() * (2 * PATCH) ** 2 / number  # pixels of a picture
+            widths = [(area * rng.uniform(0.6, 1.6)) ** 0.5 for _ in range(number)]
+            images = [noise(round(width), round(area / width)) for width in widths]
+        return Item(words, tuple(images), name, "Find the picture.", rewrite=text(num_words))
 
     return [
         Pair(f"pair-{n}", "synthetic", "pictures", item(f"query {n}", text(12)), item(f"target {n}", ""))

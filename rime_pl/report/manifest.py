@@ -40,8 +40,8 @@ def build_manifest(
     """Return everything needed to tell two runs apart, as JSON.
 
     Args:
-        facts: Values that only the run knows: seed, data, data_hash, negatives_per_query, steps, recipe,
-            differs_from_recipe.
+        facts: Values that only the run knows: seed, data, data_hash, negatives_per_query, utilisation,
+            steps, recipe, differs_from_recipe.
         seconds: Wall seconds of each part.
         argv: The command as typed; default that of this process.
     """

@@ -50,6 +50,10 @@ def test_a_run_leaves_everything_a_reader_needs(runs: Path) -> None:
     assert 1 <= manifest["negatives_per_query"]["generative"] <= 3
     assert manifest["negatives_per_query"]["discriminative"] <= 3
     assert manifest["steps"] == 6
+    used = manifest["utilisation"]
+    assert used["share"] == pytest.approx(used["flops_per_second"] / used["product_flops_per_second"])
+    assert 0 < used["share"] < 1
+    assert len(scalars(runs / "cma", "train/utilisation")) == 5, "the first step is counted, not timed"
     assert manifest["argv"]
     start, own = (read_contract(runs / stage / "adapter") for stage in ("sft", "cma"))
     assert manifest["base_hash"] == own["base_hash"] and manifest["base"] == own["base"]

@@ -11,6 +11,7 @@ import pytest
 
 from rime_pl import cli
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
+from rime_pl.callbacks.utilisation import Utilisation
 from rime_pl.run_folder import RunFolder
 
 
@@ -26,7 +27,9 @@ def test_an_adapter_is_not_compared_with_itself(
     written: dict[str, Any] = {}
     monkeypatch.setattr(cli, "write_report", lambda **given: written.update(given))
     made: Any = SimpleNamespace(
-        trainer=SimpleNamespace(is_global_zero=True, callbacks=[RetrievalRecall()], world_size=1),
+        trainer=SimpleNamespace(
+            is_global_zero=True, callbacks=[RetrievalRecall(), Utilisation()], world_size=1
+        ),
         config=SimpleNamespace(seed_everything=0, data=SimpleNamespace(path="data")),
         datamodule=SimpleNamespace(data_hash="same", batch_size=4, broken={}, cut=[]),
         model=SimpleNamespace(

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from rime_pl.metrics.flops import flops_of
 
 
 class LiveBytes(TorchDispatchMode):
     """Count each new storage from the operation that makes it until it is freed, and FLOPs.
 
-    FLOPs are those of torch's own formulas (torch.utils.flop_counter). Its mode is not used itself: it keeps
-    activations alive.
+    FLOPs are those of metrics/flops.py.
 
     Args:
         known: Tensors that were there before: weights. Views of them cost nothing.
@@ -91,9 +91,7 @@ class LiveBytes(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # asked for more often than all else
             return out
         packet = func._overloadpacket
-        formula: Any = flop_registry.get(packet) or _FORMULAS.get(str(packet))
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        self.flops += flops_of(func, args, kwargs or {}, out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf)
@@ -130,29 +128,3 @@ def unpacked_bytes(inputs: Tensor, packed: Tensor, shape: list[int], absmax: Any
     """
     elements = shape[0] * shape[1]
     return elements * inputs.element_size() + 4 * -(-elements // block)
-
-
-def _product_4bit(inputs: Tensor, packed: Tensor, shape: list[int], *_: Any, **__: Any) -> int:
-    return 2 * inputs.numel() * shape[0]
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, *_repeated(query, key, value))
-
-
-def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, *_repeated(query, key, value))
-
-
-def _repeated(query: Tensor, *shared: Tensor) -> list[torch.Size]:
-    """Return the shapes of keys and values as if each query head had its own: older torch asks for that."""
-    heads = query.shape[1]
-    return [torch.Size((one.shape[0], heads, *one.shape[2:])) for one in shared]
-
-
-#: Products that torch has no formula for: 4-bit weights, and attention on a CPU.
-_FORMULAS = {
-    "bitsandbytes.gemm_4bit": _product_4bit,
-    "aten._scaled_dot_product_flash_attention_for_cpu": _attention,
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
-}
