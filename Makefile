@@ -21,7 +21,7 @@ OUTPUT = runs/$(notdir $(DATA))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \
-        test test-all torture lint tensorboard gpu-check bench clean
+        test test-all torture lint tensorboard gpu-check gpu-check-all bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,7 +85,9 @@ lint: $(READY) ## ruff, mypy and the import rules
 tensorboard: $(READY) ## look at the curves of all runs
 	$(VENV)/bin/tensorboard --logdir runs
 
-gpu-check: $(READY) ## where a GPU is: every stage with a 2B-shaped model in 4 bits, then its seconds and memory
+gpu-check: ## on a GPU, 6 minutes: each stage with a 2B-shaped model, pictures of many sizes; installs nothing
+	$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON)) -m benchmarks.gpu --ragged $(ARGS)
+gpu-check-all: $(READY) ## on a GPU: all checks with a 2B-shaped model in 4 bits, then seconds and memory of each run
 	$(VENV)/bin/pytest tests/gpu -m gpu
 	$(VENV)/bin/python -m benchmarks.gpu $(ARGS)
 
@@ -98,6 +100,7 @@ bench: .venv-bench/.ready ## ratios against the peers, and memory of a large bat
 	.venv-bench/bin/python -m benchmarks.decisive
 	.venv-bench/bin/python -m benchmarks.encode
 	.venv-bench/bin/python -m benchmarks.memory
+	.venv-bench/bin/python -m benchmarks.loading
 
 clean: ## remove runs, made models and built corpora (not .venv)
 	rm -rf runs models data

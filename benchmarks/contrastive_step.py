@@ -50,6 +50,7 @@ from benchmarks.miniature import (
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.losses.contrastive import info_nce
+from rime_pl.metrics.flops import product_flops_per_second
 from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan.tracking import LiveBytes
@@ -75,7 +76,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=32, help="Pairs in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=32,
+        help="Pairs in a batch, twice as many with the cache (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="Measured rounds (default: %(default)s)")
     parser.add_argument(
         "--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="Settings (default: all)"
@@ -88,7 +94,7 @@ def main() -> None:
         for name in args.only:
             bits, dropout = SETTINGS[name]
             backbone = make_backbone(base, bits, lora_dropout=dropout, lora_r=RANK)
-            ratios = cached_ratios(name, backbone, args.pairs, args.rounds)
+            ratios = cached_ratios(name, backbone, 2 * args.pairs, args.rounds)
             if not headline:
                 backbone = make_backbone(base, bits, lora_dropout=dropout, lora_r=RANK)
                 ume_r1_ratios(f"{name}, activations kept", backbone, args.pairs, args.rounds)
@@ -121,8 +127,13 @@ def ume_r1_ratios(name: str, backbone: Backbone, pairs: int, rounds: int) -> dic
     seconds = measure(ume_r1_steps, backbone, mixed_pairs(pairs), rounds)
     print(f"{name}: {in_words(seconds)}", flush=True)
     batch = backbone.processor.training_batch(mixed_pairs(pairs))
-    peaks = {step: own_memory(run, backbone, batch) for step, run in ume_r1_steps(backbone, batch).items()}
+    lives = {step: counted(run, backbone, batch) for step, run in ume_r1_steps(backbone, batch).items()}
+    peaks = {step: live.peak.total() for step, live in lives.items()}
     print(f"{name}: " + ", ".join(f"{step} {size / MIB:.1f} MiB" for step, size in peaks.items()))
+    product = product_flops_per_second(torch.device("cpu"), torch.float32)
+    for step in ("ours", "ume_r1"):
+        share = lives[step].flops / statistics.median(seconds[step]) / product
+        print(f"{name}: utilisation of {step} {share:.2f} ({lives[step].flops / 1e9:.0f} GFLOP in a step)")
     for step in [step for step in seconds if step.startswith("ume_r1")]:
         print(f"{name}: {step} over ours, {spread(seconds, step, 'ours')}", flush=True)
     return {
@@ -171,12 +182,12 @@ def measure(
     return seen
 
 
-def own_memory(step: Step, backbone: Backbone, batch: Batch) -> int:
-    """Return the bytes of the tensors that a step makes, at its peak; weights and inputs do not count."""
+def counted(step: Step, backbone: Backbone, batch: Batch) -> LiveBytes:
+    """Return the bytes of the tensors that a step makes, without weights and inputs, and its FLOPs."""
     backbone.zero_grad(set_to_none=True)
     with LiveBytes(standing_tensors(backbone, [], batch)) as live:
         step()
-    return live.peak.total()
+    return live
 
 
 # -- ours -------------------------------------------------------------------------------------------------

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.contrastive_step import Step, measure
+from benchmarks.contrastive_step import Step, measure, ratio
 from benchmarks.miniature import (
     IMAGE_SIZE,
     PICTURE_SIZE,
-    PROPORTIONED,
+    RANK,
     VOCABULARY,
     make_backbone,
     make_base,
+    make_proportioned,
     picture_pairs,
     silent,
 )
@@ -38,19 +40,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="Measured rounds (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kinds = {"tiny": (TinyConfig(), IMAGE_SIZE, 0.0), "proportioned": (PROPORTIONED, PICTURE_SIZE, 0.05)}
+    usual = {"tiny": 0.0, "proportioned": 0.05}
     ratios = {}
     with tempfile.TemporaryDirectory(prefix="rime-bench-") as folder:
-        for kind, (config, side, usual) in kinds.items():
-            base = make_base(Path(folder) / kind, config, VOCABULARY, side)
+        tiny = make_base(Path(folder) / "tiny", TinyConfig(), VOCABULARY)
+        proportioned = make_proportioned(Path(folder) / "proportioned")
+        for kind, base, side, rank in (
+            ("tiny", tiny, IMAGE_SIZE, 16),
+            ("proportioned", proportioned, PICTURE_SIZE, RANK),
+        ):
             for dropout in (0.0, 0.05):
-                backbone = make_backbone(base, load_in_4bit=True, lora_dropout=dropout)
+                backbone = make_backbone(base, load_in_4bit=True, lora_dropout=dropout, lora_r=rank)
                 seconds = measure(steps, backbone, picture_pairs(args.pairs, side=side), args.rounds)
-                ratio = {name: value / seconds["without"] for name, value in seconds.items()}
-                words = ", ".join(f"{name} {seconds[name]:.3f} s ({ratio[name]:.3f})" for name in seconds)
+                words = ", ".join(
+                    f"{name} {statistics.median(values):.3f} s ({ratio(seconds, name, 'without'):.3f})"
+                    for name, values in seconds.items()
+                )
                 print(f"{kind}, dropout {dropout}: {words}", flush=True)
-                if dropout == usual:
-                    ratios[kind] = round(ratio["with"], 3)
+                if dropout == usual[kind]:
+                    ratios[kind] = round(ratio(seconds, "with", "without"), 3)
     print(json.dumps(ratios))
 
 

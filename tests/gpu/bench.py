@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader
 from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.callbacks.utilisation import Utilisation
 from rime_pl.errors import RimeError
-from rime_pl.miniature.random_checkpoint import SHAPES, save_checkpoint, synthetic_pairs
+from rime_pl.miniature.random_checkpoint import PATCH, SHAPES, save_checkpoint, synthetic_pairs
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.refine_rl import RefineRLModule
@@ -59,6 +60,8 @@ class Sizes:
     new_tokens: int = 64  # the limit of a sampled rewrite
 
 
+#: Fewest and most visual tokens of an item with ragged pictures: small photos, and four large ones.
+RAGGED = {"2b": (100, 1300), "micro": (4, 24)}
 MICRO = Sizes(3, 4, 8, 2, rl_pairs=2, num_generations=4, new_tokens=4)
 
 
@@ -105,6 +108,8 @@ class Bench:
         shape: A key of ``SHAPES``.
         watch: Fills a `Run`; `CountingWatch` for bytes on a CPU.
         checkpointing: Recompute activations in the backward pass.
+        ragged: Items have 1 to 4 pictures of many sizes, not one of the usual size.
+        load_in_4bit: Whether the decoder is packed; if not, bitsandbytes is not needed.
     """
 
     def __init__(
@@ -114,17 +119,24 @@ class Bench:
         shape: str,
         watch: type[Watch] = Watch,
         checkpointing: bool = True,
+        ragged: bool = False,
+        load_in_4bit: bool = True,
     ) -> None:
         self.base, self.adapter, self.device = folder / "base", folder / "adapter", device
         self.shape, self.checkpointing, self.watch = SHAPES[shape], checkpointing, watch
+        self.visual_tokens, self.load_in_4bit = RAGGED[shape] if ragged else None, load_in_4bit
         self.sizes = MICRO if shape == "micro" else sizes_for(memory_of(device))
         self.cases, self.batches = cases(self.sizes), dict[int, Batch]()
-        save_checkpoint(self.base, self.shape, device)
+        largest = self.shape.image_size
+        if self.visual_tokens:  # the processor must not shrink the largest picture
+            largest = max(largest, round(self.visual_tokens[1] ** 0.5 * 2 * PATCH))
+        save_checkpoint(self.base, replace(self.shape, image_size=largest), device)
 
     def config(self, attention: str = "sdpa") -> BackboneConfig:
         """Return the backbone of configs/*.yaml, without dropout; float32 on a CPU."""
         return BackboneConfig(
             str(self.base),
+            load_in_4bit=self.load_in_4bit,
             dtype="bfloat16" if self.device.type == "cuda" else "float32",
             gradient_checkpointing=self.checkpointing,
             attn_implementation=attention,
@@ -148,7 +160,8 @@ class Bench:
     def batch(self, pairs: int) -> Batch:
         """Return a batch of random words and noise, on the CPU; Lightning moves it."""
         if pairs not in self.batches:
-            self.batches[pairs] = self.processor.training_batch(synthetic_pairs(pairs, self.shape))
+            made = synthetic_pairs(pairs, self.shape, self.visual_tokens)
+            self.batches[pairs] = self.processor.training_batch(made)
         return self.batches[pairs]
 
     def module(self, case: Case) -> RimeModule:
@@ -180,14 +193,18 @@ class Bench:
             self.save(self.backbone(), self.adapter)  # an adapter that does nothing yet
         batch = self.batch(case.pairs)
         run = Run(case.pairs, sum(int(side.lengths().sum()) for side in (batch.query, batch.target)))
-        watch = self.watch(self.device, run)
+        watch, used = self.watch(self.device, run), Utilisation()
         steps = case.steps + (watch.extra_steps if case.steps > 1 else 0)
         trainer = L.Trainer(
             accelerator="gpu" if self.device.type == "cuda" else "cpu",
             devices=1,
             strategy=fsdp_strategy() if case.fsdp else "auto",
             max_steps=steps,
-            callbacks=[watch, *([FavourEnd(self.sizes.new_tokens)] if case.stage == "refine_rl" else [])],
+            callbacks=[
+                watch,
+                used,
+                *([FavourEnd(self.sizes.new_tokens)] if case.stage == "refine_rl" else []),
+            ],
             use_distributed_sampler=False,  # the batch is what it is
             logger=False,
             enable_checkpointing=False,
@@ -203,6 +220,7 @@ class Bench:
                 dist.destroy_process_group()
         if len(run.losses) != steps or not all(map(math.isfinite, run.losses)):
             raise RimeError(f"The losses of {steps} steps must be finite, but are {run.losses}.")
+        run.utilisation = used.facts and used.facts["share"]
         if case.stage == "refine_rl":
             rewrites = 2 * case.pairs * self.sizes.num_generations  # of both sides
             run.tokens = round(rewrites * run.logged["train/rewrite_length"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from tests.gpu.bench import Bench, Case, cases, sizes_for
+from tests.gpu.bench import RAGGED, Bench, Case, cases, sizes_for
 from tests.gpu.watch import Run
 
 MICRO = ["--shape", "micro", "--device", "cpu"]
@@ -40,6 +40,42 @@ def test_it_prints_a_table_and_writes_the_numbers(
     assert len(lines) == 2 + 3 and lines[2].startswith("| sft | 3 |")
 
 
+def test_the_short_check_runs_without_bitsandbytes_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = gpu.importlib.util.find_spec
+    monkeypatch.setattr(
+        gpu.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest),
+    )
+    file = tmp_path / "gpu.json"
+    assert gpu.main([*MICRO, "--ragged", "--json", str(file)]) == 0
+    found = read(file)
+    assert found["load_in_4bit"] is False and found["ragged"] is True
+    assert list(found["runs"]) == [*gpu.RAGGED_NAMES[:-1], "embed_discriminative", "embed_generative"]
+    for name, values in found["runs"].items():
+        assert values["seconds"] > 0 and 0 < values["utilisation"] < 1.5, name
+    assert found["runs"]["sft"]["predicted_peak"] > 0
+    assert "bitsandbytes is not installed" in capsys.readouterr().out
+
+
+def test_no_run_begins_after_the_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bench, "run", lambda self, case: Run(case.pairs, 100, seconds=2.0))
+    file = tmp_path / "gpu.json"
+    assert gpu.main([*MICRO, "--ragged", "--only", "sft", "--minutes", "0", "--json", str(file)]) == 0
+    assert read(file)["runs"]["sft"] == {"skipped": "the minutes are over"}
+
+
+def test_ragged_pictures_have_many_sizes_within_the_limits(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, torch.device("cpu"), "micro", ragged=True)
+    low, high = RAGGED["micro"]
+    prompts = bench.batch(40).query.prompts
+    tokens = (prompts.input_ids == bench.processor.image_id).sum(1)
+    assert set(prompts.num_images.tolist()) == {1, 2, 3, 4}
+    assert low / 2 <= tokens.min() < high / 2 < tokens.max() <= 1.3 * high
+
+
 def test_a_failing_run_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,8 +90,8 @@ def test_a_failing_run_does_not_stop_the_others(
     assert gpu.main([*MICRO, "--only", "cma", "sft", "--json", str(file)]) == 1
     assert read(file)["runs"]["cma"] == {"error": "OutOfMemoryError: out of | memory"}
     printed = capsys.readouterr().out
-    assert "| cma | - | - | - | - | - | - | - | OutOfMemoryError: out of / memory |" in printed
-    assert "| sft | 3 | 0 | 2 | - | 1 | 1.5 | 50 |  |" in printed
+    assert "| cma | - | - | - | - | - | - | - | - | - | OutOfMemoryError: out of / memory |" in printed
+    assert "| sft | 3 | 0 | 2 | - | 1 | - | - | 1.5 | 50 |  |" in printed
 
 
 def test_flash_attention_is_skipped_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

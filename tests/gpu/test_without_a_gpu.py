@@ -1,4 +1,4 @@
-"""`make gpu-check` on a machine without a GPU says so, and fails."""
+"""`make gpu-check-all` on a machine without a GPU says so, and fails."""
 
 from __future__ import annotations
 

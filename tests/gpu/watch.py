@@ -33,6 +33,7 @@ class Run:
     load_peak: int | None = None  # bytes; None: not measured
     seconds: float | None = None  # of the timed step
     peak: int | None = None  # bytes of a step: weights, optimiser states and batch included
+    utilisation: float | None = None  # FLOPs per second over those of a matrix product; not of the first step
     losses: list[float] = field(default_factory=list)  # of all steps
     moved: float = 0.0  # share of the trained numbers that changed
     intact: bool = False  # the packed 4-bit weights are unchanged
