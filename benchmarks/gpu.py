@@ -1,7 +1,7 @@
 """Print seconds, memory and throughput of every stage on one GPU, with a random 2B-shaped model in 4 bits.
 
-`make gpu-check-all` runs tests/gpu first, to see that the results are right; docs/reference/gpu.md explains the
-columns. If a run fails, its row holds the error, the others go on, and the exit code is 1.
+`make gpu-check-all` runs tests/gpu first, to see that the results are right. docs/reference/gpu.md explains
+the columns. If a run fails, its row holds the error, the others go on, and the exit code is 1.
 
 `make gpu-check` adds `--ragged`: the short check for a GPU that is lent for minutes, with the Python that is
 there and without a network. Items have 1 to 4 pictures and 100 to 1,300 visual tokens, each stage runs once,
