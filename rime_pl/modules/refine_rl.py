@@ -271,7 +271,7 @@ class RefineRLModule(RimeModule):
             for side in self.sides
         }
         if "target" not in discs:
-            with adapter_values(self.model, self.reference):
+            with adapter_values(self.model, self.reference), merged(self.model):
                 discs["target"] = self.model(batch.target.prompts).disc
         return discs
 
