@@ -169,7 +169,7 @@ def step_times(base: Path, pairs: list[Pair], items: int, steps: int) -> tuple[l
     )
     if len(processor.tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    assert linear_4bit_modules(model).keys() == linear_4bit_modules(backbone.language_model).keys()
+    assert len(linear_4bit_modules(model)) == len(linear_4bit_modules(backbone)) > 0
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=model,
