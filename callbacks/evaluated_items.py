@@ -9,12 +9,25 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
 from rime_pl.metrics.derangement import derange
 from rime_pl.metrics.modes import Results
 from rime_pl.metrics.retrieval import RankTable
-from rime_pl.types import Item, Side
+from rime_pl.metrics.words import slot_scores
+from rime_pl.types import EvalBatch, Evaluation, Item, Side, Written
+
+
+@dataclass
+class Rewrite:
+    """The rewrite that the model wrote for one item."""
+
+    text: str
+    length: int  # generated tokens
+    well_formed: bool
+    slots: tuple[float, float] | None  # recall and F1 of words against the reference rewrite, if there is one
+    tokens: list[int]  # with <gen_emb> and end of turn; only for queries
 
 
 @dataclass
@@ -24,12 +37,8 @@ class Record:
     key: str
     task: str
     distractor: bool
-    rewrite: str
-    length: int  # generated tokens
-    well_formed: bool
-    slots: tuple[float, float] | None  # recall and F1 of words against the reference rewrite, if there is one
     content: int  # of the right target
-    tokens: list[int]  # of the generated rewrite, with <gen_emb> and end of turn; only for queries
+    rewrite: Rewrite | None  # None: not evaluated in the generative mode
 
 
 @dataclass
@@ -54,9 +63,28 @@ def together(parts: list[Seen]) -> Seen:
     return whole
 
 
+def evaluation_of(trainer: pl.Trainer, split: str) -> Evaluation:
+    """Return how a split is evaluated: as the data module says, in both modes without one."""
+    data: Any = getattr(trainer, "datamodule", None)  # None: loaders were handed over instead
+    evaluation: Evaluation = Evaluation() if data is None else data.evaluation(split)
+    return evaluation
+
+
 def annotated(item: Item) -> bool:
     """Return whether an item has a reference rewrite."""
     return bool((item.rewrite or "").strip())
+
+
+def rewrites_of(batch: EvalBatch, written: Written) -> list[Rewrite]:
+    """Return what the model wrote for each item of a batch."""
+    rows = zip(written.completions.ids, written.completions.mask, strict=True)
+    tokens = [ids[mask.bool()].tolist() if batch.side == "query" else [] for ids, mask in rows]
+    slots = [
+        slot_scores(rewrite, item.rewrite or "") if annotated(item) else None
+        for rewrite, item in zip(written.rewrites, batch.items, strict=True)
+    ]
+    columns = (written.rewrites, written.lengths.tolist(), written.well_formed.tolist(), slots, tokens)
+    return [Rewrite(*row) for row in zip(*columns, strict=True)]
 
 
 def partners_of(queries: dict[int, Record]) -> dict[int, int]:
@@ -73,9 +101,13 @@ def partners_of(queries: dict[int, Record]) -> dict[int, int]:
 
 def costs(seen: Seen, memory: Collection[str]) -> Results:
     """Return length and form of the rewrites over distinct items, and milliseconds per embedding."""
+    milliseconds = {mode: 1000 * seconds / seen.rows for mode, seconds in sorted(seen.seconds.items())}
     records = [*seen.records["query"].values(), *seen.records["target"].values()]
+    rewrites = [record.rewrite for record in records if record.rewrite]
+    if not rewrites:
+        return {"milliseconds": milliseconds}
     asked = [record for record in seen.records["query"].values() if record.task not in memory]
-    slots = [record.slots for record in asked if record.slots]
+    slots = [record.rewrite.slots for record in asked if record.rewrite and record.rewrite.slots]
     named = (
         {
             "slot_recall": sum(recall for recall, _ in slots) / len(slots),
@@ -87,10 +119,10 @@ def costs(seen: Seen, memory: Collection[str]) -> Results:
     return {
         "rewrite": {
             **named,
-            "mean_length": sum(record.length for record in records) / len(records),
-            "well_formed": sum(record.well_formed for record in records) / len(records),
+            "mean_length": sum(rewrite.length for rewrite in rewrites) / len(rewrites),
+            "well_formed": sum(rewrite.well_formed for rewrite in rewrites) / len(rewrites),
         },
-        "milliseconds": {mode: 1000 * seconds / seen.rows for mode, seconds in sorted(seen.seconds.items())},
+        "milliseconds": milliseconds,
     }
 
 
@@ -104,7 +136,9 @@ def rank_rows(
     rows = []
     for place, item in enumerate(table.item_ids.tolist()):
         record = queries[item]
-        row: dict[str, Any] = {"key": record.key, "task": record.task, "rewrite": record.rewrite}
+        row: dict[str, Any] = {"key": record.key, "task": record.task}
+        if record.rewrite:
+            row["rewrite"] = record.rewrite.text
         row["gallery"] = int(table.gallery_sizes[place])
         # 0 is "not measured", in JSON null
         row["ranks"] = {pair: int(ranks[place]) or None for pair, ranks in table.ranks.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 from rime_pl.callbacks.evaluated_items import (
@@ -23,17 +23,26 @@ from rime_pl.callbacks.evaluated_items import (
     Seen,
     annotated,
     costs,
+    evaluation_of,
     partners_of,
     rank_rows,
+    rewrites_of,
     together,
 )
 from rime_pl.callbacks.progress import batches_trained
 from rime_pl.errors import DataError, RimeError
-from rime_pl.metrics.modes import RANKED, Results, crossed_results, flat, gallery_facts, mode_results
+from rime_pl.metrics.modes import (
+    Results,
+    crossed_results,
+    flat,
+    gallery_facts,
+    is_generative,
+    mode_results,
+    ranked,
+)
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
-from rime_pl.metrics.words import slot_scores
 from rime_pl.scaling.gather import gather_objects
-from rime_pl.types import EvalBatch, EvalOutput, content_hash
+from rime_pl.types import EvalBatch, EvalOutput, Evaluation, content_hash
 
 
 @dataclass
@@ -85,11 +94,21 @@ class RetrievalRecall(Callback):
         self.results: Results = {}
         self.history: list[dict[str, float]] = []
         self.ranks: list[dict[str, Any]] = []
-        pairs = {n: views for n, views in RANKED.items() if rewrite_ablation or not n.startswith("trace/")}
-        self._metric = RecallMetric(pairs, self.ks, chunk_size)
+        self._chunk_size = chunk_size
+        self._evaluation = Evaluation()
+        self._metric = self._new_metric()
         self._seen = Seen({"query": {}, "target": {}}, {})
         self._waiting: list[Waiting] = []  # with the rewrite ablation, the queries of this process
         self._crossed: RecallMetric | None = None  # "rewriter-embedder" views, if a stage returns them
+
+    def _new_metric(self) -> RecallMetric:
+        pairs = ranked(self._evaluation.generative, self.rewrite_ablation)
+        return RecallMetric(pairs, self.ks, self._chunk_size)
+
+    @property
+    def _ablation(self) -> bool:
+        """Whether this evaluation measures the rewrite ablation."""
+        return self.rewrite_ablation and self._evaluation.generative
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}
@@ -98,7 +117,8 @@ class RetrievalRecall(Callback):
         self.history = list(state_dict["history"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse headline tasks that the corpus does not have, before anything is trained."""
+        """Refuse headline tasks and watched results that will not be there, before anything is trained."""
+        _refuse_unmeasured(trainer)
         data: Any = getattr(trainer, "datamodule", None)  # None: loaders were handed over instead
         splits = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",)}[stage]
         for split in splits if data is not None and self.headline_tasks is not None else ():
@@ -106,9 +126,10 @@ class RetrievalRecall(Callback):
                 self._headline(tasks, split, limited=False)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start(pl_module)
+        self._start(pl_module, evaluation_of(trainer, "val"))
 
-    on_test_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(pl_module, evaluation_of(trainer, "test"))
 
     def on_validation_batch_end(
         self,
@@ -146,9 +167,9 @@ class RetrievalRecall(Callback):
         queries = (trainer.strategy.batch_to_device(batch) for batch in loaders[0])
         return self._finish(module, queries, limited, split, trainer.precision_plugin.val_step_context())
 
-    def _start(self, pl_module: pl.LightningModule) -> None:
-        self._metric.reset()
-        self._metric.to(pl_module.device)
+    def _start(self, pl_module: pl.LightningModule, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._metric = self._new_metric().to(pl_module.device)
         self._crossed = None
         self._seen = Seen({"query": {}, "target": {}}, {})
         self._waiting = []
@@ -159,37 +180,28 @@ class RetrievalRecall(Callback):
                 "validation_step and test_step must return an EvalOutput, but one returned a "
                 f"{type(output).__name__}."
             )
-        vectors = {"disc": output.embeddings.disc, "gen": output.embeddings.gen}
-        is_query = batch.side == "query"
+        written = output.written if self._evaluation.generative else None
+        vectors = {"disc": output.disc} | ({"gen": written.gen} if written else {})
         device = batch.item_ids.device
         tasks = torch.tensor([content_hash(name) for name in batch.datasets], device=device)
         galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)
         facts = (batch.item_ids, batch.relevant_ids, galleries, tasks, batch.distractor)
-        if is_query and self.rewrite_ablation:
+        if written and batch.side == "query" and self.rewrite_ablation:
             unannotated = torch.tensor([not annotated(item) for item in batch.items], device=device)
-            self._waiting.append(Waiting(vectors | output.ablation, facts, unannotated))
+            self._waiting.append(Waiting(vectors | written.ablation, facts, unannotated))
         else:
             self._metric.update(batch.side, vectors, *facts)
-        if output.crossed:
+        if written and written.crossed:
             if self._crossed is None:
-                self._crossed = RecallMetric({n: (n, n) for n in output.crossed}, [1]).to(
-                    batch.item_ids.device
-                )
-            self._crossed.update(batch.side, output.crossed, *facts)
+                self._crossed = RecallMetric({n: (n, n) for n in written.crossed}, [1]).to(device)
+            self._crossed.update(batch.side, written.crossed, *facts)
         columns = zip(
             batch.item_ids.tolist(),
             batch.keys,
             batch.datasets,
             batch.distractor.tolist(),
-            output.rewrites,
-            output.rewrite_lengths.tolist(),
-            output.well_formed.tolist(),
-            [
-                slot_scores(rewrite, item.rewrite or "") if annotated(item) else None
-                for rewrite, item in zip(output.rewrites, batch.items, strict=True)
-            ],
             batch.relevant_ids.tolist(),
-            _tokens(output) if is_query else [[]] * len(batch),
+            rewrites_of(batch, written) if written else [None] * len(batch),
             strict=True,
         )
         self._seen.records[batch.side].update({item: Record(*rest) for item, *rest in columns})
@@ -210,8 +222,9 @@ class RetrievalRecall(Callback):
         queries, targets = seen.records["query"], seen.records["target"]
         if not queries:
             return False
-        with step_context or nullcontext():
-            self._add_shuffled(module, again, queries)
+        if self._ablation:
+            with step_context or nullcontext():
+                self._add_shuffled(module, again, queries)
         table = self._metric.ranks()
         missing = _check_found(table, queries, split, limited)
         headline = self._headline({record.task for record in queries.values()}, split, limited)
@@ -250,7 +263,7 @@ class RetrievalRecall(Callback):
                     "the evaluation loader must give the same queries each time it is read, but gave "
                     f"{batch.keys[:3]} ... the second time. Set recall.rewrite_ablation to false."
                 )
-            rewrites = [queries[partners[item]].tokens if item in partners else None for item in items]
+            rewrites = [_tokens(queries[partners[item]]) if item in partners else None for item in items]
             waiting.vectors["shuffled"] = module.embed_rewritten(batch, rewrites)
             alone = torch.tensor([item not in partners for item in items], device=waiting.unannotated.device)
             absent = {"reference": waiting.unannotated, "shuffled": alone}
@@ -259,7 +272,7 @@ class RetrievalRecall(Callback):
 
     def _over(self, table: RankTable, tasks: list[str]) -> Results:
         tables = [table.of_task(content_hash(name)) for name in tasks]
-        return mode_results(tables, self.ks, self.rewrite_ablation)
+        return mode_results(tables, self.ks, self._ablation)
 
     def _headline(self, tasks: set[str], split: str, limited: bool) -> list[str]:
         """Return the tasks that the overall results average over."""
@@ -291,10 +304,22 @@ def _is_limited(limit: int | float | None) -> bool:
     return isinstance(limit, int) or (limit is not None and limit < 1.0)
 
 
-def _tokens(output: EvalOutput) -> list[list[int]]:
-    """Return the tokens of each generated rewrite, without padding."""
-    rows = zip(output.completions.ids, output.completions.mask, strict=True)
-    return [ids[mask.bool()].tolist() for ids, mask in rows]
+def _tokens(record: Record) -> list[int]:
+    assert record.rewrite is not None, "the rewrite ablation is measured in the generative mode only"
+    return record.rewrite.tokens
+
+
+def _refuse_unmeasured(trainer: pl.Trainer) -> None:
+    """Raise if a callback stops or chooses by a result that validation does not measure."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        named = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+        split, _, name = (named or "").partition("/")
+        if split == "val" and is_generative(name) and not evaluation_of(trainer, split).generative:
+            raise RimeError(
+                f"trainer.callbacks: {type(callback).__name__} must watch a result that is measured, but "
+                f"watches {named}, and data.val_modes leaves out the generative mode. Watch "
+                "val/recall@1/disc-disc, or set data.val_modes to null."
+            )
 
 
 def _check_found(table: RankTable, queries: dict[int, Record], split: str, limited: bool) -> int:

@@ -41,8 +41,8 @@ class Shown:
     gallery: str
     relevant: int  # query: content of the right answer; target: its own content
     item: Item  # with small pictures
-    rewrite: str
-    vectors: dict[str, Tensor]  # "gen", "disc" -> (D,) on the CPU
+    rewrite: str | None  # None: not evaluated in the generative mode
+    vectors: dict[str, Tensor]  # "disc" and, in the generative mode, "gen" -> (D,) on the CPU
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Found:
     score: float
     content: int
     item: Item
-    rewrite: str
+    rewrite: str | None
 
 
 class RewriteSamples(Callback):
@@ -100,7 +100,9 @@ class RewriteSamples(Callback):
         self._queries, self._targets = {}, {}
 
     def _add(self, batch: EvalBatch, output: EvalOutput) -> None:
-        vectors = {"gen": output.embeddings.gen.float().cpu(), "disc": output.embeddings.disc.float().cpu()}
+        vectors, written = {"disc": output.disc.float().cpu()}, output.written
+        if written:
+            vectors["gen"] = written.gen.float().cpu()
         ids, relevant = batch.item_ids.tolist(), batch.relevant_ids.tolist()
         # without distractors, because the overall recall does not count them either
         for row in (~batch.distractor).nonzero()[:, 0].tolist():
@@ -114,7 +116,7 @@ class RewriteSamples(Callback):
                 batch.galleries[row],
                 relevant[row],
                 batch.items[row],
-                output.rewrites[row],
+                written.rewrites[row] if written else None,
                 {view: vector[row] for view, vector in vectors.items()},
             )
             if known is None:
@@ -130,14 +132,15 @@ class RewriteSamples(Callback):
         if not isinstance(logger, TensorBoardLogger):
             return
         samples = self._samples()
-        found = {view: self._find(samples, view) for view in _SHEETS}
+        measured = [view for view in _SHEETS if samples and view in samples[0].vectors]
+        found = {view: self._find(samples, view) for view in measured}
         self._start()
         if not samples or not trainer.is_global_zero:
             return
         step = batches_trained(trainer)
         logged = step_of_validation(trainer) if split == "val" else step
         logger.experiment.add_text(f"{split}/rewrites", rewrite_table(samples, found), logged)
-        for view, name in _SHEETS.items():
+        for view, name in ((view, _SHEETS[view]) for view in measured):
             rows = [_row(sample, hits) for sample, hits in zip(samples, found[view], strict=True)]
             picture = sheet(rows, f"{split} split, step {step}: {name}, the first {self.top_k}")
             logger.experiment.add_image(
@@ -184,12 +187,12 @@ def _row(sample: Shown, hits: list[Found]) -> SheetRow:
     cards = [
         Card(
             hit.item,
-            f"{place}.  {hit.score:.3f}\n{hit.item.text or hit.rewrite}",
+            f"{place}.  {hit.score:.3f}\n{hit.item.text or hit.rewrite or ''}",
             hit.content == sample.relevant,
         )
         for place, hit in enumerate(hits, 1)
     ]
-    notes = [f"reference: {sample.item.rewrite or '(none)'}", f"generated: {sample.rewrite or '(empty)'}"]
+    notes = [f"reference: {sample.item.rewrite or '(none)'}", f"generated: {_generated(sample)}"]
     words = f"{sample.item.instruction} {sample.item.text}".strip()
     return SheetRow(Card(sample.item, words), cards, f"{sample.task}   {sample.key}", notes)
 
@@ -201,13 +204,18 @@ def rewrite_table(samples: list[Shown], found: dict[str, list[list[Found]]]) -> 
         words = f"{sample.item.instruction} {sample.item.text}".strip()
         pictures = f"[{len(sample.item.images)} picture(s)] " if sample.item.images else ""
         firsts = []
-        for view in _SHEETS:
-            hits = found[view][number]
+        for hits in (of_view[number] for of_view in found.values()):
             right = bool(hits) and hits[0].content == sample.relevant
-            firsts.append("right" if right else f"wrong: {hits[0].rewrite}" if hits else "nothing")
-        reference, generated = sample.item.rewrite or "(none)", sample.rewrite or "(empty)"
-        rows.append([sample.task, pictures + words, reference, generated, *firsts])
-    return _table(["task", "query", "reference rewrite", "generated rewrite", *_SHEETS.values()], rows)
+            wrong = f"wrong: {hits[0].rewrite or hits[0].item.text or '(picture)'}" if hits else "nothing"
+            firsts.append("right" if right else wrong)
+        reference = sample.item.rewrite or "(none)"
+        rows.append([sample.task, pictures + words, reference, _generated(sample), *firsts])
+    sheets = [_SHEETS[view] for view in found]
+    return _table(["task", "query", "reference rewrite", "generated rewrite", *sheets], rows)
+
+
+def _generated(sample: Shown) -> str:
+    return "(not measured)" if sample.rewrite is None else sample.rewrite or "(empty)"
 
 
 class RewriteChanges(Callback):

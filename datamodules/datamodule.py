@@ -22,18 +22,17 @@ from rime_pl.datamodules.batch_plan import (
     TrainingPairs,
     local_batch_size,
     plan_training,
-    rank_batches,
 )
 from rime_pl.datamodules.broken_samples import BrokenSamples
-from rime_pl.datamodules.eval_plan import gallery_of, sample_per_task
+from rime_pl.datamodules.eval_plan import EvalPlan, check_modes, sample_per_task, test_plan, val_plan
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
-from rime_pl.datamodules.shards import DISTRACTORS, Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
-from rime_pl.types import Pair, Side
+from rime_pl.types import Evaluation, Mode, Pair, Side
 
 #: Settings that a resumed run must share with the run that it continues.
 _SAME = (
@@ -63,6 +62,8 @@ class RimeDataModule(L.LightningDataModule):
         eval_batch_size: Number of items in an evaluation batch on each process.
         limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all. The
             gallery is always complete.
+        val_modes: Modes that validation measures: null for both, or [discriminative]. Then no rewrite is
+            written, which is what takes most of the time.
         distractors: Whether the test gallery also holds items that answer no query.
         memory_splits: Further splits whose queries the test asks, in galleries of their own, about items that
             training has seen. Name their tasks in recall.memory_tasks.
@@ -99,6 +100,7 @@ class RimeDataModule(L.LightningDataModule):
         tasks: list[str] | None = None,
         eval_batch_size: int = 64,
         limit_val_queries: int | None = None,
+        val_modes: list[Mode] | None = None,
         distractors: bool = True,
         memory_splits: list[str] | None = None,
         require_rewrites: bool = True,
@@ -110,11 +112,6 @@ class RimeDataModule(L.LightningDataModule):
         completion: CompletionKind = "rewrite",
     ) -> None:
         super().__init__()
-        for name, share in (("share", annotated_share), ("batch_share", annotated_batch_share)):
-            if share is not None and not 0 < share <= 1:
-                raise RimeError(
-                    f"data.annotated_{name} must be greater than 0 and at most 1, but is {share}."
-                )
         self.path = path
         self.name_or_path = name_or_path
         self.prompt = prompt
@@ -124,7 +121,7 @@ class RimeDataModule(L.LightningDataModule):
         self.seed = seed
         self.tasks = tasks
         self.eval_batch_size = eval_batch_size
-        self.limit_val_queries = limit_val_queries
+        self.limit_val_queries, self.val_modes = limit_val_queries, val_modes
         self.distractors, self.memory_splits = distractors, memory_splits or []
         self.max_broken_share, self.too_long = max_broken_share, too_long
         self.annotated_share, self.annotated_batch_share = annotated_share, annotated_batch_share
@@ -142,6 +139,10 @@ class RimeDataModule(L.LightningDataModule):
             raise RimeError(
                 f"data.max_broken_share must be at least 0 and at most 1, but is {self.max_broken_share}."
             )
+        for name in ("annotated_share", "annotated_batch_share"):
+            if (share := getattr(self, name)) is not None and not 0 < share <= 1:
+                raise RimeError(f"data.{name} must be greater than 0 and at most 1, but is {share}.")
+        check_modes("val_modes", self.val_modes)
         if self.tasks is not None and not self.tasks:
             raise RimeError("data.tasks must name a task, or be null for all of them, but is an empty list.")
 
@@ -310,8 +311,9 @@ class RimeDataModule(L.LightningDataModule):
     def sample_batches(self, num_samples: int) -> BatchLoader:
         """Return ``num_samples`` pairs of the val split, chosen evenly from the tasks, to report on.
 
-        A batch holds one task.
+        A batch holds one task. There is none if validation writes no rewrites.
         """
+        num_samples = num_samples if self.evaluation("val").generative else 0
         entries = read_split(self.path, "val", self.tasks)
         tasks: dict[str, list[int]] = {}
         for index in sample_per_task(entries, num_samples, self.seed):
@@ -335,6 +337,10 @@ class RimeDataModule(L.LightningDataModule):
 
     # -- evaluation -----------------------------------------------------------------------------------
 
+    def evaluation(self, split: str) -> Evaluation:
+        """Return how ``val`` or ``test`` is evaluated."""
+        return Evaluation(split != "val" or self.val_modes is None or "generative" in self.val_modes)
+
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
         known = split in read_corpus(self.path)["splits"]
@@ -349,43 +355,24 @@ class RimeDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""
-        entries = read_split(self.path, "val", self.tasks)
-        queries = sample_per_task(entries, self.limit_val_queries, self.seed)
-        return self._eval_loaders("val", entries, queries, gallery_of(entries))
+        return self._eval_loaders("val", val_plan(self.path, self.tasks, self.limit_val_queries, self.seed))
 
     def test_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the test and memory splits, and their galleries."""
-        entries = read_split(self.path, "test", self.tasks)
-        for split in self.memory_splits:
-            entries = entries + read_split(self.path, split)
-        queries = [number for number, entry in enumerate(entries) if entry.query_content is not None]
-        if self.distractors and DISTRACTORS in read_corpus(self.path)["splits"]:
-            galleries = {entry.gallery for entry in entries}
-            entries = entries + [e for e in read_split(self.path, DISTRACTORS) if e.gallery in galleries]
-        return self._eval_loaders("test", entries, queries, gallery_of(entries))
+        plan = test_plan(self.path, self.tasks, self.memory_splits, self.distractors)
+        return self._eval_loaders("test", plan)
 
-    def _eval_loaders(
-        self, split: str, entries: list[Entry], queries: list[int], gallery: list[int]
-    ) -> list[BatchLoader]:
-        sides: tuple[tuple[Side, list[int]], ...] = (("query", queries), ("target", gallery))
-        return [self._eval_loader(split, entries, side, indices) for side, indices in sides]
+    def _eval_loaders(self, split: str, plan: EvalPlan) -> list[BatchLoader]:
+        return [self._eval_loader(split, plan, "query"), self._eval_loader(split, plan, "target")]
 
-    def _eval_loader(self, split: str, entries: list[Entry], side: Side, indices: list[int]) -> BatchLoader:
+    def _eval_loader(self, split: str, plan: EvalPlan, side: Side) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
-        rank, world_size = self._rank()
-        kinds: dict[str, list[int]] = {}  # a batch holds one task or one gallery: only pictures or only texts
-        for index in indices:
-            kinds.setdefault(
-                entries[index].dataset if side == "query" else entries[index].gallery, []
-            ).append(index)
-        batches = [
-            batch
-            for kind in sorted(kinds)
-            for batch in rank_batches(kinds[kind], self.eval_batch_size, rank, world_size)
-        ]
-        reader, cut = self._reader(entries), self.too_long == "cut"
+        kinds = plan.kinds(side)
+        batches = plan.batches(side, self.eval_batch_size, *self._rank())
+        reader, cut = self._reader(plan.entries), self.too_long == "cut"
+        generative = self.evaluation(split).generative
         return BatchLoader(
-            EvalBatches(reader, self.processor, side, list(kinds.values()), batches, cut),
+            EvalBatches(reader, self.processor, side, kinds, batches, cut, generative),
             len(batches),
             self._samples(split),
             self.num_workers,

@@ -1,4 +1,4 @@
-"""Which samples of a split an evaluation reads: its gallery, and a fair choice of its queries.
+"""What an evaluation measures, and which samples it reads: its gallery, and a fair choice of its queries.
 
 Used by datamodule.py beside it.
 """
@@ -6,9 +6,63 @@ Used by datamodule.py beside it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from rime_pl.datamodules.shards import Entry
+from rime_pl.datamodules.batch_plan import rank_batches
+from rime_pl.datamodules.shards import DISTRACTORS, Entry, read_corpus, read_split
+from rime_pl.errors import RimeError
+from rime_pl.types import Side
+
+
+def check_modes(name: str, modes: Sequence[str] | None) -> None:
+    """Raise a RimeError unless ``data.<name>`` is null or holds the discriminative mode."""
+    if modes is not None and "discriminative" not in modes:
+        raise RimeError(
+            f"data.{name} must be null, for both modes, or hold discriminative, which costs nothing next to "
+            f"the generative mode, but is {list(modes)}."
+        )
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """The samples that one evaluation reads."""
+
+    entries: list[Entry]
+    queries: list[int]  # numbers of entries
+    gallery: list[int]
+
+    def kinds(self, side: Side) -> list[list[int]]:
+        """Return the numbers of each task (queries) or gallery, by name."""
+        kinds: dict[str, list[int]] = {}
+        for number in self.queries if side == "query" else self.gallery:
+            entry = self.entries[number]
+            kinds.setdefault(entry.dataset if side == "query" else entry.gallery, []).append(number)
+        return [kinds[name] for name in sorted(kinds)]
+
+    def batches(self, side: Side, size: int, rank: int, world_size: int) -> list[list[int]]:
+        """Return the batches of one process: each of one kind, so only pictures or only texts."""
+        return [one for kind in self.kinds(side) for one in rank_batches(kind, size, rank, world_size)]
+
+
+def val_plan(path: str, tasks: Sequence[str] | None, limit_queries: int | None, seed: int) -> EvalPlan:
+    """Plan a validation; the arguments are those of the data module."""
+    entries = read_split(path, "val", tasks)
+    return EvalPlan(entries, sample_per_task(entries, limit_queries, seed), gallery_of(entries))
+
+
+def test_plan(
+    path: str, tasks: Sequence[str] | None, memory_splits: Sequence[str], distractors: bool
+) -> EvalPlan:
+    """Plan a test: of all queries of the test split and of the memory splits."""
+    entries = read_split(path, "test", tasks)
+    for split in memory_splits:
+        entries = entries + read_split(path, split)
+    queries = [number for number, entry in enumerate(entries) if entry.query_content is not None]
+    if distractors and DISTRACTORS in read_corpus(path)["splits"]:
+        galleries = {entry.gallery for entry in entries}
+        entries = entries + [e for e in read_split(path, DISTRACTORS) if e.gallery in galleries]
+    return EvalPlan(entries, queries, gallery_of(entries))
 
 
 def gallery_of(entries: Iterable[Entry]) -> list[int]:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -138,6 +139,7 @@ class EvalBatches(_Batches):
     Args:
         kinds: Indices of the items of each task (queries) or gallery, on all processes.
         batches: Indices of this process, by batch; a batch holds one kind.
+        generative: Whether the batches ask for the generative mode, too.
     """
 
     def __init__(
@@ -148,9 +150,10 @@ class EvalBatches(_Batches):
         kinds: Sequence[Sequence[int]],
         batches: Sequence[Sequence[int]],
         cut: bool = False,
+        generative: bool = True,
     ) -> None:
         super().__init__(reader, processor, (side,), cut)
-        self.side, self.kinds, self.batches = side, kinds, batches
+        self.side, self.kinds, self.batches, self.generative = side, kinds, batches, generative
 
     def _instead(self, index: int) -> Iterable[int]:
         entries = self.reader.entries
@@ -165,7 +168,10 @@ class EvalBatches(_Batches):
                 yield from (*kind[start:], *kind[: start - 1])
 
     def __getitem__(self, number: int) -> Fetched:
-        return self._make(self.batches[number], lambda pairs: self.processor.eval_batch(self.side, pairs))
+        return self._make(self.batches[number], self._collate)
+
+    def _collate(self, pairs: list[Pair]) -> EvalBatch:
+        return replace(self.processor.eval_batch(self.side, pairs), generative=self.generative)
 
 
 class Position:

@@ -216,7 +216,7 @@ class Rollouts(_Movable):
 
 @dataclass
 class EvalBatch(_Movable):
-    """R items of one side, queries or gallery items, to embed in both modes."""
+    """R items of one side, queries or gallery items, to embed in one mode or in both."""
 
     side: Side
     prompts: Prompts  # R rows
@@ -229,9 +229,17 @@ class EvalBatch(_Movable):
     galleries: list[str]  # R gallery names
     keys: list[str]  # R pair keys
     items: list[Item]  # R items with small pictures, for pictures and texts in reports
+    generative: bool = True  # whether rewrites are written and embedded, too
 
     def __len__(self) -> int:
         return self.item_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a split is evaluated; ``RimeDataModule.evaluation`` gives it to the callbacks."""
+
+    generative: bool = True  # whether its batches are evaluated in the generative mode, too
 
 
 @dataclass
@@ -253,18 +261,26 @@ class EncodedSide(_Movable):
 
 
 @dataclass
-class EvalOutput(_Movable):
-    """What ``validation_step`` and ``test_step`` return for one EvalBatch."""
+class Written(_Movable):
+    """The generative mode of R evaluated items: what the model wrote, and how it is embedded."""
 
-    embeddings: ModeEmbeddings  # gen: with the rewrite that the model wrote
+    gen: Tensor  # (R, D) float32, L2-normalised: with the rewrite that the model wrote
     completions: Completions  # that rewrite
     ablation: dict[str, Tensor]  # queries: "reference", "empty" -> (R, D); targets: {}
     rewrites: list[str]  # R generated rewrites, without special tokens
-    rewrite_lengths: Tensor  # (R,) int64: tokens of the rewrite, without <gen_emb> and end of turn
+    lengths: Tensor  # (R,) int64: tokens of the rewrite, without <gen_emb> and end of turn
     well_formed: Tensor  # (R,) bool: the rewrite has visible text, and the model itself wrote <gen_emb>
-    seconds: dict[str, float]  # wall time of this batch: "discriminative", "generative" (with writing)
     #: test of Refine-RL: "rewriter-embedder", each old or new -> (R, D) generative embeddings
     crossed: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class EvalOutput(_Movable):
+    """What ``validation_step`` and ``test_step`` return for one EvalBatch."""
+
+    disc: Tensor  # (R, D) float32, L2-normalised
+    seconds: dict[str, float]  # wall time of this batch: "discriminative", "generative" (with writing)
+    written: Written | None = None  # None: the batch asks for the discriminative mode only
 
 
 class RewardData(Protocol):

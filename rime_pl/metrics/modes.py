@@ -29,30 +29,53 @@ DIFFERENCES = {
     "room": ("reference", "own"),
 }
 Results = dict[str, Any]
+#: Groups of results that exist in the generative mode only.
+_GENERATIVE = ("oracle", "trace", "rewrite", "crossed", "generative", "reward")
+
+
+def is_generative(name: str) -> bool:
+    """Return whether a result, such as ``recall@1/gen-disc``, is measured only where rewrites are written.
+
+    >>> [is_generative(name) for name in ("mrr/disc-disc", "recall@1/gen-disc/names", "trace/own")]
+    [False, True, True]
+    """
+    pairs = set(MODE_PAIRS) - {"disc-disc"}
+    return any(part in pairs or part in _GENERATIVE for part in name.split("/")[:2])
+
+
+def ranked(generative: bool, ablation: bool) -> dict[str, tuple[str, str]]:
+    """Return the views to rank: all of ``RANKED``, or those of an evaluation without some of them."""
+    return {
+        name: views
+        for name, views in RANKED.items()
+        if (generative or not is_generative(name)) and (ablation or not name.startswith("trace/"))
+    }
 
 
 def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], ablation: bool = True) -> Results:
     """Return all retrieval results; each is the mean over tasks of the mean over their queries.
 
     Args:
-        tasks: One table per task, with the pairs of ``RANKED``.
+        tasks: One table per task, with the pairs of :func:`ranked`.
         ks: The k of recall@k; ``recall@1`` is always added.
         ablation: Whether the tables hold the rewrite ablation.
 
     Returns:
-        - ``recall@k`` and ``mrr``: mode pair -> value.
-        - ``oracle``: ``recall@k`` -> value, with the better of disc-disc and gen-gen for each query.
+        - ``recall@k`` and ``mrr``: mode pair -> value, for the mode pairs that the tables hold.
+        - ``oracle``: ``recall@k`` -> value, with the better of disc-disc and gen-gen for each query; only
+          where both were measured.
         - ``ci``: mode pair -> 95 % bootstrap interval of recall@1.
         - ``trace``: see :func:`ablation_results`.
     """
-    oracle = [table.with_best_of("oracle", ("disc-disc", "gen-gen")) for table in tasks]
-    every_k = sorted({1, *ks})
+    every_k, pairs = sorted({1, *ks}), [pair for pair in MODE_PAIRS if pair in tasks[0].ranks]
     results: Results = {
-        f"recall@{k}": {pair: macro_mean(_hits(tasks, pair, k)) for pair in MODE_PAIRS} for k in every_k
+        f"recall@{k}": {pair: macro_mean(_hits(tasks, pair, k)) for pair in pairs} for k in every_k
     }
-    results["mrr"] = {p: macro_mean([reciprocal_ranks(t.ranks[p]) for t in tasks]) for p in MODE_PAIRS}
-    results["oracle"] = {f"recall@{k}": macro_mean(_hits(oracle, "oracle", k)) for k in every_k}
-    results["ci"] = {pair: list(bootstrap_interval(_hits(tasks, pair, 1))) for pair in MODE_PAIRS}
+    results["mrr"] = {p: macro_mean([reciprocal_ranks(t.ranks[p]) for t in tasks]) for p in pairs}
+    results["ci"] = {pair: list(bootstrap_interval(_hits(tasks, pair, 1))) for pair in pairs}
+    if ABLATED in pairs:
+        oracle = [table.with_best_of("oracle", ("disc-disc", "gen-gen")) for table in tasks]
+        results["oracle"] = {f"recall@{k}": macro_mean(_hits(oracle, "oracle", k)) for k in every_k}
     if ablation:
         results["trace"] = ablation_results(tasks)
     return results

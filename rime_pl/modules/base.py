@@ -34,7 +34,7 @@ from rime_pl.modules.wrong_rewrites import completions_of, empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.scaling.gather import any_rank
 from rime_pl.scaling.sharding import shard_backbone
-from rime_pl.types import EvalBatch, EvalOutput, ModeEmbeddings, RewriteChange
+from rime_pl.types import EvalBatch, EvalOutput, RewriteChange, Written
 
 
 class RimeModule(L.LightningModule):
@@ -201,7 +201,7 @@ class RimeModule(L.LightningModule):
     # -- evaluation -----------------------------------------------------------------------------------
 
     def validation_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
-        """Embed items in both modes; queries also with the rewrites of the rewrite ablation."""
+        """Embed items in the modes that the batch asks for; queries also for the rewrite ablation."""
         return self.evaluate(batch)
 
     def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
@@ -209,11 +209,16 @@ class RimeModule(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, batch: EvalBatch) -> EvalOutput:
-        """Return both embeddings of each item; the seconds of each mode count from tokens to embedding.
+        """Return the embeddings of each item; the seconds of each mode count from tokens to embedding.
 
         A prompt is read once. The generative mode needs it, too, so its seconds hold those of the reading.
+        Without that mode, nothing is written.
         """
         start = time.perf_counter()
+        if not batch.generative:
+            with merged(self.model):
+                disc = self.model(batch.prompts).disc
+            return EvalOutput(disc, {"discriminative": time.perf_counter() - start})
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         goes_on = partial(any_rank, device=self.device) if sharded else bool
         with merged(self.model):
@@ -223,15 +228,16 @@ class RimeModule(L.LightningModule):
             gen = embed_completions(self.model, read, own.completions)
             after_gen = time.perf_counter()
             ablation = self.rewrite_ablation(batch, read) if batch.side == "query" else {}
-        return EvalOutput(
-            embeddings=ModeEmbeddings(read.disc, gen),
+        written = Written(
+            gen=gen,
             completions=own.completions,
             ablation=ablation,
             rewrites=self.model.processor.decode(own.completions),
-            rewrite_lengths=own.lengths,
+            lengths=own.lengths,
             well_formed=own.well_formed,
-            seconds={"discriminative": after_disc - start, "generative": after_gen - start},
         )
+        seconds = {"discriminative": after_disc - start, "generative": after_gen - start}
+        return EvalOutput(read.disc, seconds, written)
 
     def rewrite_changes(self) -> list[RewriteChange]:
         """Return sample queries with rewrites before and after training; only Refine-RL has a before."""

@@ -332,7 +332,8 @@ class RefineRLModule(RimeModule):
     def test_step(self, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0) -> EvalOutput:  # type: ignore[override]
         """Evaluate as the other stages do, and cross old and new rewriter with old and new embedder."""
         output = self.evaluate(batch)
-        output.crossed = self.crossed(batch, output.completions)
+        if output.written is not None:
+            output.written.crossed = self.crossed(batch, output.written.completions)
         return output
 
     @torch.no_grad()

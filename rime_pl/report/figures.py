@@ -77,9 +77,11 @@ def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
         return
     steps = [entry["step"] for entry in history]
     for pair, colour in CURVES.items():
-        values = [entry[f"recall@1/{pair}"] for entry in history]
-        style = "-" if pair in ("disc-disc", "gen-gen") else "--"
-        axes.plot(steps, values, style, color=colour, marker="o", markersize=4.5, linewidth=1.9, label=pair)
+        found = [(entry["step"], entry[name]) for entry in history if (name := f"recall@1/{pair}") in entry]
+        style = "o-" if pair in ("disc-disc", "gen-gen") else "o--"
+        if found:  # data.val_modes may leave it out
+            xs, ys = zip(*found, strict=True)
+            axes.plot(xs, ys, style, color=colour, markersize=4.5, linewidth=1.9, label=pair)
     if all("trace/empty" in entry for entry in history):
         values = [entry["trace/empty"] for entry in history]
         axes.plot(

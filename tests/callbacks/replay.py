@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rime_pl.types import Completions, EvalBatch, EvalOutput, Item, ModeEmbeddings, Prompts, content_hash
+from rime_pl.types import Completions, EvalBatch, EvalOutput, Item, Prompts, Written, content_hash
 
 WIDTH = 16
 TASKS = ("names", "pictures", "hard")
@@ -64,15 +64,18 @@ class Replay(pl.LightningModule):
         wrong = one_hot([(i + 1) % 12 for i in numbers])
         hard = torch.tensor([[i % 3 == 2 and batch.side == "query"] for i in numbers])
         traces = {"reference": right, "empty": wrong} if batch.side == "query" else {}
-        return EvalOutput(
-            embeddings=ModeEmbeddings(right, torch.where(hard, wrong, right)),
+        seconds = {"discriminative": 0.001 * len(numbers)}
+        if not batch.generative:
+            return EvalOutput(right, seconds)
+        written = Written(
+            gen=torch.where(hard, wrong, right),
             completions=Completions(100 + batch.item_ids.unsqueeze(1), torch.ones(len(numbers), 1)),
             ablation=traces,
             rewrites=[f"own {i}" for i in numbers],
-            rewrite_lengths=torch.full((len(numbers),), 4 if batch.side == "query" else 8),
+            lengths=torch.full((len(numbers),), 4 if batch.side == "query" else 8),
             well_formed=torch.tensor([i % 4 != 0 for i in numbers]),
-            seconds={"discriminative": 0.001 * len(numbers), "generative": 0.01 * len(numbers)},
         )
+        return EvalOutput(right, seconds | {"generative": 0.01 * len(numbers)}, written)
 
     test_step = validation_step
 

@@ -1,17 +1,23 @@
 """The callback inside a real Trainer, on hand-made embeddings whose recalls are known."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from replay import Replay, eval_batch, loaders, splits, trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
+from rime_pl.callbacks.rewrite_samples import RewriteSamples
 from rime_pl.errors import DataError, RimeError
-from rime_pl.types import EvalBatch
+from rime_pl.metrics.modes import is_generative
+from rime_pl.types import MODE_PAIRS, EvalBatch, Evaluation
 
 
 def test_validation_logs_the_known_recalls(tmp_path: Path) -> None:
@@ -136,6 +142,68 @@ class _Data(pl.LightningDataModule):
     def query_tasks(self, split: str) -> set[str]:
         return {"names", "hard"} if split == "val" else {"names"}
 
+    def evaluation(self, split: str) -> Evaluation:
+        return Evaluation()
+
+
+class _OneMode(pl.LightningDataModule):
+    """Validates in the discriminative mode only, and tests in both."""
+
+    def _loaders(self, split: str) -> list[DataLoader]:
+        generative = self.evaluation(split).generative
+        return loaders(
+            {
+                side: [replace(batch, generative=generative) for batch in batches]
+                for side, batches in splits().items()
+            }
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.zeros(2, 1))
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return self._loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return self._loaders("test")
+
+    def query_tasks(self, split: str) -> set[str]:
+        return {"names", "pictures", "hard"}
+
+    def evaluation(self, split: str) -> Evaluation:
+        return Evaluation(generative=split == "test")
+
+
+def test_one_mode_in_validation_gives_only_what_was_measured(tmp_path: Path) -> None:
+    callback, module = RetrievalRecall(), Replay()
+    run = trainer(tmp_path, callback, RewriteSamples(), max_epochs=1)
+    run.loggers = [TensorBoardLogger(tmp_path, name="tensorboard", version="")]
+    run.fit(module, datamodule=_OneMode())
+    logged = {name.removeprefix("val/") for name in run.callback_metrics if name.startswith("val/")}
+    assert "recall@1/disc-disc" in logged and "mrr/disc-disc" in logged
+    assert not [name for name in logged if is_generative(name)] and module.given == {}
+    [entry] = callback.history
+    assert entry["recall@1/disc-disc"] == 1.0 and not [name for name in entry if is_generative(name)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["images"] == ["val/retrieval/disc-disc"]
+    text = events.Tensors("val/rewrites/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| (not measured) | right |" in text and "gen-gen" not in text
+    assert set(callback.results["overall"]["milliseconds"]) == {"discriminative"}
+    run.test(module, datamodule=_OneMode(), verbose=False)
+    assert set(callback.results["overall"]["recall@1"]) == set(MODE_PAIRS)
+    assert callback.results["overall"]["trace"]["shuffled"] == 0.0 and callback.ranks[0]["rewrite"] == "own 0"
+
+
+@pytest.mark.parametrize("name", ["recall@1/gen-gen", "trace/own", "oracle/recall@1", "mrr/disc-gen/names"])
+def test_a_checkpoint_by_a_result_that_is_not_measured_is_refused(name: str, tmp_path: Path) -> None:
+    for watching in (EarlyStopping(f"val/{name}"), ModelCheckpoint(monitor=f"val/{name}")):
+        run = trainer(tmp_path, RetrievalRecall(), watching, max_epochs=1)
+        with pytest.raises(RimeError, match=rf"{type(watching).__name__} must watch .* watches val/{name}"):
+            run.fit(Replay(), datamodule=_OneMode())
+    trainer(tmp_path, RetrievalRecall(), EarlyStopping("val/recall@1/disc-disc"), max_epochs=1).fit(
+        Replay(), datamodule=_OneMode()
+    )
+
 
 def test_headline_tasks_are_checked_before_training(tmp_path: Path) -> None:
     for wanted, split in (["name"], "val"), (["hard"], "test"):
@@ -238,7 +306,7 @@ def evaluate(rank: int, folder: str) -> None:
 
 def evaluated(batches: dict[str, list[EvalBatch]]) -> tuple[dict, list]:
     callback, module = RetrievalRecall(), Replay()
-    callback._start(module)
+    callback._start(module, Evaluation())
     for side in ("query", "target"):
         for batch in batches[side]:
             callback._add(batch, module.validation_step(batch, 0))

@@ -273,6 +273,21 @@ def test_limit_val_queries_is_even_over_tasks_and_fixed_by_the_seed(make_data: M
     assert keys(seed=1) != chosen
 
 
+def test_validation_asks_for_the_modes_of_its_setting_and_the_test_for_both(make_data: MakeData) -> None:
+    data = make_data(val_modes=["discriminative"])
+    data.setup("validate")
+    assert not any(batch.generative for loader in data.val_dataloader() for batch in loader)
+    assert all(batch.generative for loader in data.test_dataloader() for batch in loader)
+    assert len(data.sample_batches(4)) == 0  # of Refine-RL, which would write rewrites for them
+    whole = make_data()
+    whole.setup("validate")
+    assert all(batch.generative for loader in whole.val_dataloader() for batch in loader)
+    assert len(whole.sample_batches(4)) == 2
+    for modes in ([], ["generative"]):
+        with pytest.raises(RimeError, match=r"data.val_modes must be null, for both modes, or hold discrim"):
+            make_data(val_modes=modes)
+
+
 def test_a_broken_sample_stops_training_and_is_named(make_data: MakeData, tmp_path: Path) -> None:
     path, name = _with_broken_image(tmp_path)
     with pytest.raises(DataError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,20 +50,21 @@ def test_evaluation_of_queries(
     module = evaluated(shared_backbone)
     batch = processor.eval_batch("query", _four(train_pairs))
     out = module.validation_step(batch, 0)
-    own = write_rewrites(shared_backbone, batch.prompts)
-    assert out.rewrites == processor.decode(own.completions) and out.rewrite_lengths.equal(own.lengths)
+    own, wrote = write_rewrites(shared_backbone, batch.prompts), out.written
+    assert wrote is not None
+    assert wrote.rewrites == processor.decode(own.completions) and wrote.lengths.equal(own.lengths)
     rewrites = {
         "reference": processor.completions([pair.query.rewrite for pair in _four(train_pairs) if pair.query]),
         "empty": processor.completions([None] * 4),
     }
-    assert set(rewrites) == set(REWRITE_ABLATION) - {"own", "shuffled"} == set(out.ablation)
-    torch.testing.assert_close(out.embeddings.disc, shared_backbone(batch.prompts).disc, atol=1e-5, rtol=0)
+    assert set(rewrites) == set(REWRITE_ABLATION) - {"own", "shuffled"} == set(wrote.ablation)
+    torch.testing.assert_close(out.disc, shared_backbone(batch.prompts).disc, atol=1e-5, rtol=0)
     torch.testing.assert_close(
-        out.embeddings.gen, shared_backbone(batch.prompts, own.completions).gen, atol=1e-5, rtol=0
+        wrote.gen, shared_backbone(batch.prompts, own.completions).gen, atol=1e-5, rtol=0
     )
     for name, completions in rewrites.items():
         expected = shared_backbone(batch.prompts, completions).gen
-        torch.testing.assert_close(out.ablation[name], expected, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(wrote.ablation[name], expected, atol=1e-5, rtol=0, msg=name)
     words = ["A red ring.", None, "Two blue stars, left of it.", None]
     given = processor.completions(words)
     tokens = [row[mask.bool()].tolist() for row, mask in zip(given.ids, given.mask, strict=True)]
@@ -84,8 +86,24 @@ def test_targets_have_no_trace(
     shared_backbone: Backbone, processor: RimeProcessor, train_pairs: list[Pair]
 ) -> None:
     out = evaluated(shared_backbone).test_step(processor.eval_batch("target", train_pairs[:2]), 0)
-    assert out.ablation == {} and out.embeddings.gen.shape == (2, 64)
+    assert out.written is not None and out.written.ablation == {} and out.written.gen.shape == (2, 64)
     assert len(MODE_PAIRS) == 4
+
+
+@torch.no_grad()
+def test_without_the_generative_mode_nothing_is_written(
+    shared_backbone: Backbone,
+    processor: RimeProcessor,
+    train_pairs: list[Pair],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, batch = evaluated(shared_backbone), processor.eval_batch("query", train_pairs[:2])
+    both = module.validation_step(batch, 0)
+    for name in ("write_rewrites", "embed_completions", "prefill"):
+        monkeypatch.setattr(f"rime_pl.modules.base.{name}", None)
+    only = module.validation_step(replace(batch, generative=False), 0)
+    torch.testing.assert_close(only.disc, both.disc, atol=1e-5, rtol=0)
+    assert only.written is None and set(only.seconds) == {"discriminative"}
 
 
 def test_a_checkpoint_holds_what_trains(shared_backbone: Backbone) -> None:

@@ -67,6 +67,14 @@ HISTORY = [
 ]
 
 
+def test_curves_hold_only_what_was_validated() -> None:
+    """data.val_modes was changed when the run was resumed."""
+    part = [{k: v for k, v in HISTORY[0].items() if "gen" not in k}, *HISTORY[1:]]
+    drawn = summary_figure(build_summary(RESULTS, part, {})).axes[1].get_lines()
+    points = {str(line.get_label()): len(line.get_xdata()) for line in drawn}  # type: ignore[arg-type]
+    assert points == {"disc-disc": 3, "gen-gen": 2, "gen-disc": 2, "disc-gen": 2}
+
+
 def test_summary_has_the_shape_that_programs_read() -> None:
     summary = build_summary(RESULTS, HISTORY, {"fit": 12.3456}, BEFORE, "cma")
     assert summary["before"]["recall@1"]["gen-disc"] == 0.302
