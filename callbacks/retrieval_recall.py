@@ -69,8 +69,9 @@ class RetrievalRecall(Callback):
         results: Last evaluation: ``overall`` (the ``before`` or ``after`` of ``summary.json``),
             ``per_task``, ``all_gallery`` (with distractors, None if there are none), ``gallery``, ``chance``,
             ``queries``, ``memory`` (the memory tasks), ``missing`` (queries whose gallery
-            lacks the right answer; they count as not found).
-        history: One entry per validation: epoch, step and every overall result by its metric name. It is
+            lacks the right answer; they count as not found), and on a limited gallery ``gallery_left_out``.
+        history: One entry per validation: epoch, step and every overall result by its metric name; on a
+            limited gallery also ``gallery_left_out``, the number of items that it lacks. It is
             saved in the checkpoint, so that a resumed run keeps it.
         ranks: For each query of the last test: key, task, generated rewrite and rank in each mode pair.
     """
@@ -151,9 +152,11 @@ class RetrievalRecall(Callback):
             trainer, pl_module, trainer.val_dataloaders, limited, "validation"
         ):
             return
-        self._log(pl_module, "val")
+        self._log(pl_module, self._evaluation.prefix("val"))
         step = batches_trained(trainer)
         entry = {"epoch": trainer.current_epoch, "step": step, **flat(self.results["overall"])}
+        if left_out := self._evaluation.left_out:
+            entry["gallery_left_out"] = left_out
         # a resumed run may validate the same step again: the new entry replaces the old one
         self.history = [old for old in self.history if old["step"] < step] + [entry]
 
@@ -239,6 +242,8 @@ class RetrievalRecall(Callback):
         }
         facts = gallery_facts([table.of_task(content_hash(name)) for name in headline])
         facts |= {"missing": missing, "memory": [name for name in names if name in self.memory_tasks]}
+        if self._evaluation.left_out:
+            facts["gallery_left_out"] = self._evaluation.left_out
         self.results = {"overall": overall, "per_task": per_task, "all_gallery": None, **facts}
         everything = None
         if any(record.distractor for record in targets.values()):
@@ -314,11 +319,21 @@ def _refuse_unmeasured(trainer: pl.Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         named = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
         split, _, name = (named or "").partition("/")
-        if split == "val" and is_generative(name) and not evaluation_of(trainer, split).generative:
+        if split != "val":
+            continue
+        evaluation = evaluation_of(trainer, split)
+        prefix = f"{evaluation.prefix(split)}/"
+        if name != "reward" and name.startswith("limited_gallery/") != (prefix != "val/"):
+            raise RimeError(
+                f"trainer.callbacks: {type(callback).__name__} must watch a result that is measured, but "
+                f"watches {named}. With data.limit_val_gallery, {evaluation.left_out} items are left out of "
+                f"the gallery, so results are called {prefix}..."
+            )
+        if is_generative(name.removeprefix("limited_gallery/")) and not evaluation.generative:
             raise RimeError(
                 f"trainer.callbacks: {type(callback).__name__} must watch a result that is measured, but "
                 f"watches {named}, and data.val_modes leaves out the generative mode. Watch "
-                "val/recall@1/disc-disc, or set data.val_modes to null."
+                f"{prefix}recall@1/disc-disc, or set data.val_modes to null."
             )
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rime_pl.bounds import at_least
+from rime_pl.callbacks.evaluated_items import evaluation_of
 from rime_pl.callbacks.progress import batches_trained, step_of_validation
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.scaling.gather import gather_objects
@@ -139,12 +140,13 @@ class RewriteSamples(Callback):
             return
         step = batches_trained(trainer)
         logged = step_of_validation(trainer) if split == "val" else step
-        logger.experiment.add_text(f"{split}/rewrites", rewrite_table(samples, found), logged)
+        prefix = evaluation_of(trainer, split).prefix(split)
+        logger.experiment.add_text(f"{prefix}/rewrites", rewrite_table(samples, found), logged)
         for view, name in ((view, _SHEETS[view]) for view in measured):
             rows = [_row(sample, hits) for sample, hits in zip(samples, found[view], strict=True)]
             picture = sheet(rows, f"{split} split, step {step}: {name}, the first {self.top_k}")
             logger.experiment.add_image(
-                f"{split}/retrieval/{name}", np.asarray(picture), logged, dataformats="HWC"
+                f"{prefix}/retrieval/{name}", np.asarray(picture), logged, dataformats="HWC"
             )
 
     def _samples(self) -> list[Shown]:

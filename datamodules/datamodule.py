@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,8 +61,9 @@ class RimeDataModule(L.LightningDataModule):
         seed: Seed of the order of the training data and of the choice of validation queries.
         tasks: Names of the tasks to use; null for all tasks of the corpus.
         eval_batch_size: Number of items in an evaluation batch on each process.
-        limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all. The
-            gallery is always complete.
+        limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all.
+        limit_val_gallery: Number of items in each validation gallery besides the right answers of its
+            queries; null for all. If it leaves out any, results are called ``val/limited_gallery/...``.
         val_modes: Modes that validation measures: null for both, or [discriminative]. Then no rewrite is
             written, which is what takes most of the time.
         distractors: Whether the test gallery also holds items that answer no query.
@@ -100,6 +102,7 @@ class RimeDataModule(L.LightningDataModule):
         tasks: list[str] | None = None,
         eval_batch_size: int = 64,
         limit_val_queries: int | None = None,
+        limit_val_gallery: int | None = None,
         val_modes: list[Mode] | None = None,
         distractors: bool = True,
         memory_splits: list[str] | None = None,
@@ -121,7 +124,8 @@ class RimeDataModule(L.LightningDataModule):
         self.seed = seed
         self.tasks = tasks
         self.eval_batch_size = eval_batch_size
-        self.limit_val_queries, self.val_modes = limit_val_queries, val_modes
+        self.limit_val_queries, self.limit_val_gallery = limit_val_queries, limit_val_gallery
+        self.val_modes = val_modes
         self.distractors, self.memory_splits = distractors, memory_splits or []
         self.max_broken_share, self.too_long = max_broken_share, too_long
         self.annotated_share, self.annotated_batch_share = annotated_share, annotated_batch_share
@@ -134,7 +138,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def _check_settings(self) -> None:
         at_least(1, "data", self, "batch_size", "eval_batch_size", "steps_per_epoch", "limit_val_queries")
-        at_least(0, "data", self, "num_workers")
+        at_least(0, "data", self, "num_workers", "limit_val_gallery")
         if not 0 <= self.max_broken_share <= 1:
             raise RimeError(
                 f"data.max_broken_share must be at least 0 and at most 1, but is {self.max_broken_share}."
@@ -339,7 +343,14 @@ class RimeDataModule(L.LightningDataModule):
 
     def evaluation(self, split: str) -> Evaluation:
         """Return how ``val`` or ``test`` is evaluated."""
-        return Evaluation(split != "val" or self.val_modes is None or "generative" in self.val_modes)
+        modes, limit = (self.val_modes, self.limit_val_gallery) if split == "val" else (None, None)
+        left_out = 0 if limit is None else self._val_plan.left_out
+        return Evaluation(modes is None or "generative" in modes, left_out)
+
+    @cached_property
+    def _val_plan(self) -> EvalPlan:
+        limits = (self.limit_val_queries, self.limit_val_gallery)
+        return val_plan(self.path, self.tasks, *limits, self.seed)
 
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
@@ -355,7 +366,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""
-        return self._eval_loaders("val", val_plan(self.path, self.tasks, self.limit_val_queries, self.seed))
+        return self._eval_loaders("val", self._val_plan)
 
     def test_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the test and memory splits, and their galleries."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rime_pl.datamodules.batch_plan import rank_batches
 from rime_pl.datamodules.shards import DISTRACTORS, Entry, read_corpus, read_split
 from rime_pl.errors import RimeError
-from rime_pl.types import Side
+from rime_pl.types import Side, content_hash
 
 
 def check_modes(name: str, modes: Sequence[str] | None) -> None:
@@ -31,6 +31,7 @@ class EvalPlan:
     entries: list[Entry]
     queries: list[int]  # numbers of entries
     gallery: list[int]
+    left_out: int = 0  # gallery items that a limit leaves out
 
     def kinds(self, side: Side) -> list[list[int]]:
         """Return the numbers of each task (queries) or gallery, by name."""
@@ -45,10 +46,34 @@ class EvalPlan:
         return [one for kind in self.kinds(side) for one in rank_batches(kind, size, rank, world_size)]
 
 
-def val_plan(path: str, tasks: Sequence[str] | None, limit_queries: int | None, seed: int) -> EvalPlan:
+def val_plan(
+    path: str, tasks: Sequence[str] | None, limit_queries: int | None, limit_gallery: int | None, seed: int
+) -> EvalPlan:
     """Plan a validation; the arguments are those of the data module."""
     entries = read_split(path, "val", tasks)
-    return EvalPlan(entries, sample_per_task(entries, limit_queries, seed), gallery_of(entries))
+    queries = sample_per_task(entries, limit_queries, seed)
+    whole = gallery_of(entries)
+    gallery = whole if limit_gallery is None else limited_gallery(entries, queries, whole, limit_gallery)
+    return EvalPlan(entries, queries, gallery, len(whole) - len(gallery))
+
+
+def limited_gallery(
+    entries: Sequence[Entry], queries: Sequence[int], whole: Sequence[int], limit: int
+) -> list[int]:
+    """Return the right answers of the queries and, in each gallery, up to ``limit`` other items.
+
+    The others are those with the lowest hashes of their content ids: a fair choice, which depends on neither
+    the seed nor the order of the shards.
+    """
+    right = {(entries[number].gallery, entries[number].target_content) for number in queries}
+    others: dict[str, list[int]] = {}
+    for number in whole:
+        if (entries[number].gallery, entries[number].target_content) not in right:
+            others.setdefault(entries[number].gallery, []).append(number)
+    dropped: set[int] = set()
+    for numbers in others.values():
+        dropped.update(sorted(numbers, key=lambda n: content_hash(entries[n].target_content))[limit:])
+    return [number for number in whole if number not in dropped]
 
 
 def test_plan(

@@ -240,6 +240,15 @@ class Evaluation:
     """How a split is evaluated; ``RimeDataModule.evaluation`` gives it to the callbacks."""
 
     generative: bool = True  # whether its batches are evaluated in the generative mode, too
+    left_out: int = 0  # items that a limit leaves out of its galleries, which makes each query easier
+
+    def prefix(self, split: str) -> str:
+        """Return what the names of its results begin with: one of its own on a limited gallery.
+
+        >>> Evaluation().prefix("val"), Evaluation(left_out=5).prefix("val")
+        ('val', 'val/limited_gallery')
+        """
+        return f"{split}/limited_gallery" if self.left_out else split
 
 
 @dataclass

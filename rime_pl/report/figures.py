@@ -70,7 +70,9 @@ def draw_modes(axes: Axes, summary: Mapping[str, Any]) -> None:
 
 def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]]) -> None:
     """recall@1 of each mode pair at each validation."""
-    _share_axis(axes, "recall@1 per epoch, validation split")
+    sizes = {entry.get("gallery_left_out", 0) for entry in history}
+    limited = f", gallery without {' / '.join(f'{n:.0f}' for n in sorted(sizes))} items" if any(sizes) else ""
+    _share_axis(axes, f"recall@1 per epoch, validation split{limited}")
     axes.set_xlabel("training batch", color=SOFT, fontsize=9)
     if not history:
         _nothing(axes, "no validation during training")

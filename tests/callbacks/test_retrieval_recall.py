@@ -194,6 +194,34 @@ def test_one_mode_in_validation_gives_only_what_was_measured(tmp_path: Path) -> 
     assert callback.results["overall"]["trace"]["shuffled"] == 0.0 and callback.ranks[0]["rewrite"] == "own 0"
 
 
+class _LimitedGallery(_OneMode):
+    def evaluation(self, split: str) -> Evaluation:
+        return Evaluation(left_out=5) if split == "val" else Evaluation()
+
+
+def test_results_on_a_limited_gallery_have_names_of_their_own(tmp_path: Path) -> None:
+    callback, module = RetrievalRecall(), Replay()
+    run = trainer(tmp_path, callback, RewriteSamples(), max_epochs=1)
+    run.loggers = [TensorBoardLogger(tmp_path, name="tensorboard", version="")]
+    run.fit(module, datamodule=_LimitedGallery())
+    names = {name for name in run.callback_metrics if name.startswith("val/")}
+    assert names and all(name.startswith("val/limited_gallery/") for name in names)
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()
+    assert tags["images"] and all(name.startswith("val/limited_gallery/") for name in tags["images"])
+    assert callback.history[0]["gallery_left_out"] == callback.results["gallery_left_out"] == 5
+    logged = run.test(module, datamodule=_LimitedGallery(), verbose=False)[0]
+    assert logged["test/recall@1/disc-disc"] == 1.0 and "gallery_left_out" not in callback.results
+    watching = EarlyStopping("val/recall@1/disc-disc")
+    again = trainer(tmp_path, RetrievalRecall(), watching, max_epochs=1)
+    with pytest.raises(RimeError, match=r"watches val/recall@1/disc-disc.* 5 items .* val/limited_gallery/"):
+        again.fit(Replay(), datamodule=_LimitedGallery())
+    whole = trainer(
+        tmp_path, RetrievalRecall(), EarlyStopping("val/limited_gallery/recall@1/disc-disc"), max_epochs=1
+    )
+    with pytest.raises(RimeError, match=r"watches val/limited_gallery/recall@1/disc-disc"):
+        whole.fit(Replay(), datamodule=_OneMode())
+
+
 @pytest.mark.parametrize("name", ["recall@1/gen-gen", "trace/own", "oracle/recall@1", "mrr/disc-gen/names"])
 def test_a_checkpoint_by_a_result_that_is_not_measured_is_refused(name: str, tmp_path: Path) -> None:
     for watching in (EarlyStopping(f"val/{name}"), ModelCheckpoint(monitor=f"val/{name}")):

@@ -273,6 +273,33 @@ def test_limit_val_queries_is_even_over_tasks_and_fixed_by_the_seed(make_data: M
     assert keys(seed=1) != chosen
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_limited_gallery_holds_the_right_answers_and_some_others(make_data: MakeData, seed: int) -> None:
+    def gallery(limit: int | None) -> tuple[set[int], set[int], int]:
+        data = make_data(limit_val_queries=4, limit_val_gallery=limit, seed=seed)
+        data.setup("validate")
+        queries, targets = ([*loader] for loader in data.val_dataloader())
+        assert data.evaluation("test").left_out == 0
+        right = {one for batch in queries for one in batch.relevant_ids.tolist()}
+        return (
+            right,
+            {one for batch in targets for one in batch.content_ids.tolist()},
+            data.evaluation("val").left_out,
+        )
+
+    right, whole, left_out = gallery(None)
+    assert len(whole) == 13 and left_out == 0 and right < whole
+    for limit in (0, 1, 2):
+        right, some, left_out = gallery(limit)
+        galleries = len({entry.gallery for entry in make_data()._val_plan.entries})
+        assert right <= some and len(some - right) == limit * galleries and left_out == 13 - len(some)
+        # the same for every seed: the lowest hashes of what no query asks for
+        assert limit * galleries != 1 or some - right == {min(whole - right)}
+    assert gallery(100)[1:] == (whole, 0)
+    with pytest.raises(RimeError, match=r"data.limit_val_gallery must be 0 or more, but is -1"):
+        make_data(limit_val_gallery=-1)
+
+
 def test_validation_asks_for_the_modes_of_its_setting_and_the_test_for_both(make_data: MakeData) -> None:
     data = make_data(val_modes=["discriminative"])
     data.setup("validate")

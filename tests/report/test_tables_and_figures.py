@@ -75,6 +75,16 @@ def test_curves_hold_only_what_was_validated() -> None:
     assert points == {"disc-disc": 3, "gen-gen": 2, "gen-disc": 2, "disc-gen": 2}
 
 
+def test_curves_of_a_limited_gallery_say_so() -> None:
+    limited = [{**entry, "gallery_left_out": 99} for entry in HISTORY]
+    titles = [
+        summary_figure(build_summary(RESULTS, history, {})).axes[1].get_title(loc="left")
+        for history in (HISTORY, limited, [*limited, HISTORY[0]])
+    ]
+    assert "without" not in titles[0] and titles[1].endswith("gallery without 99 items")
+    assert titles[2].endswith("gallery without 0 / 99 items")
+
+
 def test_summary_has_the_shape_that_programs_read() -> None:
     summary = build_summary(RESULTS, HISTORY, {"fit": 12.3456}, BEFORE, "cma")
     assert summary["before"]["recall@1"]["gen-disc"] == 0.302
