@@ -134,6 +134,13 @@ class AdapterCheckpoint(Checkpoint):
         self._give_signals_back()
         self._stop_if(bool(self._signals))
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write that adapter where no test follows; the trainer has moved the model to the CPU by now."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if self._adapter_due and data is not None and not data.tests:
+            pl_module.to(trainer.strategy.root_device)
+            self.write_adapter(trainer, pl_module)
+
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the adapter of a run that was killed between its last checkpoint and its adapter.
 

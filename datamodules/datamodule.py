@@ -66,6 +66,8 @@ class RimeDataModule(L.LightningDataModule):
             queries; null for all. If it leaves out any, results are called ``val/limited_gallery/...``.
         val_modes: Modes that validation measures: null for both, or [discriminative]. Then no rewrite is
             written, which is what takes most of the time.
+        test_modes: Modes that the test after training measures: null for both, [discriminative], or [] for no
+            test at all.
         distractors: Whether the test gallery also holds items that answer no query.
         memory_splits: Further splits whose queries the test asks, in galleries of their own, about items that
             training has seen. Name their tasks in recall.memory_tasks.
@@ -104,6 +106,7 @@ class RimeDataModule(L.LightningDataModule):
         limit_val_queries: int | None = None,
         limit_val_gallery: int | None = None,
         val_modes: list[Mode] | None = None,
+        test_modes: list[Mode] | None = None,
         distractors: bool = True,
         memory_splits: list[str] | None = None,
         require_rewrites: bool = True,
@@ -115,17 +118,12 @@ class RimeDataModule(L.LightningDataModule):
         completion: CompletionKind = "rewrite",
     ) -> None:
         super().__init__()
-        self.path = path
-        self.name_or_path = name_or_path
-        self.prompt = prompt
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.num_workers = num_workers
-        self.seed = seed
-        self.tasks = tasks
+        self.path, self.name_or_path, self.prompt = path, name_or_path, prompt
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
+        self.num_workers, self.seed, self.tasks = num_workers, seed, tasks
         self.eval_batch_size = eval_batch_size
         self.limit_val_queries, self.limit_val_gallery = limit_val_queries, limit_val_gallery
-        self.val_modes = val_modes
+        self.val_modes, self.test_modes = val_modes, test_modes
         self.distractors, self.memory_splits = distractors, memory_splits or []
         self.max_broken_share, self.too_long = max_broken_share, too_long
         self.annotated_share, self.annotated_batch_share = annotated_share, annotated_batch_share
@@ -147,6 +145,7 @@ class RimeDataModule(L.LightningDataModule):
             if (share := getattr(self, name)) is not None and not 0 < share <= 1:
                 raise RimeError(f"data.{name} must be greater than 0 and at most 1, but is {share}.")
         check_modes("val_modes", self.val_modes)
+        check_modes("test_modes", self.test_modes or None)
         if self.tasks is not None and not self.tasks:
             raise RimeError("data.tasks must name a task, or be null for all of them, but is an empty list.")
 
@@ -343,14 +342,18 @@ class RimeDataModule(L.LightningDataModule):
 
     def evaluation(self, split: str) -> Evaluation:
         """Return how ``val`` or ``test`` is evaluated."""
-        modes, limit = (self.val_modes, self.limit_val_gallery) if split == "val" else (None, None)
-        left_out = 0 if limit is None else self._val_plan.left_out
-        return Evaluation(modes is None or "generative" in modes, left_out)
+        modes = self.val_modes if split == "val" else self.test_modes
+        limited = split == "val" and self.limit_val_gallery is not None
+        return Evaluation(modes is None or "generative" in modes, self._val_plan.left_out if limited else 0)
+
+    @property
+    def tests(self) -> bool:
+        """Whether a test follows the training."""
+        return self.test_modes != []
 
     @cached_property
     def _val_plan(self) -> EvalPlan:
-        limits = (self.limit_val_queries, self.limit_val_gallery)
-        return val_plan(self.path, self.tasks, *limits, self.seed)
+        return val_plan(self.path, self.tasks, self.limit_val_queries, self.limit_val_gallery, self.seed)
 
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
@@ -378,8 +381,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def _eval_loader(self, split: str, plan: EvalPlan, side: Side) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
-        kinds = plan.kinds(side)
-        batches = plan.batches(side, self.eval_batch_size, *self._rank())
+        kinds, batches = plan.kinds(side), plan.batches(side, self.eval_batch_size, *self._rank())
         reader, cut = self._reader(plan.entries), self.too_long == "cut"
         generative = self.evaluation(split).generative
         return BatchLoader(

@@ -266,6 +266,8 @@ def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
             f"--run_dir {run}: this run is finished, and its report would be overwritten. Give another "
             f"folder, and --ckpt_path {run.last_checkpoint} to test its weights."
         )
+    if not cli.datamodule.tests:
+        raise RimeError("data.test_modes is [], which is no test. Give --data.test_modes null to test.")
     if stage == "refine_rl" and not cli.config.ckpt_path:
         raise RimeError(
             "Testing a Refine-RL run needs --ckpt_path. Without it, the reference adapter would be compared "
@@ -281,7 +283,7 @@ def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
 
 
 def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
-    """Train (or go on), test on the split that chose nothing, write the report and the marker."""
+    """Train (or go on), test on the split that chose nothing if wanted, write the report and the marker."""
     run = cli.run_folder
     if run.finished:
         print(f"{run} is finished; see {run.summary_text}. Another --run_dir starts a new run.")
@@ -296,8 +298,10 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
         with resuming(resume, cli.model):
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         trained = time.time()
-        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-        steps, seconds = cli.trainer.global_step, {"fit": trained - started, "test": time.time() - trained}
+        steps, seconds = cli.trainer.global_step, {"fit": trained - started}
+        if cli.datamodule.tests:
+            cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+            seconds["test"] = time.time() - trained
         finish(cli, stage, seconds, typed, steps, steps - done)
 
 
@@ -345,9 +349,10 @@ def finish(
     steps: int,
     steps_timed: int = 0,
 ) -> None:
-    """Report of a tested run; the rule of the checkpoint is: the last step, nothing was chosen.
+    """Report of a run; the rule of the checkpoint is: the last step, nothing was chosen.
 
     Args:
+        seconds: Without the key ``test``, the run was not tested.
         steps: That the tested weights were trained for in this stage.
         steps_timed: Steps that ``seconds["fit"]`` covers: all, unless the run was resumed.
     """
@@ -358,10 +363,11 @@ def finish(
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     recall = next(c for c in callbacks if isinstance(c, RetrievalRecall))
     utilisation = next(c for c in callbacks if isinstance(c, Utilisation))
+    tested = "test" in seconds  # otherwise the results are those of the last validation
     write_report(
         run_dir=cli.run_folder.path,
         stage=stage,
-        results=recall.results,
+        results=recall.results if tested else None,
         history=recall.history,
         ranks=recall.ranks,
         before=previous_summary(cli) if steps else None,  # untrained, the weights would meet themselves
@@ -393,5 +399,5 @@ def previous_summary(cli: StageCLI) -> dict[str, Any] | None:
     if not cli.model.init_adapter_from:
         return None
     run = RunFolder(Path(cli.model.init_adapter_from).parent)
-    same = run.reported and run.manifest["data_hash"] == cli.datamodule.data_hash
+    same = run.tested and run.manifest["data_hash"] == cli.datamodule.data_hash
     return run.summary if same else None

@@ -45,7 +45,16 @@ SHAPES: dict[str, Any] = {
     },
 }
 #: Objects and lists that may be null.
-_NULL = ("before", "per_task_before", "all_gallery", "crossed", "tasks", "headline_tasks")
+_NULL = (
+    "before",
+    "per_task_before",
+    "all_gallery",
+    "crossed",
+    "tasks",
+    "headline_tasks",
+    "gallery",
+    "chance",
+)
 
 
 class Facts(dict[str, Any]):

@@ -81,13 +81,26 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has trained, tested and written its report."""
+        """Whether the run has trained, tested (unless data.test_modes is []) and written its report."""
         return self.marker.is_file()
 
     @property
     def reported(self) -> bool:
         """Whether manifest and summary are there, as they are after `fit` and after `test`."""
         return (self.path / "manifest.json").is_file() and (self.path / "summary.json").is_file()
+
+    @property
+    def tested(self) -> bool:
+        """Whether a report is there that holds results of the test split."""
+        return self.reported and bool(self.summary["after"])
+
+    def need_both_modes(self) -> None:
+        """Raise a RimeError unless the test has measured both modes."""
+        if "gen-gen" not in self.summary["after"].get("recall@1", {}):
+            raise RimeError(
+                f"{self.path} must have been tested in both modes, but was trained with data.test_modes "
+                f"{self.settings['data'].get('test_modes')}. Train it again with --data.test_modes null."
+            )
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def row(one: RunFolder, folder: Path) -> list[str]:
     name = one.path.name if name == "." else name
     try:
         manifest, settings = facts(one)
-        recalls = one.summary["after"]["recall@1"] if one.reported else {}
+        recalls = one.summary["after"]["recall@1"] if one.tested else {}
         return [
             name,
             manifest.get("stage") or stage_of(settings),
@@ -87,7 +87,7 @@ def state(one: RunFolder) -> str:
     if process := holder(one):
         return f"running (process {process.pid} on {process.host})"
     if one.finished:
-        return "finished"
+        return "finished" if one.tested else "finished, not tested"
     return "tested" if one.reported else "unfinished"
 
 

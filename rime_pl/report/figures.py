@@ -45,14 +45,19 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 def draw_modes(axes: Axes, summary: Mapping[str, Any]) -> None:
     """recall@1 of each mode pair as bars, with the 95 % interval as whiskers and chance as a line."""
+    if not summary["after"]:
+        _share_axis(axes, "recall@1, test split")
+        _nothing(axes, "not tested (data.test_modes)")
+        return
     now = "after" if summary["before"] else "this run"
     runs = [("before", summary["before"], BEFORE), (now, summary["after"], AFTER)]
     runs = [run for run in runs if run[1] is not None]
     width = 0.8 / len(runs)
     for place, (label, results, colour) in enumerate(runs):
-        xs = [i + (place - (len(runs) - 1) / 2) * width for i in range(len(MODE_PAIRS))]
-        values = [results["recall@1"][pair] for pair in MODE_PAIRS]
-        bounds = [results["ci"][pair] for pair in MODE_PAIRS]
+        pairs = [pair for pair in MODE_PAIRS if pair in results["recall@1"]]
+        xs = [MODE_PAIRS.index(pair) + (place - (len(runs) - 1) / 2) * width for pair in pairs]
+        values = [results["recall@1"][pair] for pair in pairs]
+        bounds = [results["ci"][pair] for pair in pairs]
         whiskers = [[max(0.0, v - low) for v, (low, _) in zip(values, bounds, strict=True)]]
         whiskers.append([max(0.0, high - v) for v, (_, high) in zip(values, bounds, strict=True)])
         style = {"ecolor": INK, "elinewidth": 1.1, "capsize": 3}
@@ -105,7 +110,7 @@ def draw_ablation(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xlabel("rewrite on the query side", color=SOFT, fontsize=9)
     after, before = summary["after"].get("trace"), (summary["before"] or {}).get("trace")
     if after is None:
-        _nothing(axes, "rewrite ablation is switched off")
+        _nothing(axes, "rewrite ablation is switched off" if summary["after"] else "not tested")
         return
     for place, name in enumerate(REWRITE_ABLATION):
         if after[name] is None:

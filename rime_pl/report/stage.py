@@ -18,11 +18,14 @@ from rime_pl.report.summary import Summary, build_summary
 from rime_pl.report.tables import summary_tables
 from rime_pl.run_folder import RunFolder, write_json
 
+#: How a run that was not tested is tested after all.
+TEST_LATER = "`rime STAGE test --ckpt_path RUN/checkpoints/last.ckpt` tests it into a folder of its own."
+
 
 def write_report(
     run_dir: str | Path,
     stage: str,
-    results: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
     history: Sequence[Mapping[str, float]],
     ranks: Sequence[Mapping[str, Any]],
     before: Mapping[str, Any] | None,
@@ -35,7 +38,8 @@ def write_report(
     Args:
         run_dir: Folder of the stage.
         stage: ``sft``, ``cma`` or ``refine_rl``.
-        results, history, ranks: From ``RetrievalRecall`` after the test.
+        results, history, ranks: From ``RetrievalRecall`` after the test; without one, results is None and
+            no ranks are written.
         before: Summary of the stage that this one started from, on the same data; None without one.
         seconds: Wall seconds of each part; with the key ``fit`` the run counts as finished.
         facts: Further values for the manifest, next to versions and machine.
@@ -47,7 +51,8 @@ def write_report(
     summary = build_summary(results, history, seconds, before, stage)
     manifest = build_manifest({"stage": stage, **facts}, seconds)
     write_json(folder / "manifest.json", manifest)
-    write_json(folder / "ranks.json", list(ranks))
+    if results is not None:
+        write_json(folder / "ranks.json", list(ranks))
     write_json(folder / "summary.json", summary)
     run.summary_text.write_text(summary_text(summary))
     save_figure(summary_figure(summary, f"{stage}: {folder}"), folder / "summary.png")
@@ -58,7 +63,9 @@ def write_report(
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print all tables of a summary."""
+    """Print all tables of a summary, or that there are none."""
+    if not summary["after"]:
+        console.print("Not tested, because data.test_modes is []. " + TEST_LATER, soft_wrap=True)
     console.print(*(table.terminal() for table in summary_tables(summary)))
 
 

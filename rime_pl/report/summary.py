@@ -12,7 +12,7 @@ Summary = dict[str, Any]
 
 
 def build_summary(
-    results: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
     history: Sequence[Mapping[str, float]],
     seconds: Mapping[str, float],
     before: Mapping[str, Any] | None = None,
@@ -22,7 +22,7 @@ def build_summary(
 
     Args:
         results: ``RetrievalRecall.results`` after a test: overall, per_task, all_gallery, gallery, chance,
-            queries.
+            queries; None without a test.
         history: ``RetrievalRecall.history``: one entry per validation.
         seconds: Wall seconds of each part of the run.
         before: Summary of the stage that this one started from, on the same data; None without one.
@@ -32,8 +32,11 @@ def build_summary(
         ``before`` (overall numbers or None), ``after``, ``per_task``, ``per_task_before``, ``all_gallery``
         (None without distractors), ``memory`` (tasks of ``per_task`` whose targets training showed),
         ``gallery`` (distinct contents; the smallest among the tasks), ``chance`` of recall@1, ``queries``,
-        ``seconds``, ``history``.
+        ``seconds``, ``history``. Without a test ``after`` is empty.
     """
+    if results is None:
+        results = {"overall": {}, "per_task": {}, "all_gallery": None, "memory": []}
+        results |= {"gallery": None, "chance": None, "queries": 0}
     return {
         "stage": stage,
         "before": dict(before["after"]) if before else None,

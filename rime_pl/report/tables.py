@@ -31,7 +31,9 @@ _COST = (
 
 def summary_tables(summary: Summary) -> list[Table]:
     """Return all tables of a summary, in the order of reading."""
-    after, tables = summary["after"], [_recalls(summary)]
+    if not (after := summary["after"]):
+        return []  # not tested
+    tables = [_recalls(summary)]
     if everything := summary["all_gallery"]:
         note = f"smallest gallery {everything['gallery']}, chance {everything['chance']:.5f}"
         tables.append(_modes("The same queries among all distractors", everything, note))
@@ -61,27 +63,31 @@ def _recalls(summary: Summary) -> Table:
     before, after = summary["before"], summary["after"]
     ks = sorted((name for name in after if name.startswith("recall@")), key=lambda name: int(name[7:]))
     rows, runs = [], [run for run in (before, after) if run]
-    for pair in (*MODE_PAIRS, "oracle"):
+    for pair in (*_pairs(after), *(("oracle",) if "oracle" in after else ())):
         found = [("oracle", k) if pair == "oracle" else (k, pair) for k in ks]
         first, *others = (" -> ".join(_number(run, *where) for run in runs) for where in found)
         rows.append([pair, first, " - ".join(f"{bound:.2f}" for bound in after["ci"].get(pair, ())), *others])
     title = f"Retrieval on the test split ({'before -> after, ' if before else ''}mean over tasks)"
     note = f"{summary['queries']} queries; gallery: {summary['gallery']} distinct contents (smallest task)\n"
     note += f"chance of recall@1: {summary['chance']:.4f}; "
-    note += "oracle: the better of disc-disc and gen-gen per query"
+    note += (
+        "oracle: the better of disc-disc and gen-gen per query"
+        if "oracle" in after
+        else "the generative mode was not tested (data.test_modes)"
+    )
     return Table(title, ["query mode -\ntarget mode", ks[0], "95 %\ninterval", *ks[1:]], rows, note=note)
 
 
 def _modes(title: str, results: Mapping[str, Any], note: str) -> Table:
     """Return recall@k of the four modes."""
     names = [name for name in results if name.startswith("recall@")]
-    rows = [[pair, *(f"{results[name][pair]:.3f}" for name in names)] for pair in MODE_PAIRS]
+    rows = [[pair, *(f"{results[name][pair]:.3f}" for name in names)] for pair in _pairs(results)]
     return Table(title, ["mode", *names], rows, note=note)
 
 
 def _tasks(summary: Summary) -> Table:
     worth = ("own-minus-empty", "own-minus-shuffled") if "trace" in summary["after"] else ()
-    where = [*(("recall@1", pair) for pair in MODE_PAIRS), *(("trace", key) for key in worth)]
+    where = [*(("recall@1", pair) for pair in _pairs(summary["after"])), *(("trace", key) for key in worth)]
     tasks = summary["per_task"].items()
     rows = [[name, str(task["gallery"]), *(_number(task, *place) for place in where)] for name, task in tasks]
     names = [REWRITES.get(key, key).replace("- ", "-").replace("-", "-\n") for _, key in where]
@@ -93,6 +99,11 @@ def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]],
     runs = ["before", "after"] if summary["before"] else ["after"]
     cells = [[label, *(_number(summary[run], *where) for run in runs)] for label, *where in rows]
     return Table(title, ["", *runs], cells, note=note)
+
+
+def _pairs(results: Mapping[str, Any]) -> list[str]:
+    """Return the mode pairs that were measured."""
+    return [pair for pair in MODE_PAIRS if pair in results["recall@1"]]
 
 
 def _number(results: Summary, group: str, key: str, form: str = ".3f") -> str:

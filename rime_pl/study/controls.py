@@ -31,6 +31,7 @@ def train_controls(runs: Sequence[RunFolder], skip: Sequence[str] = ()) -> list[
                 f"--run must name finished runs, but {run.path} has no done.json. Run `make train-sft`, "
                 "`make train-cma` or `make train-refine-rl` first."
             )
+        run.need_both_modes()  # before its controls are trained
     stage, *others = {run.stage for run in runs}
     if others or stage not in COMPARISONS:
         raise RimeError(

@@ -34,6 +34,8 @@ def measure(stage: str, seeds: Sequence[Variants]) -> Record:
     runs = {name: [variants[name] for variants in seeds] for name in shown.variants if name in shared}
     for of_variant in runs.values():
         refuse_unlike(of_variant)
+        for run in of_variant:
+            run.need_both_modes()
     subject = runs[shown.subject]
     first, threads = subject[0], mode(run.threads for run in subject)
     compared = [d for d in shown.differences if {d.first, d.second} <= shared]

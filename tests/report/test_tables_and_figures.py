@@ -10,12 +10,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from rime_pl.commands.runs import row
+from rime_pl.errors import RimeError
 from rime_pl.report.figures import summary_figure
 from rime_pl.report.manifest import build_manifest, git_state
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.stage import summary_text, write_report
 from rime_pl.report.summary import build_summary
 from rime_pl.report.table import Table
+from rime_pl.run_folder import RunFolder, write_text
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Item
 
 
@@ -83,6 +86,41 @@ def test_curves_of_a_limited_gallery_say_so() -> None:
     ]
     assert "without" not in titles[0] and titles[1].endswith("gallery without 99 items")
     assert titles[2].endswith("gallery without 0 / 99 items")
+
+
+def test_a_run_that_was_not_tested_says_so(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "sft")
+    write_report(run.path, "sft", None, HISTORY, [], BEFORE, {"fit": 1.0}, {"seed": 0, "data_hash": "x"})
+    assert "Not tested, because data.test_modes is []." in run.summary_text.read_text()
+    assert run.finished and not run.tested and run.summary["after"] == {}
+    assert not (run.path / "ranks.json").exists() and (run.path / "summary.png").is_file()
+    cells = row(run, tmp_path)
+    assert cells[4:9] == ["finished, not tested", *"----"]
+    write_text(run.config, "data: {test_modes: []}")
+    with pytest.raises(RimeError, match=r"sft must have been tested in both modes, .* data.test_modes \[\]"):
+        run.need_both_modes()
+
+
+def test_a_test_of_one_mode_shows_one_mode(tmp_path: Path) -> None:
+    def only(results: dict[str, Any]) -> dict[str, Any]:
+        groups = {name: results[name] for name in results if name.startswith(("recall@", "ci"))}
+        kept = {name: {"disc-disc": values["disc-disc"]} for name, values in groups.items()}
+        return results | kept | {"milliseconds": {"discriminative": 4.1}}
+
+    def without(results: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in only(results).items() if k not in ("oracle", "trace", "rewrite")}
+
+    results = RESULTS | {
+        "overall": without(RESULTS["overall"]),
+        "all_gallery": without(RESULTS["all_gallery"]),
+        "per_task": {name: without(task) for name, task in RESULTS["per_task"].items()},
+    }
+    for before in (None, BEFORE):
+        summary = build_summary(results, [], {}, before)
+        text = summary_text(summary)
+        assert "the generative mode was not tested" in text and "disc-disc" in text
+        assert not [pair for pair in MODE_PAIRS[1:] if pair in text] and "nan" not in text
+        summary_figure(summary)
 
 
 def test_summary_has_the_shape_that_programs_read() -> None:

@@ -14,6 +14,8 @@ from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.utilisation import Utilisation
 from rime_pl.run_folder import RunFolder
 
+AFTER = {"recall@1": {"disc-disc": 0.5}}
+
 
 @pytest.mark.parametrize("steps", [0, 9])
 def test_an_adapter_is_not_compared_with_itself(
@@ -23,7 +25,7 @@ def test_an_adapter_is_not_compared_with_itself(
     run = tmp_path / "cma"
     (run / "adapter").mkdir(parents=True)
     (run / "manifest.json").write_text(json.dumps({"data_hash": "same"}))
-    (run / "summary.json").write_text(json.dumps({"after": {}}))
+    (run / "summary.json").write_text(json.dumps({"after": AFTER}))
     written: dict[str, Any] = {}
     monkeypatch.setattr(cli, "write_report", lambda **given: written.update(given))
     made: Any = SimpleNamespace(
@@ -42,5 +44,9 @@ def test_an_adapter_is_not_compared_with_itself(
         run_folder=RunFolder(tmp_path / "all"),
     )
     cli.finish(made, "cma", {"test": 1.0}, [], steps)
-    assert written["before"] == (None if steps == 0 else {"after": {}})
+    assert written["results"] == {}
+    if steps:
+        cli.finish(made, "cma", {"fit": 1.0}, [], steps)
+        assert written["results"] is None  # never those of the last validation
+    assert written["before"] == (None if steps == 0 else {"after": AFTER})
     assert written["facts"]["data"] == "data" and "data_places" in written["facts"]

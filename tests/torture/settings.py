@@ -44,6 +44,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "data.num_workers": (-1,),
     "data.limit_val_queries": (-1, 0),
     "data.limit_val_gallery": (-1, "some"),
+    "data.test_modes": (["generative"], ["both"], "discriminative"),
     "data.val_modes": ([], ["generative"], ["both"], "discriminative"),
     "data.tasks": ([], ["no such task"], "relative"),
     "data.max_broken_share": (float("nan"), -1, 2),
