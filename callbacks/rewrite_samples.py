@@ -1,11 +1,14 @@
 """Shows examples of what the model writes and finds, so that a person can follow them over the epochs.
 
+Only pictures that may be shown are kept: a gallery can have 100,000 of them.
+
 ``RewriteSamples`` writes sample rewrites and retrieval sheets to TensorBoard. ``RewriteChanges`` writes the
 rewrites before and after Refine-RL to ``rewrites.md``. Both are added to every stage by ``cli``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +17,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -34,13 +36,13 @@ _SHEETS = {"gen": "gen-gen", "disc": "disc-disc"}
 
 @dataclass
 class Shown:
-    """One evaluated item with small pictures, so that many can be kept."""
+    """One query that may be shown, with small pictures."""
 
     item_id: int
     key: str
     task: str
     gallery: str
-    relevant: int  # query: content of the right answer; target: its own content
+    relevant: int  # content of the right answer
     item: Item  # with small pictures
     rewrite: str | None  # None: not evaluated in the generative mode
     vectors: dict[str, Tensor]  # "disc" and, in the generative mode, "gen" -> (D,) on the CPU
@@ -69,7 +71,8 @@ class RewriteSamples(Callback):
         self.top_k = top_k
         at_least(1, "samples", self, "num_samples", "top_k")
         self._queries: dict[str, dict[int, Shown]] = {}  # task -> item id -> candidate
-        self._targets: dict[int, Shown] = {}
+        self._chosen: list[Shown] | None = None  # of all processes, once all queries were read
+        self._best: dict[str, list[list[Found]]] = {}  # view -> best items here so far, for each sample
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start()
@@ -98,17 +101,22 @@ class RewriteSamples(Callback):
         self._show(trainer, "test")
 
     def _start(self) -> None:
-        self._queries, self._targets = {}, {}
+        self._queries, self._chosen, self._best = {}, None, {}
 
     def _add(self, batch: EvalBatch, output: EvalOutput) -> None:
         vectors, written = {"disc": output.disc.float().cpu()}, output.written
         if written:
             vectors["gen"] = written.gen.float().cpu()
-        ids, relevant = batch.item_ids.tolist(), batch.relevant_ids.tolist()
         # without distractors, because the overall recall does not count them either
-        for row in (~batch.distractor).nonzero()[:, 0].tolist():
-            known = self._queries.setdefault(batch.datasets[row], {}) if batch.side == "query" else None
-            if known is not None and len(known) >= self.num_samples and ids[row] > max(known):
+        rows = (~batch.distractor).nonzero()[:, 0].tolist()
+        if batch.side == "target":  # the gallery comes last, so the samples are known
+            rewrites = written.rewrites if written else [None] * len(batch)
+            self._add_targets(batch, rows, vectors, rewrites)
+            return
+        ids, relevant = batch.item_ids.tolist(), batch.relevant_ids.tolist()
+        for row in rows:
+            known = self._queries.setdefault(batch.datasets[row], {})
+            if len(known) >= self.num_samples and ids[row] > max(known):
                 continue
             shown = Shown(
                 ids[row],
@@ -120,13 +128,26 @@ class RewriteSamples(Callback):
                 written.rewrites[row] if written else None,
                 {view: vector[row] for view, vector in vectors.items()},
             )
-            if known is None:
-                self._targets[ids[row]] = shown
-            else:
-                # the lowest ids of each task: this choice does not depend on batches and processes
-                known[ids[row]] = shown
-                for item_id in sorted(known)[self.num_samples :]:
-                    del known[item_id]
+            # the lowest ids of each task: this choice does not depend on batches and processes
+            known[ids[row]] = shown
+            for item_id in sorted(known)[self.num_samples :]:
+                del known[item_id]
+
+    def _add_targets(
+        self, batch: EvalBatch, rows: list[int], vectors: dict[str, Tensor], rewrites: Sequence[str | None]
+    ) -> None:
+        """Keep the items of a batch that are among the best ``top_k`` of a sample so far."""
+        contents = batch.relevant_ids.tolist()
+        for view, vector in vectors.items():
+            best = self._best.setdefault(view, [[] for _ in self._samples()])
+            for number, sample in enumerate(self._samples()):
+                scores = (vector @ sample.vectors[view]).tolist()
+                new = [
+                    Found(scores[row], contents[row], batch.items[row], rewrites[row])
+                    for row in rows
+                    if batch.galleries[row] == sample.gallery
+                ]
+                best[number] = _best([*best[number], *new], self.top_k)
 
     def _show(self, trainer: pl.Trainer, split: str) -> None:
         logger = trainer.logger
@@ -150,30 +171,29 @@ class RewriteSamples(Callback):
             )
 
     def _samples(self) -> list[Shown]:
-        """Return the sample queries, taken in turn from each task; they are equal on every process."""
+        """Return the sample queries, taken in turn from each task; they are equal on every process.
+
+        The first call is a collective. Each process has the same number of batches of either side, so all
+        make it at their first batch of the gallery.
+        """
+        if self._chosen is not None:
+            return self._chosen
         tasks: dict[str, dict[int, Shown]] = {}
         for part in gather_objects(self._queries):
             for task, shown in part.items():
                 tasks.setdefault(task, {}).update(shown)
         lists = [[shown for _, shown in sorted(tasks[task].items())] for task in sorted(tasks)]
         turns = [shown for turn in zip_longest(*lists) for shown in turn if shown is not None]
-        return sorted(turns[: self.num_samples], key=lambda shown: (shown.task, shown.item_id))
+        self._chosen = sorted(turns[: self.num_samples], key=lambda shown: (shown.task, shown.item_id))
+        self._queries = {}
+        return self._chosen
 
     def _find(self, samples: list[Shown], view: str) -> list[list[Found]]:
         """Return the best ``top_k`` distinct contents for each sample, over all processes."""
-        local = [self._find_here(sample, view) for sample in samples]
-        parts = gather_objects(local)
+        parts = gather_objects(self._best.get(view, [[] for _ in samples]))
         return [
             _best([found for part in parts for found in part[n]], self.top_k) for n in range(len(samples))
         ]
-
-    def _find_here(self, sample: Shown, view: str) -> list[Found]:
-        rows = [shown for shown in self._targets.values() if shown.gallery == sample.gallery]
-        if not rows:
-            return []
-        scores = (torch.stack([row.vectors[view] for row in rows]) @ sample.vectors[view]).tolist()
-        found = [Found(s, row.relevant, row.item, row.rewrite) for s, row in zip(scores, rows, strict=True)]
-        return _best(found, self.top_k)
 
 
 def _best(found: list[Found], top_k: int) -> list[Found]:

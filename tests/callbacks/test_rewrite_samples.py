@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from replay import Replay, eval_batch, loaders, splits, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from rime_pl.callbacks.rewrite_samples import RewriteSamples
 from rime_pl.report import sheets
+from rime_pl.types import EvalOutput, content_hash
 
 
 def test_rewrites_and_retrieval_are_written_to_tensorboard(tmp_path: Path) -> None:
@@ -54,13 +56,35 @@ def test_samples_do_not_depend_on_order_and_leave_distractors_out() -> None:
 
     one, other = seen([0, 3, 6, 9, 1, 4]), seen([9, 6, 4, 1, 3, 0])
     assert [s.item_id for s in one._samples()] == [s.item_id for s in other._samples()] == [0, 1]
-    assert sorted(one._targets) == [0, 1]
+    contents = [{hit.content for hit in found} for found in one._best["gen"]]
+    assert contents == [{content_hash("c0"), content_hash("c1")}] * 2
+
+
+def test_only_pictures_that_may_be_shown_are_kept() -> None:
+    """Of 300 gallery items; the best are those of the whole gallery, whatever the batches."""
+    torch.manual_seed(0)
+    numbers, found = list(range(300)), {}
+    disc = torch.randn(300, 16)
+    for size in (300, 7):
+        callback = RewriteSamples(num_samples=4, top_k=3)
+        for side, items in (("query", numbers[:60]), ("target", numbers)):
+            for start in range(0, len(items), size):
+                some = items[start : start + size]
+                callback._add(eval_batch(side, some), EvalOutput(disc[some], {}))
+        assert sum(len(known) for known in callback._queries.values()) == 0
+        kept = [hit.item for hits in callback._best["disc"] for hit in hits]
+        assert len(callback._samples()) == 4 and len(kept) == 4 * 3
+        found[size] = [[(hit.content, hit.score) for hit in hits] for hits in callback._best["disc"]]
+    for sample, whole, pieces in zip(callback._samples(), *found.values(), strict=True):
+        scores = disc @ sample.vectors["disc"]
+        expected = [content_hash(f"c{n}") for n in scores.topk(3).indices.tolist()]
+        assert [content for content, _ in whole] == [content for content, _ in pieces] == expected
 
 
 def test_no_logger_no_work(tmp_path: Path) -> None:
     callback = RewriteSamples()
     trainer(tmp_path, callback).validate(Replay(), loaders(splits()), verbose=False)
-    assert callback._targets == {}
+    assert callback._best == {} and callback._queries == {}
 
 
 def test_sheet_frames_say_right_and_wrong() -> None:
