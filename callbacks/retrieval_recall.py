@@ -49,7 +49,7 @@ from rime_pl.types import EvalBatch, EvalOutput, Evaluation, content_hash
 class Waiting:
     """A batch of queries that will also be embedded with the rewrites of other queries."""
 
-    vectors: dict[str, Tensor]  # view -> (R, D)
+    vectors: dict[str, Tensor]  # view -> (R, D) on the CPU, as all of these tensors
     facts: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # item, right target, gallery, task, distractor
     unannotated: Tensor  # (R,) bool: without a reference rewrite
 
@@ -185,18 +185,18 @@ class RetrievalRecall(Callback):
             )
         written = output.written if self._evaluation.generative else None
         vectors = {"disc": output.disc} | ({"gen": written.gen} if written else {})
-        device = batch.item_ids.device
-        tasks = torch.tensor([content_hash(name) for name in batch.datasets], device=device)
-        galleries = torch.tensor([content_hash(name) for name in batch.galleries], device=device)
-        facts = (batch.item_ids, batch.relevant_ids, galleries, tasks, batch.distractor)
+        tasks = torch.tensor([content_hash(name) for name in batch.datasets])
+        galleries = torch.tensor([content_hash(name) for name in batch.galleries])
+        facts = (batch.item_ids.cpu(), batch.relevant_ids.cpu(), galleries, tasks, batch.distractor.cpu())
         if written and batch.side == "query" and self.rewrite_ablation:
-            unannotated = torch.tensor([not annotated(item) for item in batch.items], device=device)
-            self._waiting.append(Waiting(vectors | written.ablation, facts, unannotated))
+            unannotated = torch.tensor([not annotated(item) for item in batch.items])
+            waiting = {view: vector.cpu() for view, vector in (vectors | written.ablation).items()}
+            self._waiting.append(Waiting(waiting, facts, unannotated))
         else:
             self._metric.update(batch.side, vectors, *facts)
         if written and written.crossed:
             if self._crossed is None:
-                self._crossed = RecallMetric({n: (n, n) for n in written.crossed}, [1]).to(device)
+                self._crossed = RecallMetric({n: (n, n) for n in written.crossed}, [1]).to(output.disc.device)
             self._crossed.update(batch.side, written.crossed, *facts)
         columns = zip(
             batch.item_ids.tolist(),
@@ -270,7 +270,7 @@ class RetrievalRecall(Callback):
                 )
             rewrites = [_tokens(queries[partners[item]]) if item in partners else None for item in items]
             waiting.vectors["shuffled"] = module.embed_rewritten(batch, rewrites)
-            alone = torch.tensor([item not in partners for item in items], device=waiting.unannotated.device)
+            alone = torch.tensor([item not in partners for item in items])
             absent = {"reference": waiting.unannotated, "shuffled": alone}
             self._metric.update("query", waiting.vectors, *waiting.facts, absent=absent)
         self._waiting = []

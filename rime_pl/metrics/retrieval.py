@@ -46,7 +46,12 @@ def first_rows(keys: Tensor, order: Tensor) -> Tensor:
 
 
 def retrieval_ranks(
-    queries: Tensor, gallery: Tensor, contents: Tensor, relevant: Tensor, chunk_size: int = 4096
+    queries: Tensor,
+    gallery: Tensor,
+    contents: Tensor,
+    relevant: Tensor,
+    chunk_size: int = 4096,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Return the rank of each query's right target in a gallery of distinct contents.
 
@@ -62,6 +67,8 @@ def retrieval_ranks(
         contents: (N,) int64, all distinct.
         relevant: (Q,) int64, content of the right target of each query.
         chunk_size: Rows of queries and of gallery in a block of scores; changes the memory, never the ranks.
+        device: Device that computes the blocks of scores (default: that of the queries). It holds one block
+            of each side at a time.
 
     Returns:
         (Q,) int64 from 1 to N; N + 1 where the gallery does not hold the right target.
@@ -83,25 +90,26 @@ def retrieval_ranks(
     place = torch.searchsorted(by_content, relevant).clamp(max=len(contents) - 1)
     found = by_content[place] == relevant
     positive = rows[place]
-    ranks = []
+    device, ranks = device or queries.device, []
     for start in range(0, len(queries), chunk_size):
         chunk = slice(start, start + chunk_size)
-        ranks.append(_ranks_of_chunk(queries[chunk], gallery, positive[chunk], chunk_size))
+        ranks.append(_ranks_of_chunk(queries[chunk], gallery, positive[chunk], chunk_size, device))
     return torch.where(found, torch.cat(ranks) if ranks else relevant, len(contents) + 1)
 
 
-def _ranks_of_chunk(queries: Tensor, gallery: Tensor, positive: Tensor, chunk_size: int) -> Tensor:
+def _ranks_of_chunk(
+    queries: Tensor, gallery: Tensor, positive: Tensor, chunk_size: int, device: torch.device
+) -> Tensor:
     """Return the ranks (C,) of C queries; ``positive`` (C,) holds the gallery rows of their targets."""
-    if queries.device.type == "mps":  # mps has no float64
-        queries, gallery, device = queries.cpu(), gallery.cpu(), queries.device
-        return _ranks_of_chunk(queries, gallery, positive.cpu(), chunk_size).to(device)
-    wide = queries.double()
-    needed = (wide * gallery[positive].double()).sum(-1, keepdim=True) - TIE  # (C, 1)
-    ahead = torch.zeros_like(positive)
+    if device.type == "mps":  # mps has no float64
+        device = torch.device("cpu")
+    wide = queries.to(device).double()
+    needed = (wide * gallery[positive].to(device).double()).sum(-1, keepdim=True) - TIE  # (C, 1)
+    ahead = torch.zeros(len(queries), dtype=torch.int64, device=device)
     for block in gallery.split(chunk_size):
         # "not below" and not ">=", so that NaN counts as ahead; the target itself counts as 1
-        ahead += (~(wide @ block.double().T < needed)).sum(-1)
-    return ahead
+        ahead += (~(wide @ block.to(device).double().T < needed)).sum(-1)
+    return ahead.to(positive.device)
 
 
 def recall_at(ranks: Tensor, k: int) -> Tensor:
@@ -177,13 +185,41 @@ class RankTable:
         return replace(self, ranks={**self.ranks, name: best})
 
 
+def gathered(rows: Tensor, device: torch.device, chunk_size: int) -> Tensor:
+    """Return the rows of all processes in main memory, in rank order. A collective: all must call it.
+
+    Args:
+        rows: (R, ...) in main memory; R may differ between processes.
+        device: Device of the process group; it holds one block of each process at a time.
+        chunk_size: Rows in a block.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    world = torch.distributed.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=device))
+    lengths = [int(count) for count in counts]
+    parts: list[list[Tensor]] = [[] for _ in range(world)]
+    for start in range(0, max(lengths), chunk_size):
+        size = min(chunk_size, max(lengths) - start)
+        block = torch.zeros((size, *rows.shape[1:]), dtype=rows.dtype, device=device)
+        mine = rows[start : start + size]
+        block[: len(mine)] = mine.to(device)
+        blocks = [torch.empty_like(block) for _ in range(world)]
+        torch.distributed.all_gather(blocks, block)
+        for part, found, length in zip(parts, blocks, lengths, strict=True):
+            part.append(found[: max(0, length - start)].cpu())
+    return torch.cat([block for part in parts for block in part]) if max(lengths) else rows
+
+
 class RecallMetric(Metric):
     """Recall@k of embeddings that arrive in batches, on any number of processes.
 
     A query is ranked against the distinct contents of its own gallery. A row whose item id has been seen
     before (sampler padding) is dropped. Of duplicates (equal content), the one with the lowest item id is
     kept, but a real gallery item before a distractor. Rows are sorted by item id before they are ranked, so
-    the number of batches and processes changes nothing.
+    the number of batches and processes changes nothing. Rows stay in main memory: the device of the metric
+    holds blocks of ``chunk_size`` rows, when they are ranked and when the processes exchange them.
 
     Args:
         pairs: name -> (query view, gallery view), e.g. ``{"gen-disc": ("gen", "disc")}``. A view is one kind
@@ -247,12 +283,12 @@ class RecallMetric(Metric):
             distractor: (R,) bool, gallery items that are used only by ``ranks(distractors=True)``.
             absent: view -> (R,) bool, queries without this view: they get rank 0, which is "not measured".
         """
+        item_ids, *others = (row.cpu() for row in (item_ids, relevant_ids, gallery_ids, task_ids, distractor))
         lacking = torch.zeros_like(item_ids)  # one bit for each view
         for view, rows in (absent or {}).items():
-            lacking |= rows.to(lacking) << self.views[side].index(view)
-        known = [item_ids, relevant_ids, gallery_ids, task_ids, distractor.to(item_ids), lacking]
-        ids = torch.stack(known, 1)
-        stacked = torch.stack([vectors[view].detach().float() for view in self.views[side]], 1)
+            lacking |= rows.cpu().to(lacking) << self.views[side].index(view)
+        ids = torch.stack([item_ids, *(row.to(item_ids) for row in others), lacking], 1)
+        stacked = torch.stack([vectors[view].detach().float().cpu() for view in self.views[side]], 1)
         states = (
             (self.query_vectors, self.query_ids)
             if side == "query"
@@ -273,9 +309,10 @@ class RecallMetric(Metric):
             distractors: Whether the gallery includes its distractors, which never improve a rank.
         """
         self._give_empty_process_its_shape()
-        with self.sync_context():
-            query_vectors, query_ids = dim_zero_cat(self.query_vectors), dim_zero_cat(self.query_ids)
-            target_vectors, target_ids = dim_zero_cat(self.target_vectors), dim_zero_cat(self.target_ids)
+        states = (self.query_vectors, self.query_ids, self.target_vectors, self.target_ids)
+        query_vectors, query_ids, target_vectors, target_ids = (
+            gathered(dim_zero_cat(state), self.device, self.chunk_size) for state in states
+        )
         kept = first_rows(query_ids[:, 0], query_ids[:, 0].argsort(stable=True))
         wanted = target_ids[:, 4] == 0
         rows = torch.arange(len(target_ids), device=target_ids.device)[wanted | distractors]
@@ -303,17 +340,13 @@ class RecallMetric(Metric):
                     target_ids[kept, 1],
                     query_ids[asked, 1],
                     self.chunk_size,
+                    self.device,
                 )
                 ranks[pair][asked] = found.masked_fill(query_ids[asked, 5] >> place & 1 == 1, 0)
-        cut = {pair: found.cpu() for pair, found in ranks.items()}
-        ids = query_ids.cpu()
-        return RankTable(ids[:, 0], ids[:, 3], ids[:, 2], sizes.cpu(), cut)
+        return RankTable(query_ids[:, 0], query_ids[:, 3], query_ids[:, 2], sizes, ranks)
 
     def _give_empty_process_its_shape(self) -> None:
-        """Let a process without rows of a side take part in the gathering, with shape (0, views, D).
-
-        torchmetrics would send a one-dimensional float tensor, and the collectives would not match.
-        """
+        """Let a process without rows of a side take part in the gathering, with shape (0, views, D)."""
         seen = self.query_vectors or self.target_vectors
         width = torch.tensor([seen[0].shape[-1] if seen else 0], device=self.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -324,5 +357,5 @@ class RecallMetric(Metric):
         ):
             if not vectors:
                 shape = (0, len(self.views[side]), int(width))
-                vectors.append(torch.zeros(shape, device=self.device))
-                ids.append(torch.zeros((0, 6), dtype=torch.int64, device=self.device))
+                vectors.append(torch.zeros(shape))
+                ids.append(torch.zeros((0, 6), dtype=torch.int64))

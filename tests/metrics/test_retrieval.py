@@ -1,11 +1,13 @@
 """Ranks: equal to a naive loop and to pytrec_eval, and the same on one and on two processes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytrec_eval
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rime_pl.metrics.retrieval import (
     RecallMetric,
@@ -170,12 +172,40 @@ def test_batches_their_order_and_repeated_rows_change_nothing() -> None:
     }
 
 
+def test_chunks_change_nothing_and_no_block_is_larger() -> None:
+    class Largest(TorchDispatchMode):
+        scores = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default:
+                self.scores = max(self.scores, out.numel())
+            return out
+
+    tables, largest = [], []
+    for chunk_size in (4096, 8):
+        metric = RecallMetric(PAIRS, chunk_size=chunk_size)
+        for batch in (rows("query", 0, 41), rows("target", 1, 57)):
+            metric.update(**batch)
+        with Largest() as mode:
+            tables.append(metric.ranks(distractors=True).ranks)
+        largest.append(mode.scores)
+    assert largest[1] == 8 * 8 < largest[0]
+    assert all(tables[0][pair].tolist() == tables[1][pair].tolist() for pair in PAIRS)
+
+
 def work(rank: int, folder: str, queries_of_second: bool) -> None:
     """One of two processes: it takes every second row, padded so that both have the same number."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    metric = RecallMetric(PAIRS)
+    metric, sent, send = RecallMetric(PAIRS, chunk_size=5), [], torch.distributed.all_gather
+
+    def all_gather(found: list[Tensor], block: Tensor) -> None:
+        sent.append(len(block))
+        send(found, block)
+
+    torch.distributed.all_gather = all_gather  # type: ignore[assignment]
     for batch in (rows("query", 0, 41), rows("target", 1, 57)):
         count = len(batch["item_ids"])
         index = torch.arange(rank, count + rank, 2) % count  # wraps around: a repeat on the second process
@@ -185,6 +215,7 @@ def work(rank: int, folder: str, queries_of_second: bool) -> None:
         if batch["side"] == "query" and rank == 0 and not queries_of_second:
             metric.update(**part(batch, torch.arange(1, count, 2)))
     table = metric.ranks(distractors=True)
+    assert max(sent) == 5  # the processes exchange blocks, never the whole
     recalls = {name: float(value) for name, value in metric.compute().items()}
     saved = (table.item_ids, table.gallery_sizes, table.ranks, recalls)
     torch.save(saved, Path(folder) / f"rank{rank}.pt")
