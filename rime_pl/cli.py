@@ -319,11 +319,8 @@ def announce(cli: StageCLI, stage: str, resume: Path | None, done: int) -> None:
         for name in ("run_dir", "ckpt_path"):
             changed.pop(name, None)
         backbone = "model.backbone."
-        refused = {
-            name: pair
-            for name, pair in changed.items()
-            if name.startswith(backbone) and name.removeprefix(backbone) not in FREE
-        }
+        kept = {name for name in changed if name.startswith(backbone)} - {backbone + name for name in FREE}
+        refused = {name: pair for name, pair in changed.items() if name in kept}
         if refused:
             raise RimeError(
                 f"{run}: a resumed run must keep its backbone, but has {listed(refused)}. Give the old "
