@@ -15,9 +15,10 @@ The processes import only what the commits have in common: the backbone, the pro
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import os
-import pickle
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,32 @@ def write_inputs(folder: Path, pairs: int) -> None:
     from benchmarks.miniature import make_proportioned, mixed_pairs  # not of the other commit
 
     make_proportioned(folder / "base")
-    (folder / "pairs").write_bytes(pickle.dumps(mixed_pairs(pairs)))
+    packed = [[pair.key, packed_item(pair.query), packed_item(pair.target)] for pair in mixed_pairs(pairs)]
+    (folder / "pairs.json").write_text(json.dumps(packed))
+
+
+def packed_item(item: Any) -> dict[str, Any]:
+    """Return an item as JSON that both trees read: their types may differ."""
+    files = []
+    for image in item.images:
+        image.save(buffer := io.BytesIO(), "PNG")
+        files.append(base64.b64encode(buffer.getvalue()).decode())
+    words = {name: getattr(item, name) for name in ("text", "content_id", "instruction", "rewrite")}
+    return words | {"images": files}
+
+
+def read_pairs(file: Path) -> list[Any]:
+    """Return the pairs of a file, of the types of this tree."""
+    from PIL import Image
+
+    from rime_pl.types import Item, Pair
+
+    def item(packed: dict[str, Any]) -> Item:
+        files = [io.BytesIO(base64.b64decode(one)) for one in packed.pop("images")]
+        return Item(**packed, images=tuple(Image.open(one).convert("RGB") for one in files))
+
+    found = json.loads(file.read_text())
+    return [Pair(key, "mixed", "all", item(query), item(target)) for key, query, target in found]
 
 
 @contextmanager
@@ -232,7 +258,7 @@ def make_step(folder: Path, lora_dropout: float, whole: bool) -> tuple[Any, Any,
     module: Any = SFTModule(config, micro_batches=micro_batches)
     module.backbone = backbone
     module.log = module.log_dict = lambda *_, **__: None
-    batch = backbone.processor.training_batch(pickle.loads((folder / "pairs").read_bytes()))
+    batch = backbone.processor.training_batch(read_pairs(folder / "pairs.json"))
     return module, batch, Tower(backbone.language_model.model.visual)
 
 
