@@ -162,7 +162,7 @@ def compare(sides: list[Side], rounds: int) -> dict[str, Any]:
         files = [Path(folder) / str(number) for number in range(2)]
         for side, file in zip(sides, files, strict=True):
             side.ask(f"gradients {file}")
-        old, new = (torch.load(file) for file in files)
+        old, new = (torch.load(file, weights_only=True) for file in files)
     difference = largest_difference(old, new)
     equal = difference == 0 and seen[-1][0]["loss"] == seen[-1][1]["loss"]
     print("losses and gradients are equal bit by bit" if equal else "losses or gradients differ")

@@ -360,11 +360,10 @@ def finish(
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     recall = next(c for c in callbacks if isinstance(c, RetrievalRecall))
     utilisation = next(c for c in callbacks if isinstance(c, Utilisation))
-    tested = "test" in seconds  # otherwise the results are those of the last validation
     write_report(
         run_dir=cli.run_folder.path,
         stage=stage,
-        results=recall.results if tested else None,
+        results=recall.results if "test" in seconds else None,  # or else those of the last validation
         history=recall.history,
         ranks=recall.ranks,
         before=previous_summary(cli) if steps else None,  # untrained, the weights would meet themselves
