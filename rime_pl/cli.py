@@ -268,11 +268,12 @@ def test(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
         )
     if not cli.datamodule.tests:
         raise RimeError("data.test_modes is [], which is no test. Give --data.test_modes null to test.")
+    if not cli.trainer.limit_test_batches:
+        raise RimeError("trainer.limit_test_batches must not be 0 in a test. Leave it out.")
     if stage == "refine_rl" and not cli.config.ckpt_path:
-        raise RimeError(
-            "Testing a Refine-RL run needs --ckpt_path. Without it, the reference adapter would be compared "
-            f"with itself. Use --ckpt_path {RunFolder('RUN').last_checkpoint}."
-        )
+        with_itself = "Without it, the reference adapter would be compared with itself."
+        last = RunFolder("RUN").last_checkpoint
+        raise RimeError(f"Testing a Refine-RL run needs --ckpt_path. {with_itself} Use --ckpt_path {last}.")
     path = cli.config.ckpt_path
     steps = global_step(Path(path)) if path else 0  # also refuses a file that is no checkpoint
     with cli.in_run_folder():
@@ -299,7 +300,7 @@ def fit(cli: StageCLI, stage: str, started: float, typed: list[str]) -> None:
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resume, weights_only=True)
         trained = time.time()
         steps, seconds = cli.trainer.global_step, {"fit": trained - started}
-        if cli.datamodule.tests:
+        if cli.datamodule.tests and cli.trainer.limit_test_batches:
             cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
             seconds["test"] = time.time() - trained
         finish(cli, stage, seconds, typed, steps, steps - done)

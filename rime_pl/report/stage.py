@@ -65,7 +65,10 @@ def write_report(
 def print_summary(summary: Summary, console: Console) -> None:
     """Print all tables of a summary, or that there are none."""
     if not summary["after"]:
-        console.print("Not tested, because data.test_modes is []. " + TEST_LATER, soft_wrap=True)
+        console.print(
+            "Not tested, because data.test_modes is [] or trainer.limit_test_batches 0. " + TEST_LATER,
+            soft_wrap=True,
+        )
     console.print(*(table.terminal() for table in summary_tables(summary)))
 
 

@@ -44,9 +44,21 @@ def test_less_evaluation_and_a_later_test(
     checkpoint = ("--ckpt_path", str(run.last_checkpoint))
     words = stage_arguments("sft", scenes_corpus, micro_base, later.path, *ENDING, *LESS, *TEST)
     words[1] = "test"
+    assert main([*words[:-1], "--trainer.limit_test_batches", "0", *checkpoint]) == 2
+    assert "limit_test_batches must not be 0" in capsys.readouterr().err
     assert main([*words, "[]", *checkpoint]) == 2
     assert "data.test_modes is [], which is no test" in capsys.readouterr().err
     assert main([*words, "[discriminative]", *checkpoint]) == 0
     assert set(later.summary["after"]["recall@1"]) == {"disc-disc"}
     assert set(later.ranks[0]["ranks"]) == {"disc-disc"} and "rewrite" not in later.ranks[0]
     assert "the generative mode was not tested" in later.summary_text.read_text()
+
+
+def test_no_test_batches_are_no_test(
+    scenes_corpus: Path, micro_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lightning's own way to leave the test out."""
+    none = ("--trainer.limit_test_batches", "0", "--data.val_modes", "[discriminative]")
+    run = RunFolder(tmp_path / "sft")
+    assert main(stage_arguments("sft", scenes_corpus, micro_base, run.path, *ENDING, *none)) == 0
+    assert "Not tested" in capsys.readouterr().out and run.finished and not run.tested
