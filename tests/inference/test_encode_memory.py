@@ -17,6 +17,6 @@ def test_four_times_as_many_photos_need_no_more_memory() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     (growth,) = json.loads(done.stdout.splitlines()[-1]).values()
-    # 36 photos more take 1,300 MB where all are kept. A thread opens photos ahead, so it depends on the moment
-    # how many batches of at most four photos of 36 MB are there at once.
+    # 36 photos more take 1,300 MB where all are kept. A thread opens photos ahead, so the moment decides how
+    # many batches of at most four photos of 36 MB are there at once.
     assert growth < 150, done.stdout

@@ -91,7 +91,7 @@ def test_curves_of_a_limited_gallery_say_so() -> None:
 def test_a_run_that_was_not_tested_says_so(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "sft")
     write_report(run.path, "sft", None, HISTORY, [], BEFORE, {"fit": 1.0}, {"seed": 0, "data_hash": "x"})
-    assert "Not tested, because data.test_modes is []." in run.summary_text.read_text()
+    assert "Not tested, because data.test_modes is []" in run.summary_text.read_text()
     assert run.finished and not run.tested and run.summary["after"] == {}
     assert not (run.path / "ranks.json").exists() and (run.path / "summary.png").is_file()
     cells = row(run, tmp_path)
