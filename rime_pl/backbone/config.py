@@ -31,7 +31,7 @@ class BackboneConfig:
         lora_dropout: Dropout rate before the LoRA matrices.
         lora_targets: Regular expression that matches the whole names of the modules with LoRA.
         gradient_checkpointing: Recomputation of activations in the backward pass: less memory, more time.
-        attn_implementation: Attention kernel: "sdpa", "eager" or another name that transformers knows.
+        attn_implementation: Attention kernel: "sdpa", "eager", or a flash kernel such as "flash_attention_2".
         shard_base: Under FSDP2, division of the decoder's frozen weights among the processes; false keeps a
             whole copy on each, which takes more memory and less communication.
         prompt: Chat layout, mode tokens and budget of a rewrite.

@@ -22,9 +22,16 @@ from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, rea
 from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
-from rime_pl.backbone.groups import TAKE_MASKS, continued_positions, shared_prompt_mask
 from rime_pl.backbone.head import Sampling, Table, token_logprobs
 from rime_pl.backbone.lora import add_in_place, trained_table
+from rime_pl.backbone.packing import (
+    TAKE_MASKS,
+    Packing,
+    continued_positions,
+    not_usable,
+    pack_rows,
+    parts,
+)
 from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.precision import check_device
@@ -72,6 +79,7 @@ class Backbone(nn.Module):
         config, processor = self.config, self.processor
         if config.attn_implementation == "sdpa":
             attend_pictures_together(model)
+        pack_rows(model, config.attn_implementation)
         multiply_patches(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -176,23 +184,33 @@ class Backbone(nn.Module):
             read, *written = self._hidden(prompts.select(every), behind, None)
             return [read[::repeats], *written]
         ids = torch.cat([prompts.input_ids, *(part.ids.view(rows, -1) for part in behind)], dim=1)
-        mask = torch.cat([prompts.attention_mask, *(part.mask.view(rows, -1) for part in behind)], dim=1)
-        more: dict[str, Any] = {}
-        if len(widths) > 1:
-            dtype = self.language_model.get_input_embeddings().weight.dtype
-            mask = shared_prompt_mask(mask, widths, dtype)
-            more["position_ids"] = continued_positions(self.prompt_positions(prompts), widths)
+        valid = torch.cat([prompts.attention_mask, *(part.mask.view(rows, -1) for part in behind)], dim=1)
+        positions = continued_positions(self.prompt_positions(prompts), widths)
+        packing = Packing.of(valid)
+        ids = packing.pick(ids)
         output = self.language_model.model(
             input_ids=ids,
-            attention_mask=mask,
+            position_ids=packing.pick(positions),
+            **self._attention_inputs(packing, length, widths),
             **self.image_inputs(prompts, ids, image_features),
-            **more,
             use_cache=False,
         )
         sizes = [length, *(part.ids.numel() // rows for part in behind)]
-        read, *written = output.last_hidden_state.split(sizes, dim=1)
+        read, *written = packing.put_back(output.last_hidden_state).split(sizes, dim=1)
         pairs = zip(written, behind, strict=True)
         return [read, *(one.reshape(*part.ids.shape, -1) for one, part in pairs)]
+
+    def _attention_inputs(self, packing: Packing, length: int, widths: list[int]) -> dict[str, Any]:
+        """Return what tells attention the rows apart, and the completions of a row."""
+        kernel = self.config.attn_implementation
+        if kernel not in TAKE_MASKS:
+            return packing.borders()
+        if kernel == "sdpa" and len(widths) < 2:
+            return {"packing": packing}  # causal
+        weight = self.language_model.get_input_embeddings().weight
+        packing = packing.with_masks(parts(length, widths, packing.columns.device), weight.dtype)
+        # a mask of four dimensions goes through transformers as it is, in place of one of N * N numbers
+        return {"packing": packing, "attention_mask": weight.new_zeros(1, 1, 1, 1)}
 
     def run(self, **inputs: Any) -> Any:
         """Run the model below its head; a sharded one gathers its weights as in ``forward``."""
@@ -302,10 +320,7 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
     except ValueError as error:
         if "attn_implementation" not in str(error):
             raise
-        raise RimeError(
-            "model.backbone.attn_implementation must be one that transformers knows, such as 'sdpa' or "
-            f"'eager', but is {config.attn_implementation!r}."
-        ) from error
+        raise not_usable(config.attn_implementation) from error
     except OSError as error:
         raise RimeError(
             "model.backbone.name_or_path must be a Hugging Face name or a folder, but no checkpoint could be "

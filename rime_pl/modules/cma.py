@@ -100,24 +100,19 @@ class CMAModule(ContrastiveModule):
         return loss
 
     def encode_queries(self, batch: Batch) -> EncodedSide:
-        """Encode the queries, the first ``wrong_share`` of them with a wrong rewrite beside their own.
-
-        Every second wrong rewrite is empty. These rows go through the model by themselves, so that they need
-        no padding; on each process alike, because under FSDP a forward is a collective.
-        """
+        """Encode the queries, the first ``wrong_share`` of them with a wrong rewrite beside their own."""
         if not self.lambda_dec:
             return self.encode(batch.query)
         num_labels = self.count_labels(batch.query)
         rows = torch.arange(len(batch), device=self.device)
         count = max(1, round(self.wrong_share * len(batch)))
         wrong = self.wrong_rewrites(batch, rank() * len(batch) + rows[:count])
-        sides, parts = [], [part for part in (rows[:count:2], rows[1:count:2], rows[count:]) if len(part)]
-        for part in parts:
-            queries = batch.query.select(part)
-            if part[0] < count:
-                queries = replace(queries, wrong=wrong.select(part).trimmed())
-            sides.append(self.encode(queries, num_labels))
-        return in_row_order(sides, parts)
+        if count == len(batch):
+            return self.encode(replace(batch.query, wrong=wrong), num_labels)
+        # two passes on each process alike, because under FSDP a forward is a collective
+        parts = [rows[:count], rows[count:]]
+        both = replace(batch.query.select(parts[0]), wrong=wrong), batch.query.select(parts[1])
+        return in_row_order([self.encode(queries, num_labels) for queries in both], parts)
 
     def decisive_term(self, wrong: Tensor, pairs: PairEmbeddings) -> Tensor:
         """Return the decisive term.

@@ -102,7 +102,7 @@ class ContrastiveModule(RimeModule):
         settings = self.micro_batches
         if settings.whole_batch:
             return self.forward_rows(rows, num_labels)
-        groups = micro_batches(rows.lengths(), settings.size, settings.tokens)
+        groups = micro_batches(rows.lengths().sum(1), settings.size, settings.tokens)
         groups = split_to(groups, all_reduce_max(len(groups), rows.annotated.device))
         if not settings.gradient_cache:
             return in_row_order([self.forward_rows(rows.select(g), num_labels) for g in groups], groups)

@@ -42,9 +42,10 @@ class MicroBatchSettings:
 
     Args:
         size: Micro-batch size in rows on each process (default: the whole batch).
-        tokens: Micro-batch size in tokens, padding included; in place of ``size``.
+        tokens: Micro-batch size in tokens, visual ones included; in place of ``size``.
         gradient_cache: Whether micro-batches run twice and keep nothing in between. If false they run once
-            and keep their activations, which saves time and only the padding between long and short rows.
+            and keep their activations. That takes less time, and saves memory only with gradient
+            checkpointing: a layer is then computed again for one micro-batch at a time.
         reuse_vision: Whether image features are kept between the two passes: faster, but the memory for
             them grows with the batch.
     """

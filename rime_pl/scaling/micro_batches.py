@@ -11,36 +11,34 @@ from torch import Tensor
 
 
 def micro_batches(lengths: Tensor, num_rows: int | None, num_tokens: int | None) -> list[Tensor]:
-    """Return the rows in groups, longest first: a group has rows of similar length, so little padding.
+    """Return the rows in groups, longest first: rows of similar length go together.
 
     Args:
-        lengths: (R, 2) int64: prompt tokens (with visual tokens) and completion tokens of each row.
+        lengths: (R,) int64: tokens of each row, visual ones included.
         num_rows: Maximum number of rows in a group; None for no limit.
-        num_tokens: Maximum number of tokens in a group, with padding; None for no limit. A row that is longer
-            gets its own group.
+        num_tokens: Maximum number of tokens in a group; None for no limit. A longer row gets its own group.
 
     Returns:
         Groups of int64 row numbers; each row is in exactly one of them.
 
     Example:
-        >>> lengths = torch.tensor([[2, 1], [9, 1], [3, 1], [2, 2]])
+        >>> lengths = torch.tensor([3, 10, 4, 4])
         >>> [group.tolist() for group in micro_batches(lengths, None, num_tokens=12)]
-        [[1], [2, 3], [0]]
+        [[1], [2, 3, 0]]
         >>> [group.tolist() for group in micro_batches(lengths, 3, None)]
         [[1, 2, 3], [0]]
     """
-    order = lengths.sum(1).argsort(descending=True, stable=True)
+    order = lengths.argsort(descending=True, stable=True)
     groups: list[list[int]] = [[]]
-    prompt = completion = 0
-    for row, (p, c) in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        prompt, completion = max(prompt, p), max(completion, c)
-        count = len(groups[-1]) + 1
-        too_long = num_tokens is not None and count * (prompt + completion) > num_tokens
-        too_many = num_rows is not None and count > num_rows
-        if count > 1 and (too_long or too_many):
+    total = 0
+    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        too_long = num_tokens is not None and total + length > num_tokens
+        too_many = num_rows is not None and len(groups[-1]) == num_rows
+        if groups[-1] and (too_long or too_many):
             groups.append([])
-            prompt, completion = p, c
+            total = 0
         groups[-1].append(row)
+        total += length
     return [torch.tensor(group, device=lengths.device) for group in groups]
 
 

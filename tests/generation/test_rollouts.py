@@ -125,7 +125,7 @@ def tokens_read(backbone: Backbone) -> Iterator[list[tuple[int, ...]]]:
 
 
 def test_each_prompt_is_read_once(policy: Backbone, batch: Batch) -> None:
-    """Sampling then reads one token per step; scoring reads the prompt and its G completions in one row."""
+    """Sampling then reads one token per step; scoring reads the prompt and its G completions once."""
     prompts = batch.query.prompts
     items, length = prompts.input_ids.shape
     with tokens_read(policy) as seen:
@@ -140,7 +140,8 @@ def test_each_prompt_is_read_once(policy: Backbone, batch: Batch) -> None:
     with tokens_read(policy) as seen, torch.no_grad():
         score_rollouts(policy, prompts, sampled)
     handle.remove()
-    assert seen == [(items, length + G * sampled.labels.shape[1])] and len(pictures) == 1
+    tokens = int(prompts.attention_mask.sum() + sampled.completions.mask.sum())
+    assert seen == [(1, tokens)] and len(pictures) == 1
 
 
 @torch.no_grad()

@@ -272,7 +272,7 @@ def cached_step(case: Case, base: Path, corpus: Path) -> dict[str, Any]:
     else:
         shard_backbone(module.model, init_device_mesh("cpu", (world_size(),)))
     batch = local_batch(module, apart(global_batch(corpus)))
-    own = len(micro_batches(batch.query.lengths(), None, budget))
+    own = len(micro_batches(batch.query.lengths().sum(1), None, budget))
     forwards: list[int] = []
     module.model.register_forward_hook(lambda m, args, out: forwards.append(len(out.disc)))
     for _ in range(2):

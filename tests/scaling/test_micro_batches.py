@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from rime_pl.types import Batch, Rows
 
 
 def random_lengths(rows: int, seed: int) -> torch.Tensor:
-    return torch.randint(1, 60, (rows, 2), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, 60, (rows,), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 80, 400, 10_000])
@@ -21,10 +23,10 @@ def test_a_token_budget_is_kept_and_no_row_is_lost(rows: int, num_tokens: int) -
     groups = micro_batches(lengths, None, num_tokens)
     assert sorted(torch.cat(groups).tolist()) == list(range(rows))
     for group in groups:
-        padded = len(group) * int(lengths[group].max(0).values.sum())
-        assert padded <= num_tokens or len(group) == 1
-    totals = [int(lengths[group].sum(1).max()) for group in groups]
-    assert totals == sorted(totals, reverse=True)
+        assert lengths[group].sum() <= num_tokens or len(group) == 1
+    assert lengths[torch.cat(groups)].equal(lengths.sort(descending=True).values)
+    for group, later in itertools.pairwise(groups):  # no group could take the next row, too
+        assert lengths[group].sum() + lengths[later[0]] > num_tokens
 
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 4), (8, 4), (9, 4), (5, 1), (5, 99)])

@@ -351,7 +351,10 @@ def test_refine_rl_without_an_adapter_is_told_where_to_start(
     ("words", "message"),
     [
         (("--data.batch_size", "1"), "data.batch_size must be 2 or more, because a query needs the target"),
-        (("--model.backbone.attn_implementation", "x"), "attn_implementation must be one that transformers"),
+        (
+            ("--model.backbone.attn_implementation", "x"),
+            "attn_implementation must be 'sdpa', 'eager' or a flash kernel",
+        ),
     ],
 )
 def test_what_would_be_a_traceback_or_train_nothing_is_refused(

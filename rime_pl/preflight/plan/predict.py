@@ -174,7 +174,7 @@ def rows_of_a_pass(module: RimeModule, batch: Batch) -> int:
     """Return how many rows go through the decoder together, at least: the longest ones."""
     if isinstance(module, ContrastiveModule):
         settings = module.micro_batches
-        return len(micro_batches(batch.query.lengths(), settings.size, settings.tokens)[0])
+        return len(micro_batches(batch.query.lengths().sum(1), settings.size, settings.tokens)[0])
     if not isinstance(module, RefineRLModule):
         return len(batch)
     rollouts = module.rollouts
