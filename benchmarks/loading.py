@@ -87,7 +87,7 @@ def ways(corpus: Path, base: Path) -> dict[str, Callable[[], int]]:
         return sum(1 for _ in samples)
 
     def ours(numbers: list[int]) -> int:
-        return sum(1 for number in numbers if reader.read(number))
+        return sum(reader.read(number) is not None for number in numbers)
 
     data = RimeDataModule(str(corpus), str(base), PROMPT, batch_size=32)
     data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
