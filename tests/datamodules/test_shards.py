@@ -145,7 +145,7 @@ def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> 
 
 def test_other_format_version(copy: Path) -> None:
     _edit_json(copy / "corpus.json", lambda corpus: corpus.update(format=99))
-    with pytest.raises(DataError, match=r"field 'format' must be 1, but is 99"):
+    with pytest.raises(DataError, match=r"field 'format' must be 2, but is 99"):
         read_split(copy, "train")
 
 
@@ -243,7 +243,7 @@ def test_malformed_sample_json(copy: Path) -> None:
         (
             b'"media": ["t0.png"]',
             b'"media":         []',
-            "field 'target' must have text or images, but has neither",
+            "field 'target' must have text or media, but has neither",
         ),
     ],
 )
