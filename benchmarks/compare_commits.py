@@ -72,7 +72,7 @@ def write_inputs(folder: Path, pairs: int) -> None:
 def packed_item(item: Any) -> dict[str, Any]:
     """Return an item as JSON that both trees read: their types may differ."""
     files = []
-    for image in item.images:
+    for image in item.media:
         image.save(buffer := io.BytesIO(), "PNG")
         files.append(base64.b64encode(buffer.getvalue()).decode())
     words = {name: getattr(item, name) for name in ("text", "content_id", "instruction", "rewrite")}
@@ -87,7 +87,8 @@ def read_pairs(file: Path) -> list[Any]:
 
     def item(packed: dict[str, Any]) -> Item:
         files = [io.BytesIO(base64.b64decode(one)) for one in packed.pop("images")]
-        return Item(**packed, images=tuple(Image.open(one).convert("RGB") for one in files))
+        field = "media" if "media" in Item.__dataclass_fields__ else "images"  # of an older commit
+        return Item(**packed, **{field: tuple(Image.open(one).convert("RGB") for one in files)})
 
     found = json.loads(file.read_text())
     return [Pair(key, "mixed", "all", item(query), item(target)) for key, query, target in found]

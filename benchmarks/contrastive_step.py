@@ -356,9 +356,9 @@ def padded(side: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def hidden_states(backbone: Backbone, prompts: Prompts, ids: Tensor, mask: Tensor) -> Tensor:
-    images = backbone.image_inputs(prompts, ids)
+    media = backbone.media_inputs(prompts) | backbone.layout(prompts, ids)
     model = backbone.language_model.model
-    return model(input_ids=ids, attention_mask=mask, **images, use_cache=False).last_hidden_state
+    return model(input_ids=ids, attention_mask=mask, **media, use_cache=False).last_hidden_state
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def mixed_items(folder: Path, count: int, kinds: Sequence[str]) -> list[Source]:
 def as_the_peer_takes(items: Sequence[Source]) -> list[Any]:
     """Return the items as the peer takes them."""
     return [
-        str(item) if not isinstance(item, Item) else {"text": item.text, "image": str(item.images[0])}
+        str(item) if not isinstance(item, Item) else {"text": item.text, "image": str(item.media[0])}
         for item in items
     ]
 

@@ -122,7 +122,7 @@ def random_batch(backbone: Backbone, size: int) -> Batch:
 def input_bytes(batch: Batch) -> int:
     tensors = [batch.query_content, batch.target_content]
     for side in batch.sides:
-        tensors += [side.prompts.input_ids, side.prompts.attention_mask, side.prompts.num_images]
+        tensors += [side.prompts.input_ids, side.prompts.attention_mask, side.prompts.num_media]
         tensors += [side.completions.ids, side.completions.mask, side.annotated]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -69,7 +69,7 @@ def read_pairs(data: Path, count: int) -> list[Pair]:
     reader, pairs = ShardReader(read_split(data, "train")), []
     for number in range(len(reader)):
         pair = reader.read(number)
-        if pair.query and len(pair.query.images) == 1:
+        if pair.query and len(pair.query.media) == 1:
             pairs.append(replace(pair, dataset="one"))
         if len(pairs) == count:
             return pairs
@@ -152,7 +152,7 @@ def peer_rows(pairs: list[Pair], prompt: PromptConfig) -> Dataset:
         words = "\n".join(part for part in (pair.query.instruction, pair.query.text) if part)
         text = f"{words}\n{prompt.disc_token}\n{prompt.rewrite_instruction}"
         content = [{"type": "image"}, {"type": "text", "text": text}]
-        rows.append({"prompt": [{"role": "user", "content": content}], "images": list(pair.query.images)})
+        rows.append({"prompt": [{"role": "user", "content": content}], "images": list(pair.query.media)})
     return Dataset.from_list(rows)
 
 

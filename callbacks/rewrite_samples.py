@@ -224,7 +224,7 @@ def rewrite_table(samples: list[Shown], found: dict[str, list[list[Found]]]) -> 
     rows = []
     for number, sample in enumerate(samples):
         words = f"{sample.item.instruction} {sample.item.text}".strip()
-        pictures = f"[{len(sample.item.images)} picture(s)] " if sample.item.images else ""
+        pictures = f"[{len(sample.item.media)} media] " if sample.item.media else ""
         firsts = []
         for hits in (of_view[number] for of_view in found.values()):
             right = bool(hits) and hits[0].content == sample.relevant

@@ -66,7 +66,7 @@ def check_table(
         everything, f"pictures of {table.name}", transient=True, disable=not sys.stdout.isatty()
     ):
         check.texts(row.where, row.pair)
-        if check.many_images(row.where, {side: len(files) for side, files in row.files.items()}):
+        if check.many_media(row.where, {side: len(files) for side, files in row.files.items()}):
             continue
         for pair in pictures.pairs(split, [row]):
             if pair is not None:
@@ -98,7 +98,7 @@ def check_corpus(
     check = PairCheck(limits, processor, [], [], joint=".")
     for split, about in corpus["splits"].items():
         for name, pair in track(
-            _samples(path, split, check.found.faults, limits.max_images, pictures),
+            _samples(path, split, check.found.faults, limits.max_media, pictures),
             f"split {split}",
             about.get("samples"),
             transient=True,
@@ -122,7 +122,7 @@ def check_training(data: RimeDataModule) -> Checked:
         data: With a processor, or None to estimate 4 characters a token; not set up.
     """
     prompt = data.prompt
-    most = prompt.max_text_tokens or sys.maxsize, prompt.max_rewrite_tokens, prompt.image_limit
+    most = prompt.max_text_tokens or sys.maxsize, prompt.max_rewrite_tokens, prompt.media_limit
     limits = Limits(data.batch_size, *most, of_run=True, cut=data.too_long == "cut")
     found = Checked()
     try:
@@ -147,7 +147,7 @@ def check_training(data: RimeDataModule) -> Checked:
 
 
 def _samples(
-    path: Path, split: str, faults: list[Fault], max_images: int, pictures: bool
+    path: Path, split: str, faults: list[Fault], max_media: int, pictures: bool
 ) -> Iterator[tuple[str, Pair]]:
     try:
         entries = read_split(path, split)
@@ -158,12 +158,12 @@ def _samples(
         if not is_as_built(shard):
             said = "the tar must be as it was built, but its bytes have changed. Copy it or build it again."
             faults.append(Fault("changed tar", shard.name, said))
-    reader = (ShardReader if pictures else TextReader)(entries, max_images=max_images)
+    reader = (ShardReader if pictures else TextReader)(entries, max_media=max_media)
     for number, entry in enumerate(entries):
         try:
             yield entry.name, reader.read(number)
         except DataError as error:
             pictures_of = Counter(name[:1] for name in entry.members if name[:1] in "qt")  # q: query
-            many = max(pictures_of.values(), default=0) > max_images
+            many = max(pictures_of.values(), default=0) > max_media
             kind = "too many pictures" if many else "broken sample"
             faults.append(Fault(kind, entry.name, str(error).removeprefix(f"{entry.name}: ")))

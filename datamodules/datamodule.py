@@ -225,7 +225,8 @@ class RimeDataModule(L.LightningDataModule):
             self.completion,
             pairs.hidden,
             self._tars,
-            self.prompt.image_limit,
+            self.prompt.media_limit,
+            self.prompt.frame_limit,
         )
         return BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),
@@ -335,8 +336,14 @@ class RimeDataModule(L.LightningDataModule):
         )
 
     def _reader(self, entries: list[Entry]) -> ShardReader:
-        limit = self.prompt.image_limit
-        return ShardReader(entries, completion=self.completion, tars=self._tars, max_images=limit)
+        prompt = self.prompt
+        return ShardReader(
+            entries,
+            completion=self.completion,
+            tars=self._tars,
+            max_media=prompt.media_limit,
+            max_frames=prompt.frame_limit,
+        )
 
     # -- evaluation -----------------------------------------------------------------------------------
 

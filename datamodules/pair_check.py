@@ -13,8 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rime_pl.datamodules.faults import Fault
-from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN, MAX_IMAGES, TURN_END, TURN_START, PromptConfig
-from rime_pl.types import Item, Pair
+from rime_pl.prompts import (
+    IMAGE_TOKEN,
+    MAX_MEDIA,
+    TURN_END,
+    TURN_START,
+    VIDEO_TOKEN,
+    VISION_END,
+    VISION_START,
+    PromptConfig,
+)
+from rime_pl.types import Item, Pair, frames_of
 
 if TYPE_CHECKING:  # transformers takes seconds, and most checks need no processor
     from rime_pl.processing import RimeProcessor
@@ -27,7 +36,7 @@ _SPECIAL = re.compile(
     "|".join(
         re.escape(token)
         for token in (
-            *(IMAGE_TOKEN, TURN_START, TURN_END, *IMAGE_SLOT.split("{pads}")),
+            *(IMAGE_TOKEN, VIDEO_TOKEN, TURN_START, TURN_END, VISION_START, VISION_END),
             *(PromptConfig.disc_token, PromptConfig.gen_token),
         )
     )
@@ -42,7 +51,7 @@ class Limits:
         batch_size: Number of pairs in a training batch.
         max_text_tokens: Largest number of tokens of a text, and of an instruction.
         max_rewrite_tokens: Largest number of tokens of a rewrite.
-        max_images: Largest number of pictures of an item.
+        max_media: Largest number of pictures of an item.
         of_run: Whether these are the settings of a run.
         cut: Whether the run cuts texts and rewrites that are too long.
     """
@@ -50,7 +59,7 @@ class Limits:
     batch_size: int = 32
     max_text_tokens: int = 512
     max_rewrite_tokens: int = PromptConfig.max_rewrite_tokens
-    max_images: int = MAX_IMAGES
+    max_media: int = MAX_MEDIA
     of_run: bool = False  # they are the settings of a run, and no options of the check
     cut: bool = False  # the run cuts texts and rewrites that are too long
 
@@ -130,7 +139,7 @@ class PairCheck:
         rewritten = _rewritten(pair)
         counts.pairs += 1
         self._added.add(where)
-        counts.with_pictures += any(item.images for item in _sides(pair).values())
+        counts.with_pictures += any(item.media for item in _sides(pair).values())
         counts.annotated += len(rewritten) == 2
         counts.half_annotated += pair.query is not None and len(rewritten) == 1
         counts.contents.add(pair.target.content_id)
@@ -153,7 +162,7 @@ class PairCheck:
         shown = hashlib.sha256(f"{split} {pair.dataset}".encode())
         for side, item in _sides(pair).items():
             shown.update(json.dumps([side, item.instruction, item.text]).encode())
-            for image in item.images:
+            for image in (frame for medium in item.media for frame in frames_of(medium)):
                 shown.update(f"{image.size}".encode() + image.tobytes())
                 if min(image.size) < _SMALLEST:
                     said = (
@@ -166,14 +175,14 @@ class PairCheck:
             said = f"texts and pictures are those of {first}, too: the pair counts twice. Delete one."
             self._tell("repeated pair", where, said, warning=True)
 
-    def many_images(self, where: str, counts: dict[str, int]) -> bool:
+    def many_media(self, where: str, counts: dict[str, int]) -> bool:
         """Return whether a side of a row has too many pictures; it is told."""
-        most = {side: count for side, count in counts.items() if count > self.limits.max_images}
+        most = {side: count for side, count in counts.items() if count > self.limits.max_media}
         for side, count in most.items():
             said = (
-                f"field '{side}{self.joint}image' names {count} pictures, but max_images is "
-                f"{self.limits.max_images}. Use fewer, or "
-                f"{self.limits.raised('model.backbone.prompt.max_images', 'max_images')}."
+                f"field '{side}{self.joint}image' names {count} pictures, but max_media is "
+                f"{self.limits.max_media}. Use fewer, or "
+                f"{self.limits.raised('model.backbone.prompt.max_media', 'max_media')}."
             )
             self._tell("too many pictures", where, said)
         return bool(most)

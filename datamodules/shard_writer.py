@@ -25,8 +25,8 @@ from rich.progress import MofNCompleteColumn, Progress
 from rime_pl.datamodules.replacing import replacing
 from rime_pl.datamodules.shards import CORPUS_FILE, FORMAT_VERSION
 from rime_pl.errors import DataError
-from rime_pl.media import open_picture
-from rime_pl.types import Item, Pair
+from rime_pl.media import checked_clip, open_picture
+from rime_pl.types import Clip, Item, Medium, Page, Pair
 
 _PNG = b"\x89PNG"
 _BROKEN_FILE = "broken.txt"  # what was left out of a corpus
@@ -152,36 +152,47 @@ class _Encoder:
 
     def __init__(self) -> None:
         # the image is kept with its bytes, so that no other image can get the same id
-        self._known: OrderedDict[int, tuple[Image.Image, bytes]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, str], tuple[Image.Image, bytes]] = OrderedDict()
 
-    def __call__(self, image: Image.Image, name: str) -> bytes:
+    def __call__(self, image: Image.Image, name: str, form: str = "PNG") -> bytes:
+        """Return the bytes of an image; ``form`` is PNG or JPEG."""
         # An opened file that was not changed keeps its bytes, because a photo as PNG is larger.
         if isinstance(image, ImageFile.ImageFile) and image.format in ("PNG", "JPEG") and image.fp:
             image.fp.seek(0)
             return image.fp.read()
-        if id(image) not in self._known:
+        known = id(image), form
+        if known not in self._known:
             buffer = io.BytesIO()
-            open_picture(image, name).save(buffer, "PNG")
-            self._known[id(image)] = image, buffer.getvalue()
+            picture = image if image.mode == "L" else open_picture(image, name)
+            picture.save(buffer, form, **({} if form == "PNG" else {"quality": 90, "subsampling": 0}))
+            self._known[known] = image, buffer.getvalue()
             if len(self._known) > 4096:
                 self._known.popitem(last=False)
-        return self._known[id(image)][1]
+        return self._known[known][1]
 
 
 def _members(pair: Pair, encoder: _Encoder) -> dict[str, bytes]:
-    """Return the tar members of a sample: its JSON and the images that the JSON names."""
+    """Return the tar members of a sample: its JSON and the files that the JSON names."""
     members: dict[str, bytes] = {}
+
+    def file(image: Image.Image, stem: str, form: str = "PNG") -> str:
+        data = encoder(image, f"sample {pair.key!r}", form)
+        name = f"{stem}." + ("png" if data.startswith(_PNG) else "jpg")
+        members[name] = data
+        return name
+
+    def medium(one: Medium, stem: str) -> str | dict[str, Any]:
+        if isinstance(one, Clip):
+            checked_clip(one, f"sample {pair.key!r}")
+            frames = [file(frame, f"{stem}.{number:03d}", "JPEG") for number, frame in enumerate(one.frames)]
+            return {"kind": "clip", "frames": frames, "times": list(one.times)}
+        return {"kind": "page", "file": file(one.image, stem)} if isinstance(one, Page) else file(one, stem)
 
     def side(item: Item | None, prefix: str) -> dict[str, Any] | None:
         if item is None:
             return None
-        names = []
-        for number, image in enumerate(item.images):
-            data = encoder(image, f"sample {pair.key!r}")
-            name = f"{prefix}{number}." + ("png" if data.startswith(_PNG) else "jpg")
-            members[name] = data
-            names.append(name)
-        return {**{f.name: getattr(item, f.name) for f in fields(item)}, "images": names}
+        media = [medium(one, f"{prefix}{number}") for number, one in enumerate(item.media)]
+        return {**{f.name: getattr(item, f.name) for f in fields(item)}, "media": media}
 
     sample = {
         "key": pair.key,

@@ -22,16 +22,16 @@ from PIL.Image import Image
 from rime_pl.datamodules.annotation import CompletionKind, with_completion, without_rewrites
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.errors import DataError, RimeError
-from rime_pl.media import open_picture
-from rime_pl.prompts import refuse_many_images
-from rime_pl.types import Item, Pair, Side
+from rime_pl.media import checked_clip, open_picture, thinned
+from rime_pl.prompts import refuse_many_media
+from rime_pl.types import Clip, Item, Medium, Page, Pair, Side
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CORPUS_FILE = "corpus.json"
 #: The split of gallery items that answer no query of the test split.
 DISTRACTORS = "distractors"
 _ITEM_FIELDS = {
-    **{"text": (str,), "images": (list,), "content_id": (str,)},
+    **{"text": (str,), "media": (list,), "content_id": (str,)},
     **dict.fromkeys(("instruction", "rewrite", "cot"), (str, NoneType)),
 }
 _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
@@ -223,8 +223,10 @@ class ShardReader:
         completion: Text in the place of the rewrite. A target without a chain of thought keeps its rewrite.
         hidden: Whether each sample is read as if it had no rewrites; None hides none.
         tars: The open tars (default: its own).
-        max_images: Largest number of pictures of an item; one with more is an error, and none is opened. None
+        max_media: Largest number of media of an item; one with more is an error, and none is opened. None
             opens all.
+        max_frames: Largest number of frames of a clip; of more, so many are decoded, evenly spaced. None
+            decodes all.
     """
 
     def __init__(
@@ -234,21 +236,22 @@ class ShardReader:
         completion: CompletionKind = "rewrite",
         hidden: Sequence[bool] | None = None,
         tars: TarFiles | None = None,
-        max_images: int | None = None,
+        max_media: int | None = None,
+        max_frames: int | None = None,
     ) -> None:
         self.entries, self.require_rewrites, self.completion = entries, require_rewrites, completion
-        self.hidden, self.max_images = hidden, max_images
+        self.hidden, self.max_media, self.max_frames = hidden, max_media, max_frames
         self.tars = tars or TarFiles()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def read(self, index: int, side: Side | None = None) -> Pair:
-        """Return one sample with its images decoded to RGB.
+        """Return one sample with its media decoded to RGB.
 
         Args:
             index: Number of the sample in the split.
-            side: The side whose images are needed; None for both and the hard negatives.
+            side: The side whose media are needed; None for both and the hard negatives.
 
         Raises:
             DataError: If a member is missing, broken or malformed; it names shard, key and field.
@@ -285,7 +288,7 @@ class ShardReader:
                 )
         return with_completion(pair, self.completion)
 
-    def _item(self, entry: Entry, field: str, item: Any, with_images: bool = True) -> Item:
+    def _item(self, entry: Entry, field: str, item: Any, with_media: bool = True) -> Item:
         if not isinstance(item, dict):
             raise DataError(f"{entry.name}: field {field!r} must be an object, but is {item!r:.90}.")
         for name, kinds in _ITEM_FIELDS.items():
@@ -299,22 +302,46 @@ class ShardReader:
                     f"{entry.name}: field '{field}.{name}' must be text, but holds {broken.group()!r}, half "
                     "of a character. Correct the text in the program that wrote it."
                 )
-        if not item["text"].strip() and not item["images"]:
-            raise DataError(f"{entry.name}: field {field!r} must have text or images, but has neither.")
-        if with_images and self.max_images is not None:
-            refuse_many_images(len(item["images"]), self.max_images, f"{entry.name}: field {field!r}")
+        if not item["text"].strip() and not item["media"]:
+            raise DataError(f"{entry.name}: field {field!r} must have text or media, but has neither.")
+        if with_media and self.max_media is not None:
+            refuse_many_media(len(item["media"]), self.max_media, f"{entry.name}: field {field!r}")
         return Item(
             text=item["text"],
-            images=tuple(
-                self._image(entry, f"{field}.images", name) for name in item["images"] if with_images
-            ),
+            media=tuple(self._medium(entry, f"{field}.media", one) for one in item["media"] if with_media),
             content_id=item["content_id"],
             instruction=item.get("instruction") or "",
             rewrite=item.get("rewrite") if (item.get("rewrite") or "").strip() else None,
             cot=item.get("cot"),
         )
 
-    def _image(self, entry: Entry, field: str, name: str) -> Image:
+    def _medium(self, entry: Entry, field: str, medium: Any) -> Medium:
+        """Return a picture, which is the name of a member, or a page or a clip, which are objects."""
+        kind = medium.get("kind") if isinstance(medium, dict) else "picture"
+        if kind == "page":
+            return Page(self._image(entry, field, medium.get("file")))
+        if kind == "clip":
+            return self._clip(entry, field, medium.get("frames"), medium.get("times"))
+        if kind != "picture":
+            raise DataError(
+                f"{entry.name}: field '{field}' must hold names of pictures, and objects of the kind 'page' "
+                f"or 'clip', but has {medium!r:.90}."
+            )
+        return self._image(entry, field, medium)
+
+    def _clip(self, entry: Entry, field: str, names: Any, times: Any) -> Clip:
+        """Return a clip; of more frames than are read, the others are not decoded."""
+        numbers = isinstance(times, list) and all(type(one) in (int, float) for one in times)
+        if not isinstance(names, list) or not names or not numbers or len(names) != len(times):
+            raise DataError(
+                f"{entry.name}: field '{field}': a clip must have 'frames' and the 'times' of each in "
+                f"seconds, but has {names!r:.60} and {times!r:.60}."
+            )
+        kept = thinned(Clip(tuple(names), tuple(map(float, times))), self.max_frames or len(names))
+        frames = tuple(self._image(entry, field, name) for name in kept.frames)
+        return checked_clip(Clip(frames, kept.times), f"{entry.name}: field '{field}'")
+
+    def _image(self, entry: Entry, field: str, name: Any) -> Image:
         data = self._member(entry, name, f"field '{field}': ")
         return open_picture(data, f"{entry.name}: field '{field}': {name!r}")
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rime_pl.clips import read_frames, read_pages, read_video
     from rime_pl.inference.retriever import Retriever
-    from rime_pl.types import Item
+    from rime_pl.types import Clip, Item, Page
 
 __version__ = "0.1.0"
-__all__ = ["Item", "load"]
+__all__ = ["Clip", "Item", "Page", "load", "read_frames", "read_pages", "read_video"]
+
+#: Name -> the module that has it; imported when it is asked for, because that takes seconds.
+_LATER = dict.fromkeys(("Clip", "Item", "Page"), "rime_pl.types") | dict.fromkeys(
+    ("read_frames", "read_pages", "read_video"), "rime_pl.clips"
+)
 
 
 def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -> Retriever:
@@ -30,9 +37,7 @@ def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``Item`` when it is asked for, because that imports torch."""
-    if name == "Item":
-        from rime_pl.types import Item
-
-        return Item
+    """Import a name of ``__all__`` when it is asked for."""
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

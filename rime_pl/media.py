@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rime_pl.errors import DataError
+from rime_pl.types import Clip
 
 #: The image processor of Qwen-VL refuses pictures whose sides differ more.
 MAX_ASPECT = 200
@@ -244,3 +247,37 @@ def _rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", shown.size, "white")
         return Image.alpha_composite(ground, shown).convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def thinned(clip: Clip, count: int) -> Clip:
+    """Return at most ``count`` frames of a clip, evenly spaced, the first and the last among them.
+
+    >>> thinned(Clip(tuple("abcdefg"), (0, 1, 2, 3, 4, 5, 6)), 3)
+    Clip(frames=('a', 'd', 'g'), times=(0, 3, 6))
+    """
+    if len(clip.frames) <= count:
+        return clip
+    kept = np.linspace(0, len(clip.frames) - 1, count).round().astype(int).tolist()
+    return Clip(tuple(clip.frames[n] for n in kept), tuple(clip.times[n] for n in kept))
+
+
+def checked_clip(clip: Clip, name: str) -> Clip:
+    """Return a clip that can be used.
+
+    Raises:
+        DataError: If it has no frames, frames of several sizes, or times that do not fit.
+    """
+    if len(sizes := {frame.size for frame in clip.frames}) != 1:
+        found = ", ".join(sorted(f"{width} x {height}" for width, height in sizes))
+        raise DataError(
+            f"{name}: all frames of a clip must have one size, but they have {found or 'none'}. Bring them "
+            "to one size."
+        )
+    times = clip.times
+    rising = all(later > earlier for earlier, later in itertools.pairwise(times))
+    if len(times) != len(clip.frames) or not rising or not 0 <= times[0] <= times[-1] < math.inf:
+        raise DataError(
+            f"{name}: each of the {len(clip.frames)} frames of a clip must have its time in seconds, rising "
+            f"from 0 or later, but the times are {list(times)!r:.90}."
+        )
+    return clip

@@ -1,4 +1,4 @@
-"""Turn pairs into batches: prompts and rewrites become tokens, images become patches.
+"""Turn pairs into batches: prompts and rewrites become tokens, media become patches.
 
 Called by the data module for training and evaluation and by the retriever for search. It wraps the Hugging
 Face processor of the checkpoint; only the chat layout is ours, from prompts.py.
@@ -26,12 +26,14 @@ from rime_pl.prompts import (
     IMAGE_TOKEN,
     TURN_END,
     TURN_START,
+    VIDEO_TOKEN,
     PromptConfig,
     chat_prompt,
     completion,
-    refuse_many_images,
+    refuse_many_media,
 )
 from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
+from rime_pl.visual_inputs import MediaProcessor
 
 #: Saved with every adapter: where the two embeddings are read, and the prompt layout of an item.
 CONTRACT_FILE = "rime.json"
@@ -55,14 +57,14 @@ class RimeProcessor:
         self.tokenizer.add_special_tokens(
             {"additional_special_tokens": modes}, replace_extra_special_tokens=False
         )
-        self.disc_id, self.gen_id, self.turn_end_id, self.image_id = self.tokenizer.convert_tokens_to_ids(
-            [*modes, "<|im_end|>", IMAGE_TOKEN]
+        self.disc_id, self.gen_id, self.turn_end_id, self.image_id, self.video_id = (
+            self.tokenizer.convert_tokens_to_ids([*modes, TURN_END, IMAGE_TOKEN, VIDEO_TOKEN])
         )
         self.pad_id: int = self.tokenizer.pad_token_id
         special = {i: t.content for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
         self.special_ids: list[int] = sorted(special)
         self.special_pattern = re.compile("|".join(map(re.escape, special.values())))
-        self.picture_size = picture_size(processor.image_processor, prompt)
+        self.media = MediaProcessor(processor, prompt)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, prompt: PromptConfig) -> RimeProcessor:
@@ -120,7 +122,7 @@ class RimeProcessor:
         """Return a pair that fits into a batch, so that no pair can make a whole batch fail.
 
         Args:
-            pair: A pair from a shard; its pictures are decoded.
+            pair: A pair from a shard; its media are decoded.
             sides: The sides that the batch will hold.
             cut: Whether texts and rewrites that are too long are cut; otherwise they are errors. An
                 instruction is never cut.
@@ -129,13 +131,13 @@ class RimeProcessor:
             The pair, and which texts were cut, such as "train-000000.tar/x (query): text".
 
         Raises:
-            DataError: If a side is missing, if it has too many pictures, or if a text is too long or contains
+            DataError: If a side is missing, if it has too many media, or if a text is too long or contains
                 a special token.
         """
         shortened: list[str] = []
         for side in sides:
             item, name = _query(pair) if side == "query" else pair.target, f"{pair.key} ({side})"
-            refuse_many_images(len(item.images), self.prompt.image_limit, name)
+            refuse_many_media(len(item.media), self.prompt.media_limit, name)
             for field in ("instruction", "text", "rewrite"):
                 text = getattr(item, field) or ""
                 self._refuse_special([text], field, [name])
@@ -181,58 +183,40 @@ class RimeProcessor:
     # -- tokens ---------------------------------------------------------------------------------------
 
     def prompts(self, items: Sequence[Item], keys: Sequence[str] | None = None) -> Prompts:
-        """Return the items as left-padded prompts with the patches of all their images.
+        """Return the items as left-padded prompts with the patches of all their media.
 
         Args:
             items: R items.
             keys: Names of the rows for the error message.
 
         Returns:
-            R prompts; ``pixel_values`` is None if no item has an image.
+            R prompts; ``pixel_values`` is None if no item has a medium.
 
         Raises:
-            DataError: If an item has too many pictures, if a text or an instruction contains a special token,
-                or if an instruction is too long. A text that is too long is cut, with a warning.
+            DataError: If an item has too many media or a clip that cannot be read, if a text or an
+                instruction contains a special token, or if an instruction is too long. A text that is too
+                long is cut, with a warning.
         """
         for field in ("text", "instruction"):
             self._refuse_special([getattr(item, field) for item in items], field, keys)
-        items = [self._bounded(item, keys[n] if keys else f"row {n}") for n, item in enumerate(items)]
-        images = [image for item in items for image in item.images]
-        pixel_values = grid = None
-        tokens_per_image: list[int] = []
-        if images:
-            size = {} if self.picture_size is None else {"size": self.picture_size}
-            features = self.processor.image_processor(
-                images=images, return_tensors="pt", do_rescale=False, do_normalize=False, **size
-            )
-            pixel_values, grid = features["pixel_values"], features["image_grid_thw"]
-            tokens_per_image = (grid.prod(-1) // self.processor.image_processor.merge_size**2).tolist()
-        texts, start = [], 0
-        for item in items:
-            counts = tokens_per_image[start : start + len(item.images)]
-            start += len(item.images)
-            texts.append(chat_prompt(self.prompt, item.text, item.instruction, counts))
+        names = list(keys) if keys else [f"row {number}" for number in range(len(items))]
+        items = [self._bounded(item, name) for item, name in zip(items, names, strict=True)]
+        media = [medium for item in items for medium in item.media]
+        owners = [names[number] for number, item in enumerate(items) for _ in item.media]
+        seen = self.media(media, owners)
+        slots = iter(seen.slots)
+        texts = [
+            chat_prompt(self.prompt, item.text, item.instruction, [next(slots) for _ in item.media])
+            for item in items
+        ]
         rows = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         ids, mask = _pad(rows, self.pad_id, side="left")
-        return Prompts(ids, mask, pixel_values, grid, torch.tensor([len(item.images) for item in items]))
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Return patches (P, patch_dim) as float32, scaled and normalised as the image processor would.
-
-        Patches are kept as bytes until then: a fourth of the memory, and of what goes to the device.
-        """
-        settings = self.processor.image_processor
-        scale = 1 / settings.rescale_factor if settings.do_rescale else 1.0
-        mean, std = torch.zeros(1), torch.full((1,), scale)
-        if settings.do_normalize:
-            mean, std = torch.tensor(settings.image_mean) * scale, torch.tensor(settings.image_std) * scale
-        values = pixels.float().view(len(pixels), len(mean), -1)  # channels, then time, rows and columns
-        values = values.sub_(mean.to(pixels.device)[:, None]).div_(std.to(pixels.device)[:, None])
-        return values.view(pixels.shape)
+        counts = torch.tensor([len(item.media) for item in items])
+        return Prompts(ids, mask, seen.pixel_values, seen.grid_thw, counts, seen.seconds)
 
     def _bounded(self, item: Item, name: str) -> Item:
         """Return an item whose text is not too long; those of a corpus were checked before."""
-        refuse_many_images(len(item.images), self.prompt.image_limit, name)
+        refuse_many_media(len(item.media), self.prompt.media_limit, name)
         self._within("instruction", item.instruction, name)
         text = self._within("text", item.text, name, cut=True)
         if text == item.text:
@@ -262,7 +246,7 @@ class RimeProcessor:
         return Completions(ids, mask)
 
     def _refuse_special(self, texts: Sequence[str], field: str, keys: Sequence[str] | None) -> None:
-        """Raise a DataError, because the model would read it as an image, a turn's end or a mode token."""
+        """Raise a DataError, because the model would read it as a picture, a turn's end or a mode token."""
         for number, text in enumerate(texts):
             if found := self.special_pattern.search(text):
                 name = keys[number] if keys else f"row {number}"
@@ -319,37 +303,6 @@ class RimeProcessor:
             keys=[pair.key for pair in pairs],
             items=[item.thumbnail() for item in items],  # full ones would go through the pipe of the workers
         )
-
-
-def picture_size(images: Any, prompt: PromptConfig) -> dict[str, int] | None:
-    """Return the smallest and largest area of a picture, as Qwen's image processor takes them.
-
-    Returns:
-        None if the base model's own bounds hold.
-
-    Raises:
-        RimeError: If a bound leaves no visual token, or the smallest area is larger than the largest one.
-    """
-    name = "model.backbone.prompt"
-    if prompt.max_pixels is None and prompt.min_pixels is None:
-        return None
-    side = images.patch_size * images.merge_size
-    smallest, largest = images.size["shortest_edge"], images.size["longest_edge"]
-    if prompt.max_pixels is not None:
-        if prompt.max_pixels < side**2:
-            raise RimeError(
-                f"{name}.max_pixels must be at least {side**2}, the {side} x {side} pixels of one visual "
-                f"token, but is {prompt.max_pixels}. For N visual tokens, set it to N x {side**2}."
-            )
-        smallest, largest = min(smallest, prompt.max_pixels), prompt.max_pixels
-    if prompt.min_pixels is not None:
-        if prompt.min_pixels > largest:
-            raise RimeError(
-                f"{name}.min_pixels must be at most the {largest} pixels of the largest picture, but is "
-                f"{prompt.min_pixels}. Lower it, or raise {name}.max_pixels."
-            )
-        smallest = prompt.min_pixels
-    return {"shortest_edge": int(smallest), "longest_edge": int(largest)}
 
 
 def _too_long(name: str, field: str, limit: int, length: int) -> DataError:

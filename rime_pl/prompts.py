@@ -7,15 +7,20 @@ and search always use the same prompt.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from rime_pl.bounds import at_least
 from rime_pl.errors import DataError, RimeError
 
-#: Largest number of pictures of an item, where a prompt sets no other.
-MAX_IMAGES = 16
-IMAGE_SLOT = "<|vision_start|>{pads}<|vision_end|>"
+#: Largest number of media of an item, where a prompt sets no other.
+MAX_MEDIA = 16
+#: Largest number of frames of a clip, where a prompt sets no other.
+MAX_FRAMES = 64
+VISION_START = "<|vision_start|>"
+VISION_END = "<|vision_end|>"
 IMAGE_TOKEN = "<|image_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 
@@ -36,7 +41,14 @@ class PromptConfig:
             base model's image processor).
         min_pixels: Smallest area of a picture in pixels; a smaller one is enlarged to it (default: that of
             the base model's image processor).
-        max_images: Largest number of pictures of an item (default: 16).
+        max_media: Largest number of pictures, clips and pages of an item together (default: 16).
+        max_page_pixels: Largest area of a page in pixels (default: ``max_pixels``).
+        min_page_pixels: Smallest area of a page in pixels (default: ``min_pixels``).
+        max_frames: Largest number of frames of a clip. Of a clip with more, so many are read, evenly spaced
+            over its length (default: 64).
+        max_frame_pixels: Largest area of a frame in pixels (default: that of the base model's video
+            processor, which for Qwen3-VL depends on the number of frames).
+        min_frame_pixels: Smallest area of a frame in pixels (default: the same).
     """
 
     disc_token: str = "<disc_emb>"
@@ -47,12 +59,17 @@ class PromptConfig:
     max_text_tokens: int | None = None
     max_pixels: int | None = None
     min_pixels: int | None = None
-    max_images: int | None = None
+    max_media: int | None = None
+    max_page_pixels: int | None = None
+    min_page_pixels: int | None = None
+    max_frames: int | None = None
+    max_frame_pixels: int | None = None
+    min_frame_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        limits = ("max_rewrite_tokens", "max_text_tokens", "max_pixels", "min_pixels", "max_images")
+        limits = [field.name for field in fields(self) if field.name.startswith(("max_", "min_"))]
         at_least(1, "model.backbone.prompt", self, *limits)
-        chat = (TURN_START, TURN_END, IMAGE_TOKEN, *IMAGE_SLOT.split("{pads}"))
+        chat = (TURN_START, TURN_END, IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END)
         modes = (self.disc_token, self.gen_token)
         for name, token in zip(("disc_token", "gen_token"), modes, strict=True):
             if not token.strip() or token in chat or modes.count(token) > 1:
@@ -74,35 +91,78 @@ class PromptConfig:
                 )
 
     @property
-    def image_limit(self) -> int:
-        """The largest number of pictures of an item."""
-        return MAX_IMAGES if self.max_images is None else self.max_images
+    def media_limit(self) -> int:
+        """The largest number of media of an item."""
+        return MAX_MEDIA if self.max_media is None else self.max_media
+
+    @property
+    def frame_limit(self) -> int:
+        """The largest number of frames of a clip."""
+        return MAX_FRAMES if self.max_frames is None else self.max_frames
 
     def budget(self, max_new_tokens: int | None = None) -> int:
         """Return the maximum length of a rewrite: ``max_new_tokens``, or ``max_rewrite_tokens`` if None."""
         return max_new_tokens or self.max_rewrite_tokens
 
 
-def refuse_many_images(count: int, limit: int, name: str) -> None:
-    """Raise a DataError if an item has more pictures than ``limit``: each takes memory when it is opened."""
+def refuse_many_media(count: int, limit: int, name: str) -> None:
+    """Raise a DataError if an item has more media than ``limit``: each takes memory when it is opened."""
     if count > limit:
         raise DataError(
-            f"{name} must have at most {limit} pictures, but has {count}. Use fewer, or raise "
-            "model.backbone.prompt.max_images for the training."
+            f"{name} must have at most {limit} pictures, clips and pages, but has {count}. Use fewer, or "
+            "raise model.backbone.prompt.max_media for the training."
         )
 
 
-def chat_prompt(config: PromptConfig, text: str, instruction: str, image_tokens: list[int]) -> str:
+def picture_slot(tokens: int) -> str:
+    """Return the place of a picture or page in a prompt.
+
+    >>> picture_slot(2)
+    '<|vision_start|><|image_pad|><|image_pad|><|vision_end|>'
+    """
+    return f"{VISION_START}{IMAGE_TOKEN * tokens}{VISION_END}"
+
+
+def clip_slot(patches: int, tokens: int, times: Sequence[float] | None) -> str:
+    """Return the place of a clip in a prompt.
+
+    Args:
+        patches: Pairs of frames.
+        tokens: Visual tokens of each pair.
+        times: Of each frame in seconds, for models that read the time as text (Qwen3-VL). They write that of
+            each pair before it. None for models that read it from the positions.
+
+    Example:
+        >>> clip_slot(2, 1, None)
+        '<|vision_start|><|video_pad|><|video_pad|><|vision_end|>'
+        >>> clip_slot(1, 1, [0.0, 0.5])
+        '<0.2 seconds><|vision_start|><|video_pad|><|vision_end|>'
+
+    Source: the processors of transformers. Qwen3-VL's has no further pair of marks around the whole clip if
+    the prompt has none.
+    """
+    if times is None:
+        return f"{VISION_START}{VIDEO_TOKEN * (patches * tokens)}{VISION_END}"
+    slots = []
+    for patch in range(patches):
+        first, last = times[2 * patch], times[min(2 * patch + 1, len(times) - 1)]
+        mark = f"<{(first + last) / 2:.1f} seconds>"
+        slots.append(f"{mark}{VISION_START}{VIDEO_TOKEN * tokens}{VISION_END}")
+    return "".join(slots)
+
+
+def chat_prompt(config: PromptConfig, text: str, instruction: str, media: Sequence[str]) -> str:
     """Return the prompt of one item, up to where the assistant starts to write.
 
     Args:
         config: Mode tokens and instruction.
         text: Text of the item, may be empty.
         instruction: Instruction of the task, may be empty.
-        image_tokens: Number of visual tokens of each image, in order.
+        media: The places of the media, in order, from :func:`picture_slot` and :func:`clip_slot`.
 
     Example:
-        >>> print(chat_prompt(PromptConfig(rewrite_instruction="Rewrite."), "a cat", "Find it.", [2]))
+        >>> config = PromptConfig(rewrite_instruction="Rewrite.")
+        >>> print(chat_prompt(config, "a cat", "Find it.", [picture_slot(2)]))
         <|im_start|>user
         <|vision_start|><|image_pad|><|image_pad|><|vision_end|>Find it.
         a cat
@@ -111,11 +171,10 @@ def chat_prompt(config: PromptConfig, text: str, instruction: str, image_tokens:
         <|im_start|>assistant
         <BLANKLINE>
     """
-    media = "".join(IMAGE_SLOT.format(pads=IMAGE_TOKEN * count) for count in image_tokens)
     words = "\n".join(part for part in (instruction, text) if part)
     system = f"{TURN_START}system\n{config.system_prompt}{TURN_END}\n" if config.system_prompt else ""
     return (
-        f"{system}{TURN_START}user\n{media}{words}\n{config.disc_token}\n"
+        f"{system}{TURN_START}user\n{''.join(media)}{words}\n{config.disc_token}\n"
         f"{config.rewrite_instruction}{TURN_END}\n{TURN_START}assistant\n"
     )
 

@@ -58,7 +58,7 @@ class TrainingTexts:
         sides: tuple[tuple[Side, Item], ...] = (("query", query), ("target", target))
         for side, item in sides:
             self.instructions.setdefault((task, side), Counter())[item.instruction] += 1
-        kind = (bool(query.text) and not query.images, bool(target.images))
+        kind = (bool(query.text) and not query.media, bool(target.media))
         self.kinds.setdefault(task, Counter())[kind] += 1
         if words:
             self.add_words(pair)

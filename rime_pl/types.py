@@ -9,9 +9,9 @@ Shape legend: B pairs, R rows, P prompt tokens, C completion tokens, D embedding
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,11 +48,43 @@ class _Movable:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """A video as some of its frames."""
+
+    frames: tuple[Image, ...]  # RGB, one or more, all of one size
+    times: tuple[float, ...]  # of each frame, in seconds since the start of the video; they rise
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a document: a picture with limits of its own, because small letters need many pixels."""
+
+    image: Image  # RGB or grey, any size
+
+
+Medium: TypeAlias = "Image | Clip | Page"
+
+
+def frames_of(medium: Medium) -> tuple[Image, ...]:
+    """Return the pictures that a picture, a clip or a page consists of."""
+    if isinstance(medium, Clip):
+        return medium.frames
+    return (medium.image,) if isinstance(medium, Page) else (medium,)
+
+
+def with_frames(medium: Medium, frames: Sequence[Image]) -> Medium:
+    """Return a medium of the same kind with other pictures, as many as :func:`frames_of` returns."""
+    if isinstance(medium, Clip):
+        return replace(medium, frames=tuple(frames))
+    return Page(frames[0]) if isinstance(medium, Page) else frames[0]
+
+
+@dataclass(frozen=True)
 class Item:
-    """One side of a pair: text, pictures, or both."""
+    """One side of a pair: text, media, or both."""
 
     text: str = ""
-    images: tuple[Image, ...] = ()  # RGB, any size
+    media: tuple[Medium, ...] = ()  # pictures (RGB, any size), clips and pages, in the order of the prompt
     content_id: str = ""  # equal for duplicates: the same content in other pixels or words
     instruction: str = ""  # the task's instruction, "" if none
     rewrite: str | None = None  # the reference rewrite; None: not annotated
@@ -60,10 +92,14 @@ class Item:
 
     def thumbnail(self, side: int = THUMBNAIL) -> Item:
         """Return the item with small pictures, so that a whole gallery can be kept or sent."""
-        small = [image.convert("RGB") for image in self.images]  # a copy if it is RGB already
-        for image in small:
-            image.thumbnail((side, side))
-        return replace(self, images=tuple(small))
+        return replace(self, media=tuple(_small(medium, side) for medium in self.media))
+
+
+def _small(medium: Medium, side: int) -> Medium:
+    frames = [frame.convert("RGB") for frame in frames_of(medium)]  # a copy if it is RGB already
+    for frame in frames:
+        frame.thumbnail((side, side))
+    return with_frames(medium, frames)
 
 
 @dataclass(frozen=True)
@@ -85,9 +121,10 @@ class Prompts(_Movable):
 
     input_ids: Tensor  # (R, P) int64; each row holds <disc_emb> once
     attention_mask: Tensor  # (R, P) int64, 0 at padding
-    pixel_values: Tensor | None  # (patches of all images, patch_dim) uint8, in row order; on the CPU
-    image_grid_thw: Tensor | None  # (images, 3) int64: frames, patch rows, patch columns
-    num_images: Tensor  # (R,) int64, images of each row
+    pixel_values: Tensor | None  # (patches of all M media, patch_dim) uint8, in row order; on the CPU
+    grid_thw: Tensor | None  # (M, 3) int64: frames (two of a clip are one), patch rows, patch columns
+    num_media: Tensor  # (R,) int64, media of each row
+    seconds: Tensor | None = None  # (M,) float64: from patch to patch of a clip; 0: a picture or page
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -103,18 +140,20 @@ class Prompts(_Movable):
     def select(self, rows: Tensor) -> Prompts:
         """Return the given rows (int64 indices, repeats allowed), with the patches of their images.
 
-        Qwen-VL puts the patches of all images into one flat tensor, so ``image_grid_thw`` says where to cut.
+        Qwen-VL puts the patches of all media into one flat tensor, so ``grid_thw`` says where to cut.
         """
-        pixels, grid = self.pixel_values, self.image_grid_thw
-        if pixels is not None and grid is not None:
-            # row r owns images[first[r] : first[r + 1]], image i owns patches[start[i] : start[i + 1]]
-            first = [0, *self.num_images.cumsum(0).tolist()]
+        pixels, grid, seconds = self.pixel_values, self.grid_thw, self.seconds
+        if pixels is not None and grid is not None and seconds is not None:
+            # row r owns media[first[r] : first[r + 1]], medium i owns patches[start[i] : start[i + 1]]
+            first = [0, *self.num_media.cumsum(0).tolist()]
             start = [0, *grid.prod(-1).cumsum(0).tolist()]
-            images = [slice(first[r], first[r + 1]) for r in rows.tolist() if first[r] < first[r + 1]]
-            patches = [pixels[start[i.start] : start[i.stop]] for i in images]
-            grid = torch.cat([grid[i] for i in images]) if images else None
-            pixels = torch.cat(patches) if images else None
-        return Prompts(self.input_ids[rows], self.attention_mask[rows], pixels, grid, self.num_images[rows])
+            media = [slice(first[r], first[r + 1]) for r in rows.tolist() if first[r] < first[r + 1]]
+            patches = [pixels[start[i.start] : start[i.stop]] for i in media]
+            grid = torch.cat([grid[i] for i in media]) if media else None
+            seconds = torch.cat([seconds[i] for i in media]) if media else None
+            pixels = torch.cat(patches) if media else None
+        ids, mask = self.input_ids[rows], self.attention_mask[rows]
+        return Prompts(ids, mask, pixels, grid, self.num_media[rows], seconds)
 
 
 @dataclass

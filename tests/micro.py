@@ -90,12 +90,12 @@ def ragged(pair: Pair, number: int) -> Pair:
     """The pair with pictures as RAGGED says; every third query with a picture shows it twice."""
     query, target = pair.query, pair.target
     if query is not None:
-        shown = query.images * (2 if number % 3 == 2 else 1)
+        shown = query.media * (2 if number % 3 == 2 else 1)
         query = replace(
-            query, images=tuple(as_photographed(image, number + n) for n, image in enumerate(shown))
+            query, media=tuple(as_photographed(image, number + n) for n, image in enumerate(shown))
         )
-    images = tuple(as_photographed(image, number + 2) for image in target.images)
-    return replace(pair, key=pair.key.partition("/")[2], query=query, target=replace(target, images=images))
+    images = tuple(as_photographed(image, number + 2) for image in target.media)
+    return replace(pair, key=pair.key.partition("/")[2], query=query, target=replace(target, media=images))
 
 
 def as_photographed(image: Image.Image, number: int) -> Image.Image:
@@ -119,8 +119,8 @@ def read_pairs(corpus: Path, split: str) -> list[Pair]:
 
 def mixed(pairs: list[Pair], count: int) -> list[Pair]:
     """``count`` pairs, by turns with a text alone as the query and with a picture, whatever the tasks are."""
-    texts = [pair for pair in pairs if pair.query and not pair.query.images]
-    pictures = [pair for pair in pairs if pair.query and pair.query.images]
+    texts = [pair for pair in pairs if pair.query and not pair.query.media]
+    pictures = [pair for pair in pairs if pair.query and pair.query.media]
     return [pair for both in zip(texts, pictures, strict=False) for pair in both][:count]
 
 
@@ -133,7 +133,7 @@ def words(pairs: list[Pair]) -> list[str]:
 def build_base(folder: Path, corpus: Path, seed: int = 0) -> Path:
     """An ordinary Hugging Face folder of a Qwen3-VL with 0.4 million parameters."""
     captions = read_pairs(corpus, "captions")
-    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in captions if pair.query]
+    samples = [(pair.query.media[0], pair.target.text.split("\n")) for pair in captions if pair.query]
     texts = words([*captions, *read_pairs(corpus, "train")])
     make_base(folder, samples, texts, MICRO, seed, lambda step, loss: None)
     return folder
@@ -155,8 +155,8 @@ def plain_logits(backbone: Backbone, prompts: Prompts, completions: Completions)
     """All logits (R, C, V) for the tokens of one completion of each prompt, by the Hugging Face model."""
     ids = torch.cat([prompts.input_ids, completions.ids], dim=1)
     mask = torch.cat([prompts.attention_mask, completions.mask], dim=1)
-    images = backbone.image_inputs(prompts, ids)
-    logits = backbone.language_model(input_ids=ids, attention_mask=mask, **images).logits
+    media = backbone.media_inputs(prompts) | backbone.layout(prompts, ids)
+    logits = backbone.language_model(input_ids=ids, attention_mask=mask, **media).logits
     return logits[:, prompts.input_ids.shape[1] - 1 : -1]  # a token is predicted one position earlier
 
 

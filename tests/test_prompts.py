@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 from rime_pl.errors import DataError, RimeError
-from rime_pl.processing import RimeProcessor, picture_size
+from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig, chat_prompt, completion
 from rime_pl.types import Item, Pair
+from rime_pl.visual_inputs import MediaProcessor
 from tests.micro import PROMPT
 
 # Qwen's ChatML with images. Qwen2-VL begins with a system turn, Qwen3-VL does not.
@@ -37,7 +39,7 @@ def test_evaluation_keeps_small_pictures_for_its_reports(processor: RimeProcesso
     """Full ones would go through the pipe of the workers; the model sees the full ones."""
     item = Item("", (picture(600, 400),), "photo")
     batch = processor.eval_batch("target", [Pair("k", "task", "all", None, item)])
-    assert [shown.size for shown in batch.items[0].images] == [(148, 99)]
+    assert [shown.size for shown in batch.items[0].media] == [(148, 99)]
     pixels = batch.prompts.pixel_values
     assert pixels is not None and pixels.equal(processor.prompts([item]).pixel_values)
 
@@ -66,10 +68,10 @@ def test_layout_is_that_of_the_checkpoint(
     )
     assert prompts.input_ids.tolist() == expected["input_ids"].tolist()
     if images:
-        assert prompts.pixel_values is not None and prompts.image_grid_thw is not None
+        assert prompts.pixel_values is not None and prompts.grid_thw is not None
         assert prompts.pixel_values.dtype == torch.uint8
-        assert ours.normalised(prompts.pixel_values).equal(expected["pixel_values"])
-        assert prompts.image_grid_thw.equal(expected["image_grid_thw"])
+        assert ours.media.normalised(prompts.pixel_values).equal(expected["pixel_values"])
+        assert prompts.grid_thw.equal(expected["image_grid_thw"])
 
 
 @pytest.mark.parametrize(
@@ -84,15 +86,15 @@ def test_pixels_are_normalised_as_the_image_processor_would(
     item = Item("", (picture(48, 24), picture(24, 70)), "c")
     pixels = processor.prompts([item]).pixel_values
     assert pixels is not None and pixels.dtype == torch.uint8
-    expected = images(images=list(item.images), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(processor.normalised(pixels), expected.float(), rtol=1e-6, atol=1e-6)
+    expected = images(images=list(item.media), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(processor.media.normalised(pixels), expected.float(), rtol=1e-6, atol=1e-6)
 
 
 def test_pixels_stay_on_the_host(processor: RimeProcessor) -> None:
     """A batch moves to the device without them; the tower gets those of one part."""
     prompts = processor.prompts([Item("", (picture(48, 24),), "c")])
     moved = prompts.to("meta")
-    assert moved.input_ids.is_meta and moved.image_grid_thw is not None and moved.image_grid_thw.is_meta
+    assert moved.input_ids.is_meta and moved.grid_thw is not None and moved.grid_thw.is_meta
     assert moved.pixel_values is prompts.pixel_values
 
 
@@ -240,10 +242,10 @@ def test_pictures_are_bounded_by_the_contract(size: tuple[int, int], processor: 
     side = processor.processor.image_processor.patch_size * processor.processor.image_processor.merge_size
     bounds = {"max_pixels": 16 * side**2, "min_pixels": 4 * side**2}
     ours = RimeProcessor(processor.processor, replace(PROMPT, **bounds))
-    grid = ours.prompts([Item("", (picture(*size),), "c")]).image_grid_thw
+    grid = ours.prompts([Item("", (picture(*size),), "c")]).grid_thw
     assert grid is not None and 4 <= grid.prod() // 4 <= (16 if size != (600, 3) else 60)
     again = RimeProcessor(processor.processor, PROMPT)  # the settings of one do not leak into another
-    assert again.picture_size is None and again.contract()["prompt"].keys().isdisjoint(bounds)
+    assert again.media.picture_size is None and again.contract()["prompt"].keys().isdisjoint(bounds)
     assert ours.contract()["prompt"].items() >= bounds.items()
 
 
@@ -258,7 +260,7 @@ def test_pictures_are_bounded_by_the_contract(size: tuple[int, int], processor: 
         ({"min_pixels": 900, "max_pixels": 600}, r"min_pixels must be at most the 600 pixels .* but is 900"),
         ({"max_text_tokens": 0}, r"max_text_tokens must be 1 or more, but is 0"),
         ({"max_rewrite_tokens": -1}, r"max_rewrite_tokens must be 1 or more, but is -1"),
-        ({"max_images": 0}, r"max_images must be 1 or more, but is 0"),
+        ({"max_media": 0}, r"max_media must be 1 or more, but is 0"),
         ({"system_prompt": "a \ud800"}, r"system_prompt must be text, but holds half a character"),
         (
             {"disc_token": "<gen_emb>"},
@@ -274,18 +276,19 @@ def test_bounds_that_leave_nothing_are_refused(
 
 
 def test_an_item_with_too_many_pictures_is_named(processor: RimeProcessor) -> None:
-    ours = RimeProcessor(processor.processor, replace(PROMPT, max_images=2))
+    ours = RimeProcessor(processor.processor, replace(PROMPT, max_media=2))
     two, three = (Item("", (picture(24, 24),) * count, "c") for count in (2, 3))
     assert ours.check(Pair("k", "task", "all", two, two)) == (Pair("k", "task", "all", two, two), [])
     for query, target, side in ((three, two, "query"), (two, three, "target")):
         with pytest.raises(
-            DataError, match=rf"k \({side}\) must have at most 2 pictures, but has 3. Use fewer"
+            DataError,
+            match=rf"k \({side}\) must have at most 2 pictures, clips and pages, but has 3. Use fewer",
         ):
             ours.check(Pair("k", "task", "all", query, target), cut=True)
-    with pytest.raises(DataError, match=r"row 1 must have at most 2 pictures, but has 3"):
+    with pytest.raises(DataError, match=r"row 1 must have at most 2 pictures, clips and pages, but has 3"):
         ours.prompts([two, three])
     many = Item("", (picture(24, 24),) * 17, "c")
-    with pytest.raises(DataError, match=r"row 0 must have at most 16 pictures, but has 17"):
+    with pytest.raises(DataError, match=r"row 0 must have at most 16 pictures, clips and pages, but has 17"):
         processor.prompts([many])
 
 
@@ -303,6 +306,6 @@ def test_the_2b_recipes_give_a_picture_256_visual_tokens(stage: str) -> None:
     recipe = yaml.safe_load((Path(__file__).parents[1] / f"configs/{stage}.yaml").read_text())
     prompt = PromptConfig(**recipe["model"]["backbone"]["prompt"])
     images = Qwen2VLImageProcessor()
-    size = picture_size(images, prompt)
+    size = MediaProcessor(SimpleNamespace(image_processor=images), prompt).picture_size
     grid = images(images=[picture(4000, 3000)], size=size, return_tensors="pt")["image_grid_thw"]
     assert 220 <= grid.prod() // images.merge_size**2 <= 256

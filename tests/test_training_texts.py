@@ -32,11 +32,11 @@ def pair(task: str, query: Item | None, target: Item, *negatives: Item) -> Pair:
 def texts() -> TrainingTexts:
     texts = TrainingTexts()
     for wording in ("Find it.", "Look for it.", "Find it."):
-        target = Item(images=PICTURE, instruction="A picture.")
+        target = Item(media=PICTURE, instruction="A picture.")
         texts.add(pair("to_picture", Item("a Cat", instruction=wording), target))
     changed = Item("now red", PICTURE, instruction="Change it.")
-    texts.add(pair("change", changed, Item(images=PICTURE)))
-    texts.add(pair("name", Item(images=PICTURE), Item("dog", rewrite="A hound."), Item("wolf")))
+    texts.add(pair("change", changed, Item(media=PICTURE)))
+    texts.add(pair("name", Item(media=PICTURE), Item("dog", rewrite="A hound."), Item("wolf")))
     texts.add(pair("name", None, Item("a distractor")))
     return texts
 

@@ -147,8 +147,8 @@ class Pictures:
         query, target = self._images(row, "query"), self._images(row, "target")
         if len(self.faults) > before:
             return None
-        of_query = None if row.pair.query is None else replace(row.pair.query, images=query)
-        return replace(row.pair, query=of_query, target=replace(row.pair.target, images=target))
+        of_query = None if row.pair.query is None else replace(row.pair.query, media=query)
+        return replace(row.pair, query=of_query, target=replace(row.pair.target, media=target))
 
     def _images(self, row: Row, side: str) -> tuple[Image.Image, ...]:
         """Return undecoded pictures: the writer copies their bytes."""

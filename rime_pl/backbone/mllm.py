@@ -9,7 +9,6 @@ tokens, D width.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,9 @@ from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts
+
+#: Kind of media ("image", "video") -> their features, as the Hugging Face model takes them.
+MediaFeatures = dict[str, Any]
 
 
 @dataclass
@@ -108,7 +110,7 @@ class Backbone(nn.Module):
         prompts: Prompts,
         completions: Completions | None = None,
         labels: Tensor | None = None,
-        image_features: Any | None = None,
+        features: MediaFeatures | None = None,
         alternatives: Completions | None = None,
         sampling: Sampling | None = None,
     ) -> BackboneOutput:
@@ -120,7 +122,7 @@ class Backbone(nn.Module):
                 discriminative embedding.
             labels: (N, C) int64, the tokens whose log-probability is wanted at each place of the completions;
                 -100 where none is. None for none at all.
-            image_features: From :meth:`encode_images`, so that several forwards share one pass of the tower.
+            features: From :meth:`encode_media`, so that several forwards share one pass of the tower.
             alternatives: R further rewrites where G is 1, of any width, only to be embedded.
             sampling: The distribution of the log-probabilities; None is the model's own.
 
@@ -129,7 +131,7 @@ class Backbone(nn.Module):
         """
         alone = alternatives is not None and self.config.attn_implementation not in TAKE_MASKS
         behind = [part for part in (completions, None if alone else alternatives) if part is not None]
-        hidden = self._hidden(prompts, behind, image_features)  # (R, P, D), then (N, C, D) for each
+        hidden = self._hidden(prompts, behind, features)  # (R, P, D), then (N, C, D) for each
         out = BackboneOutput(self.read_disc(prompts, hidden[0]), None, None, None, None)
         if completions is not None:
             out.gen, out.gen_found = self.read_gen(completions, hidden[1])
@@ -146,7 +148,7 @@ class Backbone(nn.Module):
                     with_entropy=sampling is not None,
                 )
         if alternatives is not None:
-            last = self._hidden(prompts, [alternatives], image_features) if alone else hidden
+            last = self._hidden(prompts, [alternatives], features) if alone else hidden
             out.alternative, _ = self.read_gen(alternatives, last[-1])
         return out
 
@@ -173,7 +175,7 @@ class Backbone(nn.Module):
         return pool_at(hidden, at, found)
 
     def _hidden(
-        self, prompts: Prompts, behind: list[Completions], image_features: Any | None
+        self, prompts: Prompts, behind: list[Completions], features: MediaFeatures | None
     ) -> list[Tensor]:
         """Return the hidden states of prompts (R, P, D), then those of the completions behind, (N, C, D)."""
         rows, length = prompts.input_ids.shape
@@ -192,7 +194,7 @@ class Backbone(nn.Module):
             input_ids=ids,
             position_ids=packing.pick(positions),
             **self._attention_inputs(packing, length, widths),
-            **self.image_inputs(prompts, ids, image_features),
+            **self.media_inputs(prompts, features),
             use_cache=False,
         )
         sizes = [length, *(part.ids.numel() // rows for part in behind)]
@@ -216,70 +218,91 @@ class Backbone(nn.Module):
         """Run the model below its head; a sharded one gathers its weights as in ``forward``."""
         return self.language_model.model(**inputs)
 
-    def image_inputs(
-        self, prompts: Prompts, ids: Tensor, image_features: Any | None = None
-    ) -> dict[str, Any]:
-        """Return the image arguments of the Hugging Face model; empty if there are no images.
+    def media_inputs(self, prompts: Prompts, features: MediaFeatures | None = None) -> dict[str, Any]:
+        """Return the media arguments of the Hugging Face model; empty if there are no media.
 
         Args:
-            prompts: Their images.
-            ids: The tokens that the model reads, those of the prompts first.
-            image_features: From :meth:`encode_images`, in place of the pixels.
+            prompts: Their media.
+            features: From :meth:`encode_media`; None to run the vision tower here.
         """
-        inputs: dict[str, Any] = self._image_layout(prompts, ids)
-        if inputs and image_features is None:
-            inputs["pixel_values"] = self.pixels(prompts)
-        elif inputs:
-            inputs["mm_encoder_outputs"] = {"image": image_features}
-        return inputs
+        features = self.encode_media(prompts) if features is None else features
+        return {} if features is None else {"mm_encoder_outputs": features}
 
     def pixels(self, prompts: Prompts) -> Tensor:
-        """Return the patches of all images (patches, patch_dim) float32, on the device of the tokens."""
-        assert prompts.pixel_values is not None, "only rows with images have pixels"
-        return self.processor.normalised(prompts.pixel_values.to(prompts.input_ids.device))
+        """Return the patches of all media (patches, patch_dim) float32, on the device of the tokens."""
+        assert prompts.pixel_values is not None, "only rows with media have pixels"
+        return self.processor.media.normalised(prompts.pixel_values.to(prompts.input_ids.device))
 
-    def _image_layout(self, prompts: Prompts, ids: Tensor) -> dict[str, Any]:
-        if prompts.image_grid_thw is None:
+    def layout(self, prompts: Prompts, ids: Tensor) -> dict[str, Any]:
+        """Return what the Hugging Face model makes positions of: grids, seconds and kinds of tokens.
+
+        Args:
+            prompts: Their media.
+            ids: (R, L) int64, the tokens of the prompts and of what follows.
+        """
+        if prompts.grid_thw is None or prompts.seconds is None:
             return {}
-        image_tokens = (ids == self.processor.image_id).int()
-        return {"image_grid_thw": prompts.image_grid_thw, "mm_token_type_ids": image_tokens}
+        clips = prompts.seconds > 0
+        kinds = (ids == self.processor.image_id).int() + 2 * (ids == self.processor.video_id).int()
+        found: dict[str, Any] = {"mm_token_type_ids": kinds, "image_grid_thw": prompts.grid_thw[~clips]}
+        if bool(clips.any()):
+            found["video_grid_thw"] = prompts.grid_thw[clips]
+            found["second_per_grid_ts"] = prompts.seconds[clips].tolist()
+        return found
 
     def prompt_positions(self, prompts: Prompts) -> Tensor:
         """Return the rotary positions (time, height, width) of left-padded prompts.
 
         Returns:
-            (3, R, P) int64; the three are equal at text tokens.
+            (3, R, P) int64; the three are equal at text tokens. Text behind a clip of a Qwen2-VL or
+            Qwen2.5-VL starts where transformers 5 lets it start, which may be within the time of the clip.
         """
-        if prompts.image_grid_thw is None:
+        if prompts.grid_thw is None:
             counted = (prompts.attention_mask.cumsum(dim=1) - 1).clamp(min=0)
             return counted.expand(3, -1, -1)
         positions: Tensor
         positions, _ = self.language_model.model.get_rope_index(
             input_ids=prompts.input_ids,
             attention_mask=prompts.attention_mask,
-            **self._image_layout(prompts, prompts.input_ids),
+            **self.layout(prompts, prompts.input_ids),
         )
         return positions
 
-    def encode_images(self, prompts: Prompts) -> Any | None:
-        """Run the frozen vision tower once over all images of the rows, for several forwards.
+    def encode_media(self, prompts: Prompts) -> MediaFeatures | None:
+        """Run the frozen vision tower once over all media of the rows, for one or several forwards.
+
+        A picture is to the tower what a clip of two equal frames is, so pictures and clips need one call.
 
         Returns:
-            The features, or None if each forward must run the tower itself. That is so without images, and in
-            transformers before 5.20, whose models ignore given features without an error.
+            The features of pictures with pages and those of clips; None without media.
         """
-        takes_features = (
-            "mm_encoder_outputs" in inspect.signature(self.language_model.model.forward).parameters
-        )
-        if prompts.pixel_values is None or not takes_features:
+        if prompts.pixel_values is None or prompts.seconds is None:
             return None
         with torch.no_grad():
             features = self.language_model.model.get_image_features(
-                self.pixels(prompts), prompts.image_grid_thw, return_dict=True
+                self.pixels(prompts), prompts.grid_thw, return_dict=True
             )
-        # the last hidden state of the tower is large, and the decoder does not read it
-        read = {name: value for name, value in features.items() if name != "last_hidden_state"}
-        return type(features)(**read)
+        clips = (prompts.seconds > 0).tolist()
+        return {
+            kind: _of_kind(features, [clip == (kind == "video") for clip in clips])
+            for kind in ("image", "video")
+            if (kind == "video") in clips
+        }
+
+
+def _of_kind(features: Any, chosen: list[bool]) -> Any:
+    """Return the features of some of the media.
+
+    The last hidden state of the tower is left out: it is large, and the decoder does not read it.
+    """
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, list):  # of each layer
+            return [pick(one) for one in value]
+        return tuple(one for one, wanted in zip(value, chosen, strict=True) if wanted)
+
+    names = [name for name in ("pooler_output", "deepstack_features") if features.get(name) is not None]
+    return type(features)(**{name: pick(features[name]) for name in names})
 
 
 def load_backbone(

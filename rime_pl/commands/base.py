@@ -20,7 +20,7 @@ from rich.progress import (
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import RimeError
 from rime_pl.miniature.tiny import TinyConfig, make_base
-from rime_pl.types import Pair
+from rime_pl.types import Pair, frames_of
 
 
 def run(
@@ -74,7 +74,9 @@ def read_captions(data: Path) -> tuple[list[tuple[Image.Image, list[str]]], list
     """Return the pictures of the captions split with their captions, and all its texts."""
     reader = ShardReader(read_split(data, "captions"))
     pairs = [reader.read(n) for n in track(range(len(reader)), "reading captions")]
-    samples = [(pair.query.images[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
+    samples = [
+        (frames_of(pair.query.media[0])[0], pair.target.text.split("\n")) for pair in pairs if pair.query
+    ]
     return samples, [text for pair in pairs for text in _texts(pair)]
 
 

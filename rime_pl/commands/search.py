@@ -162,12 +162,12 @@ class CorpusPictures(Sequence[Source]):
 
     Args:
         entries: The samples.
-        max_images: Largest number of pictures of an item.
+        max_media: Largest number of pictures of an item.
         place: What a person calls these pictures.
     """
 
-    def __init__(self, entries: list[Entry], max_images: int, place: str) -> None:
-        self.reader = ShardReader(entries, max_images=max_images)
+    def __init__(self, entries: list[Entry], max_media: int, place: str) -> None:
+        self.reader = ShardReader(entries, max_media=max_media)
         self.place = place
         self.special: re.Pattern[str] | None = None  # tokens that no text may contain
 
@@ -224,7 +224,7 @@ def corpus_pictures(stage: RunFolder, console: Console | None = None) -> CorpusP
             f"{corpus}: {place} must hold pictures to search, but has none. Give --images FOLDER."
         )
     prompt = PromptConfig(**read_contract(stage.adapter)["prompt"])
-    return CorpusPictures(list(distinct.values()), prompt.image_limit, place)
+    return CorpusPictures(list(distinct.values()), prompt.media_limit, place)
 
 
 def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:

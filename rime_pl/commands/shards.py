@@ -28,7 +28,7 @@ def check(
     batch_size: int = Limits.batch_size,
     max_text_tokens: int = Limits.max_text_tokens,
     max_rewrite_tokens: int = Limits.max_rewrite_tokens,
-    max_images: int = Limits.max_images,
+    max_media: int = Limits.max_media,
     val_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
@@ -46,7 +46,7 @@ def check(
         batch_size: Number of pairs in a training batch (data.batch_size).
         max_text_tokens: Largest number of tokens of a text (model.backbone.prompt.max_text_tokens).
         max_rewrite_tokens: Largest number of tokens of a rewrite (model.backbone.prompt.max_rewrite_tokens).
-        max_images: Largest number of pictures of an item (model.backbone.prompt.max_images).
+        max_media: Largest number of pictures of an item (model.backbone.prompt.max_media).
         val_share: Share of the contents in the validation split, for rows without a split.
         test_share: Share of the contents in the test split, for rows without a split.
         seed: Seed of the split, for rows without a value in column 'split'.
@@ -54,7 +54,7 @@ def check(
     """
     if (table is None) == (path is None):
         raise RimeError("`rime shards check` needs --table FILE or --path CORPUS, one of them.")
-    limits = Limits(batch_size, max_text_tokens, max_rewrite_tokens, max_images)
+    limits = Limits(batch_size, max_text_tokens, max_rewrite_tokens, max_media)
     processor = None
     if base:
         from rime_pl.processing import RimeProcessor  # transformers takes seconds, so only if it is needed

@@ -11,14 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 
-from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.mllm import Backbone, MediaFeatures
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts
 
@@ -78,7 +77,7 @@ def join_states(states: list[DecodingState]) -> DecodingState:
 
 
 def prefill(
-    backbone: Backbone, prompts: Prompts, num_generations: int, image_features: Any | None = None
+    backbone: Backbone, prompts: Prompts, num_generations: int, features: MediaFeatures | None = None
 ) -> DecodingState:
     """Read each prompt once, and copy its keys and values to ``num_generations`` rows."""
     positions = backbone.prompt_positions(prompts)
@@ -86,7 +85,7 @@ def prefill(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
         position_ids=positions,
-        **backbone.image_inputs(prompts, prompts.input_ids, image_features),
+        **backbone.media_inputs(prompts, features),
         use_cache=True,
     )
     if num_generations > 1:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.head import Sampling
-from rime_pl.backbone.mllm import Backbone
+from rime_pl.backbone.mllm import Backbone, MediaFeatures
 from rime_pl.generation.decoding import decode, join_states, prefill, suppressed_tokens
 from rime_pl.generation.rewriting import finish_rewrites
 from rime_pl.types import Prompts, Rollouts
@@ -107,7 +107,7 @@ class PromptPart:
 
     prompts: Prompts  # R rows
     numbers: Tensor  # (N, T) from ``random_numbers``; T is the budget plus 1, for <gen_emb>
-    images: Any | None = None  # from ``Backbone.encode_images``
+    images: Any | None = None  # from ``Backbone.encode_media``
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ def score_rollouts(
     prompts: Prompts,
     rollouts: Rollouts,
     temperature: float = 1.0,
-    image_features: Any | None = None,
+    features: MediaFeatures | None = None,
 ) -> Scores:
     """Return log-probabilities and entropy of the sampled tokens and both embeddings, from one forward.
 
@@ -165,12 +165,12 @@ def score_rollouts(
         prompts: R rows.
         rollouts: N rows.
         temperature: The temperature of the sampling.
-        image_features: From ``Backbone.encode_images``.
+        features: From ``Backbone.encode_media``.
     """
     sampled = rollouts.labels != -100  # (N, C), M of them True
     suppressed = suppressed_tokens(backbone.processor, len(backbone.head().frozen), sampled.device)
     sampling = Sampling(temperature, suppressed)
-    output = backbone(prompts, rollouts.completions, rollouts.labels, image_features, sampling=sampling)
+    output = backbone(prompts, rollouts.completions, rollouts.labels, features, sampling=sampling)
     empty = torch.zeros(sampled.shape, device=sampled.device)
     return Scores(
         empty.masked_scatter(sampled, output.logprobs),

@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 import torch
 
-from rime_pl.inference.sources import Source, holds_opened, item_name, one_item, picture_shapes, text_of
+from rime_pl.inference.sources import Source, holds_opened, item_name, media_shapes, one_item, text_of
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Item, Prompts
 
@@ -159,9 +159,6 @@ def measured(sources: Sequence[Source], processor: RimeProcessor) -> list[Size]:
 
     A picture that cannot be read counts as nothing: it fails when its batch is due.
     """
-    images, size = processor.processor.image_processor, processor.picture_size or {}
-    limits = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-    bounds = {limits[edge]: pixels for edge, pixels in size.items()}
     texts = [text_of(source) for source in sources]
     tokens: list[int] = []
     for start in range(0, len(texts), _COUNTED):
@@ -169,11 +166,9 @@ def measured(sources: Sequence[Source], processor: RimeProcessor) -> list[Size]:
         tokens += map(len, rows)
     sizes = []
     for source, count in zip(sources, tokens, strict=True):
-        shapes = picture_shapes(source)
-        patches = sum(images.get_number_of_image_patches(*shape, bounds) for shape in shapes)
-        sizes.append(
-            Size(count + patches // images.merge_size**2, sum(height * width for height, width in shapes))
-        )
+        media = [processor.media.size_of(*shape) for shape in media_shapes(source)]
+        visual, pixels = (sum(numbers) for numbers in zip(*media, strict=True)) if media else (0, 0)
+        sizes.append(Size(count + visual, pixels))
     return sizes
 
 

@@ -214,7 +214,7 @@ class Retriever:
         }
 
     def _checked(self, items: Source | Iterable[Source], skip_unusable: bool) -> Sequence[Source]:
-        return checked(items, not skip_unusable, self.backbone.processor.prompt.image_limit)
+        return checked(items, not skip_unusable, self.backbone.processor.prompt.media_limit)
 
     def _encode_batch(self, prompts: Prompts, modes: Sequence[Mode]) -> tuple[Tensor, list[str]]:
         """Return embeddings (R, modes, D) of R prompts, and rewrites; without the generative mode empty."""

@@ -15,17 +15,23 @@ from typing import Any
 
 from PIL import Image
 
+from rime_pl.clips import read_video
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import open_picture, picture_shape
-from rime_pl.prompts import MAX_IMAGES, refuse_many_images
-from rime_pl.types import Item
+from rime_pl.prompts import MAX_MEDIA, refuse_many_media
+from rime_pl.types import Clip, Item, Medium, Page, frames_of
 
-#: A text, a picture (path or opened), or an item that may hold both and an instruction.
-Source = str | Path | Image.Image | Item
+#: A text, a picture (path or opened), a video (path), a clip, a page, or an item that may hold several of
+#: them, a text and an instruction.
+Source = str | Path | Image.Image | Clip | Page | Item
 #: File names that end like this are taken for pictures.
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"),
 }
+#: And these for videos.
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"}
+#: What the size of a video file is taken for before it is decoded: frames, height and width.
+_VIDEO_SHAPE = (8, 480, 640)
 
 
 def is_one(items: Source | Iterable[Source]) -> bool:
@@ -34,7 +40,7 @@ def is_one(items: Source | Iterable[Source]) -> bool:
 
 
 def checked(
-    items: Source | Iterable[Source], files: bool = True, max_images: int = MAX_IMAGES
+    items: Source | Iterable[Source], files: bool = True, max_media: int = MAX_MEDIA
 ) -> Sequence[Source]:
     """Return the items as a sequence, each checked as far as possible without opening pictures.
 
@@ -44,11 +50,11 @@ def checked(
     Args:
         items: What the user gave.
         files: Whether the picture files must be there; otherwise they are looked for when they are due.
-        max_images: Largest number of pictures of an item.
+        max_media: Largest number of media of an item.
 
     Raises:
-        RimeError: If there are no items, or one is no text, no picture and no item, or holds nothing or too
-            many pictures.
+        RimeError: If there are no items, or one is no text, no medium and no item, or holds nothing or too
+            many media.
     """
     if isinstance(items, Source):
         items = (items,)
@@ -67,7 +73,7 @@ def checked(
             if files or not isinstance(source, Path):
                 _check(source, name)
             if isinstance(source, Item):
-                refuse_many_images(len(_pictures(source)), max_images, name)
+                refuse_many_media(len(_media(source)), max_media, name)
         _warn_of_file_names([row for row in rows if isinstance(row, str)])
     return rows
 
@@ -92,11 +98,26 @@ def to_item(source: Source, instruction: str = "", name: str = "the item") -> It
     if isinstance(source, str):
         return Item(source, instruction=instruction)
     if isinstance(source, Path):
-        return Item("", (open_picture(source),), str(source), instruction)
-    if isinstance(source, Image.Image):
-        return Item("", (open_picture(source, name),), instruction=instruction)
-    images = tuple(open_picture(picture, _named(picture, name)) for picture in _pictures(source))
-    return replace(source, images=images, instruction=source.instruction or instruction)
+        return Item("", (_opened(source, name),), str(source), instruction)
+    if not isinstance(source, Item):
+        return Item("", (_opened(source, name),), instruction=instruction)
+    media = tuple(_opened(medium, _named(medium, name)) for medium in _media(source))
+    return replace(source, media=media, instruction=source.instruction or instruction)
+
+
+def _opened(medium: Any, name: str) -> Medium:
+    """Return a picture, clip or page ready to be read."""
+    if isinstance(medium, Clip):
+        return replace(medium, frames=tuple(open_picture(frame, name) for frame in medium.frames))
+    if isinstance(medium, Page):
+        return Page(open_picture(medium.image, name))
+    if _is_video(medium):
+        return read_video(medium)
+    return open_picture(medium, name if isinstance(medium, Image.Image) else "")
+
+
+def _is_video(medium: Any) -> bool:
+    return isinstance(medium, str | Path) and Path(medium).suffix.lower() in VIDEO_SUFFIXES
 
 
 def one_item(
@@ -118,20 +139,31 @@ def text_of(source: Source) -> str:
     return text if isinstance(text, str) else ""
 
 
-def picture_shapes(source: Source) -> list[tuple[int, int]]:
-    """Return height and width of the pictures of an item in pixels; only of those that can be read."""
-    shapes = map(picture_shape, _pictures_of(source))
-    return [shape for shape in shapes if shape is not None]
+def media_shapes(source: Source) -> list[tuple[type, int, int, int]]:
+    """Return kind, frames, height and width of the media of an item; only of those that can be read.
+
+    The kind is Clip, Page or Image. Of a video file it is a guess.
+    """
+    found: list[tuple[type, int, int, int]] = []
+    for medium in _media_of(source):
+        if _is_video(medium):
+            found.append((Clip, *_VIDEO_SHAPE))
+            continue
+        opened = isinstance(medium, Clip | Page)
+        kind, frames = (type(medium), frames_of(medium)) if opened else (Image.Image, (medium,))
+        if frames and (shape := picture_shape(frames[0])) is not None:
+            found.append((kind, len(frames), *shape))
+    return found
 
 
 def holds_opened(source: Source) -> bool:
-    """Return whether an item has a picture that the user has opened; the others are files."""
-    return any(isinstance(picture, Image.Image) for picture in _pictures_of(source))
+    """Return whether an item has a medium that the user has opened; the others are files."""
+    return any(not isinstance(medium, str | Path) for medium in _media_of(source))
 
 
-def _pictures_of(source: Source) -> tuple[Any, ...]:
+def _media_of(source: Source) -> tuple[Any, ...]:
     if isinstance(source, Item):
-        return _pictures(source)
+        return _media(source)
     return () if isinstance(source, str) else (source,)
 
 
@@ -162,40 +194,52 @@ def _add_content(digest: Any, source: Source, instruction: str, name: str) -> No
             digest.update(hashlib.file_digest(file, "sha256").digest())
         return
     item = to_item(source, instruction, name)
-    sizes = [image.size for image in item.images]
-    digest.update(json.dumps([item.text, item.instruction, sizes]).encode())
-    for image in item.images:
-        digest.update(image.tobytes())
+    kinds = [
+        [type(medium).__name__, medium.times if isinstance(medium, Clip) else []] for medium in item.media
+    ]
+    frames = [frame for medium in item.media for frame in frames_of(medium)]
+    sizes = [frame.size for frame in frames]
+    digest.update(json.dumps([item.text, item.instruction, kinds, sizes]).encode())
+    for frame in frames:
+        digest.update(frame.tobytes())
 
 
 def _check(source: Any, name: str) -> None:
     if not isinstance(source, Source):
         raise RimeError(
-            f"{name} must be a text (str), a path to a picture (Path), a picture or an Item, but is a "
-            f"{type(source).__name__}."
+            f"{name} must be a text (str), a path to a picture or video (Path), a picture, a clip, a page or "
+            f"an Item, but is a {type(source).__name__}."
         )
     if isinstance(source, Path) and not source.is_file():
-        raise DataError(f"{name} must be a picture file, but there is none: {source}.")
+        raise DataError(f"{name} must be a picture or video file, but there is none: {source}.")
+    if isinstance(source, Path) and source.suffix.lower() == ".pdf":
+        raise RimeError(
+            f"{name} must be one page, but {source} is a document. Give its pages: "
+            "rime_pl.read_pages yields them."
+        )
     if isinstance(source, Item):
-        for picture in _pictures(source):
-            if not isinstance(picture, str | Path | Image.Image):
-                kind = type(picture).__name__
-                raise RimeError(f"{name}: images must be pictures or paths to pictures, but one is a {kind}.")
+        for medium in _media(source):
+            if not isinstance(medium, str | Path | Image.Image | Clip | Page):
+                kind = type(medium).__name__
+                raise RimeError(
+                    f"{name}: media must be pictures, clips, pages or paths to pictures and videos, but one "
+                    f"is a {kind}."
+                )
         if not isinstance(source.text, str) or not isinstance(source.instruction, str):
             raise RimeError(f"{name}: text and instruction of an Item must be str.")
     text = source if isinstance(source, str) else source.text if isinstance(source, Item) else None
-    if text is not None and not text.strip() and not (isinstance(source, Item) and _pictures(source)):
-        raise RimeError(f"{name} must have a text or a picture, but has neither.")
+    if text is not None and not text.strip() and not (isinstance(source, Item) and _media(source)):
+        raise RimeError(f"{name} must have a text or a medium, but has neither.")
 
 
-def _pictures(item: Item) -> tuple[Any, ...]:
-    """Return the pictures of an Item, one or several: a user may give one picture without a tuple."""
-    images: Any = item.images
-    return (images,) if isinstance(images, str | Path | Image.Image) else tuple(images)
+def _media(item: Item) -> tuple[Any, ...]:
+    """Return the media of an Item, one or several: a user may give one without a tuple."""
+    media: Any = item.media
+    return (media,) if isinstance(media, str | Path | Image.Image | Clip | Page) else tuple(media)
 
 
-def _named(picture: str | Path | Image.Image, name: str) -> str:
-    return name if isinstance(picture, Image.Image) else f"{name}, {picture}"
+def _named(medium: Any, name: str) -> str:
+    return f"{name}, {medium}" if isinstance(medium, str | Path) else name
 
 
 def _warn_of_file_names(texts: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor, get_
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from rime_pl.errors import DataError
-from rime_pl.prompts import IMAGE_SLOT, IMAGE_TOKEN
+from rime_pl.prompts import picture_slot
 
 #: A content word stands in the captions of at most this share of the pictures; the others frame them.
 _CONTENT = 0.5
@@ -230,8 +230,7 @@ def caption_batches(
         features = pictures.seen(model, shown)
         tokens = iter(map(len, features["mm_encoder_outputs"]["image"].pooler_output) if shown else ())
         texts = [
-            text if reads else IMAGE_SLOT.format(pads=IMAGE_TOKEN * next(tokens))
-            for text, reads in zip(texts, read, strict=True)
+            text if reads else picture_slot(next(tokens)) for text, reads in zip(texts, read, strict=True)
         ]
         prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
         completions = tokenizer(answers, add_special_tokens=False)["input_ids"]

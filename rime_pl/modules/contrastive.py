@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.mllm import MediaFeatures
 from rime_pl.bounds import at_least, greater_than_0
 from rime_pl.errors import RimeError
 from rime_pl.losses.contrastive import mean_negatives
@@ -111,7 +112,7 @@ class ContrastiveModule(RimeModule):
         def run(number: int) -> EncodedSide:
             part = rows.select(groups[number])
             if settings.reuse_vision and number not in features:
-                features[number] = self.model.encode_images(part.prompts)
+                features[number] = self.model.encode_media(part.prompts)
             return self.forward_rows(part, num_labels, features.get(number))
 
         return self.cache.encode(run, groups, rows.annotated.device)
@@ -120,15 +121,17 @@ class ContrastiveModule(RimeModule):
         """Return the number of labels of one side in the whole global batch."""
         return all_reduce_sum((side.completions.mask * side.annotated.unsqueeze(1)).sum())
 
-    def forward_rows(self, rows: Rows, num_labels: Tensor, image_features: Any | None = None) -> EncodedSide:
+    def forward_rows(
+        self, rows: Rows, num_labels: Tensor, features: MediaFeatures | None = None
+    ) -> EncodedSide:
         """Return the same for any rows of one side, from one forward.
 
         Args:
             rows: Rows of one side.
             num_labels: From :meth:`count_labels`.
-            image_features: From :meth:`Backbone.encode_images`; None to encode the images here.
+            features: From :meth:`Backbone.encode_media`; None to encode the media here.
         """
-        out = self.model(rows.prompts, rows.completions, rows.labels, image_features, rows.wrong)
+        out = self.model(rows.prompts, rows.completions, rows.labels, features, rows.wrong)
         # times world size, because DDP and FSDP average the gradients over the ranks
         cross_entropy = token_cross_entropy(out.logprobs, num_labels) * world_size()
         return EncodedSide(out.disc, out.gen, cross_entropy, out.alternative)

@@ -244,7 +244,7 @@ class RefineRLModule(RimeModule):
         names = [f"{side} {rank() * len(batch) + row}" for row in rows.tolist()]
         group, steps = self.rollouts.num_generations, self.max_new_tokens + 1
         numbers = random_numbers(self.seed, batch.position, names, group, steps)
-        return PromptPart(prompts, numbers, self.model.encode_images(prompts))
+        return PromptPart(prompts, numbers, self.model.encode_media(prompts))
 
     def backward_part(self, loss: Tensor, last: bool) -> None:
         """Add the gradients of one part; processes exchange gradients only with the last one."""

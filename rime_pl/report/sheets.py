@@ -13,7 +13,8 @@ from pathlib import Path
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from rime_pl.types import THUMBNAIL, Item
+from rime_pl.media import thinned
+from rime_pl.types import THUMBNAIL, Clip, Item, Medium, frames_of
 
 INK, SOFT, PAPER, CARD = "#1f2933", "#6b7785", "#ffffff", "#f6f7f9"
 RIGHT, WRONG, QUERY, PLAIN = "#1a9c5b", "#d64545", "#2f6bde", "#cfd6df"
@@ -21,6 +22,7 @@ SIDE = THUMBNAIL  # width and height of a card's picture
 GAP = 14
 LINE = 17  # height of a line of text
 CAPTION_LINES = 3
+CLIP_FRAMES = 3  # of a clip on a card
 
 
 @dataclass
@@ -92,8 +94,9 @@ def _draw_card(
     box = (left, top, left + SIDE, top + SIDE)
     draw.rounded_rectangle(box, 8, CARD, colour, thick)
     inside = SIDE - 2 * thick - 8
-    if card.item.images:
-        picture = _collage(card.item.images, inside)
+    if card.item.media:
+        frames = [frame for medium in card.item.media for frame in frames_of(shown(medium))]
+        picture = _collage(frames, inside)
         paper.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
     else:
         lines = _wrapped(card.item.text, _font(14), inside, (inside - 8) // 19)
@@ -106,6 +109,11 @@ def _draw_card(
         draw.text((left + SIDE - 14, top + 14), "✓" if card.right else "✗", PAPER, mark, anchor="mm")
     for number, line in enumerate(_wrapped(card.caption, _font(12), SIDE, CAPTION_LINES)):
         draw.text((left + 1, top + SIDE + 7 + LINE * number), line, INK if number == 0 else SOFT, _font(12))
+
+
+def shown(medium: Medium) -> Medium:
+    """Return a medium as a card shows it: of a clip the first, the middle and the last frame."""
+    return thinned(medium, CLIP_FRAMES) if isinstance(medium, Clip) else medium
 
 
 def _collage(images: Sequence[Image.Image], side: int) -> Image.Image:

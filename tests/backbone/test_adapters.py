@@ -158,7 +158,7 @@ def test_peft_loads_the_folder(trained: Backbone, adapter: Path, micro_base: Pat
         input_ids=ids,
         attention_mask=torch.cat([rows.prompts.attention_mask, rows.completions.mask], dim=1),
         pixel_values=trained.pixels(rows.prompts),
-        image_grid_thw=rows.prompts.image_grid_thw,
+        image_grid_thw=rows.prompts.grid_thw,
         mm_token_type_ids=(ids == processor.image_id).int(),
     )
     for token, vectors in ((processor.disc_id, expected.disc), (processor.gen_id, expected.gen)):

@@ -93,7 +93,7 @@ def test_a_batch_equals_its_rows_one_by_one(
     """Texts and pictures are mixed and of several lengths; a single row has no padding."""
     pairs = train_pairs[:5]
     rows = processor.training_batch(pairs).query
-    assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_images.tolist() == [
+    assert (rows.prompts.attention_mask.sum(1).unique().numel() > 2) and rows.prompts.num_media.tolist() == [
         0, 2, 0, 1, 0,
     ]  # fmt: skip
     together = shared_backbone(rows.prompts, rows.completions, rows.labels)
@@ -145,9 +145,9 @@ def test_embeddings_are_read_at_the_mode_tokens(shared_backbone: Backbone, batch
     out = shared_backbone(rows.prompts, rows.completions)
     ids = torch.cat([rows.prompts.input_ids, rows.completions.ids], dim=1)
     mask = torch.cat([rows.prompts.attention_mask, rows.completions.mask], dim=1)
-    images = shared_backbone.image_inputs(rows.prompts, ids)
+    media = shared_backbone.media_inputs(rows.prompts) | shared_backbone.layout(rows.prompts, ids)
     hidden = shared_backbone.language_model.model(
-        input_ids=ids, attention_mask=mask, **images
+        input_ids=ids, attention_mask=mask, **media
     ).last_hidden_state
     for row in range(len(rows)):
         for got, token in ((out.disc, processor.disc_id), (out.gen, processor.gen_id)):
@@ -182,13 +182,13 @@ def test_a_prompt_without_disc_token_is_refused(shared_backbone: Backbone, batch
 @torch.no_grad()
 def test_shared_image_features_change_nothing(shared_backbone: Backbone, batch: Batch) -> None:
     rows = batch.target
-    features = shared_backbone.encode_images(rows.prompts)  # None in transformers before 5.20
+    features = shared_backbone.encode_media(rows.prompts)
     for _ in range(2):  # used by several forwards
-        shared = shared_backbone(rows.prompts, rows.completions, image_features=features)
+        shared = shared_backbone(rows.prompts, rows.completions, features=features)
         torch.testing.assert_close(
             shared.gen, shared_backbone(rows.prompts, rows.completions).gen, **TOLERANCE
         )
-    assert shared_backbone.encode_images(rows.prompts.select(torch.tensor([], dtype=torch.int64))) is None
+    assert shared_backbone.encode_media(rows.prompts.select(torch.tensor([], dtype=torch.int64))) is None
 
 
 def test_gradient_checkpointing_gives_equal_gradients(make_backbone: MakeBackbone, batch: Batch) -> None:
@@ -228,7 +228,7 @@ def test_the_frozen_vision_tower_never_runs_backward(kept: bool, tmp_path: Path)
                 one.requires_grad for one in tree_leaves(out) if torch.is_tensor(one)
             )
         )
-    features = backbone.encode_images(rows.prompts) if kept else None
+    features = backbone.encode_media(rows.prompts) if kept else None
     out = backbone(rows.prompts, rows.completions, rows.labels, features)
     assert len(seen) > 5 and not any(seen)
     assert out.gen.requires_grad and out.logprobs.requires_grad

@@ -165,7 +165,7 @@ def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
         ("model.backbone.lora_alpha", "-8", "model.backbone.lora_alpha must be at least 1 and at most"),
         ("model.backbone.lora_dropout", "1.0", "lora_dropout must be at least 0 and less than 1, but is 1.0"),
         ("model.backbone.prompt.max_rewrite_tokens", "0", "max_rewrite_tokens must be 1 or more, but is 0"),
-        ("model.backbone.prompt.max_images", "0", "max_images must be 1 or more, but is 0"),
+        ("model.backbone.prompt.max_media", "0", "max_media must be 1 or more, but is 0"),
         ("model.backbone.prompt.gen_token", "<disc_emb>", "must be a token of its own"),
         ("data.batch_size", "0", "data.batch_size must be 1 or more, but is 0"),
         ("data.eval_batch_size", "0", "data.eval_batch_size must be 1 or more, but is 0"),

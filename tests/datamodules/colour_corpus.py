@@ -101,7 +101,7 @@ class PlainProcessor:
     def _prompts(self, items: Sequence[Item]) -> Prompts:
         ids = _hashes(items)[:, None]
         return Prompts(
-            ids, torch.ones_like(ids), None, None, torch.tensor([len(item.images) for item in items])
+            ids, torch.ones_like(ids), None, None, torch.tensor([len(item.media) for item in items])
         )
 
     def _completions(self, rows: int) -> Completions:

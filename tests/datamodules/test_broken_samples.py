@@ -115,7 +115,7 @@ def test_an_item_with_too_many_pictures_is_a_broken_sample_and_is_not_opened(
 ) -> None:
     splits = make_splits()
     first = splits["train"][0]
-    many = replace(first.target, images=first.target.images * 500)
+    many = replace(first.target, media=first.target.media * 500)
     splits["train"][0] = replace(first, target=many)
     path, name = write(tmp_path / "many", splits), "train-000000.tar/big-0000"
     opened: list[str] = []

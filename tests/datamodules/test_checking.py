@@ -130,17 +130,17 @@ def test_too_many_pictures_are_told_and_not_opened(tmp_path: Path) -> None:
     rows[4]["target_image"] = ["a.png"] * 17
     found = checked(tmp_path, rows)
     assert kinds(found) == [("problem", "too many pictures", "line 5")]
-    assert "field 'target_image' names 17 pictures, but max_images is 16" in found.faults[0].says
-    looked = kinds(checked(tmp_path, rows, limits=Limits(4, max_images=17)))
+    assert "field 'target_image' names 17 pictures, but max_media is 16" in found.faults[0].says
+    looked = kinds(checked(tmp_path, rows, limits=Limits(4, max_media=17)))
     assert set(looked) == {("problem", "unusable picture", "line 5")}
     splits = make_splits()
     first = splits["train"][0]
-    splits["train"][0] = replace(first, target=replace(first.target, images=(colour(1),) * 17))
+    splits["train"][0] = replace(first, target=replace(first.target, media=(colour(1),) * 17))
     path = write(tmp_path / "corpus", splits)
     told = [fault for fault in check_corpus(path, FEW).faults if fault.level == "problem"]
     assert [fault.kind for fault in told] == ["too many pictures"]
     assert "field 'target' must have at most 16 pictures, but has 17" in told[0].says
-    assert not check_corpus(path, Limits(4, max_images=17)).problems
+    assert not check_corpus(path, Limits(4, max_media=17)).problems
 
 
 def test_with_a_base_model_tokens_are_counted_and_its_special_tokens_found(

@@ -318,7 +318,7 @@ def test_a_broken_sample_stops_training_and_is_named(make_data: MakeData, tmp_pa
     path, name = _with_broken_image(tmp_path)
     with pytest.raises(DataError) as error:
         _loader(make_data(path=path))
-    assert name in str(error.value) and "target.images" in str(error.value)
+    assert name in str(error.value) and "target.media" in str(error.value)
     assert "At most 0.0 of the samples may be broken (data.max_broken_share), but 1 of 50" in str(error.value)
 
 

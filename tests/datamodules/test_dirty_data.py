@@ -87,7 +87,7 @@ def test_one_check_lists_every_fault_and_what_is_left_can_be_read(
     for split, about in read_corpus(output)["splits"].items():
         reader = ShardReader(read_split(output, split))
         for number in range(about["samples"]):
-            image = reader.read(number).target.images[0]
+            image = reader.read(number).target.media[0]
             assert image.mode == "RGB"
             sizes.add(image.size)
     assert {(1, 1), (8000, 6000), (20, 40), (24, 36)} <= sizes

@@ -74,7 +74,7 @@ def test_a_table_becomes_a_corpus(tmp_path: Path, rows: Rows, kind: str) -> None
     pair = found["val"][0]
     assert pair.dataset == "pairs" and pair.gallery == "pictures"
     assert pair.query is not None and pair.query.text == "colour 1" and pair.query.rewrite == "It is 1."
-    assert pair.target.rewrite == "One sees 1." and pair.target.images[0].size == colour(20).size
+    assert pair.target.rewrite == "One sees 1." and pair.target.media[0].size == colour(20).size
     assert pair.query.content_id == pair.target.content_id
 
 
@@ -91,7 +91,7 @@ def test_all_columns(tmp_path: Path, rows: Rows) -> None:
         "gallery": "all",
     }
     pair = build(tmp_path, rows)["train"][0]
-    assert pair.query is not None and len(pair.query.images) == 2
+    assert pair.query is not None and len(pair.query.media) == 2
     assert (pair.dataset, pair.gallery, pair.query.content_id, pair.target.content_id) == (
         "mixed",
         "all",
@@ -99,14 +99,14 @@ def test_all_columns(tmp_path: Path, rows: Rows) -> None:
         "t",
     )
     assert pair.query.cot == "Think. It is 0." and pair.target == Item(
-        "words", pair.target.images, "t", "Show.", "One sees 0."
+        "words", pair.target.media, "t", "Show.", "One sees 0."
     )
 
 
 def test_several_pictures_in_a_csv_cell(tmp_path: Path, rows: Rows) -> None:
     rows[0]["query_image"] = "1.jpg; 2.png"
     query = build(tmp_path, rows, "csv")["train"][0].query
-    assert query is not None and len(query.images) == 2
+    assert query is not None and len(query.media) == 2
 
 
 def test_rows_without_query_are_distractors(tmp_path: Path, rows: Rows) -> None:
@@ -322,8 +322,8 @@ def test_the_corpus_holds_what_a_person_sees(tmp_path: Path, rows: Rows) -> None
         if stored == files[name]:
             kept.append(name)
         seen = open_picture(files[name])
-        assert pair.target.images[0].size == seen.size
-        difference = np.abs(np.asarray(pair.target.images[0], int) - np.asarray(seen, int))
+        assert pair.target.media[0].size == seen.size
+        difference = np.abs(np.asarray(pair.target.media[0], int) - np.asarray(seen, int))
         assert difference.mean() < 2, name
         lossless = member.endswith("png") or stored == files[name]
         assert difference.max() == 0 or not lossless, name

@@ -53,7 +53,7 @@ def base_and_tone(content: str) -> tuple[str, str]:
 
 def pixels(pair: Pair) -> dict[str, bytes]:
     """Content -> pixels of all pictures in a pair."""
-    return {item.content_id: item.images[0].tobytes() for item in (pair.target,) if item.images}
+    return {item.content_id: item.media[0].tobytes() for item in (pair.target,) if item.media}
 
 
 def test_tasks_and_galleries(splits: dict[str, list[Pair]]) -> None:
@@ -63,8 +63,8 @@ def test_tasks_and_galleries(splits: dict[str, list[Pair]]) -> None:
         assert pair.query is not None
         names = "names" if pair.dataset == "picture_to_name" else "pictures"
         assert pair.gallery == THINGS.get(pair.dataset, names)
-        assert bool(pair.target.images) == (pair.gallery in ("pictures", "things"))
-        assert bool(pair.query.images) == (pair.dataset in ("picture_to_name", "picture_to_word", "composed"))
+        assert bool(pair.target.media) == (pair.gallery in ("pictures", "things"))
+        assert bool(pair.query.media) == (pair.dataset in ("picture_to_name", "picture_to_word", "composed"))
         if pair.dataset != "multilingual":
             assert (pair.dataset in THINGS) == (not people([pair]))
         assert pair.query.instruction and not pair.target.instruction
@@ -90,10 +90,10 @@ def test_no_held_out_picture_is_seen_in_training(splits: dict[str, list[Pair]]) 
     for pair in splits["train"] + splits["captions"]:
         assert pair.query is not None
         for item in (pair.query, pair.target):
-            assert not any(image.tobytes() in held_out for image in item.images)
+            assert not any(image.tobytes() in held_out for image in item.media)
     for pair in splits["val"] + splits["test"]:  # a change starts from a training picture
         if pair.dataset == "composed":
-            assert pair.query is not None and pair.query.images[0].tobytes() not in held_out
+            assert pair.query is not None and pair.query.media[0].tobytes() not in held_out
 
 
 def test_every_picture_is_one_content_and_the_test_gallery_holds_all(splits: dict[str, list[Pair]]) -> None:
@@ -134,7 +134,7 @@ def test_changing_the_source_as_asked_gives_the_target(splits: dict[str, list[Pa
     for pair in splits["test"]:
         if pair.dataset != "composed" or pair.query is None:
             continue
-        source = by_pixels[pair.query.images[0].tobytes()]
+        source = by_pixels[pair.query.media[0].tobytes()]
         (old_base, old_tone), (base, tone) = base_and_tone(source), base_and_tone(pair.target.content_id)
         old, new = words.person_concept(old_base), words.person_concept(base)
         if old_base == base:

@@ -69,7 +69,7 @@ def test_pictures_are_opened_as_a_person_sees_them(tmp_path: Path) -> None:
         places = {m.name.partition(".")[2]: (m.offset_data, m.size) for m in found}
     read = ShardReader([replace(entry, shard=tar, members=places)]).read(0)
     assert read.query is not None
-    (upright,), (grey,) = read.query.images, read.target.images
+    (upright,), (grey,) = read.query.media, read.target.media
     assert upright.size == (4, 8) and upright.getpixel((0, 0)) == (255, 0, 0)
     assert upright.getpixel((0, 7)) == (0, 0, 255)
     assert grey.getpixel((0, 0)) == (117, 117, 117)  # 30000 / 257

@@ -114,5 +114,5 @@ def test_the_same_seed_draws_the_same_pair(contents: dict[str, list[Scene]]) -> 
     other = scenes.make_pair("composed", 0, scene, 48, random.Random(8))
     assert first.query and again.query and other.query
     assert first.query.text == again.query.text
-    assert first.query.images[0].tobytes() == again.query.images[0].tobytes()
-    assert first.query.images[0].tobytes() != other.query.images[0].tobytes()
+    assert first.query.media[0].tobytes() == again.query.media[0].tobytes()
+    assert first.query.media[0].tobytes() != other.query.media[0].tobytes()

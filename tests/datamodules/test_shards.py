@@ -23,10 +23,8 @@ from rime_pl.types import Item, Pair
 
 
 def same_item(a: Item, b: Item) -> bool:
-    pixels = all(
-        np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.images, b.images, strict=True)
-    )
-    return pixels and replace(a, images=()) == replace(b, images=())
+    pixels = all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(a.media, b.media, strict=True))
+    return pixels and replace(a, media=()) == replace(b, media=())
 
 
 def same_pair(a: Pair, b: Pair) -> bool:
@@ -58,8 +56,8 @@ def test_any_webdataset_reader_streams_the_tars(corpus: Path) -> None:
     assert [sample["__key__"] for sample in samples] == [pair.key for pair in written]
     for sample, pair in zip(samples, written, strict=True):
         assert sample["json"]["target"]["rewrite"] == pair.target.rewrite
-        assert np.array_equal(np.asarray(sample["t0.png"]), np.asarray(pair.target.images[0]))
-        assert np.array_equal(np.asarray(sample["n0.1.png"]), np.asarray(pair.hard_negatives[0].images[1]))
+        assert np.array_equal(np.asarray(sample["t0.png"]), np.asarray(pair.target.media[0]))
+        assert np.array_equal(np.asarray(sample["n0.1.png"]), np.asarray(pair.hard_negatives[0].media[1]))
 
 
 def test_corpus_file_counts_and_hash(corpus: Path, tmp_path: Path) -> None:
@@ -147,7 +145,7 @@ def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> 
 
 def test_other_format_version(copy: Path) -> None:
     _edit_json(copy / "corpus.json", lambda corpus: corpus.update(format=99))
-    with pytest.raises(DataError, match=r"field 'format' must be 1, but is 99"):
+    with pytest.raises(DataError, match=r"field 'format' must be 2, but is 99"):
         read_split(copy, "train")
 
 
@@ -219,7 +217,7 @@ def test_broken_image_names_shard_key_and_field(copy: Path) -> None:
     offset, size = entry.members["t0.png"]
     _overwrite(entry.shard, offset + size // 2, b"\0" * (size - size // 2))
     with pytest.raises(
-        DataError, match=r"^train-000000.tar/big-0004: field 'target.images': 't0.png' must be a picture"
+        DataError, match=r"^train-000000.tar/big-0004: field 'target.media': 't0.png' must be a picture"
     ):
         ShardReader(read_split(copy, "train")).read(4)
 
@@ -238,14 +236,14 @@ def test_malformed_sample_json(copy: Path) -> None:
         (b'"target"', b'"tarxxx"', "field 'target' is missing"),
         (b'"text": "number 4"', b'"text":          4', "field 'query.text' must be a string, but is 4"),
         (
-            b'"images": ["t0.png"]',
-            b'"images": ["t9.png"]',
-            "field 'target.images': member 't9.png' is not in the tar",
+            b'"media": ["t0.png"]',
+            b'"media": ["t9.png"]',
+            "field 'target.media': member 't9.png' is not in the tar",
         ),
         (
-            b'"images": ["t0.png"]',
-            b'"images":         []',
-            "field 'target' must have text or images, but has neither",
+            b'"media": ["t0.png"]',
+            b'"media":         []',
+            "field 'target' must have text or media, but has neither",
         ),
     ],
 )

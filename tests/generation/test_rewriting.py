@@ -108,8 +108,8 @@ def naive_greedy(backbone: Backbone, prompts: Prompts, budget: int) -> list[int]
     stop = [processor.gen_id, processor.turn_end_id]
     ids, written = prompts.input_ids, []
     for _ in range(budget):
-        images = backbone.image_inputs(prompts, ids)
-        logits = backbone.language_model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits
+        media = backbone.media_inputs(prompts) | backbone.layout(prompts, ids)
+        logits = backbone.language_model(input_ids=ids, attention_mask=torch.ones_like(ids), **media).logits
         logits[..., [i for i in processor.special_ids if i not in stop]] = float("-inf")
         token = int(logits[0, -1].argmax())
         if token in stop:

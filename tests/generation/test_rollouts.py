@@ -86,8 +86,8 @@ def test_shared_prompts_equal_repeated_rows(
     torch.testing.assert_close(scores.gen, out.gen, **CLOSE)
     torch.testing.assert_close(scores.disc, out.disc[::G], **CLOSE)
     torch.testing.assert_close(scores.logprobs, plain_logprobs(policy, prompts, mine, 0.8), **CLOSE)
-    features = policy.encode_images(prompts)
-    again = score_rollouts(policy, prompts, mine, 0.8, image_features=features)
+    features = policy.encode_media(prompts)
+    again = score_rollouts(policy, prompts, mine, 0.8, features=features)
     torch.testing.assert_close(again.logprobs, scores.logprobs, **CLOSE)
 
 

@@ -72,7 +72,7 @@ def test_ragged_pictures_have_many_sizes_within_the_limits(tmp_path: Path) -> No
     low, high = RAGGED["micro"]
     prompts = bench.batch(40).query.prompts
     tokens = (prompts.input_ids == bench.processor.image_id).sum(1)
-    assert set(prompts.num_images.tolist()) == {1, 2, 3, 4}
+    assert set(prompts.num_media.tolist()) == {1, 2, 3, 4}
     assert low / 2 <= tokens.min() < high / 2 < tokens.max() <= 1.3 * high
 
 

@@ -89,7 +89,7 @@ def test_the_size_is_that_of_the_prompt_but_for_the_words_around_it(
     processor: RimeProcessor = loaded.backbone.processor
     for source, size in zip(mixed, measured(mixed, processor), strict=True):
         prompts = up_to(processor.prompts([sources.to_item(source)]), processor.disc_id)
-        pictures = 0 if prompts.image_grid_thw is None else len(prompts.image_grid_thw)
+        pictures = 0 if prompts.grid_thw is None else len(prompts.grid_thw)
         around = prompts.input_ids.shape[1] - size.tokens - 2 * pictures
         assert 0 < around <= batching.AROUND, source
 

@@ -25,7 +25,7 @@ INSTRUCTION, TASKS = "Find the picture.", ("composed", "count", "describe", "rel
 def test_encode_takes_texts_pictures_paths_and_items(
     loaded: Retriever, pictures: list[Item], tmp_path: Path
 ) -> None:
-    picture = pictures[0].images[0]
+    picture = pictures[0].media[0]
     picture.save(tmp_path / "one.png")
     items = ["a red ring", tmp_path / "one.png", picture, Item("a red ring", (picture,), "")]
     for mode in ("discriminative", "generative"):
@@ -39,7 +39,7 @@ def test_encode_takes_texts_pictures_paths_and_items(
 def test_one_item_is_not_a_sequence_and_gives_one_vector(
     loaded: Retriever, pictures: list[Item], tmp_path: Path
 ) -> None:
-    picture = pictures[0].images[0]
+    picture = pictures[0].media[0]
     picture.save(tmp_path / "one.png")
     for one in ("a red ring", tmp_path / "one.png", picture, Item("a red ring")):
         vector = loaded.encode(one)
@@ -50,20 +50,20 @@ def test_one_item_is_not_a_sequence_and_gives_one_vector(
     several = loaded.encode(text for text in ("a red ring", "a star"))  # a generator
     assert several.shape == (2, 64)
     for images in (picture, (picture,), (tmp_path / "one.png",), str(tmp_path / "one.png")):
-        assert torch.allclose(loaded.encode(Item(images=images)), loaded.encode(picture), atol=1e-6)
+        assert torch.allclose(loaded.encode(Item(media=images)), loaded.encode(picture), atol=1e-6)
 
 
 def test_an_item_as_a_user_writes_it() -> None:
     item = rime_pl.Item("a red ring")
     assert item == Item("a red ring", (), "") and rime_pl.Item is Item
-    assert rime_pl.Item(images=(Image.new("RGB", (8, 8)),)).text == ""
+    assert rime_pl.Item(media=(Image.new("RGB", (8, 8)),)).text == ""
 
 
 def test_a_text_that_names_a_picture_file_is_warned_of(
     loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pictures[0].images[0].save("ring.png")
+    pictures[0].media[0].save("ring.png")
     for items in ("ring.png", ["a ring", "ring.png"]):
         with pytest.warns(UserWarning, match=r"'ring.png' is embedded as a text, .* Give Path\('ring.png'\)"):
             loaded.encode(items)
@@ -93,7 +93,7 @@ def test_pictures_are_opened_for_their_batch_and_not_kept(
 ) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(8)]
     for path, item in zip(paths, pictures * 2, strict=False):
-        item.images[0].save(path)
+        item.media[0].save(path)
     opened: list[weakref.ref[Image.Image]] = []
     alive: list[int] = []
 
@@ -109,7 +109,7 @@ def test_pictures_are_opened_for_their_batch_and_not_kept(
     monkeypatch.setattr(batching, "_cores", lambda: 2)
     loaded.encode(paths, batch_size=2)
     assert len(opened) == 8 and max(alive) <= 1, "when the second of a batch is opened"
-    smallest = min(item.images[0].width * item.images[0].height for item in pictures)
+    smallest = min(item.media[0].width * item.media[0].height for item in pictures)
     monkeypatch.setattr(batching, "MAX_PIXELS", smallest)
     alive.clear()
     loaded.encode(paths, batch_size=32)
@@ -119,7 +119,7 @@ def test_pictures_are_opened_for_their_batch_and_not_kept(
     assert all(ref() is None for ref in opened), "the gallery holds paths"
     hits = loaded.search(paths[3], top_k=8).hits
     (found,) = [hit for hit in hits if hit.place == 3]
-    assert found.item.images[0].size == pictures[3].images[0].size and found.name == str(paths[3])
+    assert found.item.media[0].size == pictures[3].media[0].size and found.name == str(paths[3])
 
 
 def test_queries_and_targets_get_the_instructions_of_their_training(
@@ -213,7 +213,7 @@ def test_unusable_items_of_a_gallery_are_left_out_and_tried_again(
 ) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for path, item in zip(paths, pictures, strict=False):
-        item.images[0].save(path)
+        item.media[0].save(path)
 
     def fails_on(name: str) -> None:
         def opened(source: Any, said: str = "") -> Image.Image:
@@ -246,7 +246,7 @@ def test_a_kept_gallery_raises_and_names_what_a_new_one_would(
     places = [tmp_path / name for name in ("here", "there")]
     for place in places:
         place.mkdir()
-        pictures[0].images[0].save(place / "a.png")
+        pictures[0].media[0].save(place / "a.png")
         (place / "b.png").write_bytes(b"no picture")
     here, there = (sorted(place.iterdir()) for place in places)
     with pytest.raises(DataError) as anew:
@@ -265,11 +265,11 @@ def test_a_kept_gallery_raises_and_names_what_a_new_one_would(
 def test_an_item_with_too_many_pictures_is_refused_before_one_is_opened(
     loaded: Retriever, pictures: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures[0].images[0].save(tmp_path / "a.png")
+    pictures[0].media[0].save(tmp_path / "a.png")
     monkeypatch.setattr(sources, "open_picture", None)
     for call in (loaded.encode, loaded.index):
         with pytest.raises(DataError, match=r"item 1 must have at most 16 pictures, but has 17\. Use"):
-            call(["a ring", Item(images=(tmp_path / "a.png",) * 17)])  # type: ignore[arg-type]
+            call(["a ring", Item(media=(tmp_path / "a.png",) * 17)])  # type: ignore[arg-type]
 
 
 def test_wrong_use_is_an_error(loaded: Retriever, run_folder: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_an_adapter_of_an_earlier_version_loads_and_says_what_is_missing(
     from_corpus = capsys.readouterr().out
     assert "warning" not in from_corpus
     (old_run / "manifest.json").unlink()
-    pictures[0].images[0].save(old_run / "one.png")
+    pictures[0].media[0].save(old_run / "one.png")
     rime_search(*words, "--images", str(old_run))
     assert "warning: the adapter does not keep the instructions" in capsys.readouterr().out
 
@@ -71,8 +71,8 @@ def test_search_command_over_a_folder_of_ones_own(
     run_folder: Path, pictures: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "below").mkdir()
-    pictures[0].images[0].save(tmp_path / "a.png")
-    pictures[1].images[0].save(tmp_path / "below" / "b.JPG")
+    pictures[0].media[0].save(tmp_path / "a.png")
+    pictures[1].media[0].save(tmp_path / "below" / "b.JPG")
     (tmp_path / "notes.txt").write_text("no picture")
     words = ["--run", str(run_folder / "cma"), "--images", str(tmp_path), "--mode", "discriminative"]
     rime_search(*words, "--output", str(tmp_path / "out" / "sheet.png"))
@@ -87,10 +87,10 @@ def test_pictures_that_cannot_be_used_are_left_out_and_listed(
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a-broken.png").write_bytes(b"\x89PNG no picture")
-    pictures[0].images[0].save(folder / "b.png")
+    pictures[0].media[0].save(folder / "b.png")
     (folder / "c-empty.jpg").touch()
     (folder / "d-gone.png").symlink_to(tmp_path / "nowhere.png")
-    pictures[1].images[0].save(folder / "x.png")
+    pictures[1].media[0].save(folder / "x.png")
     Image.new("RGB", (1000, 3)).save(folder / "line.png")
     words = ["--run", str(run_folder), "--images", str(folder), "--output", str(tmp_path / "sheet.png")]
     for _ in range(2):  # the second time from the embeddings that were kept
@@ -241,7 +241,7 @@ def test_search_command_names_the_run_and_the_words_that_training_lacks(
 def test_brackets_in_a_query_are_no_markup(
     run_folder: Path, pictures: list[Item], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures[0].images[0].save(tmp_path / "[bold] ring.png")
+    pictures[0].media[0].save(tmp_path / "[bold] ring.png")
     words = {"run": run_folder, "images": tmp_path, "output": tmp_path / "out" / "sheet.png", "device": "cpu"}
     search.run("a [/red] ring :star:", mode="discriminative", **words)
     printed = capsys.readouterr().out

@@ -42,8 +42,8 @@ def test_qwen2_vl_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None
     keys = [str(n) for n in range(len(items))]
     rows = processor.rows(items, keys)
     together = backbone(rows.prompts, rows.completions)
-    features = backbone.encode_images(rows.prompts)
-    shared = backbone(rows.prompts, rows.completions, image_features=features)
+    features = backbone.encode_media(rows.prompts)
+    shared = backbone(rows.prompts, rows.completions, features=features)
     torch.testing.assert_close(shared.gen, together.gen, atol=1e-4, rtol=0)
     for number, item in enumerate(items):
         row = processor.rows([item], keys)
@@ -58,7 +58,7 @@ def test_qwen2_vl_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None
         )
     numbers = random_numbers(0, 0, keys, 2, 5)
     (drawn,) = sample_rollouts(backbone, [PromptPart(rows.prompts, numbers, features)])
-    scored = score_rollouts(backbone, rows.prompts, drawn, image_features=features)
+    scored = score_rollouts(backbone, rows.prompts, drawn, features=features)
     repeated = rows.prompts.select(torch.arange(len(items)).repeat_interleave(2))
     torch.testing.assert_close(
         scored.gen, backbone(repeated, drawn.completions).gen, atol=1e-4, rtol=0, msg="a shared prompt"

@@ -30,10 +30,10 @@ def pairs_of(content: Content, pairs: Sequence[Pair], count: int) -> list[Pair]:
 
     def words_only(item: Item | None) -> Item:
         assert item is not None
-        return replace(item, images=(), text=f"{item.text} {item.rewrite}")
+        return replace(item, media=(), text=f"{item.text} {item.rewrite}")
 
     if content == "image":
-        chosen = [pair for pair in pairs if pair.query and pair.query.images][:count]
+        chosen = [pair for pair in pairs if pair.query and pair.query.media][:count]
     else:
         chosen = mixed(list(pairs), count)
     if content == "text":

@@ -130,7 +130,7 @@ def test_a_batch_of_ragged_pictures_is_extrapolated(
     def pictures(item: Item | None, number: int) -> Item:
         assert item is not None
         shown = [Image.new("RGB", sizes[(number + n) % len(sizes)]) for n in range(1 + number % 4)]
-        return replace(item, images=tuple(shown), text=" ".join([item.text or "red"] * (1 + number % 3)))
+        return replace(item, media=tuple(shown), text=" ".join([item.text or "red"] * (1 + number % 3)))
 
     pairs = [
         replace(pair, query=pictures(pair.query, n), target=pictures(pair.target, n // 4))

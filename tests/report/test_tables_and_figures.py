@@ -265,5 +265,5 @@ def test_sheet_grows_with_rows_and_never_overflows() -> None:
     row = SheetRow(Card(words, "q"), [Card(picture, "x" * 400), Card(words)], "title " * 99, ["note " * 99])
     one, two = sheet([row]), sheet([row, row], "a title")
     assert one.width == two.width and one.height < two.height < 2 * one.height + 60
-    assert picture.thumbnail(64).images[0].size == (64, 43)
-    assert picture.images[0].size == (300, 200)
+    assert picture.thumbnail(64).media[0].size == (64, 43)
+    assert picture.media[0].size == (300, 200)

@@ -163,14 +163,14 @@ TAR_CHANGES: dict[str, Callable[[Members, Path], Members]] = {
         f"JSON: {name}": _filled(0, damage(b'{"key": "x"}', random.Random(0)))
         for name, damage in TEXTS.items()
     },
-    "JSON: pictures outside": _sample(target__images=["../../../outside.txt"]),
-    "JSON: a picture by its absolute path": _sample(target__images=["/etc/hostname"]),
-    "JSON: a picture of another sample": _sample(target__images=["../big-0009.t0.png"]),
-    "JSON: no pictures and no text": _sample(target__images=[]),
-    "JSON: pictures as a text": _sample(target__images="t0.png"),
-    "JSON: a picture 3,000 times": _sample(target__images=["t0.png"] * 3_000),
+    "JSON: pictures outside": _sample(target__media=["../../../outside.txt"]),
+    "JSON: a picture by its absolute path": _sample(target__media=["/etc/hostname"]),
+    "JSON: a picture of another sample": _sample(target__media=["../big-0009.t0.png"]),
+    "JSON: no pictures and no text": _sample(target__media=[]),
+    "JSON: pictures as a text": _sample(target__media="t0.png"),
+    "JSON: a picture 3,000 times": _sample(target__media=["t0.png"] * 3_000),
     "JSON: 3,000 hard negatives": _sample(
-        hard_negatives=[{"text": "x", "images": [], "content_id": "y"}] * 3_000
+        hard_negatives=[{"text": "x", "media": [], "content_id": "y"}] * 3_000
     ),
     "JSON: a hard negative that is a number": _sample(hard_negatives=[3]),
     "JSON: a text of 3 MB": _sample(query__text="word " * 600_000),

@@ -158,7 +158,7 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
     answer = rewrite(scene, rng)
     query = Item(
         text=text,
-        images=() if cells is None else (draw(cells, size, rng),),
+        media=() if cells is None else (draw(cells, size, rng),),
         content_id=f"{task} {number}",
         instruction=INSTRUCTION,
         rewrite=answer,
@@ -166,7 +166,7 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
     )
     target = Item(
         text="",
-        images=(draw(in_a_row([scene.left, scene.right], rng), size, rng),),
+        media=(draw(in_a_row([scene.left, scene.right], rng), size, rng),),
         content_id=scene.content_id,
         rewrite=rewrite(scene, rng),
     )

@@ -161,8 +161,9 @@ def assumed_rows(
         grid = torch.tensor([[1, merge, merge * image_tokens]]).repeat(rows, 1)
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         pixels = torch.empty(rows * image_tokens * merge**2, width, dtype=torch.uint8, device="meta")
-    images = torch.full((rows,), int(image_tokens > 0))
-    prompts = Prompts(ids, torch.ones_like(ids), pixels, grid, images)
+    media = torch.full((rows,), int(image_tokens > 0))
+    seconds = torch.zeros(rows, dtype=torch.float64) if image_tokens else None
+    prompts = Prompts(ids, torch.ones_like(ids), pixels, grid, media, seconds)
     written = torch.full((rows, words + 2), word)
     written[:, -2], written[:, -1] = processor.gen_id, processor.turn_end_id
     completions = Completions(written, torch.ones_like(written))

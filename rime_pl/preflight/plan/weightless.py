@@ -152,10 +152,11 @@ def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> Ri
         turn_end_id=TURN_END,
         pad_id=PAD,
         image_id=architecture.image_token_id,
+        video_id=architecture.video_token_id,
         special_ids=[DISC, GEN, TURN_END, PAD, architecture.image_token_id],
         new_tokens=[],  # big checkpoints have spare rows for them
         decode=lambda completions: [""] * len(completions),
-        normalised=lambda pixels: pixels.float(),
+        media=SimpleNamespace(normalised=lambda pixels: pixels.float()),
         tokenizer=range(architecture.text_config.vocab_size),
         prompt=config.prompt,
     )

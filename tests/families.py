@@ -1,0 +1,63 @@
+"""A micro base model of each family of Qwen-VL: the same tokenizer, random weights, float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from rime_pl.miniature.random_checkpoint import PATCH, SHAPES, WORDS, model_config
+from rime_pl.miniature.tiny import build_model, build_processor, train_tokenizer
+from tests.micro import MICRO
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_SIZE = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": 16 * (2 * PATCH) ** 2}
+
+
+def save_family(family: str, folder: Path) -> Path:
+    """Write the folder of a base model; its tower takes pictures of up to 16 visual tokens."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([" ".join(WORDS), "<0.5 seconds> 0123456789."] * 20, 400)
+    if family == "qwen3_vl":
+        model = build_model(tokenizer, MICRO, image_size=48)
+        build_processor(tokenizer, MICRO, 48).save_pretrained(folder)
+        model.save_pretrained(folder)
+        return folder
+    mean = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": PATCH, "size": _SIZE}
+    images, videos = Qwen2VLImageProcessor(**mean), Qwen2VLVideoProcessor(**mean)
+    config = model_config(SHAPES["micro"], tokenizer)
+    config.text_config.vocab_size = len(tokenizer)
+    if family == "qwen2_vl":
+        Qwen2VLProcessor(images, tokenizer, videos).save_pretrained(folder)
+        Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+        return folder
+    Qwen2_5_VLProcessor(images, tokenizer, videos).save_pretrained(folder)
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "out_hidden_size": config.text_config.hidden_size,
+        "patch_size": PATCH,
+        "window_size": 4 * PATCH,
+        "fullatt_block_indexes": [1],
+        "tokens_per_second": 2,  # as the published checkpoints say
+    }
+    ids = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
+    later = Qwen2_5_VLConfig(
+        text_config=config.text_config.to_dict() | {"model_type": "qwen2_5_vl_text"},
+        vision_config=vision,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    Qwen2_5_VLForConditionalGeneration(later).save_pretrained(folder)
+    return folder
