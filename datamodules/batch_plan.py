@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rime_pl.datamodules.annotation import is_annotated
-from rime_pl.datamodules.shards import Entry
+from rime_pl.datamodules.split_index import Entry
 from rime_pl.errors import RimeError
 
 #: The training pairs that a stage uses: all, those with both rewrites, or the others. With "none" it uses all

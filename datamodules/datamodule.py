@@ -7,7 +7,7 @@ reads the files, loading.py and the processor make the batches.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,12 @@ from rime_pl.datamodules.batch_plan import (
     plan_training,
 )
 from rime_pl.datamodules.broken_samples import BrokenSamples
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.eval_plan import EvalPlan, check_modes, sample_per_task, test_plan, val_plan
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
-from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.samples import Samples
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
@@ -186,7 +189,7 @@ class RimeDataModule(L.LightningDataModule):
         if self._rank()[0] == 0:
             print(words, flush=True)
 
-    def _train_entries(self) -> list[Entry]:
+    def _train_entries(self) -> Samples:
         if "train" not in (splits := read_corpus(self.path)["splits"]):
             raise DataError(
                 f"Training needs a corpus with the split 'train', but {self.path} has only {sorted(splits)}. "
@@ -323,7 +326,7 @@ class RimeDataModule(L.LightningDataModule):
             tasks.setdefault(entries[index].dataset, []).append(index)
         return self._pair_loader("val", entries, [tasks[task] for task in sorted(tasks)])
 
-    def _pair_loader(self, split: str, entries: list[Entry], groups: list[list[int]]) -> BatchLoader:
+    def _pair_loader(self, split: str, entries: Samples, groups: list[list[int]]) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
         size = self.eval_batch_size
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
@@ -334,7 +337,7 @@ class RimeDataModule(L.LightningDataModule):
             trainer=self.trainer,
         )
 
-    def _reader(self, entries: list[Entry]) -> ShardReader:
+    def _reader(self, entries: Samples) -> ShardReader:
         limit = self.prompt.image_limit
         return ShardReader(entries, completion=self.completion, tars=self._tars, max_images=limit)
 
@@ -358,8 +361,8 @@ class RimeDataModule(L.LightningDataModule):
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
         known = split in read_corpus(self.path)["splits"]
-        entries = read_split(self.path, split, self.tasks) if known else []
-        tasks = {entry.dataset for entry in entries if entry.query_content is not None}
+        entries: Sequence[Entry] = read_split(self.path, split, self.tasks) if known else []
+        tasks = {entry.dataset for entry in entries if entry.has_query}
         if split == "val" and (self.limit_val_queries or len(tasks)) < len(tasks):
             raise RimeError(
                 f"data.limit_val_queries must be at least {len(tasks)}, a query of each task, because "

@@ -9,8 +9,13 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from rime_pl.datamodules.batch_plan import rank_batches
-from rime_pl.datamodules.shards import DISTRACTORS, Entry, read_corpus, read_split
+from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.samples import Samples
+from rime_pl.datamodules.shards import DISTRACTORS, read_split
+from rime_pl.datamodules.split_index import HAS_QUERY, Entry
 from rime_pl.errors import RimeError
 from rime_pl.types import Side, content_hash
 
@@ -28,7 +33,7 @@ def check_modes(name: str, modes: Sequence[str] | None) -> None:
 class EvalPlan:
     """The samples that one evaluation reads."""
 
-    entries: list[Entry]
+    entries: Samples
     queries: list[int]  # numbers of entries
     gallery: list[int]
     left_out: int = 0  # gallery items that a limit leaves out
@@ -83,10 +88,12 @@ def test_plan(
     entries = read_split(path, "test", tasks)
     for split in memory_splits:
         entries = entries + read_split(path, split)
-    queries = [number for number, entry in enumerate(entries) if entry.query_content is not None]
+    queries = np.flatnonzero(entries.column("flags") & HAS_QUERY).tolist()
     if distractors and DISTRACTORS in read_corpus(path)["splits"]:
         galleries = {entry.gallery for entry in entries}
-        entries = entries + [e for e in read_split(path, DISTRACTORS) if e.gallery in galleries]
+        others = read_split(path, DISTRACTORS)
+        wanted = [entry.gallery in galleries for entry in others]
+        entries = entries + others.select(np.flatnonzero(wanted))
     return EvalPlan(entries, queries, gallery_of(entries))
 
 
@@ -98,7 +105,7 @@ def gallery_of(entries: Iterable[Entry]) -> list[int]:
     return list(distinct.values())
 
 
-def sample_per_task(entries: list[Entry], limit: int | None, seed: int) -> list[int]:
+def sample_per_task(entries: Sequence[Entry], limit: int | None, seed: int) -> list[int]:
     """Return the indices of ``limit`` queries, as evenly from the tasks as their sizes allow."""
     everything = range(len(entries))
     if limit is None or limit >= len(entries):

@@ -14,7 +14,7 @@ from pathlib import Path
 from rime_pl.errors import RimeError
 
 #: Tars that are open at once: a small part of the 256 to 1,024 files that systems allow a process.
-MAX_OPEN = 128
+MAX_OPEN = 64
 
 _REMEDIES = {
     errno.EMFILE: "Allow this process more open files: `ulimit -n 4096`.",

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
-from rime_pl.datamodules.shards import read_corpus
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.options.words import options_given
 from rime_pl.preflight.plan.planning import GIB, UTILISATION, fits, make_plan
 from rime_pl.report.table import Table

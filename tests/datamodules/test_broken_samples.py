@@ -15,7 +15,8 @@ from PIL import Image
 
 from rime_pl.datamodules import shards
 from rime_pl.datamodules.datamodule import RimeDataModule
-from rime_pl.datamodules.shards import Entry, read_split
+from rime_pl.datamodules.shards import read_split
+from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Batch, EvalBatch, Pair

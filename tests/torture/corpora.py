@@ -25,7 +25,7 @@ from tests.micro import PROMPT
 from tests.torture.damage import TEXTS, as_json, byte_changes, json_changes
 from tests.torture.watched import Case, Reading, digest, result_of
 
-TAR, INDEX = "train/train-000001.tar", "train/train-000001.json"
+TAR, INDEX = "train/train-000001.tar", "train/index.json"
 #: Each message of a corpus names one of these; its folder is part of every path.
 NAMES = (".tar", ".json", "inside", "data.")
 
