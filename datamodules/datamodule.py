@@ -6,8 +6,8 @@ reads the files, loading.py and the processor make the batches.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,22 +17,19 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from rime_pl.bounds import at_least
 from rime_pl.datamodules.annotation import CompletionKind
-from rime_pl.datamodules.batch_plan import (
-    BatchPlan,
-    Rewrites,
-    TrainingPairs,
-    local_batch_size,
-    plan_training,
-)
+from rime_pl.datamodules.batch_plan import BatchPlan, OrderSettings
 from rime_pl.datamodules.broken_samples import BrokenSamples
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.eval_plan import EvalPlan, check_modes, sample_per_task, test_plan, val_plan
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
+from rime_pl.datamodules.ranks import local_batch_size
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.shuffling import anchors
 from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
+from rime_pl.datamodules.training_pairs import Rewrites, TrainingPairs, plan_training
 from rime_pl.errors import DataError, RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
@@ -46,6 +43,7 @@ _SAME = (
     "tasks",
     "annotated_share",
     "annotated_batch_share",
+    "order",
     "rewrites",
     "completion",
 )
@@ -90,10 +88,12 @@ class RimeDataModule(L.LightningDataModule):
         completion: Text that the model learns to write before the generative embedding: rewrite, cot (the
             chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
             rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
+        order: Weights and caps of the tasks, blocks that mix tasks in a batch, and the window.
     """
 
     _train: TrainingPairs | None = None  # with the plan of their batches, from setup("fit") on
     _plan: BatchPlan | None = None
+    _train_loader: BatchLoader | None = None
 
     def __init__(
         self,
@@ -119,8 +119,10 @@ class RimeDataModule(L.LightningDataModule):
         annotated_batch_share: float | None = 0.5,
         rewrites: Rewrites = "all",
         completion: CompletionKind = "rewrite",
+        order: OrderSettings = OrderSettings(),
     ) -> None:
         super().__init__()
+        self.order = order
         self.path, self.name_or_path, self.prompt = path, name_or_path, prompt
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.num_workers, self.seed, self.tasks = num_workers, seed, tasks
@@ -160,6 +162,8 @@ class RimeDataModule(L.LightningDataModule):
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
             self._print(self.plan_training().report(self.annotated_share, self.rewrites))
+            assert self._plan is not None
+            self._print(self._plan.report())
 
     def plan_training(self) -> TrainingPairs:
         """Plan the batches of training, from the index only.
@@ -174,6 +178,7 @@ class RimeDataModule(L.LightningDataModule):
             self.annotated_share,
             self.annotated_batch_share,
             self.rewrites,
+            self.order,
         )
         local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
         self._refuse_missing_rewrites(self._train)
@@ -181,6 +186,8 @@ class RimeDataModule(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Print which samples were left out, and which texts were cut; of the texts only this process's."""
+        if self._train_loader is not None:
+            self._train_loader.close()
         for samples in self._broken.values():
             for words in samples.news():
                 self._print(words)
@@ -199,13 +206,12 @@ class RimeDataModule(L.LightningDataModule):
 
     def _refuse_missing_rewrites(self, pairs: TrainingPairs) -> None:
         """Raise before training what would end it later: samples that ``require_rewrites`` calls broken."""
-        both = zip(pairs.entries, pairs.hidden, strict=True)
-        missing = [entry.name for entry, hidden in both if not hidden and not all(entry.has_rewrite)]
-        total = len(pairs.entries)
+        missing, total = pairs.without_rewrite(), len(pairs.entries)
         if self.require_rewrites and len(missing) > self.max_broken_share * total:
+            some = ", ".join(pairs.entries[int(number)].name for number in missing[:3])
             raise DataError(
                 f"data.require_rewrites is true, but {len(missing)} of {total} training pairs have no "
-                f"rewrite on one side or both, for example {', '.join(missing[:3])}. Add the rewrites, or "
+                f"rewrite on one side or both, for example {some}. Add the rewrites, or "
                 "set data.require_rewrites to false: such pairs then train the discriminative mode. With "
                 "`rime run`: --sft.data.require_rewrites false --cma.data.require_rewrites false."
             )
@@ -230,7 +236,7 @@ class RimeDataModule(L.LightningDataModule):
             self._tars,
             self.prompt.image_limit,
         )
-        return BatchLoader(
+        self._train_loader = BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),
             self.steps_per_epoch or len(self._plan),
             self._samples("train"),
@@ -238,6 +244,7 @@ class RimeDataModule(L.LightningDataModule):
             self._position,
             self.trainer,
         )
+        return self._train_loader
 
     @property
     def position(self) -> int:
@@ -285,7 +292,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
-        return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks}
+        return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks, "order": asdict(self.order)}
 
     def training_texts(self, most: int | None = None) -> Iterator[Pair]:
         """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
@@ -306,13 +313,14 @@ class RimeDataModule(L.LightningDataModule):
 
         The batches are equal on all processes. A batch holds one task.
         """
+        if self.order.block_size not in (None, self.batch_size):
+            raise RimeError(
+                "data.order.block_size must be null for Refine-RL, because anchors are those of the one task "
+                f"of a batch, but is {self.order.block_size}."
+            )
         entries = self._train_entries()
-        chosen: dict[str, dict[str, int]] = {}
-        for index in random.Random(f"anchors {self.seed}").sample(range(len(entries)), len(entries)):
-            of_task = chosen.setdefault(entries[index].dataset, {})
-            if len(of_task) < num_anchors:
-                of_task.setdefault(entries[index].target_content, index)
-        return self._pair_loader("train", entries, [list(chosen[task].values()) for task in sorted(chosen)])
+        chosen = anchors(entries, num_anchors, self.seed)
+        return self._pair_loader("train", entries, chosen)
 
     def sample_batches(self, num_samples: int) -> BatchLoader:
         """Return ``num_samples`` pairs of the val split, chosen evenly from the tasks, to report on.

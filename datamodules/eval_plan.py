@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rime_pl.datamodules.batch_plan import rank_batches
 from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.ranks import rank_batches
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import DISTRACTORS, read_split
 from rime_pl.datamodules.split_index import HAS_QUERY, Entry

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rime_pl.datamodules.split_index import Entry, SplitIndex
-from rime_pl.types import content_hash
 
 
 class Samples(Sequence[Entry]):
@@ -101,12 +100,6 @@ class Samples(Sequence[Entry]):
 
     def shard_numbers(self) -> NDArray[np.uint32]:
         """Return the tar of each sample, counted through all parts."""
-        firsts = np.concatenate(
-            [part.starts[:-1] + start for part, start in zip(self.parts, self.starts, strict=False)]
-        )
-        rows = np.arange(len(self)) if self.rows is None else self.rows
-        return (np.searchsorted(firsts, rows, "right") - 1).astype(np.uint32)
-
-    def with_content(self, content_id: str) -> NDArray[np.int64]:
-        """Return the numbers of the samples whose target has this content id."""
-        return np.flatnonzero(self.column("target_content") == content_hash(content_id))
+        counts = np.concatenate([np.diff(part.starts) for part in self.parts])
+        numbers = np.repeat(np.arange(len(counts), dtype=np.uint32), counts)
+        return numbers if self.rows is None else numbers[self.rows]

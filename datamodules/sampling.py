@@ -43,20 +43,19 @@ def sample_tasks(data: RimeDataModule, size: int) -> Iterator[TaskSample]:
     train = data.train_dataloader().batches
     assert isinstance(train, TrainBatches)
     plan = train.plan
-    passed: dict[str, list[int]] = {}
-    for planned in map(plan.batch, range(len(plan))):
-        passed.setdefault(planned.dataset, []).extend(planned.indices)
-    drawn = {task: random.Random(0).sample(some, min(size, len(some))) for task, some in passed.items()}
     entries = train.reader.entries
     assert isinstance(entries, Samples)
     sizes = entries.column("visual_tokens").astype(np.int64) + entries.column("text_tokens")
-    groups = []
-    for task, some in drawn.items():
-        numbers = np.array(plan.tasks[task])
-        largest = numbers[np.argsort(sizes[numbers], kind="stable")].tolist()
-        groups.append([*some, *(number for number in largest[-size:] if number not in some)])
+    groups, drawn = [], []
+    for source in plan.sources:
+        passed = plan.passed(source, size)
+        some = random.Random(0).sample(passed, min(size, len(passed)))
+        numbers = np.sort(np.concatenate([pool.rows for pool in source.pools]))
+        largest = numbers[np.argsort(sizes[numbers], kind="stable")[-size:]].tolist()
+        groups.append([*some, *(number for number in largest if number not in some)])
+        drawn.append((len(some), source.blocks * plan.block))
     pairs = PairBatches(train.reader, train.processor, groups, train.cut)
     broken = BrokenSamples(data.path, data.max_broken_share)
-    for task, batch in zip(drawn, BatchLoader(pairs, len(groups), broken), strict=True):
+    for (num_drawn, num_pairs), batch in zip(drawn, BatchLoader(pairs, len(groups), broken), strict=True):
         assert isinstance(batch, Batch)
-        yield TaskSample(batch, len(drawn[task]), len(passed[task]))
+        yield TaskSample(batch, num_drawn, num_pairs)

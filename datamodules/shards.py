@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from rime_pl.datamodules.annotation import CompletionKind, with_completion, without_rewrites
@@ -109,7 +110,7 @@ class ShardReader:
         entries: Sequence[Entry],
         require_rewrites: bool = False,
         completion: CompletionKind = "rewrite",
-        hidden: Sequence[bool] | None = None,
+        hidden: Sequence[bool] | NDArray[np.bool_] | None = None,
         tars: TarFiles | None = None,
         max_images: int | None = None,
     ) -> None:
@@ -153,7 +154,7 @@ class ShardReader:
             distractor=entry.index.folder.name == DISTRACTORS,
         )
         _refuse_unlike(entry, pair)
-        if self.hidden and self.hidden[index]:
+        if self.hidden is not None and self.hidden[index]:
             return without_rewrites(pair)
         for name, item in (("query", pair.query), ("target", pair.target)):
             if self.require_rewrites and item is not None and item.rewrite is None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from rime_pl.datamodules.batch_plan import local_batch_size
 from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.ranks import local_batch_size
 from rime_pl.datamodules.sampling import sample_tasks
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
