@@ -129,6 +129,13 @@ def check_training(data: RimeDataModule) -> Checked:
     found = Checked()
     try:
         found = check_corpus(Path(data.path), limits, data.processor)
+        for path in [*data.corpora.weights][1:]:
+            of_path = check_corpus(Path(path), limits, data.processor).faults
+            found.faults += [
+                replace(fault, where=f"{path}: {fault.where}")
+                for fault in of_path
+                if fault.kind != "missing split"
+            ]
         data.plan_training()
     except RimeError as error:
         found.faults.append(Fault("refused", "this run", str(error)))

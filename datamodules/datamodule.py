@@ -6,7 +6,7 @@ reads the files, loading.py and the processor make the batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -19,41 +19,37 @@ from rime_pl.bounds import at_least
 from rime_pl.datamodules.annotation import CompletionKind
 from rime_pl.datamodules.batch_plan import BatchPlan, OrderSettings
 from rime_pl.datamodules.broken_samples import BrokenSamples
+from rime_pl.datamodules.corpora import Corpora
 from rime_pl.datamodules.corpus_file import read_corpus
-from rime_pl.datamodules.eval_plan import EvalPlan, check_modes, sample_per_task, test_plan, val_plan
+from rime_pl.datamodules.eval_plan import (
+    EvalPlan,
+    check_modes,
+    query_tasks,
+    sample_per_task,
+    test_plan,
+    val_plan,
+)
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
 from rime_pl.datamodules.ranks import local_batch_size
+from rime_pl.datamodules.resuming import SAME, refuse_other
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.datamodules.shuffling import anchors
-from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.datamodules.training_pairs import Rewrites, TrainingPairs, plan_training
-from rime_pl.errors import DataError, RimeError
+from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Evaluation, Mode, Pair, Side
-
-#: Settings that a resumed run must share with the run that it continues.
-_SAME = (
-    "data_hash",
-    "seed",
-    "batch_size",
-    "tasks",
-    "annotated_share",
-    "annotated_batch_share",
-    "order",
-    "rewrites",
-    "completion",
-)
 
 
 class RimeDataModule(L.LightningDataModule):
     """The training, validation and test data of a corpus folder (docs/reference/data-format.md).
 
     Args:
-        path: Corpus folder, made by ``rime shards``.
+        path: Corpus folder, made by ``rime shards``; or several with weights, such as {data/a: 1, data/b: 2}.
+            The first one is evaluated, too. A weight says how often the pairs of a corpus come in a pass.
         name_or_path: Checkpoint of the processor that makes tokens and patches; taken from the model.
         prompt: Chat layout and token budget of a rewrite; taken from the model.
         batch_size: Number of pairs in a training batch, over all processes together.
@@ -97,7 +93,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        path: str,
+        path: str | dict[str, float],
         name_or_path: str,
         prompt: PromptConfig,
         batch_size: int = 64,
@@ -123,7 +119,8 @@ class RimeDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.order = order
-        self.path, self.name_or_path, self.prompt = path, name_or_path, prompt
+        self.corpora = Corpora.of(path)
+        self.path, self.name_or_path, self.prompt = self.corpora.first, name_or_path, prompt
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.num_workers, self.seed, self.tasks = num_workers, seed, tasks
         self.eval_batch_size = eval_batch_size
@@ -157,7 +154,8 @@ class RimeDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read indices and processor; raise on every fault of the corpus that an index shows."""
         self._position.trainer = self.trainer
-        read_corpus(self.path)  # raises on a wrong path before anything is loaded
+        for path in self.corpora.weights:
+            read_corpus(path)  # raises on a wrong path before anything is loaded
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
@@ -172,16 +170,18 @@ class RimeDataModule(L.LightningDataModule):
             RimeError: If the settings and the corpus do not fit together.
         """
         self._train, self._plan = plan_training(
-            self._train_entries(),
+            self.corpora.train(self.tasks),
             self.batch_size,
             self.seed,
             self.annotated_share,
             self.annotated_batch_share,
             self.rewrites,
             self.order,
+            list(self.corpora.weights.values()),
         )
         local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
-        self._refuse_missing_rewrites(self._train)
+        if self.require_rewrites:
+            self._train.refuse_missing_rewrites(self.max_broken_share)
         return self._train
 
     def teardown(self, stage: str) -> None:
@@ -195,26 +195,6 @@ class RimeDataModule(L.LightningDataModule):
     def _print(self, words: str) -> None:
         if self._rank()[0] == 0:
             print(words, flush=True)
-
-    def _train_entries(self) -> Samples:
-        if "train" not in (splits := read_corpus(self.path)["splits"]):
-            raise DataError(
-                f"Training needs a corpus with the split 'train', but {self.path} has only {sorted(splits)}. "
-                "Set data.path to another corpus. To evaluate on this one, use `rime STAGE test`."
-            )
-        return read_split(self.path, "train", self.tasks)
-
-    def _refuse_missing_rewrites(self, pairs: TrainingPairs) -> None:
-        """Raise before training what would end it later: samples that ``require_rewrites`` calls broken."""
-        missing, total = pairs.without_rewrite(), len(pairs.entries)
-        if self.require_rewrites and len(missing) > self.max_broken_share * total:
-            some = ", ".join(pairs.entries[int(number)].name for number in missing[:3])
-            raise DataError(
-                f"data.require_rewrites is true, but {len(missing)} of {total} training pairs have no "
-                f"rewrite on one side or both, for example {some}. Add the rewrites, or "
-                "set data.require_rewrites to false: such pairs then train the discriminative mode. With "
-                "`rime run`: --sft.data.require_rewrites false --cma.data.require_rewrites false."
-            )
 
     def _samples(self, split: str) -> BrokenSamples:
         """Return what is known about the broken samples of a split."""
@@ -263,8 +243,13 @@ class RimeDataModule(L.LightningDataModule):
 
     @property
     def data_hash(self) -> str:
-        """The SHA-256 hash of all shards of the corpus."""
-        return str(read_corpus(self.path)["data_hash"])
+        """The SHA-256 hash of all shards of the corpora."""
+        return self.corpora.data_hash
+
+    @property
+    def corpus_weights(self) -> list[float]:
+        """The weight of each corpus of ``data.path``, in order; a corpus may have moved."""
+        return list(self.corpora.weights.values())
 
     def state_dict(self) -> dict[str, Any]:
         broken = {split: dict(samples.found) for split, samples in self._broken.items()}
@@ -279,20 +264,14 @@ class RimeDataModule(L.LightningDataModule):
         trainer = self.trainer
         if trainer is not None and trainer.state.fn != TrainerFn.FITTING:
             return  # a checkpoint may be evaluated on other data
-        for name, value in self._identity().items():
-            if (trained_with := state_dict.get(name)) != value:
-                setting = f"data_hash of data.path={self.path}" if name == "data_hash" else f"data.{name}"
-                raise RimeError(
-                    f"{setting} must be {trained_with!r}, as in the checkpoint, but is {value!r}. "
-                    "Resume with the same data and settings, or set --run_dir to a new folder."
-                )
+        refuse_other(state_dict, self._identity(), self.path)
         self._position.restore(state_dict["position"])
         for split, found in state_dict.get("broken", {}).items():  # an earlier version kept none
             self._samples(split).found.update(found)
 
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
-        return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks, "order": asdict(self.order)}
+        return {name: getattr(self, name) for name in SAME} | {"tasks": tasks, "order": asdict(self.order)}
 
     def training_texts(self, most: int | None = None) -> Iterator[Pair]:
         """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
@@ -318,7 +297,7 @@ class RimeDataModule(L.LightningDataModule):
                 "data.order.block_size must be null for Refine-RL, because anchors are those of the one task "
                 f"of a batch, but is {self.order.block_size}."
             )
-        entries = self._train_entries()
+        entries = self.corpora.train(self.tasks)
         chosen = anchors(entries, num_anchors, self.seed)
         return self._pair_loader("train", entries, chosen)
 
@@ -368,15 +347,8 @@ class RimeDataModule(L.LightningDataModule):
 
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
-        known = split in read_corpus(self.path)["splits"]
-        entries: Sequence[Entry] = read_split(self.path, split, self.tasks) if known else []
-        tasks = {entry.dataset for entry in entries if entry.has_query}
-        if split == "val" and (self.limit_val_queries or len(tasks)) < len(tasks):
-            raise RimeError(
-                f"data.limit_val_queries must be at least {len(tasks)}, a query of each task, because "
-                f"recall.headline_tasks names tasks, but is {self.limit_val_queries}."
-            )
-        return tasks
+        limit = self.limit_val_queries if split == "val" else None
+        return query_tasks(self.path, split, self.tasks, limit)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""

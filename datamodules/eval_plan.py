@@ -97,6 +97,24 @@ def test_plan(
     return EvalPlan(entries, queries, gallery_of(entries))
 
 
+def query_tasks(path: str, split: str, tasks: Sequence[str] | None, limit: int | None) -> set[str]:
+    """Return the tasks that a split has queries of; none if the corpus lacks the split.
+
+    Raises:
+        RimeError: If a limit of the queries leaves none of a task.
+    """
+    if split not in read_corpus(path)["splits"]:
+        return set()
+    entries = read_split(path, split, tasks)
+    asked = np.unique(entries.task_codes()[(entries.column("flags") & HAS_QUERY) > 0])
+    if (limit or len(asked)) < len(asked):
+        raise RimeError(
+            f"data.limit_val_queries must be at least {len(asked)}, a query of each task, because "
+            f"recall.headline_tasks names tasks, but is {limit}."
+        )
+    return {entries.tasks[code] for code in asked.tolist()}
+
+
 def gallery_of(entries: Iterable[Entry]) -> list[int]:
     """Return the index of the first sample of each distinct target in each gallery."""
     distinct: dict[tuple[str, str], int] = {}

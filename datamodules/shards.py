@@ -39,13 +39,16 @@ _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tokenizer can read it
 
 
-def read_split(path: str | Path, split: str, tasks: Collection[str] | None = None) -> Samples:
+def read_split(
+    path: str | Path, split: str, tasks: Collection[str] | None = None, prefix: str = ""
+) -> Samples:
     """Return the index of one split, in the order of its shards.
 
     Args:
         path: Corpus folder.
         split: Name of the split.
         tasks: Tasks to keep; None keeps all.
+        prefix: Text before the names of the samples, to tell corpora apart.
 
     Raises:
         DataError: If the split is missing or empty, or if a tar is missing, truncated or of another size than
@@ -57,7 +60,7 @@ def read_split(path: str | Path, split: str, tasks: Collection[str] | None = Non
         raise DataError(
             f"{path}/{CORPUS_FILE}: split {split!r} is missing; the corpus has {sorted(corpus['splits'])}."
         )
-    index = SplitIndex(Path(path) / split)
+    index = SplitIndex(Path(path) / split, prefix)
     _refuse_other_index(index, corpus["splits"][split], f"{path}/{CORPUS_FILE}: split {split!r}")
     index.check()
     return of_tasks(Samples([index]), tasks, index.folder)

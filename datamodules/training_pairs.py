@@ -17,7 +17,7 @@ from rime_pl.datamodules.annotation import are_annotated
 from rime_pl.datamodules.batch_plan import BatchPlan, OrderSettings
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.split_index import QUERY_REWRITE, TARGET_REWRITE
-from rime_pl.errors import RimeError
+from rime_pl.errors import DataError, RimeError
 
 #: The training pairs that a stage uses: all, those with both rewrites, or the others. With "none" it uses all
 #: pairs and reads no rewrite.
@@ -55,6 +55,18 @@ class TrainingPairs:
     def without_rewrite(self) -> NDArray[np.intp]:
         """Return the numbers of the pairs that lack a rewrite which the settings would let a run read."""
         return np.flatnonzero(~self.hidden & ((self.entries.column("flags") & _BOTH) != _BOTH))
+
+    def refuse_missing_rewrites(self, max_broken_share: float) -> None:
+        """Raise before training what would end it later: samples that ``require_rewrites`` calls broken."""
+        missing, total = self.without_rewrite(), len(self.entries)
+        if len(missing) > max_broken_share * total:
+            some = ", ".join(self.entries[int(number)].name for number in missing[:3])
+            raise DataError(
+                f"data.require_rewrites is true, but {len(missing)} of {total} training pairs have no "
+                f"rewrite on one side or both, for example {some}. Add the rewrites, or "
+                "set data.require_rewrites to false: such pairs then train the discriminative mode. With "
+                "`rime run`: --sft.data.require_rewrites false --cma.data.require_rewrites false."
+            )
 
 
 def choose_pairs(entries: Samples, annotated_share: float, rewrites: Rewrites) -> TrainingPairs:
