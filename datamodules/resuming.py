@@ -34,7 +34,7 @@ def refuse_other(checkpoint: Mapping[str, Any], mine: Mapping[str, Any], path: s
     """
     if any(name not in checkpoint for name in _NEW):
         raise RimeError(
-            "The checkpoint is of an earlier version, whose order of the training data was another one. Start "
+            "The checkpoint is of an earlier version, whose order of the data was another one. Start "
             "the run again, with --run_dir set to a new folder."
         )
     for name, value in mine.items():
