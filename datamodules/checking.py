@@ -83,7 +83,10 @@ def check_table(
 
 
 def check_corpus(
-    path: Path, limits: Limits = DEFAULT_LIMITS, processor: RimeProcessor | None = None, pictures: bool = True
+    path: str | Path,
+    limits: Limits = DEFAULT_LIMITS,
+    processor: RimeProcessor | None = None,
+    pictures: bool = True,
 ) -> Checked:
     """Return every fault of a finished corpus; each sample is read and each picture decoded.
 
@@ -128,9 +131,9 @@ def check_training(data: RimeDataModule) -> Checked:
     limits = Limits(data.batch_size, *most, of_run=True, cut=data.too_long == "cut")
     found = Checked()
     try:
-        found = check_corpus(Path(data.path), limits, data.processor)
+        found = check_corpus(data.path, limits, data.processor)
         for path in [*data.corpora.weights][1:]:
-            of_path = check_corpus(Path(path), limits, data.processor).faults
+            of_path = check_corpus(path, limits, data.processor).faults
             found.faults += [
                 replace(fault, where=f"{path}: {fault.where}")
                 for fault in of_path

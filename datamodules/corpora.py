@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.remote import CacheSettings, is_remote
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import of_tasks, read_split
 from rime_pl.errors import DataError, RimeError
@@ -23,12 +25,14 @@ class Corpora:
 
     Args:
         weights: Path of each corpus -> how often its training pairs come in a pass.
+        cache: Where the files of remote corpora are kept.
     """
 
     weights: dict[str, float]
+    cache: CacheSettings = CacheSettings()
 
     @classmethod
-    def of(cls, path: str | Mapping[str, float]) -> Corpora:
+    def of(cls, path: str | Mapping[str, float], cache: CacheSettings = CacheSettings()) -> Corpora:
         """Return the corpora of ``data.path``.
 
         Raises:
@@ -47,7 +51,8 @@ class Corpora:
             {name for name, place in zip(weights, places, strict=True) if places.count(place) > 1}
         ):
             raise RimeError(f"data.path must name each corpus once, but {', '.join(twice)} are the same.")
-        return cls(weights)
+        cache.check()
+        return cls(weights, cache)
 
     @property
     def first(self) -> str:
@@ -57,8 +62,18 @@ class Corpora:
     @cached_property
     def data_hash(self) -> str:
         """The SHA-256 hash of all shards of the corpora; for one corpus that of its corpus.json."""
-        hashes = [str(read_corpus(path)["data_hash"]) for path in self.weights]
+        hashes = [str(read_corpus(path, self.cache)["data_hash"]) for path in self.weights]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """The splits of the first corpus."""
+        splits: dict[str, Any] = read_corpus(self.first, self.cache)["splits"]
+        return splits
+
+    def split(self, name: str, tasks: Sequence[str] | None = None) -> Samples:
+        """Return a split of the first corpus; see ``read_split``."""
+        return read_split(self.first, name, tasks, cache=self.cache)
 
     def train(self, tasks: Sequence[str] | None) -> Samples:
         """Return the training samples of all corpora.
@@ -69,12 +84,12 @@ class Corpora:
         """
         found = Samples([])
         for path, prefix in zip(self.weights, self._prefixes(), strict=True):
-            if "train" not in (splits := read_corpus(path)["splits"]):
+            if "train" not in (splits := read_corpus(path, self.cache)["splits"]):
                 raise DataError(
                     f"Training needs a corpus with the split 'train', but {path} has only {sorted(splits)}. "
                     "Set data.path to another corpus. To evaluate on this one, use `rime STAGE test`."
                 )
-            found += read_split(path, "train", prefix=prefix)
+            found += read_split(path, "train", prefix=prefix, cache=self.cache)
         where = f"{self.first}/train" if len(self.weights) == 1 else "the corpora of data.path"
         return of_tasks(found, tasks, where)
 
@@ -93,4 +108,4 @@ class Corpora:
 
 
 def _place(path: str) -> str:
-    return path if "://" in path or path.startswith("pipe:") else str(Path(path).resolve())
+    return path if is_remote(path) else str(Path(path).resolve())

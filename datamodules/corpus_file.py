@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from rime_pl.datamodules.remote import CacheSettings, is_remote, open_remote
 from rime_pl.datamodules.split_index import FORMAT_VERSION, INDEX_AGAIN
 from rime_pl.errors import DataError
 
@@ -18,12 +19,15 @@ _LONGEST_NAME = 200  # bytes; systems take 255, and a process adds a suffix
 AGAIN = "Build the corpus again."
 
 
-def read_corpus(path: str | Path) -> dict[str, Any]:
-    """Return ``corpus.json`` of a corpus folder.
+def read_corpus(path: str | Path, cache: CacheSettings = CacheSettings()) -> dict[str, Any]:
+    """Return ``corpus.json`` of a corpus folder, or of a remote corpus.
 
     Raises:
         DataError: If the folder or the file is missing, unreadable or of another format version.
     """
+    if is_remote(path):
+        _, content = open_remote(str(path), cache)
+        return checked_corpus(read_object(content, f"{path}/{CORPUS_FILE}"), f"{path}/{CORPUS_FILE}")
     file = Path(path) / CORPUS_FILE
     build = "Build one with `rime shards openmoji --output FOLDER` and set data.path to FOLDER."
     if not Path(path).is_dir():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -31,9 +30,10 @@ from rime_pl.datamodules.eval_plan import (
 )
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
 from rime_pl.datamodules.ranks import local_batch_size
+from rime_pl.datamodules.remote import CacheSettings
 from rime_pl.datamodules.resuming import SAME, refuse_other
 from rime_pl.datamodules.samples import Samples
-from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.shards import ShardReader
 from rime_pl.datamodules.shuffling import anchors
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
@@ -48,8 +48,9 @@ class RimeDataModule(L.LightningDataModule):
     """The training, validation and test data of a corpus folder (docs/reference/data-format.md).
 
     Args:
-        path: Corpus folder, made by ``rime shards``; or several with weights, such as {data/a: 1, data/b: 2}.
-            The first one is evaluated, too. A weight says how often the pairs of a corpus come in a pass.
+        path: Corpus folder, made by ``rime shards``, or its URL; or several with weights, such as
+            {data/a: 1, data/b: 2}. The first one is evaluated, too. A weight says how often the pairs of a
+            corpus come in a pass.
         name_or_path: Checkpoint of the processor that makes tokens and patches; taken from the model.
         prompt: Chat layout and token budget of a rewrite; taken from the model.
         batch_size: Number of pairs in a training batch, over all processes together.
@@ -85,6 +86,7 @@ class RimeDataModule(L.LightningDataModule):
             chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
             rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
         order: Weights and caps of the tasks, blocks that mix tasks in a batch, and the window.
+        cache: Folder and size of the cache for remote corpora, and how often a copy is tried.
     """
 
     _train: TrainingPairs | None = None  # with the plan of their batches, from setup("fit") on
@@ -116,10 +118,11 @@ class RimeDataModule(L.LightningDataModule):
         rewrites: Rewrites = "all",
         completion: CompletionKind = "rewrite",
         order: OrderSettings = OrderSettings(),
+        cache: CacheSettings = CacheSettings(),
     ) -> None:
         super().__init__()
         self.order = order
-        self.corpora = Corpora.of(path)
+        self.corpora = Corpora.of(path, cache)
         self.path, self.name_or_path, self.prompt = self.corpora.first, name_or_path, prompt
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.num_workers, self.seed, self.tasks = num_workers, seed, tasks
@@ -155,7 +158,7 @@ class RimeDataModule(L.LightningDataModule):
         """Read indices and processor; raise on every fault of the corpus that an index shows."""
         self._position.trainer = self.trainer
         for path in self.corpora.weights:
-            read_corpus(path)  # raises on a wrong path before anything is loaded
+            read_corpus(path, self.corpora.cache)  # raises on a wrong path before anything is loaded
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
@@ -198,7 +201,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def _samples(self, split: str) -> BrokenSamples:
         """Return what is known about the broken samples of a split."""
-        where = str(Path(self.path) / split)
+        where = f"{self.path}/{split}"
         return self._broken.setdefault(split, BrokenSamples(where, self.max_broken_share))
 
     # -- training -------------------------------------------------------------------------------------
@@ -282,8 +285,8 @@ class RimeDataModule(L.LightningDataModule):
 
     def caption_texts(self) -> Iterator[Pair]:
         """Yield the captions that the tiny base model learned from, if the corpus has any."""
-        if "captions" in read_corpus(self.path)["splits"]:
-            yield from read_texts(TextReader(read_split(self.path, "captions")))
+        if "captions" in self.corpora.splits:
+            yield from read_texts(TextReader(self.corpora.split("captions")))
 
     # -- for Refine-RL ---------------------------------------------------------------------------------
 
@@ -307,7 +310,7 @@ class RimeDataModule(L.LightningDataModule):
         A batch holds one task. There is none if validation writes no rewrites.
         """
         num_samples = num_samples if self.evaluation("val").generative else 0
-        entries = read_split(self.path, "val", self.tasks)
+        entries = self.corpora.split("val", self.tasks)
         tasks: dict[str, list[int]] = {}
         for index in sample_per_task(entries, num_samples, self.seed):
             tasks.setdefault(entries[index].dataset, []).append(index)
@@ -343,12 +346,12 @@ class RimeDataModule(L.LightningDataModule):
 
     @cached_property
     def _val_plan(self) -> EvalPlan:
-        return val_plan(self.path, self.tasks, self.limit_val_queries, self.limit_val_gallery, self.seed)
+        return val_plan(self.corpora, self.tasks, self.limit_val_queries, self.limit_val_gallery, self.seed)
 
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
         limit = self.limit_val_queries if split == "val" else None
-        return query_tasks(self.path, split, self.tasks, limit)
+        return query_tasks(self.corpora, split, self.tasks, limit)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""
@@ -356,7 +359,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the test and memory splits, and their galleries."""
-        plan = test_plan(self.path, self.tasks, self.memory_splits, self.distractors)
+        plan = test_plan(self.corpora, self.tasks, self.memory_splits, self.distractors)
         return self._eval_loaders("test", plan)
 
     def _eval_loaders(self, split: str, plan: EvalPlan) -> list[BatchLoader]:

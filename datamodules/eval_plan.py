@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.corpora import Corpora
 from rime_pl.datamodules.ranks import rank_batches
 from rime_pl.datamodules.samples import Samples
-from rime_pl.datamodules.shards import DISTRACTORS, read_split
+from rime_pl.datamodules.shards import DISTRACTORS
 from rime_pl.datamodules.split_index import HAS_QUERY, Entry
 from rime_pl.errors import RimeError
 from rime_pl.types import Side, content_hash
@@ -52,10 +52,14 @@ class EvalPlan:
 
 
 def val_plan(
-    path: str, tasks: Sequence[str] | None, limit_queries: int | None, limit_gallery: int | None, seed: int
+    corpora: Corpora,
+    tasks: Sequence[str] | None,
+    limit_queries: int | None,
+    limit_gallery: int | None,
+    seed: int,
 ) -> EvalPlan:
     """Plan a validation; the arguments are those of the data module."""
-    entries = read_split(path, "val", tasks)
+    entries = corpora.split("val", tasks)
     queries = sample_per_task(entries, limit_queries, seed)
     whole = gallery_of(entries)
     gallery = whole if limit_gallery is None else limited_gallery(entries, queries, whole, limit_gallery)
@@ -82,30 +86,30 @@ def limited_gallery(
 
 
 def test_plan(
-    path: str, tasks: Sequence[str] | None, memory_splits: Sequence[str], distractors: bool
+    corpora: Corpora, tasks: Sequence[str] | None, memory_splits: Sequence[str], distractors: bool
 ) -> EvalPlan:
     """Plan a test: of all queries of the test split and of the memory splits."""
-    entries = read_split(path, "test", tasks)
+    entries = corpora.split("test", tasks)
     for split in memory_splits:
-        entries = entries + read_split(path, split)
+        entries = entries + corpora.split(split)
     queries = np.flatnonzero(entries.column("flags") & HAS_QUERY).tolist()
-    if distractors and DISTRACTORS in read_corpus(path)["splits"]:
+    if distractors and DISTRACTORS in corpora.splits:
         galleries = {entry.gallery for entry in entries}
-        others = read_split(path, DISTRACTORS)
+        others = corpora.split(DISTRACTORS)
         wanted = [entry.gallery in galleries for entry in others]
         entries = entries + others.select(np.flatnonzero(wanted))
     return EvalPlan(entries, queries, gallery_of(entries))
 
 
-def query_tasks(path: str, split: str, tasks: Sequence[str] | None, limit: int | None) -> set[str]:
+def query_tasks(corpora: Corpora, split: str, tasks: Sequence[str] | None, limit: int | None) -> set[str]:
     """Return the tasks that a split has queries of; none if the corpus lacks the split.
 
     Raises:
         RimeError: If a limit of the queries leaves none of a task.
     """
-    if split not in read_corpus(path)["splits"]:
+    if split not in corpora.splits:
         return set()
-    entries = read_split(path, split, tasks)
+    entries = corpora.split(split, tasks)
     asked = np.unique(entries.task_codes()[(entries.column("flags") & HAS_QUERY) > 0])
     if (limit or len(asked)) < len(asked):
         raise RimeError(

@@ -20,6 +20,7 @@ from rime_pl.datamodules.annotation import CompletionKind, with_completion, with
 from rime_pl.datamodules.corpus_file import AGAIN as _AGAIN
 from rime_pl.datamodules.corpus_file import CORPUS_FILE, read_corpus
 from rime_pl.datamodules.corpus_file import read_object as _json
+from rime_pl.datamodules.remote import CacheSettings, is_remote, open_remote
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.split_index import FACTS, INDEX_AGAIN, Entry, SplitIndex
 from rime_pl.datamodules.tar_files import TarFiles
@@ -40,30 +41,36 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tok
 
 
 def read_split(
-    path: str | Path, split: str, tasks: Collection[str] | None = None, prefix: str = ""
+    path: str | Path,
+    split: str,
+    tasks: Collection[str] | None = None,
+    prefix: str = "",
+    cache: CacheSettings = CacheSettings(),
 ) -> Samples:
     """Return the index of one split, in the order of its shards.
 
     Args:
-        path: Corpus folder.
+        path: Corpus folder, or the place of a remote corpus; its tars are copied when they are read.
         split: Name of the split.
         tasks: Tasks to keep; None keeps all.
         prefix: Text before the names of the samples, to tell corpora apart.
+        cache: Where the files of a remote corpus are kept.
 
     Raises:
         DataError: If the split is missing or empty, or if a tar is missing, truncated or of another size than
             its index says.
         RimeError: If the split has no samples of one of the tasks.
     """
-    corpus = read_corpus(path)
+    corpus = read_corpus(path, cache)
     if split not in corpus["splits"]:
         raise DataError(
             f"{path}/{CORPUS_FILE}: split {split!r} is missing; the corpus has {sorted(corpus['splits'])}."
         )
-    index = SplitIndex(Path(path) / split, prefix)
+    remote = open_remote(str(path), cache)[0] if is_remote(path) else None
+    index = SplitIndex(remote.folder / split if remote else Path(path) / split, prefix, remote)
     _refuse_other_index(index, corpus["splits"][split], f"{path}/{CORPUS_FILE}: split {split!r}")
     index.check()
-    return of_tasks(Samples([index]), tasks, index.folder)
+    return of_tasks(Samples([index]), tasks, f"{path}/{split}")
 
 
 def _refuse_other_index(index: SplitIndex, about: dict[str, Any], where: str) -> None:
@@ -203,7 +210,7 @@ class ShardReader:
     def _open(self, entry: Entry) -> None:
         """Read all bytes of a sample at once: its members lie side by side."""
         start, size = entry.extent
-        self._block = self.tars.read(entry.shard, start, size)
+        self._block = self.tars.read(entry.shard, start, size, entry.fetch)
         if len(self._block) != size:
             raise DataError(
                 f"{entry.name}: the sample ends after the end of {entry.shard}. "

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rime_pl.datamodules.remote import RemoteFolder
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.tar_samples import members_of
 from rime_pl.errors import DataError
@@ -71,6 +73,13 @@ class Entry:
         return self.index.folder / self.index.shard_of(self.row).name
 
     @property
+    def fetch(self) -> Callable[[], object] | None:
+        """Function that copies the tar of a remote corpus into its place; None for a local one."""
+        remote, shard = self.index.remote, self.index.shard_of(self.row)
+        name = f"{self.index.folder.name}/{shard.name}"
+        return None if remote is None else partial(remote.file, name, shard.sha256, shard.size)
+
+    @property
     def extent(self) -> tuple[int, int]:
         """The first byte of the sample in its tar, and its number of bytes."""
         return int(self.index.columns["offset"][self.row]), int(self.index.columns["size"][self.row])
@@ -115,7 +124,7 @@ class Entry:
     def members(self) -> dict[str, tuple[int, int]]:
         """The members, "json", "q0.png" ... -> (byte offset, size); the tar is read for them."""
         start, size = self.extent
-        block = TarFiles(limit=1).read(self.shard, start, size)
+        block = TarFiles(limit=1).read(self.shard, start, size, self.fetch)
         try:
             found = members_of(block, self.key)
         except ValueError as error:
@@ -131,13 +140,14 @@ class SplitIndex:
     Args:
         folder: Folder of the split, which holds the files of the index; the tars may come there later.
         prefix: Text before the name of a sample, to tell corpora apart.
+        remote: Where the corpus lies, if the folder is that of a cache.
 
     Raises:
         DataError: If a file is missing, damaged or of another version.
     """
 
-    def __init__(self, folder: Path, prefix: str = "") -> None:
-        self.folder, self.prefix = folder, prefix
+    def __init__(self, folder: Path, prefix: str = "", remote: RemoteFolder | None = None) -> None:
+        self.folder, self.prefix, self.remote = folder, prefix, remote
         facts = self._facts()
         try:
             self.tasks, self.galleries = (_texts(facts[name]) for name in ("tasks", "galleries"))
@@ -145,6 +155,10 @@ class SplitIndex:
             self.sha256 = {name: str(facts["sha256"][name]) for name in (COLUMNS_FILE, NAMES)}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{folder / FACTS}: is malformed ({error!r}). {INDEX_AGAIN}") from error
+        if remote is not None:
+            remote.refuse_larger(max((shard.size for shard in self.shards), default=0))
+            for name, sha256 in self.sha256.items():
+                remote.file(f"{folder.name}/{name}", sha256)
         counts = [shard.samples for shard in self.shards]
         if any(count < 0 for count in counts) or any(shard.size < 0 for shard in self.shards):
             raise DataError(f"{folder / FACTS}: numbers must be at least 0, but one is not. {INDEX_AGAIN}")
@@ -162,7 +176,9 @@ class SplitIndex:
         self._map()
 
     def _facts(self) -> dict[str, Any]:
-        for name in INDEX_FILES:
+        if self.remote:
+            self.remote.file(f"{self.folder.name}/{FACTS}")
+        for name in INDEX_FILES if self.remote is None else ():
             if not (self.folder / name).is_file():
                 raise DataError(f"{self.folder / name}: this file of the index is missing. {INDEX_AGAIN}")
         file = self.folder / FACTS
@@ -216,13 +232,9 @@ class SplitIndex:
             ) from error
         return key, query, target
 
-    def check(self, local: bool = True) -> None:
-        """Raise a DataError if a tar is missing or of another size, or if a row points outside its tar.
-
-        Args:
-            local: Whether the tars lie in the folder.
-        """
-        for shard in self.shards if local else ():
+    def check(self) -> None:
+        """Raise a DataError if a tar is missing or of another size, or if a row points outside its tar."""
+        for shard in self.shards if self.remote is None else ():
             file = self.folder / shard.name
             try:
                 size = file.stat().st_size
@@ -252,7 +264,12 @@ class SplitIndex:
                 )
 
     def changed_files(self) -> Iterator[Path]:
-        """Yield the tars and files of the index whose bytes are not those that the index was made of."""
+        """Yield the tars and files of the index whose bytes are not those that the index was made of.
+
+        Those of a remote corpus were compared when they were copied.
+        """
+        if self.remote is not None:
+            return
         for shard in self.shards:
             if _sha256(self.folder / shard.name) != shard.sha256:
                 yield self.folder / shard.name

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from rime_pl.datamodules.corpora import Corpora
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.datamodules.ranks import local_batch_size
+from rime_pl.datamodules.remote import is_remote
 from rime_pl.datamodules.sampling import sample_tasks
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
@@ -74,7 +75,9 @@ def make_plan(
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
     processor = read_processor(settings.backbone, architecture)
-    built = all(Path(path).exists() for path in Corpora.of(settings.values.data.path).weights)
+    built = all(
+        is_remote(path) or Path(path).exists() for path in Corpora.of(settings.values.data.path).weights
+    )
     data = settings.data(processor) if built else None
     if data:
         data.plan_training()
