@@ -99,9 +99,9 @@ class TrainBatches(_Batches):
         super().__init__(reader, processor, ("query", "target"), cut)
         self.plan, self.rank, self.world_size = plan, rank, world_size
 
-    def _instead(self, index: int) -> Iterable[int]:
+    def _instead(self, index: int) -> Iterator[int]:
         """Yield the following samples of the same task that have, or lack, rewrites alike."""
-        return map(int, self.plan.following(index))
+        yield from map(int, self.plan.following(index))
 
     def __getitem__(self, position: int) -> Fetched:
         planned = self.plan.batch(position)

@@ -194,21 +194,26 @@ def open_remote(place: str, cache: CacheSettings) -> tuple[RemoteFolder, bytes]:
 def _download(url: str, part: Path) -> None:
     """Append the rest of a file to what is there of it; a server that cannot resume begins again."""
     start = part.stat().st_size if part.exists() else 0
-    with _opened(url) as remote:
-        if start:
-            try:
+    try:
+        with _opened(url, _BLOCK) as remote:
+            if start:
                 remote.seek(start)
-            except (ValueError, OSError, NotImplementedError):
-                start = 0
-        with part.open("r+b" if part.exists() else "wb") as file:
-            file.seek(start)
-            file.truncate()
-            while block := _read(remote):
-                file.write(block)
+            _append(remote, part, start)
+    except (ValueError, NotImplementedError):  # what fsspec raises if a server has no ranges
+        with _opened(url, 0) as remote:  # 0: the whole file, from its beginning
+            _append(remote, part, 0)
 
 
-def _opened(url: str) -> Any:
-    """Open a remote file.
+def _append(remote: Any, part: Path, start: int) -> None:
+    with part.open("r+b" if part.exists() else "wb") as file:
+        file.seek(start)
+        file.truncate()
+        while block := _read(remote):
+            file.write(block)
+
+
+def _opened(url: str, block_size: int) -> Any:
+    """Open a remote file, to be read in blocks.
 
     Raises:
         DataError: If there is none.
@@ -222,7 +227,7 @@ def _opened(url: str) -> Any:
     except (ImportError, ValueError) as error:
         raise RimeError(f"data.path: {url} cannot be opened: {error}") from error
     try:
-        return system.open(path, "rb", block_size=_BLOCK)
+        return system.open(path, "rb", block_size=block_size)
     except (FileNotFoundError, PermissionError) as error:
         cause = error.__cause__  # fsspec says "not found" of a server that fails, too
         if (
@@ -240,6 +245,8 @@ def _read(remote: Any) -> bytes:
     """Return the next bytes; whatever a file system raises, the copy may go on later."""
     try:
         return bytes(remote.read(_READ))
+    except (ValueError, NotImplementedError):
+        raise
     except Exception as error:
         raise _TryAgain(str(error) or type(error).__name__) from error
 

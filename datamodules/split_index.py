@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ BYTES_PER_PAIR = sum(kind.itemsize for kind in COLUMNS.values())
 HAS_QUERY, QUERY_REWRITE, TARGET_REWRITE = 1, 2, 4
 #: Where a corpus with a missing, old or damaged index is sent.
 INDEX_AGAIN = "Build the corpus again, or make its index again: `rime shards index --path FOLDER`."
+_LINE = 1 << 12  # bytes that hold the names of nearly every sample
 _CHUNK = 1 << 20  # rows that are checked at once
 
 
@@ -67,10 +69,10 @@ class Entry:
     index: SplitIndex
     row: int
 
-    @property
+    @cached_property
     def shard(self) -> Path:
         """The tar: where it lies, or where its copy will lie."""
-        return self.index.folder / self.index.shard_of(self.row).name
+        return self.index.path_of(self.row)
 
     @property
     def fetch(self) -> Callable[[], object] | None:
@@ -86,16 +88,20 @@ class Entry:
 
     @property
     def key(self) -> str:
-        return str(self.index.names_of(self.row)[0])
+        return self._names[0]
+
+    @cached_property
+    def _names(self) -> tuple[str, str | None, str]:
+        return self.index.names_of(self.row)
 
     @property
     def query_content(self) -> str | None:
         """The content id of the query; None if the sample has no query."""
-        return self.index.names_of(self.row)[1]
+        return self._names[1]
 
     @property
     def target_content(self) -> str:
-        return str(self.index.names_of(self.row)[2])
+        return self._names[2]
 
     @property
     def dataset(self) -> str:
@@ -115,10 +121,10 @@ class Entry:
         flags = int(self.index.columns["flags"][self.row])
         return bool(flags & QUERY_REWRITE), bool(flags & TARGET_REWRITE)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The unique name of the sample in its corpus, ``<tar>/<key>``; every error names it."""
-        return f"{self.index.prefix}{self.index.shard_of(self.row).name}/{self.key}"
+        return f"{self.index.prefix}{self.shard.name}/{self.key}"
 
     @property
     def members(self) -> dict[str, tuple[int, int]]:
@@ -163,6 +169,8 @@ class SplitIndex:
         if any(count < 0 for count in counts) or any(shard.size < 0 for shard in self.shards):
             raise DataError(f"{folder / FACTS}: numbers must be at least 0, but one is not. {INDEX_AGAIN}")
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # first row of each tar
+        self._paths: dict[int, Path] = {}
+        self._firsts = self.starts.tolist()  # for single rows it is faster
         self._map()
 
     def __len__(self) -> int:
@@ -210,18 +218,27 @@ class SplitIndex:
     def shard_of(self, row: int) -> Shard:
         return self.shards[self.shard_number(row)]
 
+    def path_of(self, row: int) -> Path:
+        """Return the tar of a sample; a path is made once, because that takes long."""
+        number = self.shard_number(row)
+        if number not in self._paths:
+            self._paths[number] = self.folder / self.shards[number].name
+        return self._paths[number]
+
     def shard_number(self, row: int) -> int:
-        return int(np.searchsorted(self.starts, row, "right")) - 1
+        return bisect_right(self._firsts, row) - 1
 
     def names_of(self, row: int) -> tuple[str, str | None, str]:
         """Return key, content id of the query (None without a query) and content id of the target."""
         if self._names is None:
             self._names = np.memmap(self.folder / NAMES, np.uint8, "r").view(np.ndarray)
-        begin = int(self.columns["name"][row])
-        last = row + 1 == len(self)
-        end = len(self._names) if last else int(self.columns["name"][row + 1])
+        begin, line = int(self.columns["name"][row]), b""
+        for size in (_LINE, len(self._names)):
+            line, newline, _ = self._names[begin : begin + size].tobytes().partition(b"\n")
+            if newline:
+                break
         try:
-            key, query, target = json.loads(self._names[begin:end].tobytes().split(b"\n", 1)[0])
+            key, query, target = json.loads(line)
             if not (isinstance(key, str) and isinstance(query, str | None) and isinstance(target, str)):
                 raise TypeError("names must be texts")
         except (ValueError, TypeError, RecursionError) as error:
