@@ -75,11 +75,9 @@ def make_plan(
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
     processor = read_processor(settings.backbone, architecture)
-    built = all(
-        is_remote(path) or Path(path).exists() for path in Corpora.of(settings.values.data.path).weights
-    )
-    data = settings.data(processor) if built else None
-    if data:
+    paths = Corpora.of(settings.values.data.path).weights
+    built = all(is_remote(path) or Path(path).exists() for path in paths)
+    if data := settings.data(processor) if built else None:
         data.plan_training()
     batch, usual, share, source = read_lengths(settings, architecture, processor, data, assumed)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
