@@ -65,10 +65,8 @@ def write_new_corpus(source: CorpusSource, gains: Gains, output: Path) -> None:
     name, licence = (str(corpus.get(field) or "not stated") for field in ("name", "licence"))
     seed = corpus["seed"] if isinstance(corpus.get("seed"), int) else 0
     arguments = _arguments(source, gains)
-    write_corpus(
-        *(output, name, licence, splits, totals, seed, arguments),
-        left_out=lambda: list(jobs.broken.values()),
-    )
+    broken = jobs.broken.values()
+    write_corpus(output, name, licence, splits, totals, seed, arguments, left_out=lambda: list(broken))
 
 
 def _arguments(source: CorpusSource, gains: Gains) -> dict[str, Any]:
