@@ -279,6 +279,8 @@ class Jobs:
 
     def kept(self) -> str:
         """Return where the answers are."""
+        if not self.answers.known:
+            return "Nothing was answered."
         return f"{len(self.answers.known)} answers are in {self.answers.path}, and none is asked for again."
 
     def failed_lines(self) -> str:

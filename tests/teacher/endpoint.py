@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,12 +72,19 @@ class Endpoint:
         self.lock = threading.Lock()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)  # else the client has gone
+
+
 @contextmanager
 def serving(behaviour: Behaviour) -> Iterator[Endpoint]:
     """An endpoint that runs while the block does."""
     endpoint = Endpoint(behaviour)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(endpoint))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _handler(endpoint))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"
