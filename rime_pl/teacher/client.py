@@ -251,6 +251,10 @@ def _api_key(teacher: Teacher) -> str:
             f"The variable {name} of the environment must hold the API key, but is empty or not set. Set it, "
             "or give --teacher.base_url for an endpoint that needs no key."
         )
+    if not (key.isascii() and key.isprintable()):
+        raise RimeError(
+            f"The variable {name} of the environment must hold an API key in ASCII, but does not."
+        )
     return key
 
 

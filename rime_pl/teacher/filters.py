@@ -17,10 +17,14 @@ from rime_pl.teacher.settings import CHARACTERS, Filters
 
 #: The filters in the order in which they are tried; an answer counts for the first that drops it.
 NAMES = ("format", "length", "repetition", "leakage", "gain")
+_LONGEST = 100_000  # characters of an answer that is looked at, thoughts included
 _N = 4  # words in a row that may be repeated only so often
 _WHOLE = 5  # words of an instruction that is copied as a whole; shorter ones are everyday language
 _RUN = 4  # times that one word may not follow itself
-_ENDS = re.compile(r"(\w[\w.]*)?[.!?\u3002\uff01\uff1f]+[\"')\u201d\u300d]*(?=\s|$|[\u3040-\u9fff])")
+_MARKS = ".!?\u3002\uff01\uff1f"
+_ENDS = re.compile(rf"(?<![{_MARKS}])[{_MARKS}]++[\"')\u201d\u300d]*+(?=\s|$|[\u3040-\u9fff])")
+_BEFORE = re.compile(r"[\w.]*$")
+_WORD = 12  # characters before an end that are looked at: no abbreviation is longer
 _ABBREVIATIONS = frozenset(
     (
         "mr",
@@ -89,7 +93,11 @@ def judge(answer: Answer, prompt: str, instruction: str, filters: Filters) -> Ve
         instruction: That of the item's task.
         filters: Limits.
     """
+    if len(answer.text) > _LONGEST:
+        return Verdict(None, "length", f"{len(answer.text):,} characters: {answer.text[:60]!r}")
     rewrite = rewrite_in(answer.text)
+    if len(rewrite) > 4 * CHARACTERS * filters.max_rewrite_tokens:  # the other filters would read all of it
+        return Verdict(None, "length", f"{next(_length(rewrite, '', filters))}: {rewrite[:60]!r}")
     for name, reasons in (
         ("format", _format(rewrite, answer.finish, filters)),
         ("length", _length(rewrite, answer.finish, filters)),
@@ -116,9 +124,15 @@ def num_sentences(text: str) -> int:
     >>> num_sentences('Dr. No has 3.5 points. "He wins."'), num_sentences("A ring")
     (2, 1)
     """
-    ends = [match for match in _ENDS.finditer(text) if (match[1] or "").lower() not in _ABBREVIATIONS]
+    ends = [match for match in _ENDS.finditer(text) if _before(text, match.start()) not in _ABBREVIATIONS]
     rest = text[ends[-1].end() :] if ends else text
     return len(ends) + bool(words_of(rest))
+
+
+def _before(text: str, end: int) -> str:
+    """Return the word that ends at a place, in small letters."""
+    found = _BEFORE.search(text[max(0, end - _WORD) : end])
+    return found.group().lower() if found else ""
 
 
 def _format(rewrite: str, finish: str, filters: Filters) -> Iterator[str]:
@@ -152,7 +166,7 @@ def _repetition(rewrite: str, filters: Filters) -> Iterator[str]:
         yield f"{' '.join(most[0])!r} {most[1]} times (--filters.max_repeats)"
     if run := next((row for row in _rows(words, _RUN) if len(set(row)) == 1), None):
         yield f"{run[0]!r} {_RUN} times in a row"
-    sentences = Counter(tuple(words_of(part)) for part in re.split(r"[.!?\u3002\uff01\uff1f]", rewrite))
+    sentences = Counter(tuple(words_of(part)) for part in re.split(f"[{_MARKS}]", rewrite))
     if twice := next((each for each, count in sentences.items() if count > 1 and len(each) > 2), None):
         yield f"the same sentence twice ({' '.join(twice)!r:.60})"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rime_pl.teacher.cache import Answer
 
-_THOUGHTS = re.compile(r"^\s*(?:<think(?:ing)?>)?(.*?)</think(?:ing)?>", re.S)
+_THOUGHTS = re.compile(r"^\s*+(?:<think(?:ing)?>)?(.*?)</think(?:ing)?>", re.S)
 _TAGGED = re.compile(r"<(answer|rewrite)>(.*?)(?:</\1>|$)", re.S)
 _GENERATIVE = re.compile(r"<gen_emb>.*", re.S)
 _PREFIX = re.compile(
@@ -113,4 +113,4 @@ def _is_listed(text: str) -> bool:
 
 
 #: A line that begins like a list, a heading, a table, a code block or JSON.
-LIST = re.compile(r"^\s*(?:[-*\u2022]\s|\d+[.)]\s|#{1,6}\s|\||```|[{\[]\s*(?:[\"{\[]|$))", re.M)
+LIST = re.compile(r"^[ \t]*(?:[-*\u2022]\s|\d+[.)]\s|#{1,6}\s|\||```|[{\[]\s*(?:[\"{\[]|$))", re.M)

@@ -67,13 +67,12 @@ class Teacher:
         at_least(0, "teacher", self, "requests_per_minute", "retries", "temperature", "max_failed_share")
         at_least(64 * 64, "teacher", self, "max_pixels")
         greater_than_0("teacher", self, "timeout")
-        url = urlsplit(self.base_url or "https://default")
-        if url.scheme not in ("http", "https") or not url.hostname:
+        if self.base_url is not None and not _is_address(self.base_url):
             raise RimeError(
                 "--teacher.base_url must be an address such as http://localhost:8000/v1, but is "
                 f"{self.base_url!r}."
             )
-        if url.username is not None or url.password is not None:
+        if "@" in urlsplit(self.base_url or "").netloc:
             raise RimeError(
                 "--teacher.base_url must not hold a password. Put the key into a variable of the environment "
                 "and name it with --teacher.key_variable."
@@ -101,6 +100,15 @@ class Teacher:
     def prompt_file(self, side: Side) -> Path | None:
         """Return the file with the user's own prompt for a side."""
         return self.query_prompt if side == "query" else self.target_prompt
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # brackets that do not match, or a port that is none
+        return False
+    return known and url.isprintable() and " " not in url
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,9 @@ def test_a_key_is_sent_only_where_it_is_named_and_is_in_no_message(monkeypatch: 
         RimeError, match="The variable OPENAI_API_KEY of the environment must hold the API key"
     ):
         Client(Teacher(model="teacher"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u00e9")
+    with pytest.raises(RimeError, match="OPENAI_API_KEY of the environment must hold an API key in ASCII"):
+        Client(Teacher(model="teacher"))
 
 
 def test_a_picture_that_cannot_be_decoded_is_a_failure_and_costs_no_request(tmp_path: Path) -> None:

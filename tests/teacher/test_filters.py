@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rime_pl.teacher import wording
@@ -124,6 +126,18 @@ def test_a_short_instruction_is_everyday_language() -> None:
 
 def test_a_reason_shows_the_answer() -> None:
     assert verdict("Ring.").reason == "1 words, at least 2 (--filters.min_words): 'Ring.'"
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "a\n", "\n", "ab ", "<", "a.", "!", "<answer>", "<think>", '"', "(", "* "]
+)
+def test_a_hostile_answer_takes_no_time(text: str) -> None:
+    began = time.process_time()
+    many = text * (2_000 // len(text)) + "x"
+    for answer in (many, f"a{many}", f"{many * 45}x", f"a{many * 45}", many * 100):
+        judge(Answer(answer), PROMPT, INSTRUCTION, Filters(max_rewrite_tokens=40_000))
+        judge(Answer(answer), PROMPT, INSTRUCTION, Filters())
+    assert verdict(many * 100).dropped_by == "length" and time.process_time() - began < 2.0
 
 
 def test_words_and_sentences() -> None:

@@ -116,13 +116,16 @@ def test_the_estimate_counts_the_tokens_of_pictures() -> None:
     plain = request(Item("A ring."))
     with_one = request(Item("A ring.", (picture(1, size=(280, 280)),)))
     assert with_one.prompt_tokens - plain.prompt_tokens == 100
-    assert request(Item("A ring.", (picture(1, size=(9000, 9000)),))).prompt_tokens < 1400
+    assert request(Item("A ring.", (picture(1, size=(3000, 3000)),))).prompt_tokens < 1400
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"base_url": "localhost:8000"}, "--teacher.base_url must be an address such as"),
+        ({"base_url": "http://[::1/v1"}, "--teacher.base_url must be an address such as"),
+        ({"base_url": "http://host:99999/v1"}, "--teacher.base_url must be an address such as"),
+        ({"base_url": "http://host/a\nb"}, "--teacher.base_url must be an address such as"),
         ({"base_url": "http://me:word@host/v1"}, "--teacher.base_url must not hold a password"),
         ({"extra": "{"}, "--teacher.extra must be a JSON object, but is not JSON"),
         ({"extra": "[1]"}, "--teacher.extra must be a JSON object, but is '\\[1\\]'"),
