@@ -13,6 +13,7 @@ from rime_pl.teacher import client
 from rime_pl.teacher.gains import Gains
 from rime_pl.teacher.jobs import Jobs
 from rime_pl.teacher.meter import estimate, spent, state
+from rime_pl.teacher.request import data_url, file_of
 from rime_pl.teacher.settings import Price
 from rime_pl.types import Item, Pair
 from tests.teacher.endpoint import Behaviour, Endpoint, Reply, answer, fault, serving, words_in
@@ -62,6 +63,18 @@ def test_each_side_gets_its_own_rewrite(tmp_path: Path) -> None:
     asked = [body for body in endpoint.bodies if "Which town" in str(body)]
     assert len(endpoint.bodies) == 4 and len(asked) == 2
     assert not any(SECRET in str(body) for body in asked), "whoever writes a query's rewrite sees no target"
+
+
+def test_a_query_is_asked_about_without_the_picture_of_its_target(tmp_path: Path) -> None:
+    shown, text = picture(1), Item("Make it night.")
+    seen = Pair("k", "t", "g", replace(text, images=(picture(0),)), replace(text, text="", images=(shown,)))
+    _, endpoint = done(Listed(seen, replace(seen, query=text)), tmp_path, sides=("query",))
+    sent = [body["messages"][1]["content"] for body in endpoint.bodies]
+    of_target = data_url(file_of(shown), 1_000_000, "it")
+    assert len(sent) == 2 and of_target not in str(sent) and isinstance(min(sent, key=len), list)
+    assert [part["type"] for part in min(sent, key=len)] == ["image_url", "text"]
+    _, endpoint = done(Listed(seen), tmp_path, sides=("target",))
+    assert of_target in str(endpoint.bodies), "it would have been recognised"
 
 
 def test_equal_content_is_asked_for_once(tmp_path: Path) -> None:
