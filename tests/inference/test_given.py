@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
+from rime_pl.__main__ import main
 from rime_pl.commands.rewrite import similarity_of
+from rime_pl.datamodules.shards import read_split
 from rime_pl.errors import DataError
 from rime_pl.inference.given import encode_given
 from rime_pl.inference.retriever import Retriever
 from rime_pl.teacher.settings import Gain
 from rime_pl.types import Item, Pair
+from tests.teacher.endpoint import answer, serving
 
 
 @pytest.fixture
@@ -67,3 +71,22 @@ def test_an_item_that_the_model_refuses_is_not_measured_and_the_others_are(
         encode_given(loaded, [long])
     found = similarity([(query, target), (special, target), (long, target)])
     assert [math.isnan(value) for value in found] == [False, True, True]
+
+
+def test_the_command_measures_and_drops(
+    run_folder: Path, scenes_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    arguments = ["--data", str(scenes_corpus), "--output", str(new), "--splits", "val", "--again"]
+    arguments += ["--gain.run", str(run_folder), "--gain.device", "cpu", "--gain.min_gain", "0.0001"]
+    with serving(lambda body, number: answer("A ring, left of a star.")) as endpoint:
+        arguments += ["--teacher.model", "teacher", "--teacher.base_url", endpoint.url]
+        assert main(["rewrite", *arguments]) in (0, 1)
+        asked = len(endpoint.bodies)
+    told = capsys.readouterr().out
+    found = re.search(r"query: mean [-+]\d\.\d+ over (\d+), (\d+) below 0.0001", told)
+    assert found and asked, told
+    given = [entry.has_rewrite[0] for entry in read_split(new, "val")]
+    assert given.count(True) == int(found[1]) - int(found[2]) and len(given) == int(found[1])
+    kept = [entry.has_rewrite for entry in read_split(new, "train")]
+    assert kept == [entry.has_rewrite for entry in read_split(scenes_corpus, "train")]
