@@ -6,10 +6,12 @@ Called by the command.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
 
 from rime_pl.teacher.filters import NAMES
 from rime_pl.teacher.jobs import Jobs
@@ -59,6 +61,19 @@ def state(jobs: Jobs) -> str:
     return f"{spent(jobs)}; dropped: {dropped}; failed {len(jobs.failures)}; repeated {jobs.faults.total()}"
 
 
+class _Bar(Progress):
+    """A bar, and below it a line of cost and a line of counts: together they are longer than a line."""
+
+    def __init__(self, jobs: Jobs, console: Console) -> None:
+        self.jobs = jobs
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield from map(Text, state(self.jobs).split("; ", 1))
+
+
 class Meter:
     """The bar while a teacher is asked; in a file, a line now and then.
 
@@ -71,10 +86,8 @@ class Meter:
         self.jobs, self.console = jobs, console
         self.total, self.done = len(jobs.jobs), len(jobs.jobs) - len(jobs.missing)
         self._told = time.monotonic()
-        columns = ("asking", BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-        words = TextColumn("{task.fields[state]}", markup=False)
-        self._bar = Progress(*columns, words, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=self.total, completed=self.done, state="")
+        self._bar = _Bar(jobs, console)
+        self._task = self._bar.add_task("asking", total=self.total, completed=self.done)
 
     def __enter__(self) -> Meter:
         self._bar.start()
@@ -89,7 +102,7 @@ class Meter:
         """Count one answer or failure."""
         self.done += 1
         if self.console.is_terminal:
-            self._bar.update(self._task, completed=self.done, state=state(self.jobs))
+            self._bar.update(self._task, completed=self.done)
         elif time.monotonic() - self._told > _EVERY:
             self._told = time.monotonic()
             self.console.print(f"{self.done:,} of {self.total:,}: {state(self.jobs)}")

@@ -21,7 +21,7 @@ def test_cost_and_counts_are_shown_while_answers_come(
 ) -> None:
     monkeypatch.setattr(meter, "_EVERY", 0.0)
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=terminal, width=200, soft_wrap=True)
+    console = Console(file=shown, force_terminal=terminal, width=80, soft_wrap=True)
     texts = ["A good town.", "Word.", "A good town.", "A good town."]
     with serving(lambda body, number: answer(texts[number])) as endpoint:
         jobs = make_jobs(
@@ -34,7 +34,8 @@ def test_cost_and_counts_are_shown_while_answers_come(
         jobs.answers.close()
     told = shown.getvalue()
     assert ("4/4" if terminal else "2 of 4: ") in told
-    assert "cost 0.0016, 400 tokens read, 80 written; dropped: format 0, length 1" in told
+    assert "cost 0.0016, 400 tokens read, 80 written" in told
+    assert "dropped: format 0, length 1, repetition 0, leakage 0; failed 0; repeated 0" in told
     if not terminal:
         assert told.count("\n") == 4 and told.startswith("1 of 4: cost 0.0004"), told
 
