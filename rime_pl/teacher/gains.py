@@ -15,7 +15,7 @@ from rime_pl.errors import DataError
 from rime_pl.media import open_picture
 from rime_pl.teacher.jobs import Jobs, sides_of, with_rewrite
 from rime_pl.teacher.request import file_of
-from rime_pl.types import Item, Pair, Side
+from rime_pl.types import Item, Pair, Side, frames_of, with_frames
 
 #: Queries with their targets, pictures decoded -> the cosine of each; NaN where it cannot be measured. An
 #: item with a rewrite is embedded with it, and one without (None) as it is.
@@ -107,5 +107,8 @@ class Gains:
 
 def decoded(item: Item) -> Item:
     """Return an item without a rewrite and with decoded pictures; the stored ones stay undecoded."""
-    images = tuple(open_picture(file_of(image), "a picture") for image in item.images)
-    return replace(item, images=images, rewrite=None)
+    media = tuple(
+        with_frames(medium, [open_picture(file_of(frame), "a picture") for frame in frames_of(medium)])
+        for medium in item.media
+    )
+    return replace(item, media=media, rewrite=None)

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 
 from rime_pl.datamodules.faults import first_lines
 from rime_pl.errors import DataError, RimeError
-from rime_pl.prompts import MAX_IMAGES
+from rime_pl.prompts import MAX_MEDIA
 from rime_pl.teacher import wording
 from rime_pl.teacher.cache import Answer, Answers
 from rime_pl.teacher.client import Client, Failure
@@ -143,7 +143,7 @@ class Jobs:
             self._extract(number, side, item)
         elif self.order.way == "distil" and not thoughts:
             self.left[number, side] = NO_THOUGHTS
-        elif len(item.images) > MAX_IMAGES:
+        elif len(item.media) > MAX_MEDIA:
             self.left[number, side] = TOO_MANY
         else:
             request = self._request(number, side, item)

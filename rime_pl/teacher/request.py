@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from rime_pl.media import open_picture
 from rime_pl.teacher import wording
 from rime_pl.teacher.settings import CHARACTERS, Teacher
-from rime_pl.types import Item
+from rime_pl.types import Item, frames_of
 
 _QUALITY = 90  # of a JPEG
 _PATCH = 28  # pixels of a side that Qwen2-VL makes a token; other models are of the same order
@@ -63,13 +63,14 @@ def make_request(item: Item, name: str, system: str, teacher: Teacher, thoughts:
         thoughts: The item's chain of thought, if it is to be distilled.
     """
     text = wording.about(item, thoughts)
-    pictures = tuple(map(file_of, item.images))
+    frames = [frame for medium in item.media for frame in frames_of(medium)]  # a clip is shown frame by frame
+    pictures = tuple(map(file_of, frames))
     decides: list[Any] = [teacher.model, system, text, teacher.max_tokens, teacher.temperature]
     decides += [teacher.more_fields(), [hashlib.sha256(picture).hexdigest() for picture in pictures]]
     if pictures:
         decides.append(teacher.max_pixels)
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-    visual = sum(_visual_tokens(image, teacher.max_pixels) for image in item.images)
+    visual = sum(_visual_tokens(image, teacher.max_pixels) for image in frames)
     tokens = (len(system) + len(text)) // CHARACTERS + visual + 1
     return Request(key, system, text, pictures, name, item.instruction, tokens)
 

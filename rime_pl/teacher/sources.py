@@ -127,4 +127,4 @@ def _with_pictures(item: Item, row: Row, side: str) -> Item:
             raise DataError(
                 f"{row.where}: field '{side}_image': {path} must be a picture, but cannot be opened: {error}."
             ) from error
-    return replace(item, images=tuple(images))
+    return replace(item, media=tuple(images))

@@ -33,7 +33,7 @@ def scores(pairs: Sequence[tuple[Item, Item]]) -> list[float]:
     """0.5 without a rewrite; a query's raises it by its number, a target's lowers it."""
     found = []
     for query, target in pairs:
-        assert all(image.mode == "RGB" and not getattr(image, "fp", None) for image in query.images)
+        assert all(image.mode == "RGB" and not getattr(image, "fp", None) for image in query.media)
         assert not (query.rewrite and target.rewrite), "one side at a time"
         up = 0.01 * int(query.rewrite.split()[-2]) if query.rewrite else 0.0
         found.append(0.5 + up - (0.1 if target.rewrite else 0.0))
@@ -109,5 +109,5 @@ def test_measuring_leaves_the_bytes_of_a_picture_alone() -> None:
     stored = picture(3, "JPEG")
     before = file_of(stored)
     opened = decoded(Item("", (stored,), rewrite="A town."))
-    opened.images[0].load()
+    opened.media[0].load()
     assert opened.rewrite is None and file_of(stored) == before and before.startswith(b"\xff\xd8")

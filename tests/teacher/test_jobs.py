@@ -67,7 +67,7 @@ def test_each_side_gets_its_own_rewrite(tmp_path: Path) -> None:
 
 def test_a_query_is_asked_about_without_the_picture_of_its_target(tmp_path: Path) -> None:
     shown, text = picture(1), Item("Make it night.")
-    seen = Pair("k", "t", "g", replace(text, images=(picture(0),)), replace(text, text="", images=(shown,)))
+    seen = Pair("k", "t", "g", replace(text, media=(picture(0),)), replace(text, text="", media=(shown,)))
     _, endpoint = done(Listed(seen, replace(seen, query=text)), tmp_path, sides=("query",))
     sent = [body["messages"][1]["content"] for body in endpoint.bodies]
     of_target = data_url(file_of(shown), 1_000_000, "it")
@@ -100,7 +100,7 @@ def test_a_limit_spreads_over_all_pairs(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_asked_about_is_counted(tmp_path: Path) -> None:
-    many = pair(0, images=tuple(picture(n) for n in range(17)))
+    many = pair(0, media=tuple(picture(n) for n in range(17)))
     gallery = replace(pair(1), query=None)
     jobs, endpoint = done(Listed(many, gallery, None), tmp_path, max_failed_share=0.4)
     assert counts(jobs) == {"query": {"too many pictures": 1}, "target": {"new rewrite": 2}}

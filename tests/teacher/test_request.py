@@ -88,12 +88,12 @@ def test_a_transparent_picture_is_sent_on_white_and_a_broken_one_is_named() -> N
 def test_equal_content_has_one_key_and_all_that_decides_an_answer_changes_it() -> None:
     item = Item("A ring.", (picture(1),), "content", "Find it.")
     key = request(item).key
-    assert request(replace(item, content_id="other", images=(picture(1),), rewrite="x")).key == key
+    assert request(replace(item, content_id="other", media=(picture(1),), rewrite="x")).key == key
     others = [
         request(replace(item, text="A star.")),
         request(replace(item, instruction="Name it.")),
-        request(replace(item, images=(picture(2),))),
-        request(replace(item, images=())),
+        request(replace(item, media=(picture(2),))),
+        request(replace(item, media=())),
         request(item, system="Describe."),
         request(item, thoughts="It is round."),
         *(
