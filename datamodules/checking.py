@@ -159,7 +159,7 @@ def check_training(data: RimeDataModule) -> Checked:
 
 
 def _samples(
-    path: Path, split: str, faults: list[Fault], max_images: int, pictures: bool
+    path: str | Path, split: str, faults: list[Fault], max_images: int, pictures: bool
 ) -> Iterator[tuple[str, Pair]]:
     try:
         entries = read_split(path, split)
