@@ -186,7 +186,7 @@ class BatchPlan:
             of_pool, takes = [rows[known], rows[~known]], [first, self.block - first]
             few = self.order.small_tasks == "repeat" and min(map(len, of_pool)) > 0 and first >= 2
             if blocks and not few:
-                _refuse_small_pools(name, *map(len, of_pool), self.block, first)
+                _refuse_small_pools(name, len(of_pool[0]), len(of_pool[1]), self.block, first)
         tars = np.zeros(1, np.uint32) if shards is None else shards
         pools = [Pool(part, tars[part if shards is not None else np.zeros_like(part)]) for part in of_pool]
         return Source(name, pools, takes, blocks, max(0, capped - blocks * self.block))

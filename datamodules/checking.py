@@ -159,7 +159,11 @@ def check_training(data: RimeDataModule) -> Checked:
 
 
 def _samples(
+<<<<<<< HEAD
     path: Path, split: str, faults: list[Fault], max_media: int, pictures: bool
+=======
+    path: str | Path, split: str, faults: list[Fault], max_images: int, pictures: bool
+>>>>>>> streams
 ) -> Iterator[tuple[str, Pair]]:
     try:
         entries = read_split(path, split)

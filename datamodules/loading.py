@@ -7,6 +7,7 @@ can count them (broken_samples.py) and decide whether to stop.
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import multiprocessing
 import os
@@ -211,8 +212,9 @@ class _Numbers(Sampler[int]):
         self._length, self._position = length, position
 
     def __iter__(self) -> Iterator[int]:
-        whole = self._position is None
-        return iter(range(self._length) if whole else self._position.rest_of_epoch(self._length))
+        if self._position is None:
+            return iter(range(self._length))
+        return iter(self._position.rest_of_epoch(self._length))
 
 
 class BatchLoader:
@@ -264,7 +266,7 @@ class BatchLoader:
                 batch_size=None,
                 sampler=_Numbers(self._length, self._position),
                 num_workers=self._num_workers,
-                worker_init_fn=_leave_signals_to_the_trainer,
+                worker_init_fn=_begin_worker,
                 # The workers of training stay for its epochs: what they know of the plan and the tars that
                 # they have open would be lost. Those of an evaluation would only take memory in between.
                 persistent_workers=self._num_workers > 0 and self._position is not None,
@@ -283,8 +285,13 @@ class BatchLoader:
         """Do nothing: the trainer restores its own counters, and the position is read from them."""
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole group: the trainer ends the batch, and then its workers."""
+def _begin_worker(worker: int) -> None:
+    """Leave signals to the trainer, and what the trainer has in memory where it is.
+
+    Ctrl-C and SIGTERM reach the whole group: the trainer ends the batch, and then its workers. A collection
+    of garbage would write to every object that a forked worker shares with the trainer, and so copy them.
+    """
+    gc.freeze()
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     sys.excepthook = _unless_the_trainer_has_gone

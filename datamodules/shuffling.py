@@ -125,7 +125,7 @@ def arranged(
         batches.append(rows[order].reshape(-1, num_batches).T)
         known.append(content[order].reshape(-1, num_batches).T)
     if len(pools) == 2:
-        _separate(*known, batches[1])
+        _separate(known[0], known[1], batches[1])
     return np.concatenate(batches, axis=1)
 
 
