@@ -98,9 +98,18 @@ class Plain:
     def training_batch(self, pairs: Sequence[Pair], position: int) -> Batch:
         queries, targets = ([getattr(pair, side) for pair in pairs] for side in ("query", "target"))
         assert all(item.media[0].size[0] >= 64 for item in targets)
-        contents = [torch.tensor([content_hash(i.content_id) for i in items]) for items in (queries, targets)]
-        sides = [self._rows(content[:, None]) for content in contents]
-        return Batch(*sides, *contents, pairs[0].dataset, [pair.key for pair in pairs], position=position)
+        query, target = (
+            torch.tensor([content_hash(item.content_id) for item in items]) for items in (queries, targets)
+        )
+        return Batch(
+            query=self._rows(query[:, None]),
+            target=self._rows(target[:, None]),
+            query_content=query,
+            target_content=target,
+            dataset=pairs[0].dataset,
+            keys=[pair.key for pair in pairs],
+            position=position,
+        )
 
     def _rows(self, ids: torch.Tensor) -> Rows:
         ones = torch.ones_like(ids)

@@ -159,11 +159,7 @@ def check_training(data: RimeDataModule) -> Checked:
 
 
 def _samples(
-<<<<<<< HEAD
-    path: Path, split: str, faults: list[Fault], max_media: int, pictures: bool
-=======
-    path: str | Path, split: str, faults: list[Fault], max_images: int, pictures: bool
->>>>>>> streams
+    path: str | Path, split: str, faults: list[Fault], max_media: int, pictures: bool
 ) -> Iterator[tuple[str, Pair]]:
     try:
         entries = read_split(path, split)

@@ -242,10 +242,10 @@ def _media(side: dict[str, Any], name: str) -> list[Any]:
 
 def _files(medium: Any) -> list[str]:
     """Return the members that a picture, a page or a clip consists of; none if it is malformed."""
-    if not isinstance(medium, dict):
-        files = [medium]
-    else:
-        files = {"page": [medium.get("file")], "clip": medium.get("frames")}.get(medium.get("kind")) or []
+    files: Any = [medium]
+    if isinstance(medium, dict):
+        of_kind: dict[Any, Any] = {"page": [medium.get("file")], "clip": medium.get("frames")}
+        files = of_kind.get(medium.get("kind"))
     whole = isinstance(files, list) and all(isinstance(file, str) for file in files)
     return files if whole else []
 
