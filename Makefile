@@ -101,6 +101,8 @@ bench: .venv-bench/.ready ## ratios against the peers, and memory of a large bat
 	.venv-bench/bin/python -m benchmarks.encode
 	.venv-bench/bin/python -m benchmarks.memory
 	.venv-bench/bin/python -m benchmarks.loading
+	.venv-bench/bin/python -m benchmarks.stream
+	.venv-bench/bin/python -m benchmarks.index
 
 clean: ## remove runs, made models and built corpora (not .venv)
 	rm -rf runs models data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from rime_pl.datamodules.ranks import local_batch_size, rank_batches, rank_slice
@@ -33,3 +34,15 @@ def test_evaluation_ranks_share_samples_and_stay_in_step(world_size: int, count:
     seen = Counter(index for batches in ranks for batch in batches for index in batch)
     assert set(seen) == set(range(100, 100 + count))
     assert seen.total() - count < world_size
+
+
+@pytest.mark.parametrize("world_size", range(1, 9))
+def test_ranks_share_a_batch_and_its_annotated_pairs(world_size: int) -> None:
+    """840 pairs, which 1 to 8 processes can share, a third of them annotated."""
+    annotated = np.arange(840) % 3 == 0
+    batch = np.random.default_rng(world_size).permutation(840).tolist()
+    parts = [rank_slice(batch, rank, world_size, annotated) for rank in range(world_size)]
+    assert Counter(index for part in parts for index in part) == Counter(range(840))
+    assert {len(part) for part in parts} == {840 // world_size}
+    known = [int(annotated[list(part)].sum()) for part in parts]
+    assert max(known) - min(known) <= 1

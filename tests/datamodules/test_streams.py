@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -134,3 +135,15 @@ def test_an_epoch_that_was_left_in_the_middle_goes_on_where_training_stands(
     reading.close()  # type: ignore[attr-defined]
     data._position.restore(3)
     assert [batch.position for batch in loader] == [3, 4, 5, 6, 7]  # type: ignore[union-attr]
+
+
+def test_a_spawned_worker_reads_the_same_batches(make_data: MakeData) -> None:
+    """Where processes are spawned, a worker gets plan and index by pickle and maps the files itself."""
+    data = make_data()
+    data.setup("fit")
+    batches = data.train_dataloader().batches
+    again = pickle.loads(pickle.dumps(batches.plan)), pickle.loads(pickle.dumps(batches.reader))  # type: ignore[union-attr]
+    for position in (0, 20):
+        fetched = batches[position].batch
+        names = [again[1].read(index).key for index in again[0].batch(position).indices]
+        assert fetched is not None and names == fetched.keys

@@ -12,6 +12,7 @@ import pytest
 from rime_pl import cli
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.callbacks.utilisation import Utilisation
+from rime_pl.datamodules.corpora import Corpora
 from rime_pl.run_folder import RunFolder
 
 AFTER = {"recall@1": {"disc-disc": 0.5}}
@@ -32,8 +33,11 @@ def test_an_adapter_is_not_compared_with_itself(
         trainer=SimpleNamespace(
             is_global_zero=True, callbacks=[RetrievalRecall(), Utilisation()], world_size=1
         ),
-        config=SimpleNamespace(seed_everything=0, data=SimpleNamespace(path="data")),
-        datamodule=SimpleNamespace(data_hash="same", batch_size=4, broken={}, cut=[]),
+        config=SimpleNamespace(seed_everything=0),
+        datamodule=SimpleNamespace(
+            **{"data_hash": "same", "batch_size": 4, "broken": {}, "cut": []},
+            **{"path": "data", "corpora": Corpora.of({"data": 1.0, "more": 2.0})},
+        ),
         model=SimpleNamespace(
             init_adapter_from=str(run / "adapter"),
             negatives_per_query=None,
@@ -49,4 +53,5 @@ def test_an_adapter_is_not_compared_with_itself(
         cli.finish(made, "cma", {"fit": 1.0}, [], steps)
         assert written["results"] is None  # never those of the last validation
     assert written["before"] == (None if steps == 0 else {"after": AFTER})
+    assert written["facts"]["corpora"] == {"data": 1.0, "more": 2.0}
     assert written["facts"]["data"] == "data" and "data_places" in written["facts"]

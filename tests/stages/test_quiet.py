@@ -41,8 +41,9 @@ def test_a_stage_prints_what_trains_the_progress_and_the_result(
         assert noise not in done.stdout, noise
     before, _, results = done.stdout.partition("Retrieval on the test split")
     table, epoch, test = re.split(r"\n(?=Epoch|Testing)", before.rstrip())
-    data, table = table.split("\n", 1)
+    data, order, table = table.split("\n", 2)
     assert data.startswith("48 of 48 pairs annotated (composed: 8 of 8, ")
+    assert order == "12 batches a pass"
     assert table.startswith("part") and table.splitlines()[-1].startswith("total")
     assert re.match(r"Epoch 1 of 1 .* 1/1 .*train/loss: \d", epoch)
     assert test.startswith("Testing") and "2/2" in test and "\n" not in test
