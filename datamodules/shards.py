@@ -276,6 +276,7 @@ class ShardReader:
                 self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
             distractor=entry.shard.parent.name == DISTRACTORS,
+            source=sample["source"] if isinstance(sample.get("source"), str) else "",
         )
         _refuse_unlike(entry, pair)
         if self.hidden and self.hidden[index]:

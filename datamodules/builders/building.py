@@ -1,0 +1,271 @@
+"""Second pass of a builder: opens the media and writes the shards, several at once.
+
+Each unit of the plan is written by one thread and noted when it is finished. A build that was killed goes on
+with the units that are left, and its result has the same bytes. Called by the builders of public data sets
+and by that of your own data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.progress import MofNCompleteColumn, Progress
+
+from rime_pl.datamodules.builders.planning import (
+    PER_SHARD,
+    Plan,
+    Planned,
+    Refusals,
+    Settings,
+    Source,
+    Unit,
+    drafts_of,
+    plan_of,
+    say,
+    where_of,
+)
+from rime_pl.datamodules.builders.sources.drafts import Refused
+from rime_pl.datamodules.builders.sources.records import Place, SourceFile
+from rime_pl.datamodules.replacing import replacing, state_of
+from rime_pl.datamodules.shard_writer import Encoder, add_to_hash, strangers, write_corpus_file, write_shard
+from rime_pl.datamodules.shards import FORMAT_VERSION
+from rime_pl.errors import RimeError, StoppedError
+from rime_pl.types import Pair
+
+_MOST_WORKERS = 16
+
+
+def build_corpus(output: Path, source: Source, settings: Settings) -> None:
+    """Turn a data set into a corpus folder.
+
+    Raises:
+        RimeError: If too many rows are refused, if a split that training needs gets no pairs, or if the
+            folder cannot be written.
+        StoppedError: If Ctrl-C stops it; the same command goes on.
+    """
+    output = Path(output)
+    _refuse_equal_keys(source)
+    plan = plan_of(source, settings)
+    _tell_rows(source, settings, plan)
+    _refuse_many(source, settings, plan.refusals, sum(plan.pairs.values()))
+    with replacing(output, strangers, plan.fingerprint) as folder:
+        build = _Build(source, plan, folder, state_of(output))
+        try:
+            build.write_units(settings.workers or min(_MOST_WORKERS, os.cpu_count() or 1))
+        except KeyboardInterrupt as stopped:
+            done = len(build.finished())
+            raise StoppedError(
+                f"stopped. {done} of {len(plan.units)} parts of {output} are finished and kept in {folder}. "
+                "The same command goes on."
+            ) from stopped
+        refusals, about = build.result()
+        _refuse_many(source, settings, refusals, sum(told["samples"] for told in about.values()))
+        if lost := [split for split in ("train", "val", "test") if not about[split]["samples"]]:
+            raise RimeError(
+                f"{source.name}: split {lost[0]!r} must have samples, but all of them were refused: "
+                f"{refusals.told()}.\n{_first(refusals)}"
+            )
+        write_corpus_file(folder, _corpus(folder, source, settings, plan, refusals, about), refusals.text())
+    if refusals.counts:
+        say(f"Left out: {refusals.told()}. {output / 'broken.txt'} says where.")
+
+
+def _corpus(
+    folder: Path,
+    source: Source,
+    settings: Settings,
+    plan: Plan,
+    refusals: Refusals,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for split, told in about.items():
+        for name in told["shards"]:
+            add_to_hash(digest, folder / split / name)
+    shares = {"val_share": settings.val_share, "test_share": settings.test_share, "limit": settings.limit}
+    rows: dict[str, dict[str, int]] = {subset: {"read": count} for subset, count in sorted(plan.rows.items())}
+    for subset, expected in source.expected.items():
+        rows.setdefault(subset, {"read": 0})["expected"] = expected.rows
+    return {
+        **{"name": source.name, "format": FORMAT_VERSION, "licence": source.licence, "seed": settings.seed},
+        **{"arguments": {**source.arguments, **shares}, "data_hash": digest.hexdigest()},
+        **{"rows": rows, "refused": dict(sorted(refusals.counts.items()))},
+        **{"notes": dict(sorted(plan.notes.items())), "splits": about},
+    }
+
+
+def _tell_rows(source: Source, settings: Settings, plan: Plan) -> None:
+    """Say how many rows there are, and where that differs from what the page of the data set says."""
+    if settings.limit is not None:
+        say(f"{source.name}: {plan.rows.total():,} rows read, at most {settings.limit:,} of each file.")
+        return
+    differ = []
+    for subset, expected in source.expected.items():
+        found = plan.rows[subset]
+        if abs(found - expected.rows) > expected.within:
+            wanted = f"{'about ' if expected.within else ''}{expected.rows:,}"
+            differ.append(f"  {subset}: {found:,} rows, but {wanted} expected ({found - expected.rows:+,})")
+    say(f"{source.name}: {plan.rows.total():,} rows read.")
+    if plan.notes:
+        say(f"{source.name}: " + ", ".join(f"{count:,} x {note}" for note, count in plan.notes.most_common()))
+    if differ:
+        say("These numbers of rows differ from those of the data set's page:\n" + "\n".join(differ))
+    elif source.expected:
+        say("These are as many as the page of the data set says.")
+
+
+def _refuse_many(source: Source, settings: Settings, refusals: Refusals, kept: int) -> None:
+    refused = refusals.counts.total()
+    if refused > settings.max_refused * (refused + kept):
+        raise RimeError(
+            f"{source.name}: {refused:,} of {refused + kept:,} pairs cannot be used, which is more than "
+            f"--max_refused {settings.max_refused}: {refusals.told()}.\n{_first(refusals)}\nCheck the "
+            "folders that you gave. If this is all that you have, give a higher --max_refused."
+        )
+
+
+def _first(refusals: Refusals) -> str:
+    return "\n".join(f"  {line}" for kind in refusals.lines for line in refusals.lines[kind][:3])
+
+
+class _Stopped(Exception):
+    pass
+
+
+class _Build:
+    """Writes the units of a plan into a folder, and notes in another one which are finished."""
+
+    def __init__(self, source: Source, plan: Plan, folder: Path, state: Path) -> None:
+        self.source, self.plan, self.folder, self.state = source, plan, folder, state
+        self.stop = threading.Event()
+
+    def write_units(self, workers: int) -> None:
+        """Write all units that are not finished, several at once."""
+        finished = self.finished()
+        left = [unit for unit in self.plan.units if unit.number not in finished]
+        done = sum(len(unit.pairs) for unit in self.plan.units if unit.number in finished)
+        if finished:
+            say(f"{len(finished)} of {len(self.plan.units)} parts were finished by an earlier build.")
+        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+            total = sum(self.plan.pairs.values())
+            bar = progress.add_task(f"shards of {self.source.name}", total=total, completed=done)
+            with ThreadPoolExecutor(workers) as pool:
+                futures = [pool.submit(self._write, unit, lambda: progress.advance(bar)) for unit in left]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                except BaseException:
+                    self.stop.set()
+                    for future in futures:
+                        future.cancel()
+                    raise
+
+    def finished(self) -> set[int]:
+        """Return the numbers of the units that are noted, and whose tars are there as they were written."""
+        numbers = set()
+        for unit in self.plan.units:
+            note = self._note(unit)
+            if note.is_file() and all(
+                _is_whole(self.folder / unit.split / name) for name in json.loads(note.read_bytes())["shards"]
+            ):
+                numbers.add(unit.number)
+        return numbers
+
+    def result(self) -> tuple[Refusals, dict[str, Any]]:
+        """Return all refusals, and what corpus.json tells of each split, from the notes of all units."""
+        refusals = self.plan.refusals
+        about: dict[str, Any] = {}
+        tasks: dict[str, Counter[str]] = {}
+        for unit in self.plan.units:
+            note = json.loads(self._note(unit).read_bytes())
+            told = about.setdefault(unit.split, {"shards": [], "samples": 0, "tasks": {}})
+            told["shards"] += note["shards"]
+            told["samples"] += sum(note["tasks"].values())
+            of_split = tasks.setdefault(unit.split, Counter())
+            of_split.update(note["tasks"])
+            told["tasks"] = dict(sorted(of_split.items()))
+            for kind, where, says in note["refused"]:
+                refusals.add(kind, where, says)
+        return refusals, about
+
+    def _note(self, unit: Unit) -> Path:
+        return self.state / f"unit-{unit.number:06d}.json"
+
+    def _write(self, unit: Unit, advance: Callable[[], Any]) -> None:
+        refused: list[tuple[str, str, str]] = []
+        pairs = self._pairs(unit, refused, advance)
+        kept = [pairs[planned] for planned in unit.pairs if planned in pairs]
+        shards = []
+        for start in range(0, len(kept), PER_SHARD):
+            number = unit.first_shard + start // PER_SHARD
+            path = self.folder / unit.split / f"{unit.split}-{number:06d}.tar"
+            write_shard(path, kept[start : start + PER_SHARD], Encoder())
+            shards.append(path.name)
+        note = {
+            "shards": shards,
+            "tasks": Counter(pair.dataset for pair in kept),
+            "refused": sorted(refused),
+        }
+        new = self._note(unit).with_suffix(".new")
+        new.write_text(json.dumps(note))
+        new.rename(self._note(unit))
+
+    def _pairs(
+        self, unit: Unit, refused: list[tuple[str, str, str]], advance: Callable[[], Any]
+    ) -> dict[Planned, Pair]:
+        """Return the pairs of a unit with their media; what cannot be used is added to ``refused``."""
+        wanted: dict[int, dict[Place, list[Planned]]] = {}
+        for planned in unit.pairs:
+            of_file = wanted.setdefault(planned.file, {})
+            of_file.setdefault(Place(planned.row, planned.at), []).append(planned)
+        pairs: dict[Planned, Pair] = {}
+        for number, places in sorted(wanted.items()):
+            file = self.source.files[number]
+            for record in file.read(list(places)):
+                drafts = drafts_of(self.source, file, record)
+                where = where_of(file, record.place.row)
+                for planned in places[record.place]:
+                    if self.stop.is_set():
+                        raise _Stopped
+                    try:
+                        draft = drafts[planned.part] if planned.part < len(drafts) else drafts[-1]
+                        if isinstance(draft, Refused):  # it was good in the first pass
+                            raise draft
+                        pairs[planned] = draft.pair(_key(file, planned), where)
+                    except Refused as one:
+                        refused.append((one.kind, where, one.says))
+                    advance()
+        return pairs
+
+
+def _is_whole(shard: Path) -> bool:
+    try:
+        return bool(json.loads(shard.with_suffix(".json").read_bytes())["size"] == shard.stat().st_size)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _key(file: SourceFile, planned: Planned) -> str:
+    """Return a key from file and row; a tar allows no dot and no slash in it."""
+    stem = re.sub(r"[^\w-]+", "-", str(Path(file.name).with_suffix("")), flags=re.ASCII).strip("-")
+    return f"{stem}-{planned.row:08d}" + (f"-{planned.part}" if planned.part else "")
+
+
+def _refuse_equal_keys(source: Source) -> None:
+    keys: dict[str, str] = {}
+    for file in source.files:
+        first = keys.setdefault(_key(file, Planned(0, 0, 0, 0)), file.name)
+        if first != file.name:
+            raise RimeError(
+                f"{source.name}: two files must not have names as alike as {first!r} and {file.name!r}, "
+                "because their samples would have the same keys. Rename one."
+            )
