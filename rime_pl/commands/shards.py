@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
+from rime_pl.datamodules.builders.public import mmeb_train
 from rime_pl.datamodules.builders.scenes import builder as scenes
 from rime_pl.datamodules.checking import check_corpus, check_table
 from rime_pl.datamodules.faults import by_kind, counted, listed
@@ -75,6 +76,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "openmoji": openmoji.build,
     "scenes": scenes.build,
     "folder": folder.build,
+    "mmeb-train": mmeb_train.build,
     "check": check,
 }
 
