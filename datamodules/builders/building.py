@@ -94,7 +94,7 @@ def _corpus(
     shares = {"val_share": settings.val_share, "test_share": settings.test_share, "limit": settings.limit}
     rows: dict[str, dict[str, int]] = {subset: {"read": count} for subset, count in sorted(plan.rows.items())}
     for subset, expected in source.expected.items():
-        rows.setdefault(subset, {"read": 0})["expected"] = expected.rows
+        rows.setdefault(subset, {"read": plan.rows_of(subset)})["expected"] = expected.rows
     return {
         **{"name": source.name, "format": FORMAT_VERSION, "licence": source.licence, "seed": settings.seed},
         **{"arguments": {**source.arguments, **shares}, "data_hash": digest.hexdigest()},
@@ -110,7 +110,7 @@ def _tell_rows(source: Source, settings: Settings, plan: Plan) -> None:
         return
     differ = []
     for subset, expected in source.expected.items():
-        found = plan.rows[subset]
+        found = plan.rows_of(subset)
         if abs(found - expected.rows) > expected.within:
             wanted = f"{'about ' if expected.within else ''}{expected.rows:,}"
             differ.append(f"  {subset}: {found:,} rows, but {wanted} expected ({found - expected.rows:+,})")

@@ -27,6 +27,8 @@ SPLITS = ("train", "val", "test", "distractors")
 PER_SHARD = 512
 #: Rows that are written together if they lie in row groups, each of which is read as a whole.
 _WINDOW = 1024
+#: In the place of a subset: all rows of a data set.
+ALL_ROWS = "all rows"
 #: Lines of each kind that broken.txt holds.
 _LINES = 1000
 
@@ -160,6 +162,10 @@ class Plan:
     refusals: Refusals = field(default_factory=Refusals)
     notes: Counter[str] = field(default_factory=Counter)  # what was repaired, such as a placeholder dropped
     fingerprint: str = ""
+
+    def rows_of(self, subset: str) -> int:
+        """Return the number of rows of a subset, or of all."""
+        return self.rows.total() if subset == ALL_ROWS else self.rows[subset]
 
 
 def plan_of(source: Source, settings: Settings) -> Plan:

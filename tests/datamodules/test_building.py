@@ -16,9 +16,9 @@ from rime_pl.__main__ import main
 from rime_pl.datamodules.builders import building, planning
 from rime_pl.datamodules.builders.building import build_corpus
 from rime_pl.datamodules.builders.planning import Expected, Settings, Source
-from rime_pl.datamodules.builders.sources.drafts import Draft, PictureFile, Refused, identity, text_of
+from rime_pl.datamodules.builders.sources.drafts import Draft, Refused, identity, text_of
 from rime_pl.datamodules.builders.sources.json_files import JsonFile
-from rime_pl.datamodules.builders.sources.paths import file_below
+from rime_pl.datamodules.builders.sources.paths import picture_below
 from rime_pl.datamodules.builders.sources.records import SourceFile
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import RimeError, StoppedError
@@ -42,7 +42,7 @@ class Notes(Source):
 
     def drafts(self, file: SourceFile, row: int, values: dict[str, Any]) -> Iterator[Draft | Refused]:
         text, name = text_of(values, "text"), text_of(values, "picture")
-        files = (PictureFile(file_below(self.media, name)),) if name else ()
+        files = (picture_below(self.media, name),) if name else ()
         yield Draft("notes", "pictures", Item(text, (), identity(text)), Item("", (), name), (), files)
 
 

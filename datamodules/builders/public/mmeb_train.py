@@ -5,22 +5,22 @@ Called by ``rime shards mmeb-train``. Its rows are described in docs/reference/t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from rime_pl.datamodules.builders.building import build_corpus
 from rime_pl.datamodules.builders.planning import Expected, Settings, Source
+from rime_pl.datamodules.builders.public.instructions import split_instruction
 from rime_pl.datamodules.builders.public.placeholders import without_placeholders
 from rime_pl.datamodules.builders.sources.drafts import (
     Draft,
     PictureFile,
-    identity,
+    text_identity,
     text_of,
 )
 from rime_pl.datamodules.builders.sources.parquet_files import ParquetFile, files_in
-from rime_pl.datamodules.builders.sources.paths import file_below
+from rime_pl.datamodules.builders.sources.paths import picture_below
 from rime_pl.datamodules.builders.sources.records import SourceFile
 from rime_pl.errors import DataError
 from rime_pl.types import Item
@@ -34,32 +34,6 @@ ROWS = {
     **{"VisualNews_t2i": 100_000, "WebQA": 17_200},
 }
 _COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
-_PLACEHOLDER = "<|image_1|>"
-#: Words that begin a text and say what to do; they become the instruction.
-_INSTRUCTIONS = (
-    "Represent the given image for classification",
-    "Represent the given news image with the following caption for domain classification",
-    "Represent the given image for binary classification to determine whether it constitutes hateful speech "
-    "or not",
-    "Identify the object shown in the image",
-    "Identify the scene shown in the image",
-    "Represent the given image with the following question",
-    "Represent the given dialogue about an image, which is used for image retrieval",
-    "Given an image, find a similar everyday image with the described changes",
-    "Retrieve an image of this news caption",
-    "Find a caption for the news in the given photo",
-    "Find me an everyday image that matches the given caption",
-    "Find an image caption describing the given everyday image",
-    "Find a day-to-day image that looks similar to the provided image",
-    "Find a Wikipedia image that answers this question",
-    "Represent the given Wikipedia image with related text information",
-    "Crop the image to isolate the object labeled as",
-    "Crop the image to to isolate the object labeled as",
-    "Represent the given cropped image of the object",
-    "Represent the given image",
-)
-_KNOWN = "|".join(map(re.escape, sorted(_INSTRUCTIONS, key=len, reverse=True)))
-_BEGINS = re.compile(rf"({_KNOWN})(?:\s*[:.]|(?=\s*[\"\n])|\s*$)")
 
 
 def build(
@@ -150,24 +124,9 @@ class MMEBTrain(Source):
         self, values: dict[str, object], text: str, path: str
     ) -> tuple[Item, tuple[PictureFile, ...], tuple[str, ...]]:
         name = text_of(values, path)
-        files = (PictureFile(file_below(self.media, name)),) if name else ()
-        words, notes = without_placeholders(text_of(values, text), _PLACEHOLDER, len(files))
+        files = (picture_below(self.media, name),) if name else ()
+        words, notes = without_placeholders(text_of(values, text), len(files))
         instruction, words = split_instruction(words, bool(files))
         # a picture is the content; answers and classes are equal if their words are
-        content = name if text == "pos_text" and files else identity(name, " ".join(words.split()).casefold())
+        content = name if text == "pos_text" and files else text_identity(words, name)
         return Item(words, (), content, instruction), files, notes
-
-
-def split_instruction(text: str, has_media: bool) -> tuple[str, str]:
-    r"""Return the instruction with which a text of MMEB begins, "" if none is known, and the rest.
-
-    >>> split_instruction("Find a Wikipedia image that answers this question: Which is bluer?", False)
-    ('Find a Wikipedia image that answers this question:', 'Which is bluer?')
-    >>> split_instruction("Represent the given image.", True)
-    ('Represent the given image.', '')
-    """
-    found = _BEGINS.match(text)
-    if found is None:
-        return "", text
-    rest = text[found.end() :].strip()
-    return (found.group().strip(), rest) if rest or has_media else ("", text)

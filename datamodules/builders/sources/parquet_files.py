@@ -27,6 +27,7 @@ class ParquetFile(SourceFile):
         columns: Columns that the first pass needs.
         media: Columns that hold media; the first pass does not read them.
         optional: Columns that may be missing; they are read by both passes.
+        first_reads_media: Whether the first pass reads media, too, because they tell what is the same.
 
     Raises:
         DataError: If the file cannot be read, lacks a column, or the package is missing.
@@ -39,6 +40,7 @@ class ParquetFile(SourceFile):
         columns: Sequence[str] = (),
         media: Sequence[str] = (),
         optional: Sequence[str] = (),
+        first_reads_media: bool = False,
     ) -> None:
         self.path, self.name, self.blocked = path, name, bool(media)
         file = self._open()
@@ -49,6 +51,8 @@ class ParquetFile(SourceFile):
             raise DataError(f"{path}: a column may be named once, but {twice} are named twice.")
         self.columns = [*columns, *(column for column in optional if column in there)] or list(there)
         self.with_media = [*self.columns, *media]
+        if first_reads_media:
+            self.columns = self.with_media
         self.total = file.metadata.num_rows
         self.groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         self.first = [0]  # row of each group

@@ -11,7 +11,7 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-from rime_pl.datamodules.builders.sources.drafts import Refused
+from rime_pl.datamodules.builders.sources.drafts import PictureFile, Refused
 
 
 def file_below(folder: Path, name: object) -> Path:
@@ -33,6 +33,11 @@ def file_below(folder: Path, name: object) -> Path:
     if not stat.S_ISREG(found.st_mode):  # to read a pipe or a device may never end
         raise Refused("missing file", f"{str(path)!r:.300} is no ordinary file.")
     return path
+
+
+def picture_below(folder: Path, name: object, page: bool = False) -> PictureFile:
+    """Return the picture that ``name`` names below ``folder``; raises as :func:`file_below`."""
+    return PictureFile(file_below(folder, name), str(name), page)
 
 
 def folder_below(folder: Path, name: object) -> Path:
