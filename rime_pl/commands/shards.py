@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
-from rime_pl.datamodules.builders.public import mmeb_train
+from rime_pl.datamodules.builders.public import karpathy, llava_hound, mmeb_train, pages, ume_json
 from rime_pl.datamodules.builders.scenes import builder as scenes
 from rime_pl.datamodules.checking import check_corpus, check_table
 from rime_pl.datamodules.faults import by_kind, counted, listed
@@ -77,6 +77,13 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "scenes": scenes.build,
     "folder": folder.build,
     "mmeb-train": mmeb_train.build,
+    "coco": karpathy.build_coco,
+    "flickr30k": karpathy.build_flickr30k,
+    "colpali": pages.build_colpali,
+    "visrag": pages.build_visrag,
+    "ume-r1": ume_json.build_ume_r1,
+    "rime-json": ume_json.build_rime_json,
+    "llava-hound": llava_hound.build,
     "check": check,
 }
 

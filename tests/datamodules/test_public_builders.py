@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,23 @@ Write = Callable[[Path], dict[str, Any]]
 #: Name of the builder, and what writes its source and returns its options.
 BUILDERS: dict[str, tuple[str, Write]] = {
     "mmeb-train": ("mmeb-train", tiny.mmeb_train),
+    "coco": ("coco", tiny.karpathy),
+    "flickr30k": ("flickr30k", partial(tiny.karpathy, name="flickr30k")),
+    "colpali, page": ("colpali", partial(tiny.colpali, task="page")),
+    "colpali, qa": ("colpali", partial(tiny.colpali, task="qa")),
+    "visrag": ("visrag", tiny.visrag),
+    "ume-r1, SFT": ("ume-r1", tiny.ume_sft),
+    "ume-r1, RL": ("ume-r1", tiny.rl),
+    "rime-json, SFT": ("rime-json", tiny.rime_sft),
+    "rime-json, RL": ("rime-json", partial(tiny.rl, name="RIME-rl.json")),
+    "llava-hound": ("llava-hound", tiny.llava_hound),
 }
 
 
 def build(builder: str, tmp_path: Path, options: dict[str, Any], **more: Any) -> Path:
     output = tmp_path / "corpus"
-    SUBCOMMANDS[builder](output=output, **{**tiny.SHARES, "workers": 1, **options, **more})
+    settings = {**tiny.SHARES, "workers": 1, **options, **more}
+    SUBCOMMANDS[builder](output=output, **{name: v for name, v in settings.items() if v is not None})
     return output
 
 

@@ -121,3 +121,185 @@ def write_bomb(path: Path) -> None:
 
 #: Shares with which a few rows suffice for three splits.
 SHARES = {"val_share": 0.25, "test_share": 0.25}
+
+
+def karpathy(folder: Path, name: str = "coco") -> dict[str, Any]:
+    """18 pictures with five captions each, and one with six; all four splits of COCO."""
+    splits = ["train", "restval", "val", "test"] if name == "coco" else ["train", "val", "test"]
+    images = []
+    for number in range(18):
+        place = {"filepath": "val2014", "cocoid": 391_000 + number} if name == "coco" else {}
+        filename = f"COCO_val2014_{number:012d}.jpg"
+        save(folder / "pictures" / place.get("filepath", "") / filename, number)
+        sentences = [
+            {
+                "tokens": ["a", "dog", str(n)],
+                "raw": f"A dog {n} at {number}.",
+                "imgid": number,
+                "sentid": 10 * number + n,
+            }
+            for n in range(6 if number == 3 else 5)
+        ]
+        images.append(
+            {
+                **place,
+                "sentids": [sentence["sentid"] for sentence in sentences],
+                "filename": filename,
+                "imgid": number,
+                "split": splits[number % len(splits)],
+                "sentences": sentences,
+            }
+        )
+    source = write_json(folder / f"dataset_{name}.json", {"images": images, "dataset": name})
+    return {"source": source, "media": folder / "pictures", "val_share": None, "test_share": None}
+
+
+def page(number: int, mode: str = "RGB") -> bytes:
+    return encoded(picture(number, (40, 56)).convert(mode))
+
+
+def colpali(folder: Path, **options: Any) -> dict[str, Any]:
+    """Two files of training rows and one of test; the fields besides the picture may be null."""
+
+    def rows(first: int, count: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "image": {"bytes": page(number // 2), "path": None},
+                "image_filename": f"images/{number // 2:08x}.jpg",
+                "query": f"What is the total of {number}?",
+                "answer": f"['{number} tons']",
+                "source": "docvqa",
+                "options": None,
+                "page": "3",
+                "model": "gpt-4V",
+                "prompt": "",
+                "answer_type": None,
+            }
+            for number in range(first, first + count)
+        ]
+
+    write_parquet(folder / "data" / "train-00000-of-00082.parquet", rows(0, 20))
+    write_parquet(folder / "data" / "train-00001-of-00082.parquet", rows(20, 12))
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", rows(100, 6))
+    return {"source": folder, **options}
+
+
+def visrag(folder: Path) -> dict[str, Any]:
+    """Rows in blocks of one source; some pages are RGBA or palette, and two questions share each page."""
+    table = [
+        {
+            "query": f"Which bar is {number}?",
+            "image": {"bytes": page(number // 2, ("RGB", "RGBA", "P")[number // 2 % 3]), "path": "1.png"},
+            "source": ("ArxivQA", "PlotQA")[number // 16],
+        }
+        for number in range(32)
+    ]
+    write_parquet(folder / "data" / "train-00000-of-00029.parquet", table)
+    return {"source": folder}
+
+
+def _sft_side(text: str, response: str, **media: Any) -> dict[str, Any]:
+    said = {"from": "human", "value": f"{text}\n<disc_emb>\n<request>"}
+    return {**media, "conversations": [said, {"from": "gpt", "value": response}]}
+
+
+def _frames(folder: Path, clip: str, count: int) -> list[str]:
+    names = [f"llavahound/{clip}/c01_{n:04d}.jpeg" for n in range(1, count + 1)]
+    for number, name in enumerate(names):
+        save(folder / name, number)
+    return names
+
+
+def ume_sft(folder: Path) -> dict[str, Any]:
+    """One list of records of three data sets: questions, clips and pages; texts have blank.jpg."""
+    media = folder / "MMEB-train"
+    save(media / "images" / "blank.jpg", 0)
+    records = []
+    for number in range(30):
+        save(media / f"images/A-OKVQA/Train/a_{number}.jpg", number)
+        blank = {"image": "images/blank.jpg"}
+        answer = f"<think>One sees {number}.</think><answer>It is {number}.<gen_emb>"
+        if number % 3 == 0:
+            ask = "<image>\nRepresent the given image with the following question: What is it?"
+            query = _sft_side(ask, answer, image=f"images/A-OKVQA/Train/a_{number}.jpg")
+            target = _sft_side(f"<image>\nthing {number}", answer, **blank)
+            name = "A-OKVQA"
+        elif number % 3 == 1:
+            query = _sft_side(f"<image>\nFind the clip {number}.", answer, **blank)
+            target = _sft_side("<video>\nUnderstand.", answer, video=_frames(media, f"v_{number}", 5))
+            name = "video_caption_300k-v2t"
+        else:
+            save(media / f"visrag/images/{number}.jpg", number)
+            query = _sft_side(f"<image>\nWhich page has {number}?", answer, image=["images/blank.jpg"])
+            target = _sft_side("<image>", answer, image=[f"visrag/images/{number}.jpg"])
+            name = "visrag"
+        records.append({"dataset_name": name, "qry": query, "pos": target})
+    return {"source": write_json(folder / "UME-sft-train.json", records), "media": media}
+
+
+def rime_sft(folder: Path) -> dict[str, Any]:
+    """A file for each data set; the response has one of three forms, and the name is the file's."""
+    media = folder / "MMEB-train"
+    records = []
+    for number in range(24):
+        save(media / f"images/CIRR/Train/q_{number}.jpg", number)
+        save(media / f"images/CIRR/Train/t_{number}.jpg", 100 + number)
+        rewrite = f"A car by night {number}."
+        form = ("{}", "<rewrite>{}</rewrite>", "<think>It gets dark.</think><answer>{}</answer><gen_emb>")[
+            number % 3
+        ]
+        query = _sft_side(
+            f"<image>\nMake it {number}.", form.format(rewrite), image=f"images/CIRR/Train/q_{number}.jpg"
+        )
+        target = _sft_side("<image>", form.format(rewrite), image=f"images/CIRR/Train/t_{number}.jpg")
+        records.append({"qry": query, "pos": target})
+    write_json(folder / "RIME-SFT" / "CIRR.json", records[:12])
+    write_lines(folder / "RIME-SFT" / "CIRR2.jsonl", records[12:])
+    return {"source": folder / "RIME-SFT", "media": media}
+
+
+def rl(folder: Path, name: str = "UME-rl-train.json") -> dict[str, Any]:
+    """Texts and media without responses; no clip is [""], and document rows lack the keys of clips."""
+    media = folder / "MMEB-train"
+    records: list[dict[str, Any]] = []
+    for number in range(24):
+        record = {"dataset": "A-OKVQA", "solution": "<embedding>", "qry_text": f"<image>\nWhat is {number}?"}
+        save(media / f"images/A-OKVQA/Train/a_{number}.jpg", number)
+        record |= {
+            "qry_image": f"images/A-OKVQA/Train/a_{number}.jpg",
+            "pos_text": f"thing {number}",
+            "pos_image": "",
+        }
+        if number % 3 != 2:
+            record |= {"qry_video": [""], "pos_video": [""]}
+        if number % 3 == 1:
+            clip = _frames(media, f"v_{number}", 10)
+            record |= {
+                "dataset": "llavahound",
+                "qry_image": "",
+                "qry_text": "<video>\nWhat?",
+                "qry_video": clip,
+            }
+        records.append(record)
+    return {"source": write_json(folder / name, records), "media": media}
+
+
+def llava_hound(folder: Path, clips: int = 16, **options: Any) -> dict[str, Any]:
+    """Folders of 3 to 12 frames, 2 a second; two captions and a question of each clip."""
+    for clip in range(clips):
+        for number in range(1, 4 + (9 if clip % 2 else 0)):
+            save(folder / "train_300k" / f"v_{clip}" / f"c01_{number}.jpeg", 20 * clip + number)
+
+    def line(clip: int, number: int, asked: str, told: str) -> dict[str, Any]:
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": told}]
+        return {"id": f"v_{clip}__{number}", "video": f"v_{clip}", "conversations": turns}
+
+    captions = [
+        line(clip, number, "What happens?\n<video>", f"A man {clip} walks {number}.")
+        for clip in range(clips)
+        for number in range(2)
+    ]
+    questions = [line(clip, 0, f"<video>\nWho is {clip}?", f"man {clip % 5}") for clip in range(clips)]
+    write_lines(folder / "sft" / "video_caption_300k.jsonl", captions)
+    write_lines(folder / "sft" / "video_240k_caption_15k.jsonl", questions)
+    return {"source": folder / "sft", "media": folder / "train_300k", **options}
