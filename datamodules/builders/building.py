@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from rime_pl.datamodules.builders.planning import (
     PER_SHARD,
+    SPLITS,
     Plan,
     Planned,
     Refusals,
@@ -31,10 +32,9 @@ from rime_pl.datamodules.builders.planning import (
     drafts_of,
     plan_of,
     say,
-    where_of,
 )
 from rime_pl.datamodules.builders.sources.drafts import Refused
-from rime_pl.datamodules.builders.sources.records import Place, SourceFile
+from rime_pl.datamodules.builders.sources.records import Place
 from rime_pl.datamodules.replacing import replacing, state_of
 from rime_pl.datamodules.shard_writer import Encoder, add_to_hash, strangers, write_corpus_file, write_shard
 from rime_pl.datamodules.shards import FORMAT_VERSION
@@ -57,50 +57,76 @@ def build_corpus(output: Path, source: Source, settings: Settings) -> None:
     plan = plan_of(source, settings)
     _tell_rows(source, settings, plan)
     _refuse_many(source, settings, plan.refusals, sum(plan.pairs.values()))
+    with built(output, source, plan, settings.workers) as build:
+        refusals, about = plan.refusals, build.about()
+        for kind, where, says in build.refused():
+            refusals.add(kind, where, says)
+        _refuse_many(source, settings, refusals, sum(told["samples"] for told in about.values()))
+        if lost := [split for split in SPLITS[:3] if not about[split]["samples"]]:
+            raise RimeError(
+                f"{source.name}: split {lost[0]!r} must have samples, but all of them were refused: "
+                f"{refusals.told()}.\n{_first(refusals)}"
+            )
+        corpus = corpus_of(build.folder, source, settings.seed, _arguments(source, settings), about)
+        corpus["rows"] = _rows(source, plan)
+        corpus["refused"] = dict(sorted(refusals.counts.items()))
+        corpus["notes"] = dict(sorted(plan.notes.items()))
+        write_corpus_file(build.folder, corpus, refusals.text())
+    if refusals.counts:
+        say(f"Left out: {refusals.told()}. {output / 'broken.txt'} says where.")
+
+
+@contextmanager
+def built(output: Path, source: Source, plan: Plan, workers: int = 0, dry: bool = False) -> Iterator[Build]:
+    """Write all units of a plan and give the result, whose folder becomes ``output`` after the block.
+
+    Args:
+        output: Corpus folder.
+        source: What opens the pairs of the plan.
+        plan: The units, and the fingerprint by which a later build knows that it goes on with this one.
+        workers: Number of threads; 0 takes one for each CPU.
+        dry: Whether media are opened, but nothing is written, because the block will raise.
+
+    Raises:
+        StoppedError: If Ctrl-C stops it.
+    """
     with replacing(output, strangers, plan.fingerprint) as folder:
-        build = _Build(source, plan, folder, state_of(output))
+        build = Build(source, plan, folder, state_of(output), dry)
         try:
-            build.write_units(settings.workers or min(_MOST_WORKERS, os.cpu_count() or 1))
+            build.write_units(workers or min(_MOST_WORKERS, os.cpu_count() or 1))
         except KeyboardInterrupt as stopped:
             done = len(build.finished())
             raise StoppedError(
                 f"stopped. {done} of {len(plan.units)} parts of {output} are finished and kept in {folder}. "
                 "The same command goes on."
             ) from stopped
-        refusals, about = build.result()
-        _refuse_many(source, settings, refusals, sum(told["samples"] for told in about.values()))
-        if lost := [split for split in ("train", "val", "test") if not about[split]["samples"]]:
-            raise RimeError(
-                f"{source.name}: split {lost[0]!r} must have samples, but all of them were refused: "
-                f"{refusals.told()}.\n{_first(refusals)}"
-            )
-        write_corpus_file(folder, _corpus(folder, source, settings, plan, refusals, about), refusals.text())
-    if refusals.counts:
-        say(f"Left out: {refusals.told()}. {output / 'broken.txt'} says where.")
+        yield build
 
 
-def _corpus(
-    folder: Path,
-    source: Source,
-    settings: Settings,
-    plan: Plan,
-    refusals: Refusals,
-    about: dict[str, Any],
+def corpus_of(
+    folder: Path, source: Source, seed: int, arguments: dict[str, Any], about: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return what corpus.json says of a folder of finished shards."""
     digest = hashlib.sha256()
     for split, told in about.items():
         for name in told["shards"]:
             add_to_hash(digest, folder / split / name)
+    return {
+        **{"name": source.name, "format": FORMAT_VERSION, "licence": source.licence, "seed": seed},
+        **{"arguments": arguments, "data_hash": digest.hexdigest(), "splits": about},
+    }
+
+
+def _arguments(source: Source, settings: Settings) -> dict[str, Any]:
     shares = {"val_share": settings.val_share, "test_share": settings.test_share, "limit": settings.limit}
-    rows: dict[str, dict[str, int]] = {subset: {"read": count} for subset, count in sorted(plan.rows.items())}
+    return {**source.arguments, **shares}
+
+
+def _rows(source: Source, plan: Plan) -> dict[str, dict[str, int]]:
+    rows: dict[str, dict[str, int]] = {subset: {"read": n} for subset, n in sorted(plan.rows.items())}
     for subset, expected in source.expected.items():
         rows.setdefault(subset, {"read": plan.rows_of(subset)})["expected"] = expected.rows
-    return {
-        **{"name": source.name, "format": FORMAT_VERSION, "licence": source.licence, "seed": settings.seed},
-        **{"arguments": {**source.arguments, **shares}, "data_hash": digest.hexdigest()},
-        **{"rows": rows, "refused": dict(sorted(refusals.counts.items()))},
-        **{"notes": dict(sorted(plan.notes.items())), "splits": about},
-    }
+    return rows
 
 
 def _tell_rows(source: Source, settings: Settings, plan: Plan) -> None:
@@ -141,11 +167,11 @@ class _Stopped(Exception):
     pass
 
 
-class _Build:
+class Build:
     """Writes the units of a plan into a folder, and notes in another one which are finished."""
 
-    def __init__(self, source: Source, plan: Plan, folder: Path, state: Path) -> None:
-        self.source, self.plan, self.folder, self.state = source, plan, folder, state
+    def __init__(self, source: Source, plan: Plan, folder: Path, state: Path, dry: bool = False) -> None:
+        self.source, self.plan, self.folder, self.state, self.dry = source, plan, folder, state, dry
         self.stop = threading.Event()
 
     def write_units(self, workers: int) -> None:
@@ -180,22 +206,33 @@ class _Build:
                 numbers.add(unit.number)
         return numbers
 
-    def result(self) -> tuple[Refusals, dict[str, Any]]:
-        """Return all refusals, and what corpus.json tells of each split, from the notes of all units."""
-        refusals = self.plan.refusals
+    def about(self) -> dict[str, Any]:
+        """Return what corpus.json tells of each split, from the notes of all units."""
         about: dict[str, Any] = {}
         tasks: dict[str, Counter[str]] = {}
         for unit in self.plan.units:
-            note = json.loads(self._note(unit).read_bytes())
+            note = self._read(unit)
             told = about.setdefault(unit.split, {"shards": [], "samples": 0, "tasks": {}})
             told["shards"] += note["shards"]
             told["samples"] += sum(note["tasks"].values())
             of_split = tasks.setdefault(unit.split, Counter())
             of_split.update(note["tasks"])
             told["tasks"] = dict(sorted(of_split.items()))
-            for kind, where, says in note["refused"]:
-                refusals.add(kind, where, says)
-        return refusals, about
+        return about
+
+    def refused(self) -> Iterator[tuple[str, str, str]]:
+        """Yield kind, row and reason of what could not be used, unit by unit."""
+        for unit in self.plan.units:
+            yield from self._read(unit)["refused"]
+
+    def forget(self) -> None:
+        """Take away the notes, so that nothing is kept if the build fails now."""
+        for unit in self.plan.units:
+            self._note(unit).unlink(missing_ok=True)
+
+    def _read(self, unit: Unit) -> dict[str, Any]:
+        note: dict[str, Any] = json.loads(self._note(unit).read_bytes())
+        return note
 
     def _note(self, unit: Unit) -> Path:
         return self.state / f"unit-{unit.number:06d}.json"
@@ -208,8 +245,9 @@ class _Build:
         for start in range(0, len(kept), PER_SHARD):
             number = unit.first_shard + start // PER_SHARD
             path = self.folder / unit.split / f"{unit.split}-{number:06d}.tar"
-            write_shard(path, kept[start : start + PER_SHARD], Encoder())
-            shards.append(path.name)
+            if not self.dry:
+                write_shard(path, kept[start : start + PER_SHARD], Encoder())
+                shards.append(path.name)
         note = {
             "shards": shards,
             "tasks": Counter(pair.dataset for pair in kept),
@@ -232,7 +270,7 @@ class _Build:
             file = self.source.files[number]
             for record in file.read(list(places)):
                 drafts = drafts_of(self.source, file, record)
-                where = where_of(file, record.place.row)
+                where = file.where(record.place.row)
                 for planned in places[record.place]:
                     if self.stop.is_set():
                         raise _Stopped
@@ -240,9 +278,9 @@ class _Build:
                         draft = drafts[planned.part] if planned.part < len(drafts) else drafts[-1]
                         if isinstance(draft, Refused):  # it was good in the first pass
                             raise draft
-                        pairs[planned] = draft.pair(_key(file, planned), where)
+                        pairs[planned] = draft.pair(file.key(planned.row, planned.part), where)
                     except Refused as one:
-                        refused.append((one.kind, where, one.says))
+                        refused += [(each.kind, where, each.says) for each in (one, *one.more)]
                     advance()
         return pairs
 
@@ -254,16 +292,10 @@ def _is_whole(shard: Path) -> bool:
         return False
 
 
-def _key(file: SourceFile, planned: Planned) -> str:
-    """Return a key from file and row; a tar allows no dot and no slash in it."""
-    stem = re.sub(r"[^\w-]+", "-", str(Path(file.name).with_suffix("")), flags=re.ASCII).strip("-")
-    return f"{stem}-{planned.row:08d}" + (f"-{planned.part}" if planned.part else "")
-
-
 def _refuse_equal_keys(source: Source) -> None:
     keys: dict[str, str] = {}
     for file in source.files:
-        first = keys.setdefault(_key(file, Planned(0, 0, 0, 0)), file.name)
+        first = keys.setdefault(file.key(0, 0), file.name)
         if first != file.name:
             raise RimeError(
                 f"{source.name}: two files must not have names as alike as {first!r} and {file.name!r}, "

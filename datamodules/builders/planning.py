@@ -190,10 +190,11 @@ def plan_of(source: Source, settings: Settings) -> Plan:
                 for part, draft in enumerate(drafts_of(source, file, record)):
                     refused = draft if isinstance(draft, Refused) else _repeated(draft, seen)
                     if refused is not None:
-                        plan.refusals.add(refused.kind, where_of(file, record.place.row), refused.says)
+                        plan.refusals.add(refused.kind, file.where(record.place.row), refused.says)
                     elif isinstance(draft, Draft):
                         plan.notes.update(draft.notes)
-                        split = draft.split or split_of(draft.group, settings)
+                        shares = settings.val_share, settings.test_share
+                        split = draft.split or split_of(draft.group, settings.seed, *shares)
                         found[split].append(Planned(number, *record.place, part))
             before += file.total
             progress.update(bar, completed=before)
@@ -230,11 +231,6 @@ def _repeated(draft: Draft, seen: set[int]) -> Refused | None:
     return None
 
 
-def where_of(file: SourceFile, row: int) -> str:
-    """Return what errors and samples call a row."""
-    return f"{file.name} row {row}"
-
-
 def check_shares(val_share: float, test_share: float) -> None:
     """Raise a RimeError if the shares are negative or add up to more than 1."""
     if min(val_share, test_share) < 0 or val_share + test_share > 1:
@@ -244,13 +240,13 @@ def check_shares(val_share: float, test_share: float) -> None:
         )
 
 
-def split_of(content: str, settings: Settings) -> str:
+def split_of(content: str, seed: int, val_share: float, test_share: float) -> str:
     """Return the split of a content by hash, so that no content is in two splits."""
-    digest = hashlib.sha256(f"{settings.seed} {content}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {content}".encode()).digest()
     place = int.from_bytes(digest[:4], "big") / 2**32
-    if place < settings.test_share:
+    if place < test_share:
         return "test"
-    return "val" if place < settings.test_share + settings.val_share else "train"
+    return "val" if place < test_share + val_share else "train"
 
 
 def _require_splits(source: Source, plan: Plan) -> None:

@@ -153,6 +153,7 @@ def media(tmp_path: Path) -> Path:
     [
         ("in/b.png", "missing file"),
         ("in", "missing file"),
+        ("in\\a.png", "missing file"),
         ("pipe", "missing file"),
         ("loop", "path outside the folder|missing file"),
         ("in/a.png/more", "missing file"),
@@ -181,7 +182,7 @@ def test_a_path_that_leads_to_no_file_of_the_folder(media: Path, name: Any, kind
 
 
 def test_paths_that_stay_in_the_folder(media: Path) -> None:
-    for name in ("in/a.png", "./in//a.png", "in\\a.png", "inside.png"):
+    for name in ("in/a.png", "./in//a.png", "inside.png"):
         assert file_below(media, name).read_bytes() == (media / "in" / "a.png").read_bytes()
     assert folder_below(media, "in") == media / "in"
     for name, kind in (

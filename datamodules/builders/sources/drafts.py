@@ -23,7 +23,7 @@ from rime_pl.media import checked_clip, stored_picture
 from rime_pl.types import Clip, Item, Medium, Page, Pair
 
 #: pypdfium2 is not thread-safe.
-_documents = threading.Lock()
+documents = threading.Lock()
 
 
 class Refused(Exception):
@@ -32,11 +32,12 @@ class Refused(Exception):
     Args:
         kind: What is counted, such as "missing file".
         says: What must hold and what was found.
+        more: What else is wrong with the row.
     """
 
-    def __init__(self, kind: str, says: str) -> None:
+    def __init__(self, kind: str, says: str, more: Sequence[Refused] = ()) -> None:
         super().__init__(says)
-        self.kind, self.says = kind, says
+        self.kind, self.says, self.more = kind, says, tuple(more)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class PdfPage:
     kind = "unusable page"
 
     def open(self) -> Medium:
-        with _documents:
+        with documents:
             (page,) = read_pages(self.path, [self.number], self.side)
         return Page(_packed(page.image, "PNG"))
 
@@ -208,8 +209,24 @@ def _media(files: Sequence[MediumFile]) -> tuple[Medium, ...]:
     return tuple(media)
 
 
+#: Files that were decoded before and are kept as they are: path, time of the last change, bytes.
+_plain: set[tuple[Path, int, int]] = set()
+_MOST_PLAIN = 100_000
+
+
 def _kept(path: Path) -> Image.Image:
-    return _opened(stored_picture(path))
+    """Return the picture of a file; one that several pairs show is decoded once to check it."""
+    about = path.stat()
+    key = path, about.st_mtime_ns, about.st_size
+    data = path.read_bytes()
+    if key in _plain and len(data) == about.st_size:
+        return _opened(data)
+    stored = stored_picture(data, str(path))
+    if stored is data:
+        if len(_plain) >= _MOST_PLAIN:
+            _plain.clear()
+        _plain.add(key)
+    return _opened(stored)
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -35,6 +35,16 @@ _PLAIN = json.JSONDecoder()
 _STRICT = json.JSONDecoder(object_pairs_hook=_no_repeats)
 
 
+def strict_json(text: str) -> Any:
+    """Return what ``json.loads`` does.
+
+    Raises:
+        Refused: If an object names a key twice.
+        ValueError: If it is no JSON.
+    """
+    return json.loads(text, object_pairs_hook=_no_repeats)
+
+
 class JsonFile(SourceFile):
     """The rows of a JSON file.
 

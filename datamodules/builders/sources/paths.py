@@ -54,12 +54,12 @@ def folder_below(folder: Path, name: object) -> Path:
 def _below(folder: Path, name: object) -> Path:
     if not isinstance(name, str):
         raise Refused("not a string", f"a file must be named by a text, but is {name!r:.90}.")
-    parts = [part for part in re.split(r"[/\\]", name) if part not in ("", ".")]
+    parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or "\0" in name or not _is_encodable(name):
         raise Refused("malformed path", f"{name!r:.90} must be the name of a file below {folder}.")
-    if name[0] in "/\\" or re.match(r"[A-Za-z]:", name) or "://" in name:
+    if name[0] in "/\\" or re.match(r"[A-Za-z]:[/\\]", name) or "://" in name:
         raise Refused("path outside the folder", f"{name!r:.300} must be a path below {folder}.")
-    if ".." in parts:
+    if ".." in re.split(r"[/\\]", name):
         raise Refused("path outside the folder", f"{name!r:.300} must not contain '..'.")
     path = folder.joinpath(*parts)
     if not _real(path.parent).is_relative_to(_real(folder)):

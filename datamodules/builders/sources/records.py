@@ -5,6 +5,7 @@ json_files.py, parquet_files.py and the table of your own data implement it; bui
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,3 +57,12 @@ class SourceFile(ABC):
     @abstractmethod
     def read(self, places: Sequence[Place]) -> Iterator[Record]:
         """Yield the rows at the given places, in the order of the file, with their media."""
+
+    def where(self, row: int) -> str:
+        """Return what errors and samples call a row."""
+        return f"{self.name} row {row}"
+
+    def key(self, row: int, part: int) -> str:
+        """Return the key of a pair from file and row; a tar allows no dot and no slash in it."""
+        stem = re.sub(r"[^\w-]+", "-", str(Path(self.name).with_suffix("")), flags=re.ASCII).strip("-")
+        return f"{stem}-{row:08d}" + (f"-{part}" if part else "")
