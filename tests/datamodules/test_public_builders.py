@@ -1,4 +1,4 @@
-"""Every builder of a public data set: from a tiny source to shards, to three training steps."""
+"""Every builder of a training set: from a tiny source to shards, to three training steps."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ BUILDERS: dict[str, tuple[str, Write]] = {
     "rime-json, SFT": ("rime-json", tiny.rime_sft),
     "rime-json, RL": ("rime-json", partial(tiny.rl, name="RIME-rl.json")),
     "llava-hound": ("llava-hound", tiny.llava_hound),
+    "folder, captions": ("folder", tiny.captions),
+    "folder, videos and pages": ("folder", tiny.videos_and_pages),
 }
 
 

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
-import pypdfium2
 import pytest
 import tiny_sources as tiny
-import torch
 
 from rime_pl.__main__ import main
-from rime_pl.backbone.mllm import Backbone
 from rime_pl.clips import MAX_PAGE_POINTS, count_pages
 from rime_pl.datamodules.builders import building, folder
 from rime_pl.datamodules.builders.table import read_table
 from rime_pl.datamodules.checking import check_table
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import DataError, StoppedError
-from rime_pl.modules.sft import SFTModule
 from rime_pl.types import Clip, Page, Pair
 
 TEN_METRES = 10 / 0.0254 * 72  # points
-
-
-def write_video(path: Path, frames: int = 12) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(frames):
-            pixels = np.full((48, 64, 3), 10 * number, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def write_pdf(path: Path, *sizes: tuple[float, float]) -> None:
-    document = pypdfium2.PdfDocument.new()
-    for width, height in sizes:
-        document.new_page(width, height)
-    document.save(str(path))
 
 
 @pytest.fixture
@@ -51,8 +27,8 @@ def media(tmp_path: Path) -> Path:
     path = tmp_path / "media"
     for number in range(12):
         tiny.save(path / "pictures" / f"{number}.png", number)
-    write_video(path / "walk.mp4")
-    write_pdf(path / "manual.pdf", (200, 300), (300, 200), (100, 100))
+    tiny.write_video(path / "walk.mp4")
+    tiny.write_pdf(path / "manual.pdf", (200, 300), (300, 200), (100, 100))
     rows = [{"image": f"pictures/{n}.png", "caption": f"thing {n}"} for n in range(12)]
     write(tmp_path / "captions.csv", rows)
     return path
@@ -94,29 +70,6 @@ def test_a_table_of_images_and_captions_is_enough(tmp_path: Path, media: Path, k
     assert first.query.text == second.target.text and len(first.target.media) == len(second.query.media) == 1
     assert first.key.endswith("row-00000003") and second.key.endswith("row-00000003-1")
     assert first.source == f"mine.{kind} {'row' if kind == 'parquet' else 'line'} 3"
-
-
-def test_from_a_table_of_captions_to_three_training_steps(
-    tmp_path: Path, media: Path, make_backbone: Callable[..., Backbone]
-) -> None:
-    backbone = make_backbone()
-    pairs = [
-        backbone.processor.check(pair)[0]
-        for pair in build(tmp_path, tmp_path / "captions.csv", media)["train"]
-    ]
-    module = SFTModule(backbone.config)
-    module.backbone = backbone
-    module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    before = [parameter.detach().clone() for parameter in trained]
-    for step in range(3):
-        loss = module.training_step(backbone.processor.training_batch(pairs[:4]), step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        assert 0 < float(loss.detach()) < 100
-    assert any(not old.equal(new) for old, new in zip(before, trained, strict=True))
 
 
 def test_videos_and_pages(tmp_path: Path, media: Path) -> None:
@@ -183,7 +136,7 @@ def test_rows_that_are_refused(
     (media / "torn.mp4").write_bytes(video[: len(video) // 2])
     for name in ("text.mp4", "text.pdf"):
         (media / name).write_text("neither a video nor a document")
-    write_pdf(media / "wide.pdf", (TEN_METRES, 500))
+    tiny.write_pdf(media / "wide.pdf", (TEN_METRES, 500))
     assert TEN_METRES > MAX_PAGE_POINTS
     tiny.write_bomb(media / "bomb.png")
     (media / "link.png").symlink_to(tmp_path / "captions.csv")

@@ -9,9 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import pypdfium2
 from PIL import Image
 
 
@@ -303,3 +305,41 @@ def llava_hound(folder: Path, clips: int = 16, **options: Any) -> dict[str, Any]
     write_lines(folder / "sft" / "video_caption_300k.jsonl", captions)
     write_lines(folder / "sft" / "video_240k_caption_15k.jsonl", questions)
     return {"source": folder / "sft", "media": folder / "train_300k", **options}
+
+
+def write_video(path: Path, frames: int = 12) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            pixels = np.full((48, 64, 3), 10 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_pdf(path: Path, *sizes: tuple[float, float]) -> None:
+    document = pypdfium2.PdfDocument.new()
+    for width, height in sizes:
+        document.new_page(width, height)
+    document.save(str(path))
+
+
+def captions(folder: Path) -> dict[str, Any]:
+    """A table of pictures and captions."""
+    rows = [{"image": f"{number}.png", "caption": f"thing {number}"} for number in range(16)]
+    for number in range(16):
+        save(folder / "media" / f"{number}.png", number)
+    return {"table": write_lines(folder / "mine.jsonl", rows), "media": folder / "media"}
+
+
+def videos_and_pages(folder: Path) -> dict[str, Any]:
+    """A table of two videos and eight pages of a PDF with their captions."""
+    (folder / "media").mkdir(parents=True)
+    write_pdf(folder / "media" / "manual.pdf", *((200 + 10 * number, 300) for number in range(8)))
+    rows = [{"page": f"manual.pdf#{number}", "caption": f"page {number}"} for number in range(1, 9)]
+    for number in range(2):
+        write_video(folder / "media" / f"{number}.mp4", 8 + number)
+        rows.append({"video": f"{number}.mp4", "caption": f"walk {number}"})
+    for number, row in enumerate(rows):
+        row["split"] = "train" if number > 3 else ("val", "test")[number % 2]
+    return {"table": write_lines(folder / "mine.jsonl", rows), "media": folder / "media", "page_side": 64}

@@ -251,7 +251,7 @@ def identity(*parts: str) -> str:
 
 
 def text_identity(text: str, *parts: str) -> str:
-    """Return a content id of a text: answers and classes are equal if their words are.
+    r"""Return a content id of a text: answers and classes are equal if their words are.
 
     >>> text_identity(" Yes\n") == text_identity("yes") != text_identity("no")
     True
