@@ -47,8 +47,8 @@ def check_table(
     """Return every fault of a table of pairs; each picture is decoded.
 
     Args:
-        table: CSV or JSONL file, as for ``rime shards folder``.
-        media: Folder of the pictures; that of the table if None.
+        table: CSV, TSV, JSONL or Parquet file, as for ``rime shards folder``.
+        media: Folder of the media; that of the table if None.
         limits: What the training will take.
         processor: Counts tokens and knows the special ones; None estimates 4 characters a token.
         shares: Shares of the contents in val and test, for rows without a split.

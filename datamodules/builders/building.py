@@ -248,6 +248,9 @@ class Build:
             if not self.dry:
                 write_shard(path, kept[start : start + PER_SHARD], Encoder())
                 shards.append(path.name)
+        for number in range(unit.first_shard + len(shards), unit.first_shard + unit.shards):
+            for kind in ("tar", "json"):  # left by a build that was killed when more could be used
+                (self.folder / unit.split / f"{unit.split}-{number:06d}.{kind}").unlink(missing_ok=True)
         note = {
             "shards": shards,
             "tasks": Counter(pair.dataset for pair in kept),

@@ -26,7 +26,7 @@ from rime_pl.datamodules.builders.planning import (
 )
 from rime_pl.datamodules.builders.sources.drafts import Draft
 from rime_pl.datamodules.builders.sources.records import Place, Record, SourceFile
-from rime_pl.datamodules.builders.table import read_table
+from rime_pl.datamodules.builders.table import Table, read_table
 from rime_pl.datamodules.builders.table_rows import MediaSettings, Row
 from rime_pl.datamodules.faults import Fault, counted, listed, place_of
 from rime_pl.datamodules.shard_writer import write_corpus_file
@@ -53,10 +53,10 @@ def build(
 ) -> None:
     """Turn your own table of pairs into shards: texts, pictures, videos and pages of PDF files.
 
-    A table with the columns image and caption is enough: captions then find pictures, and pictures captions.
+    The columns image and caption are enough: captions then find pictures, and pictures captions.
 
     Args:
-        output: Corpus folder to write. A corpus that is there is replaced when the new one is complete.
+        output: Corpus folder to write; a corpus that is there is replaced when the new one is complete.
         seed: Seed of the split, for rows without a value in column 'split'.
         table: CSV or TSV file with a header line, JSONL file with one object per line, or Parquet file.
         media: Folder of the files that the table names; the folder of the table if not given.
@@ -71,48 +71,55 @@ def build(
         workers: Number of threads that open media; 0 takes one for each CPU.
 
     Raises:
-        RimeError: If the table has faulty rows (they are listed), or if a split that is needed gets no rows.
+        RimeError: If the table has faulty rows (they are listed), or a split that is needed gets no rows.
     """
     found = read_table(table, media, MediaSettings(frames, frame_side, page_side))
-    rows = deal(found.rows, seed, val_share, test_share)
-    wanted = {split: len(of_split) for split, of_split in rows.items()}
+    splits = deal(found.rows, seed, val_share, test_share)
+    wanted = {split: len(rows) for split, rows in splits.items()}
     if not found.faults:
         missing_splits(table, wanted)  # raises before any medium is opened
     arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}
-    source = _Rows(name, licence, table, [row for of_split in rows.values() for row in of_split])
-    plan = _plan(source, wanted, (*arguments.items(), seed, frames, frame_side, page_side))
-    dry = bool(found.faults) and not skip_broken
-    with built(Path(output), source, plan, workers, dry) as build:
+    source = _Rows(name, licence, table, [row for rows in splits.values() for row in rows], arguments)
+    plan = _plan(source, wanted, (seed, frames, frame_side, page_side))
+    faults = _write(Path(output), source, plan, found, seed, workers, skip_broken)
+    if faults:
+        were = counted(_num_rows(faults), "row was", "rows were")
+        say(f"{were} left out. {output / 'broken.txt'} lists them:\n{listed(faults, _SHOWN)}")
+
+
+def _write(
+    output: Path, source: _Rows, plan: Plan, found: Table, seed: int, workers: int, skip_broken: bool
+) -> list[Fault]:
+    """Write the corpus and return the faults of the rows that were left out; tell what a user should know."""
+    with built(output, source, plan, workers, dry=bool(found.faults) and not skip_broken) as build:
         unusable = (Fault(*refused) for refused in build.refused())
         faults = [*dict.fromkeys([*found.faults, *unusable])]  # two pairs may show one picture
         about = build.about()
-        if faults and not skip_broken:
-            build.forget()
-            raise DataError(_refusal(table, faults))
         kept = {split: about[split]["samples"] if split in about else 0 for split in SPLITS}
         try:
-            notes = [*found.notes, *_missing(table, kept, faults)]
+            if faults and not skip_broken:
+                raise DataError(_refusal(source.path, faults))
+            notes = [*found.notes, *_missing(source.path, kept, faults)]
         except RimeError:
             build.forget()
             raise
         for note in notes:
             say(note)
-        lines = [str(fault) for fault in sorted(faults, key=place_of)]
-        write_corpus_file(build.folder, corpus_of(build.folder, source, seed, arguments, about), lines)
-    if faults:
-        rows_were = counted(_num_rows(faults), "row was", "rows were")
-        say(f"{rows_were} left out. {output / 'broken.txt'} lists them:")
-        say(listed(faults, _SHOWN))
+        corpus = corpus_of(build.folder, source, seed, dict(source.arguments), about)
+        write_corpus_file(build.folder, corpus, [str(fault) for fault in sorted(faults, key=place_of)])
+    return faults
 
 
 class _Rows(Source, SourceFile):
     """The good rows of a table, as the file that the second pass reads."""
 
     expected: Mapping[str, Any] = {}
-    arguments: Mapping[str, Any] = {}
 
-    def __init__(self, name: str, licence: str, table: Path, rows: Sequence[Row]) -> None:
+    def __init__(
+        self, name: str, licence: str, table: Path, rows: Sequence[Row], arguments: Mapping[str, Any]
+    ) -> None:
         self.name, self.licence, self.path, self.rows = name, licence, table, rows
+        self.arguments = arguments
         self.files = [self]
         self.total = len(rows)
 
@@ -152,7 +159,9 @@ def _plan(source: _Rows, wanted: Mapping[str, int], settings: Sequence[Any]) -> 
             chunk = tuple(numbers[first : first + PER_SHARD])
             plan.units.append(Unit(len(plan.units), split, first // PER_SHARD, chunk))
         start += count
-    digest = hashlib.sha256(repr((source.name, source.licence, *settings, dict(wanted))).encode())
+    digest = hashlib.sha256(
+        repr((source.name, source.licence, dict(source.arguments), *settings, dict(wanted))).encode()
+    )
     for row in source.rows:
         files = [file for side in row.files.values() for file in side]
         looks = [(file, about.st_size, about.st_mtime_ns) for file in files for about in [file.path.stat()]]

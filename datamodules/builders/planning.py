@@ -254,9 +254,10 @@ def _require_splits(source: Source, plan: Plan) -> None:
         has = ", ".join(f"{split} {plan.pairs[split]:,}" for split in SPLITS[:3])
         why = f" Refused were {plan.refusals.told()}." if plan.refusals.counts else ""
         first = [lines[0] for lines in plan.refusals.lines.values()][:5]
+        told = "".join(f"\n  {line}" for line in first)
         raise RimeError(
-            f"{source.name}: split {missing[0]!r} must have pairs, but has none ({has}).{why} Raise "
-            "--val_share and --test_share, or give more rows." + "".join(f"\n  {line}" for line in first)
+            f"{source.name}: split {missing[0]!r} must have pairs, but has none ({has}).{why} Give more "
+            f"rows, or raise --val_share and --test_share if the command has them.{told}"
         )
 
 

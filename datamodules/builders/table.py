@@ -66,13 +66,7 @@ def read_table(
         DataError: If there is no such table or folder, or if the table as a whole cannot be understood.
     """
     media = path.parent if media is None else media
-    if not path.is_file():
-        wrong = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"--table must be a CSV or JSONL file, but {path} {wrong}.")
-    kind = path.suffix.lower()
-    if kind not in _KINDS:
-        hint = " Save it as CSV (UTF-8)." if kind in (".xlsx", ".xls", ".ods") else ""
-        raise DataError(f"--table must end in .csv or .jsonl, but {path} ends in {path.suffix!r}.{hint}")
+    kind = _kind(path)
     found = Table()
     if kind == ".parquet":
         lines = list(_parquet_rows(path))
@@ -100,6 +94,18 @@ def read_table(
             if len(found.faults) > before:
                 break  # the other direction would tell the same
     return found
+
+
+def _kind(path: Path) -> str:
+    """Return the suffix of a table; raise a DataError if there is none that is known."""
+    if not path.is_file():
+        wrong = "is no file" if path.exists() else "does not exist"
+        raise DataError(f"--table must be a CSV or JSONL file, but {path} {wrong}.")
+    kind = path.suffix.lower()
+    if kind not in _KINDS:
+        hint = " Save it as CSV (UTF-8)." if kind in (".xlsx", ".xls", ".ods") else ""
+        raise DataError(f"--table must end in .csv or .jsonl, but {path} ends in {path.suffix!r}.{hint}")
+    return kind
 
 
 def _text(path: Path, notes: list[str]) -> str:

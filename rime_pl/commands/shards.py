@@ -40,7 +40,7 @@ def check(
     The exit code is 1 if there is a problem. Warnings alone give 0.
 
     Args:
-        table: CSV or JSONL file, as for `rime shards folder`; not given for a corpus.
+        table: CSV, TSV, JSONL or Parquet file, as for `rime shards folder`; not given for a corpus.
         media: Folder of the files that the picture columns name; the folder of the table if not given.
         path: Corpus folder, made by `rime shards`; not given for a table.
         base: Checkpoint whose processor counts tokens; 4 characters count as a token if not given.

@@ -38,6 +38,8 @@ def build_coco(
     Download dataset_coco.json (Karpathy's splits) and the pictures of COCO 2014, train and val. Captions are
     CC BY 4.0, pictures under the terms of Flickr. The split restval counts as train.
 
+    For example: rime shards coco --source dataset_coco.json --media coco --output data/coco
+
     Args:
         output: Corpus folder to write.
         seed: Seed of the order.
@@ -69,6 +71,8 @@ def build_flickr30k(
 
     Download dataset_flickr30k.json (Karpathy's splits) and the pictures of Flickr30k. Captions are CC BY 3.0,
     pictures under the terms of Flickr.
+
+    For example: rime shards flickr30k --source dataset_flickr30k.json --media images --output data/flickr30k
 
     Args:
         output: Corpus folder to write.

@@ -58,6 +58,8 @@ def build(
     Download ShareGPTVideo/train_video_and_instruction (Apache-2.0; clips keep their terms): train_300k/
     unpacked, 138 GB of frames, and video_instruction/train/sft/. A clip is stored once for each of its pairs.
 
+    For example: rime shards llava-hound --source sft --media train_300k --output data/llava-hound
+
     Args:
         output: Corpus folder to write.
         seed: Seed of the order and of the split.

@@ -55,6 +55,8 @@ def build(
     Download TIGER-Lab/MMEB-train (data Apache-2.0; pictures keep the terms of their origin) and unpack the
     files of images_zip/ into images/. Each subset becomes a task of its own.
 
+    For example: rime shards mmeb-train --source MMEB-train --output data/mmeb-train
+
     Args:
         output: Corpus folder to write.
         seed: Seed of the order and of the split.

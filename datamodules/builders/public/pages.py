@@ -51,6 +51,8 @@ def build_colpali(
     Download vidore/colpali_train_set (no licence on its card). ColPali trains --task page; VLM2Vec-V2 and
     UME-R1 train --task qa. Pages of the split test of the source are ours for test.
 
+    For example: rime shards colpali --source colpali_train_set --output data/colpali
+
     Args:
         output: Corpus folder to write.
         seed: Seed of the order and of the split.
@@ -87,6 +89,8 @@ def build_visrag(
 
     Download openbmb/VisRAG-Ret-Train-In-domain-data or openbmb/VisRAG-Ret-Train-Synthetic-data (no licence on
     the cards). Each source of the pages becomes a task of its own.
+
+    For example: rime shards visrag --source VisRAG-Ret-Train-In-domain-data --output data/visrag
 
     Args:
         output: Corpus folder to write.

@@ -57,6 +57,8 @@ def build_ume_r1(
     Download zhibinlan/UME-sft-train (1.46 million pairs) or UME-rl-train.json (about 11,000), and the media
     of MMEB-train. The format is as their trainer reads it; nobody of us has seen a record.
 
+    For example: rime shards ume-r1 --source UME-sft-train.json --media MMEB-train --output data/ume-r1
+
     Args:
         output: Corpus folder to write.
         seed: Seed of the order and of the split.
@@ -96,6 +98,8 @@ def build_rime_json(
     Download leafyseay/RIME-Train: the folder RIME-SFT/ with a file for each data set, or
     RIME-RL/RIME-rl.json, and the media of MMEB-train. The format is as their trainer reads it; nobody of us
     has seen a record.
+
+    For example: rime shards rime-json --source RIME-SFT --media MMEB-train --output data/rime
 
     Args:
         output: Corpus folder to write.
