@@ -107,7 +107,7 @@ class Refusals:
         self.counts[kind] += 1
         lines = self.lines.setdefault(kind, [])
         if len(lines) < _LINES:
-            lines.append(f"{where}: {kind}: {says}")
+            lines.append(_writable(f"{where}: {kind}: {says}"))
 
     def told(self) -> str:
         """Return how many there are of each kind, the most frequent first."""
@@ -123,6 +123,11 @@ class Refusals:
             if (more := self.counts[kind] - len(self.lines[kind])) > 0:
                 result.append(f"... and {more:,} more: {kind}")
         return result
+
+
+def _writable(text: str) -> str:
+    """Return the text with question marks in the place of half characters, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _most_first(of_kind: tuple[str, int]) -> tuple[int, str]:
@@ -186,7 +191,7 @@ def plan_of(source: Source, settings: Settings) -> Plan:
             for record in islice(file.records(), settings.limit):
                 progress.update(bar, completed=before + record.done)
                 values = {} if isinstance(record.values, Refused) else record.values
-                plan.rows[source.subset(file, values)] += 1
+                plan.rows[_writable(source.subset(file, values))] += 1
                 for part, draft in enumerate(drafts_of(source, file, record)):
                     refused = draft if isinstance(draft, Refused) else _repeated(draft, seen)
                     if refused is not None:

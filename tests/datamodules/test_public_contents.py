@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from rime_pl.datamodules.builders.public.placeholders import without_placeholder
 from rime_pl.datamodules.builders.public.responses import read_response
 from rime_pl.datamodules.builders.sources.drafts import Refused
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
-from rime_pl.errors import DataError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Clip, Page, Pair, frames_of
 
 Splits = dict[str, dict[str, Pair]]
@@ -394,3 +396,61 @@ def test_a_source_that_is_not_there(tmp_path: Path, name: str, options: dict[str
     with pytest.raises(DataError, match=says):
         SUBCOMMANDS[name](output=tmp_path / "corpus", source=tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+VALUES = (
+    b"null",
+    b"7",
+    b"-1e400",
+    b'"\\ud800"',
+    b"[]",
+    b"{}",
+    b'"a\\u0000b"',
+    b'["x", ["y"]]',
+    b'"../../x"',
+    b"NaN",
+)
+
+
+def damaged(data: bytes, text: bool, rng: random.Random) -> bytes:
+    """The file with another JSON value, or with changed, lost or additional bytes."""
+    new = bytearray(data)
+    values = [match.span() for match in re.finditer(rb'"(?:[^"\\]|\\.)*"|\d+|\[[^\[\]]*\]', data)]
+    if text and rng.random() < 0.7:
+        start, end = rng.choice(values)
+        new[start:end] = rng.choice(VALUES)
+        return bytes(new)
+    for _ in range(rng.choice([1, 3, 20])):
+        at = rng.randrange(len(new))
+        new[at : at + rng.choice([0, 1, 30])] = rng.randbytes(rng.choice([0, 1, 5]))
+    return bytes(new)
+
+
+@pytest.mark.parametrize("name", ["coco", "visrag", "ume-r1", "rime-json", "llava-hound"])
+def test_a_damaged_source_is_built_or_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
+    writers = {"coco": tiny.karpathy, "visrag": tiny.visrag, "ume-r1": tiny.ume_sft, "rime-json": tiny.rl}
+    options = writers.get(name, tiny.llava_hound)(tmp_path / "source")
+    settings = {**tiny.SHARES, "workers": 2, "max_refused": 1.0, **options}
+    files = [p for p in (tmp_path / "source").rglob("*") if p.suffix in (".json", ".jsonl", ".parquet")]
+    rng, ends = random.Random(name), set()
+    for _ in range(12):
+        file = rng.choice(files)
+        data = file.read_bytes()
+        file.write_bytes(damaged(data, file.suffix != ".parquet", rng))
+        try:
+            SUBCOMMANDS[name](
+                output=tmp_path / "corpus", **{n: v for n, v in settings.items() if v is not None}
+            )
+            ends.add("built")
+        except RimeError:
+            ends.add("refused")
+        file.write_bytes(data)
+        assert {path.name for path in tmp_path.iterdir()} <= {"source", "corpus"}
+    assert "built" in ends or name == "visrag"  # a damaged byte of Parquet makes the file unreadable
+
+
+def test_a_data_set_whose_name_is_half_a_character(built: Callable[..., Splits], tmp_path: Path) -> None:
+    options = tiny.ume_sft(tmp_path / "source")
+    changed(options["source"], 0, dataset_name="\ud800")
+    built("ume-r1", options)
+    assert refused(tmp_path) == {"half a character": 1}

@@ -153,6 +153,8 @@ class Draft:
         Raises:
             Refused: If a side is empty, or a text holds a special token or half a character.
         """
+        _refuse_half(self.task, "the name of the task")
+        _refuse_half(self.gallery, "the name of the gallery")
         for side, item, files in (
             ("query", self.query, self.query_files),
             ("target", self.target, self.target_files),
@@ -162,10 +164,7 @@ class Draft:
             if not item.text.strip() and not files:
                 raise Refused("empty side", f"the {side} has neither text nor media.")
             for text in (item.text, item.instruction, item.rewrite or "", item.cot or "", item.content_id):
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    raise Refused("half a character", f"the {side} holds {text!a:.90}.") from error
+                _refuse_half(text, f"the {side}")
                 if token := SPECIAL.search(text):
                     said = f"the {side} holds {token.group()!r}, a special token of the model."
                     raise Refused("special token", said)
@@ -191,6 +190,13 @@ class Draft:
         query = None if self.query is None else replace(self.query, media=_media(self.query_files))
         target = replace(self.target, media=_media(self.target_files))
         return Pair(key, self.task, self.gallery, query, target, source=source)
+
+
+def _refuse_half(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can hold half a character, and no file can
+        raise Refused("half a character", f"{what} holds {text!a:.90}.") from error
 
 
 def _told(item: Item | None, files: Sequence[MediumFile]) -> tuple[str, ...]:
