@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from rich.progress import track
 
-from rime_pl.datamodules.builders.folder import Pictures, deal, missing_splits
-from rime_pl.datamodules.builders.table import SPLITS, read_table
+from rime_pl.datamodules.builders.folder import deal, missing_splits
+from rime_pl.datamodules.builders.planning import SPLITS
+from rime_pl.datamodules.builders.sources.drafts import Refused
+from rime_pl.datamodules.builders.table import read_table
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import Fault
 from rime_pl.datamodules.pair_check import COMPARED, DEFAULT_LIMITS, Checked, Limits, PairCheck
@@ -47,8 +49,8 @@ def check_table(
     """Return every fault of a table of pairs; each picture is decoded.
 
     Args:
-        table: CSV or JSONL file, as for ``rime shards folder``.
-        media: Folder of the pictures; that of the table if None.
+        table: CSV, TSV, JSONL or Parquet file, as for ``rime shards folder``.
+        media: Folder of the media; that of the table if None.
         limits: What the training will take.
         processor: Counts tokens and knows the special ones; None estimates 4 characters a token.
         shares: Shares of the contents in val and test, for rows without a split.
@@ -60,7 +62,6 @@ def check_table(
     found = read_table(table, media)
     rows = deal(found.rows, seed, *shares)
     check = PairCheck(limits, processor, found.faults, found.notes, joint="_")
-    pictures = Pictures(found.faults)
     everything = [(split, row) for split in SPLITS for row in rows[split]]
     for row in found.faulty:
         check.texts(row.where, row.pair)
@@ -70,10 +71,14 @@ def check_table(
         check.texts(row.where, row.pair)
         if check.many_media(row.where, {side: len(files) for side, files in row.files.items()}):
             continue
-        for pair in pictures.pairs(split, [row]):
-            if pair is not None:
-                check.looks(split, row.where, pair)
-                check.add(split, row.where, pair)
+        try:
+            pair = row.draft().pair(row.pair.key, row.where)
+        except Refused as refused:
+            found.faults += [Fault(one.kind, row.where, one.says) for one in (refused, *refused.more)]
+            continue
+        check.looks(split, row.where, pair)
+        check.add(split, row.where, pair)
+    found.faults[:] = dict.fromkeys(found.faults)  # two pairs of a row may show one picture
     try:
         missing_splits(table, {split: check.found.pairs(split) for split in SPLITS})
     except RimeError as error:

@@ -32,7 +32,7 @@ _CHARACTERS = 4  # of a token, where no processor counts
 _SMALLEST = 8  # pixels of a side; a patch of Qwen's vision towers has 14 or 16
 #: No content may be in two of these splits.
 COMPARED = ("train", "val", "test")
-_SPECIAL = re.compile(
+SPECIAL = re.compile(
     "|".join(
         re.escape(token)
         for token in (
@@ -131,7 +131,7 @@ class PairCheck:
         self._unsure = 0  # texts that an estimate finds short enough, but a tokenizer perhaps not
         #: hash of all that a pair shows -> its first row
         self._shown: dict[bytes, str] = {}
-        self._special = processor.special_pattern if processor else _SPECIAL
+        self._special = processor.special_pattern if processor else SPECIAL
 
     def add(self, split: str, where: str, pair: Pair) -> None:
         """Count a good pair."""

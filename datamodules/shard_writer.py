@@ -31,7 +31,7 @@ from rime_pl.media import checked_clip, open_picture
 from rime_pl.types import Clip, Item, Medium, Page, Pair
 
 _PNG = b"\x89PNG"
-_BROKEN_FILE = "broken.txt"  # what was left out of a corpus
+BROKEN_FILE = "broken.txt"  # what was left out of a corpus
 
 
 def write_corpus(
@@ -63,19 +63,24 @@ def write_corpus(
     Raises:
         RimeError: If ``output`` holds other files, or cannot be written.
     """
-    with replacing(Path(output), _strangers) as folder:
+    with replacing(Path(output), strangers) as folder:
         with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
             bar = progress.add_task(f"shards of {name}", total=sum(totals.values()))
             about, data_hash = _write_splits(folder, splits, samples_per_shard, lambda: progress.advance(bar))
         corpus = {
             **{"name": name, "format": FORMAT_VERSION, "licence": licence, "seed": seed},
-            **{"arguments": dict(arguments or {}), "data_hash": data_hash},
-            "splits": {split: told for split, told in about.items() if told["samples"]},
+            **{"arguments": dict(arguments or {}), "data_hash": data_hash, "splits": about},
         }
-        if broken := left_out() if left_out else ():
-            _write_text(folder / _BROKEN_FILE, "\n".join(broken))
-        _write_text(folder / CORPUS_FILE, json.dumps(corpus, indent=1, ensure_ascii=False))
+        write_corpus_file(folder, corpus, left_out() if left_out else ())
     return corpus
+
+
+def write_corpus_file(folder: Path, corpus: dict[str, Any], left_out: Sequence[str]) -> None:
+    """Write ``corpus.json``, without the splits that have no samples, and what was left out."""
+    corpus["splits"] = {split: told for split, told in corpus["splits"].items() if told["samples"]}
+    if left_out:
+        _write_text(folder / BROKEN_FILE, "\n".join(left_out))
+    _write_text(folder / CORPUS_FILE, json.dumps(corpus, indent=1, ensure_ascii=False))
 
 
 def _write_splits(
@@ -101,31 +106,50 @@ def _write_splits(
 
 def _write_split(folder: Path, pairs: Iterator[Pair], samples_per_shard: int, digest: Any) -> list[str]:
     """Write the tars of a split, add them to the hash of the corpus, and return their names."""
-    encoder = _Encoder()
-    index: IndexWriter | None = None
-    faults: list[Fault] = []
+    encoder = Encoder()
+    shards: list[str] = []
     while chunk := list(itertools.islice(pairs, samples_per_shard)):
-        index = index or IndexWriter(folder, faults)
-        path = folder / f"{folder.name}-{len(index.shards):06d}.tar"
-        _write_shard(path, chunk, encoder)
-        digest.update(f"{folder.name}/{path.name}\n".encode() + path.read_bytes())
-        index.add(path)
-    if index is None:
-        return []
+        path = folder / f"{folder.name}-{len(shards):06d}.tar"
+        write_shard(path, chunk, encoder)
+        add_to_hash(digest, path)
+        shards.append(path.name)
+    write_index(folder, shards)
+    return shards
+
+
+def write_index(folder: Path, shards: Sequence[str]) -> None:
+    """Write the index of a split over its tars, which are there.
+
+    Raises:
+        DataError: If a sample cannot be read again.
+    """
+    if not shards:
+        return
+    faults: list[Fault] = []
+    index = IndexWriter(folder, faults)
+    for name in shards:
+        index.add(folder / name)
     index.close()
     if faults:
         raise DataError(f"The builder made samples that cannot be read:\n{listed(faults, 20)}")
-    return index.shards
+
+
+def add_to_hash(digest: Any, shard: Path) -> None:
+    """Add a tar to the hash of its corpus."""
+    digest.update(f"{shard.parent.name}/{shard.name}\n".encode())
+    with shard.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
 
 
 def _write_text(file: Path, text: str) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def _strangers(folder: Path) -> list[str]:
+def strangers(folder: Path) -> list[str]:
     """Return the files in a folder that no builder has written."""
     index = "|".join(map(re.escape, INDEX_FILES))  # and of the format before this one, an index for each tar
-    ours = re.compile(rf"{CORPUS_FILE}|{_BROKEN_FILE}|([^/]+)/\1-\d{{6}}\.(tar|json)|[^/]+/({index})")
+    ours = re.compile(rf"{CORPUS_FILE}|{BROKEN_FILE}|([^/]+)/\1-\d{{6}}\.(tar|json)|[^/]+/({index})")
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     return sorted(name for name in files if not ours.fullmatch(name))
 
@@ -149,13 +173,15 @@ def _checked(
         yield pair
 
 
-def _write_shard(path: Path, pairs: list[Pair], encoder: _Encoder) -> None:
+def write_shard(path: Path, pairs: list[Pair], encoder: Encoder) -> None:
+    """Write one tar."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as tar:
         for pair in pairs:
             tar.write({"__key__": pair.key, **_members(pair, encoder)})
 
 
-class _Encoder:
+class Encoder:
     """Turns images into bytes. Builders use one picture in many samples, so recent results are kept."""
 
     def __init__(self) -> None:
@@ -179,7 +205,7 @@ class _Encoder:
         return self._known[known][1]
 
 
-def _members(pair: Pair, encoder: _Encoder) -> dict[str, bytes]:
+def _members(pair: Pair, encoder: Encoder) -> dict[str, bytes]:
     """Return the tar members of a sample: its JSON and the files that the JSON names."""
     members: dict[str, bytes] = {}
 
@@ -209,5 +235,6 @@ def _members(pair: Pair, encoder: _Encoder) -> dict[str, bytes]:
         "query": side(pair.query, "q"),
         "target": side(pair.target, "t"),
         "hard_negatives": [side(item, f"n{number}.") for number, item in enumerate(pair.hard_negatives)],
+        **({"source": pair.source} if pair.source else {}),
     }
     return {"json": json.dumps(sample, ensure_ascii=False).encode(), **members}

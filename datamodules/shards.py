@@ -165,6 +165,7 @@ class ShardReader:
                 self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
             ),
             distractor=entry.index.folder.name == DISTRACTORS,
+            source=sample["source"] if isinstance(sample.get("source"), str) else "",
         )
         _refuse_unlike(entry, pair)
         if self.hidden is not None and self.hidden[index]:

@@ -222,8 +222,9 @@ def _subcommand(module: ModuleType, prog: str, words: list[str]) -> int:
     functions: dict[str, Any] = module.SUBCOMMANDS
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: {prog} {'|'.join(functions)} [--OPTION VALUE ...]\n\n{inspect.getdoc(module)}\n")
+        width = max(map(len, functions))
         for name, function in functions.items():
-            print(f"  {name:<10} {(inspect.getdoc(function) or '').splitlines()[0]}")
+            print(f"  {name:<{width}} {(inspect.getdoc(function) or '').splitlines()[0]}")
         print(f"\n`{prog} {next(iter(functions))} --help` shows the options.")
         return 0
     if words[0] not in functions:

@@ -169,6 +169,22 @@ def read_pages(
             rendered, or the package is missing.
     """
     path = Path(source)
+    with _document(path) as document:
+        count = len(document)
+        for number in range(count) if pages is None else pages:
+            if not 0 <= number < count:
+                raise DataError(f"{path} has {count} pages, so there is no page {number + 1}.")
+            yield Page(_rendered(document, number, side, f"{path}, page {number + 1}"))
+
+
+def count_pages(source: str | Path) -> int:
+    """Return the number of pages of a PDF; raises as :func:`read_pages`."""
+    with _document(Path(source)) as document:
+        return len(document)
+
+
+def _document(path: Path) -> Any:
+    """Return an opened PDF with a number of pages that is allowed."""
     if not path.is_file():
         raise DataError(f"{path} must be a PDF file, but there is none.")
     try:
@@ -181,14 +197,10 @@ def read_pages(
         document = pypdfium2.PdfDocument(str(path))
     except pypdfium2.PdfiumError as error:
         raise DataError(f"{path} must be a PDF that can be read, but cannot be opened: {error}.") from error
-    with document:
-        count = len(document)
-        if count > MAX_PAGES:
-            raise DataError(f"{path} must have at most {MAX_PAGES:,} pages, but has {count:,}. Split it.")
-        for number in range(count) if pages is None else pages:
-            if not 0 <= number < count:
-                raise DataError(f"{path} has {count} pages, so there is no page {number + 1}.")
-            yield Page(_rendered(document, number, side, f"{path}, page {number + 1}"))
+    if (count := len(document)) > MAX_PAGES:
+        document.close()
+        raise DataError(f"{path} must have at most {MAX_PAGES:,} pages, but has {count:,}. Split it.")
+    return document
 
 
 def _rendered(document: Any, number: int, side: int, name: str) -> Image:

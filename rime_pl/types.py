@@ -113,6 +113,7 @@ class Pair:
     target: Item
     hard_negatives: tuple[Item, ...] = ()
     distractor: bool = False  # the target counts only where results with distractors are asked for
+    source: str = ""  # where a builder found it: file and row; "" if it was not kept
 
 
 @dataclass

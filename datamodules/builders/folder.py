@@ -1,4 +1,4 @@
-"""Builds a corpus from your own pairs: a CSV or JSONL table and a folder of pictures.
+"""Builds a corpus from your own pairs: a table and a folder of pictures, videos and documents.
 
 All faults are told at once, each with its line and field, and a corpus that was there stays. Called by
 ``rime shards folder``. The columns are documented in docs/how-to/your-own-data.md.
@@ -7,20 +7,30 @@ All faults are told at once, each with its line and field, and a corpus that was
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
-from rich.console import Console
-
-from rime_pl.datamodules.builders.table import SPLITS, Row, read_table
+from rime_pl.clips import PAGE_SIDE
+from rime_pl.datamodules.builders.building import built, corpus_of
+from rime_pl.datamodules.builders.planning import (
+    PER_SHARD,
+    SPLITS,
+    Plan,
+    Planned,
+    Source,
+    Unit,
+    check_shares,
+    say,
+    split_of,
+)
+from rime_pl.datamodules.builders.sources.drafts import Draft
+from rime_pl.datamodules.builders.sources.records import Place, Record, SourceFile
+from rime_pl.datamodules.builders.table import Table, read_table
+from rime_pl.datamodules.builders.table_rows import MediaSettings, Row
 from rime_pl.datamodules.faults import Fault, counted, listed, place_of
-from rime_pl.datamodules.shard_writer import write_corpus
+from rime_pl.datamodules.shard_writer import write_corpus_file
 from rime_pl.errors import DataError, RimeError
-from rime_pl.media import stored_picture
-from rime_pl.types import Pair
 
 _SHOWN = 20  # faults that an error lists
 
@@ -36,45 +46,128 @@ def build(
     val_share: float = 0.1,
     test_share: float = 0.1,
     skip_broken: bool = False,
+    frames: int = MediaSettings.frames,
+    frame_side: int = MediaSettings.frame_side,
+    page_side: int = PAGE_SIDE,
+    workers: int = 0,
 ) -> None:
-    """Turn your own table of pairs into shards.
+    """Turn your own table of pairs into shards: texts, pictures, videos and pages of PDF files.
+
+    The columns image and caption are enough: captions then find pictures, and pictures captions.
 
     Args:
-        output: Corpus folder to write. A corpus that is there is replaced when the new one is complete.
+        output: Corpus folder to write; a corpus that is there is replaced when the new one is complete.
         seed: Seed of the split, for rows without a value in column 'split'.
-        table: CSV file with a header line, or JSONL file with one object per line.
-        media: Folder of the files that the picture columns name; the folder of the table if not given.
+        table: CSV or TSV file with a header line, JSONL file with one object per line, or Parquet file.
+        media: Folder of the files that the table names; the folder of the table if not given.
         name: Name of the corpus.
         licence: Licence of your data, recorded in corpus.json.
         val_share: Share of the contents in the validation split, for rows without a split.
         test_share: Share of the contents in the test split, for rows without a split.
         skip_broken: Whether faulty rows are left out and listed in broken.txt of the corpus.
+        frames: Number of frames of a video.
+        frame_side: Pixels of the longer side of a frame; larger ones are made smaller.
+        page_side: Pixels of the longer side of a page of a PDF.
+        workers: Number of threads that open media; 0 takes one for each CPU.
 
     Raises:
-        RimeError: If the table has faulty rows (they are listed), or if a split that is needed gets no rows.
+        RimeError: If the table has faulty rows (they are listed), or a split that is needed gets no rows.
     """
-    found = read_table(table, media)
-    rows = deal(found.rows, seed, val_share, test_share)
-    pictures = Pictures(found.faults, skip_broken)
-    wanted = {split: len(of_split) for split, of_split in rows.items()}
+    found = read_table(table, media, MediaSettings(frames, frame_side, page_side))
+    splits = deal(found.rows, seed, val_share, test_share)
+    wanted = {split: len(rows) for split, rows in splits.items()}
     if not found.faults:
-        missing_splits(table, wanted)  # raises before any picture is opened
-
-    def left_out() -> list[str]:
-        if found.faults and not skip_broken:
-            raise DataError(_refusal(table, found.faults))
-        kept = {split: wanted[split] - pictures.left_out[split] for split in wanted}
-        for note in (*found.notes, *_missing(table, kept, found.faults)):
-            _say(note)
-        return [str(fault) for fault in sorted(found.faults, key=place_of)]
-
-    splits = {split: pictures.pairs(split, of_split) for split, of_split in rows.items()}
+        missing_splits(table, wanted)  # raises before any medium is opened
     arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}
-    write_corpus(output, name, licence, splits, wanted, seed, arguments, left_out=left_out)
-    if found.faults:
-        rows_were = counted(_rows(found.faults), "row was", "rows were")
-        _say(f"{rows_were} left out. {output / 'broken.txt'} lists them:")
-        _say(listed(found.faults, _SHOWN))
+    source = _Rows(name, licence, table, [row for rows in splits.values() for row in rows], arguments)
+    plan = _plan(source, wanted, (seed, frames, frame_side, page_side))
+    faults = _write(Path(output), source, plan, found, seed, workers, skip_broken)
+    if faults:
+        were = counted(_num_rows(faults), "row was", "rows were")
+        say(f"{were} left out. {output / 'broken.txt'} lists them:\n{listed(faults, _SHOWN)}")
+
+
+def _write(
+    output: Path, source: _Rows, plan: Plan, found: Table, seed: int, workers: int, skip_broken: bool
+) -> list[Fault]:
+    """Write the corpus and return the faults of the rows that were left out; tell what a user should know."""
+    with built(output, source, plan, workers, dry=bool(found.faults) and not skip_broken) as build:
+        unusable = (Fault(*refused) for refused in build.refused())
+        faults = [*dict.fromkeys([*found.faults, *unusable])]  # two pairs may show one picture
+        about = build.about()
+        kept = {split: about[split]["samples"] if split in about else 0 for split in SPLITS}
+        try:
+            if faults and not skip_broken:
+                raise DataError(_refusal(source.path, faults))
+            notes = [*found.notes, *_missing(source.path, kept, faults)]
+        except RimeError:
+            build.forget()
+            raise
+        for note in notes:
+            say(note)
+        corpus = corpus_of(build.folder, source, seed, dict(source.arguments), about)
+        write_corpus_file(build.folder, corpus, [str(fault) for fault in sorted(faults, key=place_of)])
+    return faults
+
+
+class _Rows(Source, SourceFile):
+    """The good rows of a table, as the file that the second pass reads."""
+
+    expected: Mapping[str, Any] = {}
+
+    def __init__(
+        self, name: str, licence: str, table: Path, rows: Sequence[Row], arguments: Mapping[str, Any]
+    ) -> None:
+        self.name, self.licence, self.path, self.rows = name, licence, table, rows
+        self.arguments = arguments
+        self.files = [self]
+        self.total = len(rows)
+
+    def subset(self, file: SourceFile, values: dict[str, Any]) -> str:
+        """Return one name for all rows."""
+        return self.name
+
+    def records(self) -> Iterator[Record]:
+        """Yield all rows."""
+        return self.read([Place(number, 0) for number in range(len(self.rows))])
+
+    def read(self, places: Sequence[Place]) -> Iterator[Record]:
+        """Yield the rows at the given places."""
+        for place in places:
+            yield Record(place, {"row": self.rows[place.row]}, place.row + 1)
+
+    def drafts(self, file: SourceFile, row: int, values: dict[str, Any]) -> Iterator[Draft]:
+        """Yield the pair of a row."""
+        yield self.rows[row].draft()
+
+    def where(self, row: int) -> str:
+        """Return what errors and samples call a row."""
+        return self.rows[row].where
+
+    def key(self, row: int, part: int) -> str:
+        """Return the key of a row."""
+        return self.rows[row].pair.key
+
+
+def _plan(source: _Rows, wanted: Mapping[str, int], settings: Sequence[Any]) -> Plan:
+    """Return shards with the rows of each split, in the order of the table."""
+    plan = Plan(pairs=dict(wanted))
+    start = 0
+    for split, count in wanted.items():
+        numbers = [Planned(0, number, 0, 0) for number in range(start, start + count)]
+        for first in range(0, count, PER_SHARD):
+            chunk = tuple(numbers[first : first + PER_SHARD])
+            plan.units.append(Unit(len(plan.units), split, first // PER_SHARD, chunk))
+        start += count
+    digest = hashlib.sha256(
+        repr((source.name, source.licence, dict(source.arguments), *settings, dict(wanted))).encode()
+    )
+    for row in source.rows:
+        files = [file for side in row.files.values() for file in side]
+        looks = [(file, about.st_size, about.st_mtime_ns) for file in files for about in [file.path.stat()]]
+        digest.update(repr((row.where, row.pair, looks)).encode(errors="surrogatepass"))
+    plan.fingerprint = digest.hexdigest()
+    return plan
 
 
 def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> dict[str, list[Row]]:
@@ -83,14 +176,11 @@ def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) ->
     Raises:
         RimeError: If the shares are negative or add up to more than 1.
     """
-    if min(val_share, test_share) < 0 or val_share + test_share > 1:
-        raise RimeError(
-            f"val_share and test_share must be at least 0 and add up to at most 1, but are {val_share} and "
-            f"{test_share}."
-        )
+    check_shares(val_share, test_share)
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in rows:
-        splits[row.split or _split_of(row, seed, val_share, test_share)].append(row)
+        by_hash = split_of(row.pair.target.content_id, seed, val_share, test_share)
+        splits[row.split or by_hash].append(row)
     return splits
 
 
@@ -121,86 +211,17 @@ def _missing(table: Path, kept: Mapping[str, int], faults: Sequence[Fault]) -> l
         raise RimeError(f"{error}\n{listed(faults, _SHOWN)}" if faults else str(error)) from error
 
 
-class Pictures:
-    """Opens the pictures of rows, decodes each once, and tells which cannot be used.
-
-    Args:
-        faults: Where faults are added, with the line and the field of the row.
-        skip_broken: Whether good rows are still handed on after a fault; otherwise nothing will be built.
-    """
-
-    def __init__(self, faults: list[Fault], skip_broken: bool = True) -> None:
-        self.faults, self.skip_broken = faults, skip_broken
-        self.left_out: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        self._plain: set[Path] = set()  # decoded before, and kept as they are
-        self._broken: dict[Path, str] = {}
-
-    def pairs(self, split: str, rows: Sequence[Row]) -> Iterator[Pair | None]:
-        """Yield the pairs of a split with their pictures, None for one that is left out."""
-        for row in rows:
-            pair = self._pair(row)
-            self.left_out[split] += pair is None
-            yield pair if self.skip_broken or not self.faults else None
-
-    def _pair(self, row: Row) -> Pair | None:
-        before = len(self.faults)
-        query, target = self._images(row, "query"), self._images(row, "target")
-        if len(self.faults) > before:
-            return None
-        of_query = None if row.pair.query is None else replace(row.pair.query, media=query)
-        return replace(row.pair, query=of_query, target=replace(row.pair.target, media=target))
-
-    def _images(self, row: Row, side: str) -> tuple[Image.Image, ...]:
-        """Return undecoded pictures: the writer copies their bytes."""
-        images = []
-        for path in row.files[side]:
-            try:
-                images.append(Image.open(io.BytesIO(self._bytes(path))))
-            except (DataError, FileNotFoundError, PermissionError) as error:
-                said = f"field '{side}_image': {error}"
-                self.faults.append(Fault("unusable picture", row.where, said))
-        return tuple(images)
-
-    def _bytes(self, path: Path) -> bytes:
-        if path in self._plain:
-            return path.read_bytes()
-        if path in self._broken:
-            raise DataError(self._broken[path])
-        data = path.read_bytes()
-        try:
-            stored = stored_picture(data, str(path))
-        except DataError as error:
-            self._broken[path] = str(error)
-            raise
-        if stored is data:
-            self._plain.add(path)
-        return stored
-
-
-def _split_of(row: Row, seed: int, val_share: float, test_share: float) -> str:
-    """Return the split of a row by hash of its target's content, so that no content is in two splits."""
-    digest = hashlib.sha256(f"{seed} {row.pair.target.content_id}".encode()).digest()
-    place = int.from_bytes(digest[:4], "big") / 2**32
-    if place < test_share:
-        return "test"
-    return "val" if place < test_share + val_share else "train"
-
-
 def _refusal(table: Path, faults: Sequence[Fault]) -> str:
     if len(faults) == 1:
         return str(faults[0])
     return (
-        f"{counted(_rows(faults), 'row', 'rows')} of {table} cannot be used, so nothing was built:\n"
+        f"{counted(_num_rows(faults), 'row', 'rows')} of {table} cannot be used, so nothing was built:\n"
         f"{listed(faults, _SHOWN)}\n"
         "Repair them, or leave them out with --skip_broken. `rime shards check` lists all of them, "
         "and texts that are too long."
     )
 
 
-def _rows(faults: Sequence[Fault]) -> int:
+def _num_rows(faults: Sequence[Fault]) -> int:
     """Return the number of rows that have faults; some have several."""
     return len({fault.where for fault in faults})
-
-
-def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)

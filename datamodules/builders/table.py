@@ -1,4 +1,4 @@
-"""Reads a table of pairs, CSV or JSONL, as spreadsheets and scripts write it; tells all faulty rows at once.
+"""Reads a table of pairs as spreadsheets and scripts write it, and tells all faulty rows at once.
 
 Called by folder.py, which builds a corpus of it, and by checking.py. The columns are documented in
 docs/how-to/your-own-data.md.
@@ -7,47 +7,35 @@ docs/how-to/your-own-data.md.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
+from rime_pl.datamodules.builders.sources.drafts import Refused
+from rime_pl.datamodules.builders.sources.json_files import strict_json
+from rime_pl.datamodules.builders.sources.parquet_files import ParquetFile
+from rime_pl.datamodules.builders.table_rows import (
+    CAPTION_COLUMNS,
+    COLUMNS,
+    MEDIA,
+    Line,
+    MediaSettings,
+    Row,
+    captioned,
+    in_words_of_captions,
+)
 from rime_pl.datamodules.faults import Fault
 from rime_pl.errors import DataError
-from rime_pl.types import Item, Pair
 
-_SIDES = ("query", "target")
-SPLITS = ("train", "val", "test", "distractors")
-_SIDE_COLUMNS = ("text", "image", "instruction", "rewrite", "cot", "content_id")
-COLUMNS = (
-    *(f"query_{name}" for name in _SIDE_COLUMNS),
-    *(f"target_{name}" for name in _SIDE_COLUMNS),
-    "task",
-    "gallery",
-    "split",
-)
-#: Names, not texts: spaces around them mean nothing.
-_NAMES = ("query_content_id", "target_content_id", "task", "gallery", "split")
 _DELIMITERS = (",", ";", "\t", "|")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One good row. Its pictures are only known to be there; nobody has opened them."""
-
-    where: str  # "pairs.csv line 7"
-    pair: Pair  # without its pictures
-    files: dict[str, tuple[Path, ...]]  # "query" and "target" -> pictures
-    split: str  # "" if the table does not say
-    values: dict[str, Any] = field(default_factory=dict)  # column -> value, as the table holds it
+_KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
+_KNOWN = {*COLUMNS, *CAPTION_COLUMNS}
 
 
 @dataclass
@@ -60,40 +48,64 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path, media: Path | None = None) -> Table:
+def read_table(
+    path: Path,
+    media: Path | None = None,
+    settings: MediaSettings = MediaSettings(),  # noqa: B008 - frozen
+) -> Table:
     """Return the rows of a table and the faults of all others.
 
     Args:
-        path: CSV file with a header line, or JSONL file with one object a line. A CSV may use comma,
-            semicolon, tab or vertical bar, whichever makes its header known. Text is UTF-8, UTF-16 with a
-            mark at its start, or Windows-1252.
-        media: Folder of the pictures; that of the table if None.
+        path: CSV or TSV file with a header line, JSONL file with one object a line, or Parquet file. A CSV
+            may use comma, semicolon, tab or vertical bar, whichever makes its header known. Text is UTF-8,
+            UTF-16 with a mark at its start, or Windows-1252.
+        media: Folder of the media; that of the table if None.
+        settings: How media are taken.
 
     Raises:
         DataError: If there is no such table or folder, or if the table as a whole cannot be understood.
     """
     media = path.parent if media is None else media
-    if not path.is_file():
-        wrong = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"--table must be a CSV or JSONL file, but {path} {wrong}.")
-    if path.suffix.lower() not in (".csv", ".jsonl"):
-        hint = " Save it as CSV (UTF-8)." if path.suffix.lower() in (".xlsx", ".xls", ".ods") else ""
-        raise DataError(f"--table must end in .csv or .jsonl, but {path} ends in {path.suffix!r}.{hint}")
+    kind = _kind(path)
     found = Table()
-    text = _text(path, found.notes)
-    read = _csv_lines if path.suffix.lower() == ".csv" else _json_lines
-    lines = list(read(text, path.name, found.faults))
+    if kind == ".parquet":
+        lines = list(_parquet_rows(path))
+    else:
+        read = _json_lines if kind == ".jsonl" else _csv_lines
+        lines = list(read(_text(path, found.notes), path.name, found.faults))
     if not lines and not found.faults:
         raise DataError(f"--table must have rows, but {path} has none.")
-    if not media.is_dir() and any(values.get(f"{side}_image") for *_, values in lines for side in _SIDES):
+    named = [name for name in _KNOWN if name.rpartition("_")[2] in MEDIA]
+    if not media.is_dir() and any(values.get(name) for *_, values in lines for name in named):
         raise DataError(f"--media must be the folder of the pictures, but {media} is no folder.")
     for number, where, values in track(
         lines, f"rows of {path.name}", transient=True, disable=not sys.stdout.isatty()
     ):
-        before = len(found.faults)
-        row = _Line(where, values, media, found.faults).row(f"row-{number:08d}")
-        (found.rows if len(found.faults) == before else found.faulty).append(row)
+        both = "caption" in values
+        for part, pair in enumerate(captioned(values) if both else [values]):
+            before = len(found.faults)
+            key = f"row-{number:08d}" + (f"-{part}" if part else "")
+            line = Line(where, pair, media, found.faults, settings)
+            row = line.row(key, content_of="query" if part else "target")
+            if both:
+                row = replace(row, captioned=True)
+                found.faults[before:] = map(in_words_of_captions, found.faults[before:])
+            (found.rows if len(found.faults) == before else found.faulty).append(row)
+            if len(found.faults) > before:
+                break  # the other direction would tell the same
     return found
+
+
+def _kind(path: Path) -> str:
+    """Return the suffix of a table; raise a DataError if there is none that is known."""
+    if not path.is_file():
+        wrong = "is no file" if path.exists() else "does not exist"
+        raise DataError(f"--table must be a CSV or JSONL file, but {path} {wrong}.")
+    kind = path.suffix.lower()
+    if kind not in _KINDS:
+        hint = " Save it as CSV (UTF-8)." if kind in (".xlsx", ".xls", ".ods") else ""
+        raise DataError(f"--table must end in .csv or .jsonl, but {path} ends in {path.suffix!r}.{hint}")
+    return kind
 
 
 def _text(path: Path, notes: list[str]) -> str:
@@ -166,7 +178,7 @@ def _header(text: str, name: str, line: int) -> tuple[list[str], str]:
         headers[delimiter] = [cell.strip() for cell in cells]
     if not any(headers.values()):
         raise DataError(f"--table must begin with a line of column names, but {name} does not.")
-    delimiter = max(headers, key=lambda each: len(set(headers[each]) & set(COLUMNS)))
+    delimiter = max(headers, key=lambda each: len(set(headers[each]) & _KNOWN))
     columns = headers[delimiter]
     _refuse_unknown(f"{name} line {line}", [column for column in columns if column])
     if twice := sorted({column for column in columns if column and columns.count(column) > 1}):
@@ -175,8 +187,27 @@ def _header(text: str, name: str, line: int) -> tuple[list[str], str]:
 
 
 def _refuse_unknown(where: str, columns: list[str]) -> None:
-    if unknown := sorted(set(columns) - set(COLUMNS)):
-        raise DataError(f"{where}: columns {unknown} are unknown. Known are {list(COLUMNS)}.")
+    """Raise a DataError on unknown columns; those of captions go together with each other only."""
+    if unknown := sorted(set(columns) - _KNOWN):
+        raise DataError(
+            f"{where}: columns {unknown} are unknown. Known are {list(COLUMNS)}, or for captions "
+            f"{list(CAPTION_COLUMNS)}."
+        )
+    if "caption" not in columns and (alone := sorted(set(columns) - set(COLUMNS))):
+        raise DataError(f"{where}: columns {alone} need a column 'caption' beside them.")
+    if "caption" in columns and (other := sorted(set(columns) - set(CAPTION_COLUMNS))):
+        raise DataError(
+            f"{where}: column 'caption' goes with {list(CAPTION_COLUMNS)}, but there are {other}."
+        )
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield number, name and values of each row."""
+    for record in ParquetFile(path, path.name).records():
+        assert isinstance(record.values, dict)  # a Parquet file is refused as a whole
+        if record.place.row == 1:
+            _refuse_unknown(path.name, list(record.values))
+        yield record.place.row, f"{path.name} row {record.place.row}", record.values
 
 
 def _json_lines(text: str, name: str, faults: list[Fault]) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -185,7 +216,10 @@ def _json_lines(text: str, name: str, faults: list[Fault]) -> Iterator[tuple[int
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = strict_json(line)
+        except Refused as refused:
+            faults.append(Fault(refused.kind, where, refused.says))
+            continue
         except (ValueError, RecursionError) as error:
             faults.append(Fault("malformed line", where, f"malformed JSON ({error})."))
             continue
@@ -199,139 +233,3 @@ def _json_lines(text: str, name: str, faults: list[Fault]) -> Iterator[tuple[int
             faults.append(Fault("unknown column", where, str(error).removeprefix(f"{where}: ")))
             continue
         yield number, where, values
-
-
-class _Line:
-    """Checks one row and tells every fault in it.
-
-    Args:
-        where: What a fault calls the row.
-        values: Column -> value.
-        media: Folder of the pictures.
-        faults: Where faults are added.
-    """
-
-    def __init__(self, where: str, values: dict[str, Any], media: Path, faults: list[Fault]) -> None:
-        self.where, self.values, self.media, self.faults = where, values, media, faults
-
-    def row(self, key: str) -> Row:
-        """Return the row; if it has faults, what can be read of it."""
-        before = len(self.faults)
-        texts = {column: self._text(column) for column in COLUMNS if not column.endswith("_image")}
-        files = {side: self._files(f"{side}_image") for side in _SIDES}
-        split = texts["split"]
-        if split and split not in SPLITS:
-            self._tell("unknown split", f"field 'split' must be one of {list(SPLITS)}, but is {split!r}.")
-        target = self._item("target", texts, files, "")
-        content = "" if target is None else target.content_id
-        query = None if split == "distractors" else self._item("query", texts, files, content)
-        if len(self.faults) == before and not any(texts.values()) and not any(files.values()):
-            self._tell("empty row", "the row is empty. Delete it.")
-        else:
-            if target is None:
-                self._tell("no target", f"{_one_of('target')} Add one.")
-            if query is None and split != "distractors":
-                hint = "or set 'split' to 'distractors' if this is a gallery item without a query."
-                self._tell("no query", f"{_one_of('query')} Add one, {hint}")
-        gallery = texts["gallery"] or ("pictures" if files["target"] else "texts")
-        pair = Pair(key, texts["task"] or "pairs", gallery, query, target or Item(""))
-        return Row(self.where, pair, files if query else {**files, "query": ()}, split, self.values)
-
-    def _is_empty(self, side: str) -> bool:
-        """Return whether a side is given neither text nor picture; a wrong value is told elsewhere."""
-        text, image = (self.values.get(f"{side}_{name}") for name in ("text", "image"))
-        names = image.split(";") if isinstance(image, str) else image
-        given = names if isinstance(names, list) else [names]
-        return not any(value.strip() if isinstance(value, str) else value for value in (text, *given))
-
-    def _item(
-        self, side: str, texts: dict[str, str], files: dict[str, tuple[Path, ...]], content_id: str
-    ) -> Item | None:
-        """Return one side without its pictures, or None if it has neither text nor picture."""
-        given = {name: texts[f"{side}_{name}"] for name in _SIDE_COLUMNS if name != "image"}
-        if self._is_empty(side):
-            return None
-        content = given["content_id"] or content_id
-        try:
-            content = content or _content(given["text"], files[side])
-        except PermissionError as error:
-            self._tell("unreadable picture", f"field '{side}_image': {error.filename} may not be read.")
-        rewrite, cot = given["rewrite"] or None, given["cot"] or None
-        return Item(given["text"], (), content, given["instruction"], rewrite, cot)
-
-    def _text(self, column: str) -> str:
-        value = self.values.get(column)
-        if value is None:
-            return ""
-        if not isinstance(value, str):
-            self._tell("not a string", f"field '{column}' must be a string, but is {value!r:.90}.")
-            return ""
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = value[error.start : error.end]
-            self._tell(
-                "not a string", f"field '{column}' must be text, but holds half a character ({half!a})."
-            )
-            return ""
-        if not value.strip():
-            return ""
-        return value.strip() if column in _NAMES else value
-
-    def _files(self, column: str) -> tuple[Path, ...]:
-        names = self.values.get(column) or []
-        if isinstance(names, str):
-            names = names.split(";")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            self._tell(
-                "not a string", f"field '{column}' must name files, but is {self.values[column]!r:.90}."
-            )
-            return ()
-        return tuple(filter(None, (self._file(column, name.strip()) for name in names if name.strip())))
-
-    def _file(self, column: str, name: str) -> Path | None:
-        path = self.media / name
-        try:
-            if path.is_file():
-                return path
-        except (OSError, ValueError):  # a text in the place of a name: too long, or a zero byte
-            pass
-        self._tell("missing file", f"field '{column}': file {path!s:.300} {_why_not(path, name)}")
-        return None
-
-    def _tell(self, kind: str, says: str) -> None:
-        self.faults.append(Fault(kind, self.where, says))
-
-
-@lru_cache(maxsize=16)
-def _names(folder: Path, changed: int) -> dict[str, str]:
-    """Return the names in a folder by their small letters; it is read once, however many rows are wrong."""
-    return {each.name.lower(): each.name for each in folder.iterdir()}
-
-
-def _why_not(path: Path, name: str) -> str:
-    """Return why a name leads to no file, and what to do."""
-    try:
-        same = _names(path.parent, path.parent.stat().st_mtime_ns).get(path.name.lower())
-        folder = path.is_dir()
-    except (OSError, ValueError):
-        same, folder = None, False
-    if "://" in name:
-        return "does not exist, because it is an address. Download the picture."
-    if folder:
-        return "is a folder. Name a picture in it."
-    if same:
-        return f"does not exist, but {same!r} does. Write small and capital letters as in the name."
-    return "does not exist." + (" Write '/' in the place of '\\'." if "\\" in name else " Check --media.")
-
-
-def _one_of(side: str) -> str:
-    return f"field '{side}_text' or '{side}_image' must have a value, but both are empty."
-
-
-def _content(text: str, files: tuple[Path, ...]) -> str:
-    """Return a content id by hash: equal for the same text and the same files."""
-    digest = hashlib.sha256(text.encode())
-    for path in files:
-        digest.update(b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]

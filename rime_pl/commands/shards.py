@@ -11,6 +11,7 @@ from rich.console import Console
 from rime_pl.datamodules import plain_tars
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
+from rime_pl.datamodules.builders.public import karpathy, llava_hound, mmeb_train, pages, ume_json
 from rime_pl.datamodules.builders.scenes import builder as scenes
 from rime_pl.datamodules.checking import check_corpus, check_table
 from rime_pl.datamodules.corpus_file import read_corpus
@@ -40,7 +41,7 @@ def check(
     The exit code is 1 if there is a problem. Warnings alone give 0.
 
     Args:
-        table: CSV or JSONL file, as for `rime shards folder`; not given for a corpus.
+        table: CSV, TSV, JSONL or Parquet file, as for `rime shards folder`; not given for a corpus.
         media: Folder of the files that the picture columns name; the folder of the table if not given.
         path: Corpus folder, made by `rime shards`; not given for a table.
         base: Checkpoint whose processor counts tokens; 4 characters count as a token if not given.
@@ -76,6 +77,14 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "openmoji": openmoji.build,
     "scenes": scenes.build,
     "folder": folder.build,
+    "mmeb-train": mmeb_train.build,
+    "coco": karpathy.build_coco,
+    "flickr30k": karpathy.build_flickr30k,
+    "colpali": pages.build_colpali,
+    "visrag": pages.build_visrag,
+    "ume-r1": ume_json.build_ume_r1,
+    "rime-json": ume_json.build_rime_json,
+    "llava-hound": llava_hound.build,
     "check": check,
     "index": plain_tars.index,
 }

@@ -5,20 +5,19 @@ Called by jobs.py, which looks at all pairs first and reads a pair again when it
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
-
-from rime_pl.datamodules.builders.table import SPLITS, Row, read_table
+from rime_pl.datamodules.builders.planning import SPLITS
+from rime_pl.datamodules.builders.sources.drafts import Refused
+from rime_pl.datamodules.builders.table import read_table
 from rime_pl.datamodules.faults import listed
 from rime_pl.datamodules.shards import DISTRACTORS, Entry, read_corpus, read_split
 from rime_pl.datamodules.stored import StoredReader
 from rime_pl.errors import DataError, RimeError
-from rime_pl.types import Item, Pair
+from rime_pl.types import Pair
 
 _SHOWN = 20  # faults that an error lists
 
@@ -100,6 +99,11 @@ class TableSource:
                 f"Every row of {path} must be usable, but some are not:\n{listed(found.faults, _SHOWN)}\n"
                 "Repair them. `rime shards check` lists all of them."
             )
+        if any(row.captioned for row in found.rows):
+            raise RimeError(
+                f"{path} must have the columns of pairs, but is a table of captions: each row is two pairs. "
+                "Make a corpus of it with `rime shards folder`, and give the corpus to `rime rewrite`."
+            )
         self.path, self.rows, self.notes = path, found.rows, found.notes
         self.splits = set(splits) if splits else {"", *SPLITS[:3]}
 
@@ -114,17 +118,7 @@ class TableSource:
 
     def read(self, number: int) -> Pair:
         row = self.rows[number]
-        query = None if row.pair.query is None else _with_pictures(row.pair.query, row, "query")
-        return replace(row.pair, query=query, target=_with_pictures(row.pair.target, row, "target"))
-
-
-def _with_pictures(item: Item, row: Row, side: str) -> Item:
-    images = []
-    for path in row.files[side]:
         try:
-            images.append(Image.open(io.BytesIO(path.read_bytes())))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{row.where}: field '{side}_image': {path} must be a picture, but cannot be opened: {error}."
-            ) from error
-    return replace(item, media=tuple(images))
+            return row.draft().pair(row.pair.key, row.where)
+        except Refused as refused:
+            raise DataError(f"{row.where}: {refused.says}") from refused

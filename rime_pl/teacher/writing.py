@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rime_pl.datamodules.builders.table import COLUMNS
+from rime_pl.datamodules.builders.table_rows import COLUMNS
 from rime_pl.datamodules.shard_writer import write_corpus
 from rime_pl.errors import RimeError
 from rime_pl.teacher.gains import Gains

@@ -123,7 +123,7 @@ def test_an_item_with_too_many_pictures_is_a_broken_sample_and_is_not_opened(
     monkeypatch.setattr(
         shards, "open_picture", lambda data, name: opened.append(name) or Image.new("RGB", (8, 8))
     )
-    message = rf"{name}: field 'target' must have at most 16 pictures, but has 500. Use fewer, or raise"
+    message = rf"{name}: field 'target' must have at most 16 pictures, clips and pages, but has 500"
     with pytest.raises(DataError, match=message):
         train(make_data(path=path, steps_per_epoch=24))
     data = make_data(path=path, max_broken_share=0.05, steps_per_epoch=24)

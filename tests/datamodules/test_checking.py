@@ -139,7 +139,7 @@ def test_too_many_pictures_are_told_and_not_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "corpus", splits)
     told = [fault for fault in check_corpus(path, FEW).faults if fault.level == "problem"]
     assert [fault.kind for fault in told] == ["too many pictures"]
-    assert "field 'target' must have at most 16 pictures, but has 17" in told[0].says
+    assert "field 'target' must have at most 16 pictures, clips and pages, but has 17" in told[0].says
     assert not check_corpus(path, Limits(4, max_media=17)).problems
 
 

@@ -16,7 +16,8 @@ from dirty_pictures import bad_files, good_files, write_files
 from rime_pl.__main__ import main
 from rime_pl.commands import shards
 from rime_pl.datamodules.builders import folder
-from rime_pl.datamodules.builders.table import COLUMNS, read_table
+from rime_pl.datamodules.builders.table import read_table
+from rime_pl.datamodules.builders.table_rows import COLUMNS
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import DataError, RimeError

@@ -88,8 +88,8 @@ def test_a_quote_that_is_never_closed_swallows_no_rows_in_silence(tmp_path: Path
 
 def test_headers(tmp_path: Path) -> None:
     assert texts(read(tmp_path, "query_text , target_text\na,b\n")) == [("a", "b")]
-    with pytest.raises(DataError, match=r"line 1: columns \['caption'\] are unknown. Known are"):
-        read(tmp_path, "query_text,caption\na,b\n")
+    with pytest.raises(DataError, match=r"line 1: columns \['title'\] are unknown. Known are"):
+        read(tmp_path, "query_text,title\na,b\n")
     with pytest.raises(DataError, match=r"line 1: .* \['query_text'\] are named twice"):
         read(tmp_path, "query_text,target_text,query_text\na,b,c\n")
     with pytest.raises(DataError, match=r"must begin with a line of column names"):

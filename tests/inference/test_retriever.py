@@ -268,7 +268,9 @@ def test_an_item_with_too_many_pictures_is_refused_before_one_is_opened(
     pictures[0].media[0].save(tmp_path / "a.png")
     monkeypatch.setattr(sources, "open_picture", None)
     for call in (loaded.encode, loaded.index):
-        with pytest.raises(DataError, match=r"item 1 must have at most 16 pictures, but has 17\. Use"):
+        with pytest.raises(
+            DataError, match=r"item 1 must have at most 16 pictures, clips and pages, but has 17\. Use"
+        ):
             call(["a ring", Item(media=(tmp_path / "a.png",) * 17)])  # type: ignore[arg-type]
 
 
