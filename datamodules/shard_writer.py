@@ -201,6 +201,7 @@ def _members(pair: Pair, encoder: _Encoder) -> dict[str, bytes]:
         "query": side(pair.query, "q"),
         "target": side(pair.target, "t"),
         "hard_negatives": [side(item, f"n{number}.") for number, item in enumerate(pair.hard_negatives)],
+        "positives": [side(item, f"p{number}.") for number, item in enumerate(pair.positives)],
     }
     return {"json": json.dumps(sample, ensure_ascii=False).encode(), **members}
 

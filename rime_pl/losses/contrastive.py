@@ -27,7 +27,7 @@ class Further:
     """
 
     embeddings: Tensor  # (K, D) float32, normalised
-    owner: Tensor  # (K,) int64: the query that each was given to
+    owner: Tensor  # (K,) int64: the query of the B that each was given to
     content: Tensor  # (K,) int64 content ids
     positive: Tensor  # (K,) bool: a right answer of its owner; False: a hard negative
 
