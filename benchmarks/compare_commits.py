@@ -87,8 +87,9 @@ def read_pairs(file: Path) -> list[Any]:
 
     def item(packed: dict[str, Any]) -> Item:
         files = [io.BytesIO(base64.b64decode(one)) for one in packed.pop("images")]
+        made: Any = Item
         field = "media" if "media" in Item.__dataclass_fields__ else "images"  # of an older commit
-        return Item(**packed, **{field: tuple(Image.open(one).convert("RGB") for one in files)})
+        return made(**packed, **{field: tuple(Image.open(one).convert("RGB") for one in files)})
 
     found = json.loads(file.read_text())
     return [Pair(key, "mixed", "all", item(query), item(target)) for key, query, target in found]

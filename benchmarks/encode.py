@@ -33,8 +33,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.miniature import PICTURE_SIZE, PROPORTIONED, VOCABULARY, WORDS, make_backbone, make_base
-from rime_pl.backbone.lora import merged
+from benchmarks.miniature import PICTURE_SIZE, WORDS, make_backbone, make_proportioned
+from rime_pl.backbone.lora import merged, trained_table
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.inference.retriever import Retriever
 from rime_pl.inference.sources import Source
@@ -64,7 +64,7 @@ def main(words: list[str]) -> None:
     args = parser.parse_args(words)
     ratios: dict[str, list[float]] = {"sentence_transformers_over_ours": [], "two_cores": []}
     with tempfile.TemporaryDirectory(prefix="rime-encode-") as name:
-        base = make_base(Path(name) / "base", PROPORTIONED, VOCABULARY, PICTURE_SIZE)
+        base = make_proportioned(Path(name) / "base")
         items = mixed_items(Path(name), args.items, args.kinds)
         for weights in ("nf4", "float32"):
             backbone = trained(make_backbone(base, load_in_4bit=weights == "nf4")).eval()
@@ -138,10 +138,13 @@ def peer(backbone: Backbone, base: Path, folder: Path) -> Any:
     state = model.state_dict()
     with merged(backbone):
         for name, module in backbone.language_model.named_modules():
-            if isinstance(module, LoraLayer | TrainableTokensLayer) and isinstance(
-                module.whole_weight, Tensor
-            ):
-                state[f"{name.removesuffix('.token_adapter')}.weight"].copy_(module.whole_weight)
+            if isinstance(module, LoraLayer):
+                state[f"{name}.weight"].copy_(module.whole_weight)  # type: ignore[attr-defined]  # ours
+            elif isinstance(module, TrainableTokensLayer):
+                table = trained_table(module)
+                weight = state[f"{name.removesuffix('.token_adapter')}.weight"]
+                weight.copy_(table.frozen)
+                weight[list(table.ids)] = table.trained.detach()
     model.save_pretrained(folder)
     backbone.processor.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)

@@ -145,7 +145,8 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     args = read_arguments(arguments)
     device, checkpointing = torch.device(args.device, 0), not args.no_gradient_checkpointing
-    facts = {"driver": driver_version(), "cuda": torch.version.cuda, "memory_bytes": memory_of(device)}
+    facts: dict[str, Any] = {"driver": driver_version(), "cuda": torch.version.cuda}
+    facts["memory_bytes"] = memory_of(device)
     packed, start = importlib.util.find_spec("bitsandbytes") is not None, time.monotonic()
     facts |= {"shape": args.shape, "gradient_checkpointing": checkpointing, "ragged": args.ragged}
     facts |= {"load_in_4bit": packed, "runs": {}}

@@ -49,18 +49,28 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def write_pictures(corpus: Path, side: int, samples: int) -> Path:
+def write_pictures(
+    corpus: Path, side: int, samples: int, samples_per_shard: int = 512, kind: str = "JPEG"
+) -> Path:
     """Write a corpus in which a text finds a picture."""
     rng = random.Random(0)
     small = [Image.frombytes("RGB", (16, 16), rng.randbytes(16 * 16 * 3)) for _ in range(32)]
     pairs = []
     for number in range(samples):
         data = io.BytesIO()
-        small[number % len(small)].resize((side, side)).save(data, "JPEG", quality=90)
+        small[number % len(small)].resize((side, side)).save(data, kind, quality=90)
         query = Item(f"picture {number}", (), f"q{number}", "Find it.", rewrite=f"the picture {number}")
         shown = Item("", (Image.open(data),), f"t{number}", "Find it.", rewrite=f"a picture {number}")
         pairs.append(Pair(f"{number:06}", "pictures", "all", query, shown))
-    write_corpus(corpus, "pictures", "CC0", {"train": pairs}, {"train": samples}, seed=0)
+    write_corpus(
+        corpus,
+        "pictures",
+        "CC0",
+        {"train": pairs},
+        {"train": samples},
+        seed=0,
+        samples_per_shard=samples_per_shard,
+    )
     return corpus
 
 
@@ -87,7 +97,7 @@ def ways(corpus: Path, base: Path) -> dict[str, Callable[[], int]]:
         return sum(1 for _ in samples)
 
     def ours(numbers: list[int]) -> int:
-        return sum(1 for number in numbers if reader.read(number))
+        return sum(reader.read(number) is not None for number in numbers)
 
     data = RimeDataModule(str(corpus), str(base), PROMPT, batch_size=32)
     data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

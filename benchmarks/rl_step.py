@@ -173,7 +173,7 @@ def step_times(base: Path, pairs: list[Pair], items: int, steps: int) -> tuple[l
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=lambda completions, **kwargs: [float(n % 2) for n in range(len(completions))],
+            reward_funcs=by_turns,
             args=peer_settings(folder, items, steps),
             train_dataset=peer_rows(pairs, config.prompt),
             processing_class=processor.processor,
@@ -186,6 +186,11 @@ def step_times(base: Path, pairs: list[Pair], items: int, steps: int) -> tuple[l
     lengths = [row for row in trainer.state.log_history if "completions/mean_length" in row]
     assert lengths and all(row["completions/mean_length"] == NEW_TOKENS for row in lengths), lengths
     return timer.theirs, timer.mine
+
+
+def by_turns(completions: list[Any], **_: Any) -> list[float | None]:
+    """Return rewards that differ within a group, so that there is a gradient."""
+    return [float(number % 2) for number in range(len(completions))]
 
 
 def peer_settings(folder: str, items: int, steps: int) -> GRPOConfig:

@@ -1,13 +1,16 @@
 """Decides which training pairs count as annotated, and what the model learns to write for them.
 
 In practice few pairs have a rewrite. A corpus that has them all can hide most of them, so that a demo shows
-that case too. Called by batch_plan.py (the share), loading.py and shards.py (the pairs).
+that case too. Called by training_pairs.py (the share) and shards.py (the pairs).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rime_pl.errors import DataError
 from rime_pl.types import Item, Pair, content_hash
@@ -34,6 +37,11 @@ def is_annotated(name: str, share: float) -> bool:
         (True, False)
     """
     return content_hash(f"annotated {name}") / 2**64 + 0.5 < share
+
+
+def are_annotated(draws: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Return ``is_annotated`` of pairs from the column "draw" of their index."""
+    return draws / 2**64 + 0.5 < share
 
 
 def without_rewrites(pair: Pair) -> Pair:

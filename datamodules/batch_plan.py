@@ -6,148 +6,291 @@ can change the data, and a resumed run only has to know its position.
 
 from __future__ import annotations
 
-import random
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rime_pl.datamodules.annotation import is_annotated
-from rime_pl.datamodules.shards import Entry
+import numpy as np
+from numpy.typing import NDArray
+
+from rime_pl.bounds import at_least
+from rime_pl.datamodules.shuffling import Pool, arranged, random_keys
 from rime_pl.errors import RimeError
 
-#: The training pairs that a stage uses: all, those with both rewrites, or the others. With "none" it uses all
-#: pairs and reads no rewrite.
-Rewrites = Literal["all", "annotated", "unannotated", "none"]
+#: What happens to a task that fills no batch.
+SmallTasks = Literal["refuse", "repeat", "leave_out"]
 
-_LOOK_AHEAD = 8  # how many batches of samples are searched for distinct contents
+
+@dataclass(frozen=True)
+class OrderSettings:
+    """How often the training pairs come, and how they are mixed.
+
+    Args:
+        weights: How often the pairs of a task come in a pass, by task. Tasks that are not named have the
+            weight 1: each pair comes once.
+        caps: Largest number of pairs of a task in a pass before its weight, by task; the next pass goes on
+            with others.
+        block_size: Number of pairs of one task that stand together in a batch, which then mixes tasks
+            (VLM2Vec's interleaved blocks); null for one task a batch.
+        small_tasks: What happens to a task with fewer pairs than a batch (or block): refuse, repeat (its
+            pairs fill one batch a pass) or leave_out.
+        window: Number of pairs of a task that are shuffled together, after the shards were shuffled.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    caps: dict[str, int] = field(default_factory=dict)
+    block_size: int | None = None
+    small_tasks: SmallTasks = "refuse"
+    window: int = 16_384
+
+    def check(self, batch_size: int) -> None:
+        """Raise a RimeError if a setting is out of bounds."""
+        at_least(1, "data.order", self, "block_size", "window")
+        for name, weight in self.weights.items():
+            if not 0 < weight < float("inf"):
+                raise RimeError(
+                    f"data.order.weights must be greater than 0, but that of {name!r} is {weight}. To leave "
+                    "a task out, name the others in data.tasks."
+                )
+        for name, cap in self.caps.items():
+            if cap < 1:
+                raise RimeError(f"data.order.caps must be 1 or more, but that of {name!r} is {cap}.")
+        if self.block_size is not None and batch_size % self.block_size:
+            raise RimeError(
+                f"data.batch_size must be a multiple of data.order.block_size, but {batch_size} is none of "
+                f"{self.block_size}."
+            )
 
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """One global batch, all of one task."""
+    """One global batch: of one task, or of blocks of one task each."""
 
     position: int  # number of the batch since the start of training
-    dataset: str
+    datasets: list[str]  # the task of each block
     indices: list[int]  # batch_size samples
+
+    @property
+    def dataset(self) -> str:
+        """The task of the first block."""
+        return self.datasets[0]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples of one task of one corpus, and how often they come."""
+
+    name: str  # the task
+    pools: list[Pool]  # all samples, or the annotated ones and the others
+    takes: list[int]  # samples that a block takes of each pool
+    blocks: int  # in a pass
+    waiting: int  # pairs that do not come in a pass
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pools))
 
 
 class BatchPlan:
     """An endless sequence of global batches that can be read at any position.
 
-    One pass holds floor(samples / batch_size) batches of each task, in shuffled order. Each pass is shuffled
-    anew. A batch holds no target content twice, as long as the task has enough contents.
+    One pass holds floor(weight * pairs / block) blocks of each task, in shuffled order; without blocks, a
+    block is a batch. The order of a task is its tars, shuffled, and then its pairs, shuffled in windows. A
+    block holds no target content twice, as long as the window has enough contents.
 
     Args:
-        datasets: Task of each sample.
-        contents: Content id of each sample's target.
+        names: Name of each source (a task of a corpus).
+        codes: (N,) source of each sample, a number in ``names``.
+        contents: Function from sample numbers (n,) to the hashes of their target contents (n,).
         batch_size: Number of pairs in a global batch, over all processes.
         seed: Seed of the order; nothing else is random.
-        annotated: Whether each sample has both rewrites; None if it does not matter.
-        num_annotated: Number of annotated samples in each batch; they repeat as often as needed.
+        annotated: (N,) whether each sample has both rewrites; None if it does not matter.
+        annotated_share: Share of annotated samples in each block; they repeat as often as needed.
             None samples from all pairs alike.
+        shards: (N,) number of the tar of each sample, ascending; None for one tar.
+        order: Weights, caps and blocks.
+        weights: Weight of each source besides that of its task; None for 1.
 
     Raises:
-        RimeError: If a task has fewer samples than a batch, or too few annotated or unannotated samples.
+        RimeError: If a task fills no batch, has too few annotated or unannotated samples, or is not known.
 
     Example:
-        >>> plan = BatchPlan(["a"] * 4 + ["b"] * 2, list("wxyzxy"), batch_size=2, seed=0)
+        >>> codes, contents = np.array([0, 0, 0, 0, 1, 1]), np.array([7, 8, 9, 10, 8, 9])
+        >>> plan = BatchPlan(["a", "b"], codes, contents.__getitem__, batch_size=2, seed=0)
         >>> len(plan), sorted(plan.batch(n).dataset for n in range(3))
         (3, ['a', 'a', 'b'])
     """
 
     def __init__(
         self,
-        datasets: Sequence[str],
-        contents: Sequence[str],
+        names: Sequence[str],
+        codes: NDArray[np.integer],
+        contents: Callable[[NDArray[np.uint32]], NDArray[np.int64]],
         batch_size: int,
         seed: int,
-        annotated: Sequence[bool] | None = None,
-        num_annotated: int | None = None,
+        annotated: NDArray[np.bool_] | None = None,
+        annotated_share: float | None = None,
+        shards: NDArray[np.uint32] | None = None,
+        order: OrderSettings | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self.batch_size = batch_size
-        self.seed = seed
-        self.annotated = annotated
-        self.num_annotated = num_annotated
-        self.tasks: dict[str, list[int]] = {}
-        for index, dataset in enumerate(datasets):
-            self.tasks.setdefault(dataset, []).append(index)
-        self._contents = contents
-        self._passes: dict[int, list[tuple[str, list[int]]]] = {}
+        order = order or OrderSettings()
         if batch_size < 1:
             raise RimeError(f"data.batch_size must be at least 1, but is {batch_size}.")
-        for dataset, indices in self.tasks.items():
-            if len(indices) < batch_size:
+        order.check(batch_size)
+        self.batch_size, self.seed, self.order, self.annotated = batch_size, seed, order, annotated
+        self.block = order.block_size or batch_size
+        self._contents = contents
+        by_source = np.argsort(codes, kind="stable").astype(np.uint32)
+        edges = np.searchsorted(codes, np.arange(len(names) + 1), sorter=by_source)
+        known = {name for name, size in zip(names, np.diff(edges), strict=True) if size}
+        for setting in ("weights", "caps"):
+            if unknown := sorted(set(getattr(order, setting)) - known):
                 raise RimeError(
-                    f"data.batch_size must be at most {len(indices)}, but is {batch_size}: a batch holds one "
-                    f"task, and task {dataset!r} has only {len(indices)} training samples. Use a smaller "
-                    "batch, or list the other tasks in data.tasks."
+                    f"data.order.{setting} must name tasks of the training data, but {unknown} are not "
+                    f"there. It has {sorted(known)}."
                 )
-            if annotated is None or num_annotated is None:
-                continue
-            known = sum(annotated[index] for index in indices)
-            _refuse_small_pools(dataset, known, len(indices) - known, batch_size, num_annotated)
+        self.sources: list[Source] = []
+        for number, name in enumerate(names):
+            rows = by_source[edges[number] : edges[number + 1]]
+            weight = order.weights.get(name, 1.0) * (1.0 if weights is None else weights[number])
+            if len(rows):
+                self.sources.append(self._source(name, rows, shards, weight, annotated_share))
+        self.left_out = {source.name: len(source) for source in self.sources if not source.blocks}
+        self.sources = [source for source in self.sources if source.blocks]
+        if not len(self):
+            raise RimeError(
+                f"A pass must fill a batch of {batch_size} (data.batch_size), but the data fills none. "
+                "Use a smaller batch, or set data.order.small_tasks to repeat."
+            )
+        self._labels: dict[int, tuple[NDArray[np.uint16], NDArray[np.uint32]]] = {}
+        self._windows: dict[tuple[int, int, int], NDArray[np.uint32]] = {}
+
+    def _source(
+        self,
+        name: str,
+        rows: NDArray[np.uint32],
+        shards: NDArray[np.uint32] | None,
+        weight: float,
+        annotated_share: float | None,
+    ) -> Source:
+        capped = min(len(rows), self.order.caps.get(name, len(rows)))
+        blocks = int(weight * capped + 1e-6) // self.block
+        if not blocks and self.order.small_tasks == "refuse":
+            raise RimeError(self._too_small(name, len(rows), weight * capped))
+        if not blocks and self.order.small_tasks == "repeat":
+            blocks = 1
+        of_pool, takes = [rows], [self.block]
+        if self.annotated is not None and annotated_share is not None:
+            known = self.annotated[rows]
+            first = round(annotated_share * self.block)
+            of_pool, takes = [rows[known], rows[~known]], [first, self.block - first]
+            few = self.order.small_tasks == "repeat" and min(map(len, of_pool)) > 0 and first >= 2
+            if blocks and not few:
+                _refuse_small_pools(name, len(of_pool[0]), len(of_pool[1]), self.block, first)
+        tars = np.zeros(1, np.uint32) if shards is None else shards
+        pools = [Pool(part, tars[part if shards is not None else np.zeros_like(part)]) for part in of_pool]
+        return Source(name, pools, takes, blocks, max(0, capped - blocks * self.block))
+
+    def _too_small(self, name: str, size: int, coming: float) -> str:
+        setting = "data.batch_size" if self.order.block_size is None else "data.order.block_size"
+        what = "a batch" if self.order.block_size is None else "a block"
+        has = f"only {size} training samples"
+        if int(coming) < size:
+            has = f"with its weight and cap only {int(coming)} of {size} training samples in a pass"
+        return (
+            f"{setting} must be at most {int(coming)}, but is {self.block}: {what} holds one task, and task "
+            f"{name!r} has {has}. Use a smaller batch, list the other tasks in data.tasks, or set "
+            "data.order.small_tasks to repeat or leave_out."
+        )
 
     def __len__(self) -> int:
         """Return the number of batches in one pass over the data."""
-        return sum(len(indices) // self.batch_size for indices in self.tasks.values())
+        return sum(source.blocks for source in self.sources) * self.block // self.batch_size
 
     def batch(self, position: int) -> PlannedBatch:
         """Return the global batch at ``position``, counted from the start of training."""
         number, offset = divmod(position, len(self))
-        if number not in self._passes:
+        labels, turns = self._pass(number)
+        blocks = self.batch_size // self.block
+        names, indices = [], []
+        for place in range(offset * blocks, (offset + 1) * blocks):
+            source = int(labels[place])
+            names.append(self.sources[source].name)
+            indices += self._block(number, source, int(turns[place])).tolist()
+        return PlannedBatch(position, names, indices)
+
+    def _pass(self, number: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+        """Return the source of each block of a pass, and how many blocks of this source come before it."""
+        if number not in self._labels:
             # Two passes are kept, because another worker may still read the end of the previous one.
-            self._passes = {k: v for k, v in self._passes.items() if k == number - 1}
-            self._passes[number] = self._shuffled(number)
-        dataset, indices = self._passes[number][offset]
-        return PlannedBatch(position, dataset, indices)
+            self._labels = {k: v for k, v in self._labels.items() if k == number - 1}
+            counts = [source.blocks for source in self.sources]
+            labels = np.repeat(np.arange(len(counts), dtype=np.uint16), counts)
+            labels = labels[np.argsort(random_keys(len(labels), self.seed, number, "blocks"), kind="stable")]
+            turns = np.empty(len(labels), np.uint32)
+            turns[np.argsort(labels, kind="stable")] = np.concatenate([np.arange(n) for n in counts])
+            self._labels[number] = labels, turns
+        return self._labels[number]
 
-    def _shuffled(self, number: int) -> list[tuple[str, list[int]]]:
-        batches = []
-        for dataset in sorted(self.tasks):
-            batches += [(dataset, batch) for batch in self._distinct(self._pools(number, dataset), dataset)]
-        random.Random(f"{self.seed} {number}").shuffle(batches)
-        return batches
+    def _block(self, number: int, source: int, turn: int) -> NDArray[np.uint32]:
+        per_window = max(1, self.order.window // self.block)
+        window, place = divmod(turn, per_window)
+        key = (number, source, window)
+        if key not in self._windows:
+            while len(self._windows) > 2 * len(self.sources):  # the one made first goes first
+                del self._windows[next(iter(self._windows))]
+            last = min((window + 1) * per_window, self.sources[source].blocks)
+            self._windows[key] = self._window(number, self.sources[source], window * per_window, last)
+        return self._windows[key][place]
 
-    def _pools(self, number: int, dataset: str) -> list[tuple[deque[int], int]]:
-        """Return the samples of one pass in order, and how many of them each batch takes."""
-        if self.num_annotated is None or self.annotated is None:
-            return [(self._order(f"{self.seed} {number} {dataset}", self.tasks[dataset]), self.batch_size)]
-        pools = []
-        for kind, count in ((True, self.num_annotated), (False, self.batch_size - self.num_annotated)):
-            samples = [index for index in self.tasks[dataset] if self.annotated[index] is kind]
-            order: deque[int] = deque()
-            while len(order) < count * (len(self.tasks[dataset]) // self.batch_size):
-                turn = len(order) // len(samples)
-                order += self._order(f"{self.seed} {number} {dataset} {kind} {turn}", samples)
-            pools.append((order, count))
-        return pools
+    def _window(self, number: int, source: Source, first: int, last: int) -> NDArray[np.uint32]:
+        """Return blocks ``first`` to ``last`` of a source in a pass."""
+        rows = []
+        for pool, take in zip(source.pools, source.takes, strict=True):
+            size = take * source.blocks  # in a pass
+            if not size:
+                rows.append(pool.rows[:0])
+                continue
+            # few pairs a pass: the next passes go on in the same shuffled order until it ends
+            cycle, turn = divmod(number, max(1, len(pool) // size))
+            begin = turn * size + take * first
+            rows.append(pool.drawn(begin, begin + take * (last - first), self.seed, cycle))
+        contents = [self._contents(part) for part in rows]
+        return arranged(rows, contents, last - first, self.seed, number, source.name, first)
 
-    @staticmethod
-    def _order(seed: str, samples: list[int]) -> deque[int]:
-        order = samples.copy()
-        random.Random(seed).shuffle(order)
-        return deque(order)
+    def following(self, index: int) -> NDArray[np.uint32]:
+        """Return the samples of the same source that have, or lack, rewrites alike; the next ones first."""
+        for source in self.sources:
+            for pool in source.pools:
+                if (others := pool.following(index)) is not None:
+                    return others
+        raise ValueError(index)
 
-    def _distinct(self, pools: list[tuple[deque[int], int]], dataset: str) -> Iterable[list[int]]:
-        """Yield batches; a sample whose content is already in the batch waits for the next batch."""
-        for _ in range(len(self.tasks[dataset]) // self.batch_size):
-            contents: set[str] = set()
-            yield [index for waiting, count in pools for index in self._take(waiting, count, contents)]
+    def passed(self, source: Source, most: int) -> list[int]:
+        """Return about ``most`` samples of a source, from the start of the first pass."""
+        blocks = min(source.blocks, max(-(-most // self.block), self.order.window // self.block, 1))
+        return [int(row) for row in self._window(0, source, 0, blocks).ravel()]
 
-    def _take(self, waiting: deque[int], count: int, contents: set[str]) -> list[int]:
-        taken: list[int] = []
-        duplicates: list[int] = []
-        while waiting and len(taken) < count and len(duplicates) < _LOOK_AHEAD * self.batch_size:
-            index = waiting.popleft()
-            if self._contents[index] in contents:
-                duplicates.append(index)
-            else:
-                contents.add(self._contents[index])
-                taken.append(index)
-        missing = count - len(taken)  # > 0: duplicates cannot be avoided; the loss masks false negatives
-        waiting.extendleft(reversed(duplicates[missing:]))
-        return taken + duplicates[:missing]
+    def report(self) -> str:
+        """Return which pairs do not come in a pass, "" if all do.
+
+        Example:
+            >>> codes = np.array([0] * 5 + [1] * 2)
+            >>> BatchPlan(["a", "b"], codes, lambda rows: rows, batch_size=2, seed=0).report()
+            '3 batches a pass; 1 pair waits for another pass (a: 1)'
+        """
+        words = f"{len(self)} batches a pass"
+        waiting = {source.name: source.waiting for source in self.sources if source.waiting}
+        if waiting:
+            total = sum(waiting.values())
+            which = ", ".join(f"{name}: {count}" for name, count in sorted(waiting.items()))
+            words += f"; {total} {'pair waits' if total == 1 else 'pairs wait'} for another pass ({which})"
+        if rest := sum(source.blocks for source in self.sources) % (self.batch_size // self.block):
+            words += f"; {rest} blocks of {self.block} pairs fill no batch in a pass"
+        if self.left_out:
+            which = ", ".join(f"{name}: {count}" for name, count in sorted(self.left_out.items()))
+            words += f"; tasks smaller than a batch are left out ({which})"
+        return words
 
 
 def _refuse_small_pools(dataset: str, known: int, others: int, batch_size: int, num_annotated: int) -> None:
@@ -167,154 +310,3 @@ def _refuse_small_pools(dataset: str, known: int, others: int, batch_size: int, 
         f"{batch_size - num_annotated} others (data.annotated_batch_share), but task {dataset!r} has {known} "
         f"annotated pairs and {others} others. {', or '.join(remedies)}."
     )
-
-
-@dataclass(frozen=True)
-class TrainingPairs:
-    """The pairs of the training split that a run uses."""
-
-    entries: list[Entry]
-    annotated: list[bool]  # both sides have a rewrite, and the settings let it be read: the losses' own rule
-    hidden: list[bool]  # the settings hide the rewrites
-    counts: dict[str, tuple[int, int]]  # task -> annotated pairs and all pairs of the split, used or not
-
-    def report(self, annotated_share: float, rewrites: Rewrites) -> str:
-        """Return what is printed at the start of training.
-
-        Example:
-            >>> TrainingPairs([], [], [], {"a": (20, 25), "b": (11, 20)}).report(1.0, "all")
-            '31 of 45 pairs annotated (a: 20 of 25, b: 11 of 20)'
-        """
-        if rewrites == "none":
-            return f"{len(self.entries)} pairs; no rewrite is read (data.rewrites none)"
-        known, total = (sum(column) for column in zip(*self.counts.values(), strict=True))
-        tasks = ", ".join(f"{task}: {few} of {all_}" for task, (few, all_) in sorted(self.counts.items()))
-        words = f"{known} of {total} pairs annotated" + (f" ({tasks})" if len(self.counts) > 1 else "")
-        if annotated_share < 1:
-            words += f", other rewrites are hidden (data.annotated_share {annotated_share})"
-        return words + ("" if rewrites == "all" else f", {len(self.entries)} used (data.rewrites {rewrites})")
-
-
-def choose_pairs(entries: Sequence[Entry], annotated_share: float, rewrites: Rewrites) -> TrainingPairs:
-    """Return the training pairs that the settings choose.
-
-    Raises:
-        RimeError: If no pair is left, or if none is annotated, unless ``rewrites`` asks for that by name.
-    """
-    wanted = {"annotated": (True,), "unannotated": (False,)}.get(rewrites, (True, False))
-    shown = [rewrites != "none" and is_annotated(entry.name, annotated_share) for entry in entries]
-    annotated = [readable and all(entry.has_rewrite) for entry, readable in zip(entries, shown, strict=True)]
-    places = [place for place, known in enumerate(annotated) if known in wanted]
-    if rewrites in ("all", "annotated") and not any(annotated):
-        raise RimeError(
-            f"At least one training pair must have a rewrite on both sides, but of {len(entries)} none has "
-            f"with data.annotated_share={annotated_share}. The generative mode would learn nothing. Add "
-            "rewrites to queries and targets. To train the discriminative mode only, or for Refine-RL, which "
-            "reads no rewrites, set data.rewrites to none."
-        )
-    if not places:
-        raise RimeError(
-            f"data.rewrites={rewrites} and data.annotated_share={annotated_share} leave no training pair. "
-            "Change data.annotated_share, or set data.rewrites to all."
-        )
-    tasks: dict[str, list[bool]] = {}
-    for entry, known in zip(entries, annotated, strict=True):
-        tasks.setdefault(entry.dataset, []).append(known)
-    return TrainingPairs(
-        entries=[entries[place] for place in places],
-        annotated=[annotated[place] for place in places],
-        hidden=[rewrites == "unannotated" or not shown[place] for place in places],
-        counts={task: (sum(flags), len(flags)) for task, flags in tasks.items()},
-    )
-
-
-def plan_training(
-    entries: Sequence[Entry],
-    batch_size: int,
-    seed: int,
-    annotated_share: float = 1.0,
-    annotated_batch_share: float | None = 0.5,
-    rewrites: Rewrites = "all",
-) -> tuple[TrainingPairs, BatchPlan]:
-    """Return the training pairs that the settings choose, and the plan of their batches.
-
-    Args:
-        entries: Index of the training split.
-        batch_size, seed, annotated_share, annotated_batch_share, rewrites: As in ``RimeDataModule``.
-
-    Raises:
-        RimeError: If ``choose_pairs`` finds no pairs, or ``BatchPlan`` cannot fill a batch.
-    """
-    pairs = choose_pairs(entries, annotated_share, rewrites)
-    flags = pairs.annotated
-    share = annotated_batch_share if rewrites == "all" and not all(flags) else None
-    datasets = [entry.dataset for entry in pairs.entries]
-    contents = [entry.target_content for entry in pairs.entries]
-    num_annotated = None if share is None else round(share * batch_size)
-    return pairs, BatchPlan(datasets, contents, batch_size, seed, flags, num_annotated)
-
-
-def local_batch_size(batch_size: int, processes: int) -> int:
-    """Return the number of pairs of a global batch that each process works on.
-
-    Raises:
-        RimeError: If the batch cannot be divided by the number of processes.
-
-    Example:
-        >>> local_batch_size(64, processes=4)
-        16
-    """
-    if batch_size < 1 or batch_size % processes:
-        multiple = max(1, -(-batch_size // processes)) * processes
-        raise RimeError(
-            f"data.batch_size must be a multiple of the number of processes, but is {batch_size} with "
-            f"{processes} processes. Set data.batch_size to {multiple}, for example."
-        )
-    return batch_size // processes
-
-
-def rank_slice(
-    indices: Sequence[int], rank: int, world_size: int, annotated: Sequence[bool] | None = None
-) -> Sequence[int]:
-    """Return the part of a global batch that one process works on.
-
-    All processes get the same number of samples. The annotated ones stand first in a batch, so they are
-    spread evenly: otherwise the first process would get them all.
-
-    Args:
-        indices: The samples of the global batch.
-        rank, world_size: This process, and how many there are.
-        annotated: Whether each sample of the split is annotated; None if it does not matter.
-
-    Raises:
-        RimeError: If the batch cannot be divided by the number of processes.
-
-    Example:
-        >>> rank_slice([5, 6, 7, 8], rank=1, world_size=2)
-        [7, 8]
-        >>> rank_slice([0, 1, 2, 3], rank=1, world_size=2, annotated=[True, True, False, False])
-        [1, 3]
-    """
-    size = local_batch_size(len(indices), world_size)
-    if annotated is None or world_size == 1:
-        return indices[rank * size : (rank + 1) * size]
-    known = [index for index in indices if annotated[index]]
-    others = [index for index in indices if not annotated[index]]
-    first, last = (len(known) * turn // world_size for turn in (rank, rank + 1))
-    return known[first:last] + others[rank * size - first : (rank + 1) * size - last]
-
-
-def rank_batches(indices: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[int]]:
-    """Return the evaluation batches of one process; together the processes see every sample.
-
-    All processes get the same number of batches, because generation under sharding needs all of them at
-    once. If the samples do not divide evenly, some processes repeat a sample. The metric drops repeats by
-    their item id.
-
-    Example:
-        >>> rank_batches([0, 1, 2, 3, 4], batch_size=2, rank=1, world_size=2)
-        [[1, 3], [0]]
-    """
-    turns = -(-len(indices) // world_size)
-    mine = [indices[(turn * world_size + rank) % len(indices)] for turn in range(turns)]
-    return [mine[start : start + batch_size] for start in range(0, turns, batch_size)]

@@ -16,9 +16,11 @@ from rich.progress import track
 
 from rime_pl.datamodules.builders.folder import Pictures, deal, missing_splits
 from rime_pl.datamodules.builders.table import SPLITS, read_table
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import Fault
 from rime_pl.datamodules.pair_check import COMPARED, DEFAULT_LIMITS, Checked, Limits, PairCheck
-from rime_pl.datamodules.shards import ShardReader, is_as_built, read_corpus, read_split
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.texts import TextReader
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Pair
@@ -81,7 +83,10 @@ def check_table(
 
 
 def check_corpus(
-    path: Path, limits: Limits = DEFAULT_LIMITS, processor: RimeProcessor | None = None, pictures: bool = True
+    path: str | Path,
+    limits: Limits = DEFAULT_LIMITS,
+    processor: RimeProcessor | None = None,
+    pictures: bool = True,
 ) -> Checked:
     """Return every fault of a finished corpus; each sample is read and each picture decoded.
 
@@ -126,7 +131,14 @@ def check_training(data: RimeDataModule) -> Checked:
     limits = Limits(data.batch_size, *most, of_run=True, cut=data.too_long == "cut")
     found = Checked()
     try:
-        found = check_corpus(Path(data.path), limits, data.processor)
+        found = check_corpus(data.path, limits, data.processor)
+        for path in [*data.corpora.weights][1:]:
+            of_path = check_corpus(path, limits, data.processor).faults
+            found.faults += [
+                replace(fault, where=f"{path}: {fault.where}")
+                for fault in of_path
+                if fault.kind != "missing split"
+            ]
         data.plan_training()
     except RimeError as error:
         found.faults.append(Fault("refused", "this run", str(error)))
@@ -147,23 +159,29 @@ def check_training(data: RimeDataModule) -> Checked:
 
 
 def _samples(
-    path: Path, split: str, faults: list[Fault], max_media: int, pictures: bool
+    path: str | Path, split: str, faults: list[Fault], max_media: int, pictures: bool
 ) -> Iterator[tuple[str, Pair]]:
     try:
         entries = read_split(path, split)
     except DataError as error:
         faults.append(Fault("broken split", f"{path}, split {split!r}", str(error)))
         return
-    for shard in sorted({entry.shard for entry in entries if pictures}):
-        if not is_as_built(shard):
-            said = "the tar must be as it was built, but its bytes have changed. Copy it or build it again."
-            faults.append(Fault("changed tar", shard.name, said))
+    for changed in [file for part in entries.parts for file in part.changed_files()] if pictures else []:
+        what = "tar" if changed.suffix == ".tar" else "file of the index"
+        said = f"the {what} must be as it was built, but its bytes have changed. Copy it or build it again."
+        faults.append(Fault(f"changed {what}", changed.name, said))
     reader = (ShardReader if pictures else TextReader)(entries, max_media=max_media)
     for number, entry in enumerate(entries):
         try:
             yield entry.name, reader.read(number)
         except DataError as error:
-            pictures_of = Counter(name[:1] for name in entry.members if name[:1] in "qt")  # q: query
-            many = max(pictures_of.values(), default=0) > max_media
-            kind = "too many pictures" if many else "broken sample"
+            kind = "too many pictures" if _has_many_images(entry, max_media) else "broken sample"
             faults.append(Fault(kind, entry.name, str(error).removeprefix(f"{entry.name}: ")))
+
+
+def _has_many_images(entry: Entry, most: int) -> bool:
+    try:
+        pictures_of = Counter(name[:1] for name in entry.members if name[:1] in "qt")  # q: query
+    except DataError:
+        return False
+    return max(pictures_of.values(), default=0) > most

@@ -6,10 +6,9 @@ reads the files, loading.py and the processor make the batches.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -17,42 +16,41 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from rime_pl.bounds import at_least
 from rime_pl.datamodules.annotation import CompletionKind
-from rime_pl.datamodules.batch_plan import (
-    BatchPlan,
-    Rewrites,
-    TrainingPairs,
-    local_batch_size,
-    plan_training,
-)
+from rime_pl.datamodules.batch_plan import BatchPlan, OrderSettings
 from rime_pl.datamodules.broken_samples import BrokenSamples
-from rime_pl.datamodules.eval_plan import EvalPlan, check_modes, sample_per_task, test_plan, val_plan
+from rime_pl.datamodules.corpora import Corpora
+from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.eval_plan import (
+    EvalPlan,
+    check_modes,
+    query_tasks,
+    sample_per_task,
+    test_plan,
+    val_plan,
+)
 from rime_pl.datamodules.loading import BatchLoader, EvalBatches, PairBatches, Position, TrainBatches
-from rime_pl.datamodules.shards import Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.ranks import local_batch_size
+from rime_pl.datamodules.remote import CacheSettings
+from rime_pl.datamodules.resuming import SAME, refuse_other
+from rime_pl.datamodules.samples import Samples
+from rime_pl.datamodules.shards import ShardReader
+from rime_pl.datamodules.shuffling import anchors
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
-from rime_pl.errors import DataError, RimeError
+from rime_pl.datamodules.training_pairs import Rewrites, TrainingPairs, plan_training
+from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
 from rime_pl.types import Evaluation, Mode, Pair, Side
-
-#: Settings that a resumed run must share with the run that it continues.
-_SAME = (
-    "data_hash",
-    "seed",
-    "batch_size",
-    "tasks",
-    "annotated_share",
-    "annotated_batch_share",
-    "rewrites",
-    "completion",
-)
 
 
 class RimeDataModule(L.LightningDataModule):
     """The training, validation and test data of a corpus folder (docs/reference/data-format.md).
 
     Args:
-        path: Corpus folder, made by ``rime shards``.
+        path: Corpus folder, made by ``rime shards``, or its URL; or several with weights, such as
+            {data/a: 1, data/b: 2}. The first one is evaluated, too. A weight says how often the pairs of a
+            corpus come in a pass.
         name_or_path: Checkpoint of the processor that makes tokens and patches; taken from the model.
         prompt: Chat layout and token budget of a rewrite; taken from the model.
         batch_size: Number of pairs in a training batch, over all processes together.
@@ -90,14 +88,17 @@ class RimeDataModule(L.LightningDataModule):
         completion: Text that the model learns to write before the generative embedding: rewrite, cot (the
             chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
             rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
+        order: Weights and caps of the tasks, blocks that mix tasks in a batch, and the window.
+        cache: Folder and size of the cache for remote corpora, and how often a copy is tried.
     """
 
     _train: TrainingPairs | None = None  # with the plan of their batches, from setup("fit") on
     _plan: BatchPlan | None = None
+    _train_loader: BatchLoader | None = None
 
     def __init__(
         self,
-        path: str,
+        path: str | dict[str, float],
         name_or_path: str,
         prompt: PromptConfig,
         batch_size: int = 64,
@@ -121,9 +122,13 @@ class RimeDataModule(L.LightningDataModule):
         completion: CompletionKind = "rewrite",
         hard_negatives: int = 0,
         positives: int = 0,
+        order: OrderSettings = OrderSettings(),
+        cache: CacheSettings = CacheSettings(),
     ) -> None:
         super().__init__()
-        self.path, self.name_or_path, self.prompt = path, name_or_path, prompt
+        self.order = order
+        self.corpora = Corpora.of(path, cache)
+        self.path, self.name_or_path, self.prompt = self.corpora.first, name_or_path, prompt
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.num_workers, self.seed, self.tasks = num_workers, seed, tasks
         self.eval_batch_size = eval_batch_size
@@ -158,11 +163,14 @@ class RimeDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read indices and processor; raise on every fault of the corpus that an index shows."""
         self._position.trainer = self.trainer
-        read_corpus(self.path)  # raises on a wrong path before anything is loaded
+        for path in self.corpora.weights:
+            read_corpus(path, self.corpora.cache)  # raises on a wrong path before anything is loaded
         if self.processor is None:
             self.processor = RimeProcessor.from_pretrained(self.name_or_path, self.prompt)
         if stage == TrainerFn.FITTING and self._plan is None:
             self._print(self.plan_training().report(self.annotated_share, self.rewrites))
+            assert self._plan is not None
+            self._print(self._plan.report())
 
     def plan_training(self) -> TrainingPairs:
         """Plan the batches of training, from the index only.
@@ -171,19 +179,24 @@ class RimeDataModule(L.LightningDataModule):
             RimeError: If the settings and the corpus do not fit together.
         """
         self._train, self._plan = plan_training(
-            self._train_entries(),
+            self.corpora.train(self.tasks),
             self.batch_size,
             self.seed,
             self.annotated_share,
             self.annotated_batch_share,
             self.rewrites,
+            self.order,
+            list(self.corpora.weights.values()),
         )
         local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
-        self._refuse_missing_rewrites(self._train)
+        if self.require_rewrites:
+            self._train.refuse_missing_rewrites(self.max_broken_share)
         return self._train
 
     def teardown(self, stage: str) -> None:
         """Print which samples were left out, and which texts were cut; of the texts only this process's."""
+        if self._train_loader is not None:
+            self._train_loader.close()
         for samples in self._broken.values():
             for words in samples.news():
                 self._print(words)
@@ -192,30 +205,9 @@ class RimeDataModule(L.LightningDataModule):
         if self._rank()[0] == 0:
             print(words, flush=True)
 
-    def _train_entries(self) -> list[Entry]:
-        if "train" not in (splits := read_corpus(self.path)["splits"]):
-            raise DataError(
-                f"Training needs a corpus with the split 'train', but {self.path} has only {sorted(splits)}. "
-                "Set data.path to another corpus. To evaluate on this one, use `rime STAGE test`."
-            )
-        return read_split(self.path, "train", self.tasks)
-
-    def _refuse_missing_rewrites(self, pairs: TrainingPairs) -> None:
-        """Raise before training what would end it later: samples that ``require_rewrites`` calls broken."""
-        both = zip(pairs.entries, pairs.hidden, strict=True)
-        missing = [entry.name for entry, hidden in both if not hidden and not all(entry.has_rewrite)]
-        total = len(pairs.entries)
-        if self.require_rewrites and len(missing) > self.max_broken_share * total:
-            raise DataError(
-                f"data.require_rewrites is true, but {len(missing)} of {total} training pairs have no "
-                f"rewrite on one side or both, for example {', '.join(missing[:3])}. Add the rewrites, or "
-                "set data.require_rewrites to false: such pairs then train the discriminative mode. With "
-                "`rime run`: --sft.data.require_rewrites false --cma.data.require_rewrites false."
-            )
-
     def _samples(self, split: str) -> BrokenSamples:
         """Return what is known about the broken samples of a split."""
-        where = str(Path(self.path) / split)
+        where = f"{self.path}/{split}"
         return self._broken.setdefault(split, BrokenSamples(where, self.max_broken_share))
 
     # -- training -------------------------------------------------------------------------------------
@@ -235,7 +227,7 @@ class RimeDataModule(L.LightningDataModule):
             self.prompt.frame_limit,
             (self.hard_negatives, self.positives),
         )
-        return BatchLoader(
+        self._train_loader = BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),
             self.steps_per_epoch or len(self._plan),
             self._samples("train"),
@@ -243,6 +235,7 @@ class RimeDataModule(L.LightningDataModule):
             self._position,
             self.trainer,
         )
+        return self._train_loader
 
     @property
     def position(self) -> int:
@@ -261,8 +254,13 @@ class RimeDataModule(L.LightningDataModule):
 
     @property
     def data_hash(self) -> str:
-        """The SHA-256 hash of all shards of the corpus."""
-        return str(read_corpus(self.path)["data_hash"])
+        """The SHA-256 hash of all shards of the corpora."""
+        return self.corpora.data_hash
+
+    @property
+    def corpus_weights(self) -> list[float]:
+        """The weight of each corpus of ``data.path``, in order; a corpus may have moved."""
+        return list(self.corpora.weights.values())
 
     def state_dict(self) -> dict[str, Any]:
         broken = {split: dict(samples.found) for split, samples in self._broken.items()}
@@ -277,20 +275,14 @@ class RimeDataModule(L.LightningDataModule):
         trainer = self.trainer
         if trainer is not None and trainer.state.fn != TrainerFn.FITTING:
             return  # a checkpoint may be evaluated on other data
-        for name, value in self._identity().items():
-            if (trained_with := state_dict.get(name)) != value:
-                setting = f"data_hash of data.path={self.path}" if name == "data_hash" else f"data.{name}"
-                raise RimeError(
-                    f"{setting} must be {trained_with!r}, as in the checkpoint, but is {value!r}. "
-                    "Resume with the same data and settings, or set --run_dir to a new folder."
-                )
+        refuse_other(state_dict, self._identity(), self.path)
         self._position.restore(state_dict["position"])
         for split, found in state_dict.get("broken", {}).items():  # an earlier version kept none
             self._samples(split).found.update(found)
 
     def _identity(self) -> dict[str, Any]:
         tasks = None if self.tasks is None else sorted(self.tasks)
-        return {name: getattr(self, name) for name in _SAME} | {"tasks": tasks}
+        return {name: getattr(self, name) for name in SAME} | {"tasks": tasks, "order": asdict(self.order)}
 
     def training_texts(self, most: int | None = None) -> Iterator[Pair]:
         """Yield the training pairs as the run saw them, about ``most`` of them, without their pictures."""
@@ -301,8 +293,8 @@ class RimeDataModule(L.LightningDataModule):
 
     def caption_texts(self) -> Iterator[Pair]:
         """Yield the captions that the tiny base model learned from, if the corpus has any."""
-        if "captions" in read_corpus(self.path)["splits"]:
-            yield from read_texts(TextReader(read_split(self.path, "captions")))
+        if "captions" in self.corpora.splits:
+            yield from read_texts(TextReader(self.corpora.split("captions")))
 
     # -- for Refine-RL ---------------------------------------------------------------------------------
 
@@ -311,13 +303,14 @@ class RimeDataModule(L.LightningDataModule):
 
         The batches are equal on all processes. A batch holds one task.
         """
-        entries = self._train_entries()
-        chosen: dict[str, dict[str, int]] = {}
-        for index in random.Random(f"anchors {self.seed}").sample(range(len(entries)), len(entries)):
-            of_task = chosen.setdefault(entries[index].dataset, {})
-            if len(of_task) < num_anchors:
-                of_task.setdefault(entries[index].target_content, index)
-        return self._pair_loader("train", entries, [list(chosen[task].values()) for task in sorted(chosen)])
+        if self.order.block_size not in (None, self.batch_size):
+            raise RimeError(
+                "data.order.block_size must be null for Refine-RL, because anchors are those of the one task "
+                f"of a batch, but is {self.order.block_size}."
+            )
+        entries = self.corpora.train(self.tasks)
+        chosen = anchors(entries, num_anchors, self.seed)
+        return self._pair_loader("train", entries, chosen)
 
     def sample_batches(self, num_samples: int) -> BatchLoader:
         """Return ``num_samples`` pairs of the val split, chosen evenly from the tasks, to report on.
@@ -325,13 +318,13 @@ class RimeDataModule(L.LightningDataModule):
         A batch holds one task. There is none if validation writes no rewrites.
         """
         num_samples = num_samples if self.evaluation("val").generative else 0
-        entries = read_split(self.path, "val", self.tasks)
+        entries = self.corpora.split("val", self.tasks)
         tasks: dict[str, list[int]] = {}
         for index in sample_per_task(entries, num_samples, self.seed):
             tasks.setdefault(entries[index].dataset, []).append(index)
         return self._pair_loader("val", entries, [tasks[task] for task in sorted(tasks)])
 
-    def _pair_loader(self, split: str, entries: list[Entry], groups: list[list[int]]) -> BatchLoader:
+    def _pair_loader(self, split: str, entries: Samples, groups: list[list[int]]) -> BatchLoader:
         assert self.processor is not None, "setup() comes first"
         size = self.eval_batch_size
         batches = [group[start : start + size] for group in groups for start in range(0, len(group), size)]
@@ -342,7 +335,7 @@ class RimeDataModule(L.LightningDataModule):
             trainer=self.trainer,
         )
 
-    def _reader(self, entries: list[Entry]) -> ShardReader:
+    def _reader(self, entries: Samples) -> ShardReader:
         prompt = self.prompt
         return ShardReader(
             entries,
@@ -367,19 +360,12 @@ class RimeDataModule(L.LightningDataModule):
 
     @cached_property
     def _val_plan(self) -> EvalPlan:
-        return val_plan(self.path, self.tasks, self.limit_val_queries, self.limit_val_gallery, self.seed)
+        return val_plan(self.corpora, self.tasks, self.limit_val_queries, self.limit_val_gallery, self.seed)
 
     def query_tasks(self, split: str) -> set[str]:
         """Return the tasks that a split has queries of; none if the corpus lacks the split."""
-        known = split in read_corpus(self.path)["splits"]
-        entries = read_split(self.path, split, self.tasks) if known else []
-        tasks = {entry.dataset for entry in entries if entry.query_content is not None}
-        if split == "val" and (self.limit_val_queries or len(tasks)) < len(tasks):
-            raise RimeError(
-                f"data.limit_val_queries must be at least {len(tasks)}, a query of each task, because "
-                f"recall.headline_tasks names tasks, but is {self.limit_val_queries}."
-            )
-        return tasks
+        limit = self.limit_val_queries if split == "val" else None
+        return query_tasks(self.corpora, split, self.tasks, limit)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the val split and its gallery."""
@@ -387,7 +373,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> list[BatchLoader]:
         """Return two loaders: the queries of the test and memory splits, and their galleries."""
-        plan = test_plan(self.path, self.tasks, self.memory_splits, self.distractors)
+        plan = test_plan(self.corpora, self.tasks, self.memory_splits, self.distractors)
         return self._eval_loaders("test", plan)
 
     def _eval_loaders(self, split: str, plan: EvalPlan) -> list[BatchLoader]:

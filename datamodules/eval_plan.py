@@ -9,8 +9,13 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rime_pl.datamodules.batch_plan import rank_batches
-from rime_pl.datamodules.shards import DISTRACTORS, Entry, read_corpus, read_split
+import numpy as np
+
+from rime_pl.datamodules.corpora import Corpora
+from rime_pl.datamodules.ranks import rank_batches
+from rime_pl.datamodules.samples import Samples
+from rime_pl.datamodules.shards import DISTRACTORS
+from rime_pl.datamodules.split_index import HAS_QUERY, Entry
 from rime_pl.errors import RimeError
 from rime_pl.types import Side, content_hash
 
@@ -28,7 +33,7 @@ def check_modes(name: str, modes: Sequence[str] | None) -> None:
 class EvalPlan:
     """The samples that one evaluation reads."""
 
-    entries: list[Entry]
+    entries: Samples
     queries: list[int]  # numbers of entries
     gallery: list[int]
     left_out: int = 0  # gallery items that a limit leaves out
@@ -47,10 +52,14 @@ class EvalPlan:
 
 
 def val_plan(
-    path: str, tasks: Sequence[str] | None, limit_queries: int | None, limit_gallery: int | None, seed: int
+    corpora: Corpora,
+    tasks: Sequence[str] | None,
+    limit_queries: int | None,
+    limit_gallery: int | None,
+    seed: int,
 ) -> EvalPlan:
     """Plan a validation; the arguments are those of the data module."""
-    entries = read_split(path, "val", tasks)
+    entries = corpora.split("val", tasks)
     queries = sample_per_task(entries, limit_queries, seed)
     whole = gallery_of(entries)
     gallery = whole if limit_gallery is None else limited_gallery(entries, queries, whole, limit_gallery)
@@ -77,17 +86,37 @@ def limited_gallery(
 
 
 def test_plan(
-    path: str, tasks: Sequence[str] | None, memory_splits: Sequence[str], distractors: bool
+    corpora: Corpora, tasks: Sequence[str] | None, memory_splits: Sequence[str], distractors: bool
 ) -> EvalPlan:
     """Plan a test: of all queries of the test split and of the memory splits."""
-    entries = read_split(path, "test", tasks)
+    entries = corpora.split("test", tasks)
     for split in memory_splits:
-        entries = entries + read_split(path, split)
-    queries = [number for number, entry in enumerate(entries) if entry.query_content is not None]
-    if distractors and DISTRACTORS in read_corpus(path)["splits"]:
+        entries = entries + corpora.split(split)
+    queries = np.flatnonzero(entries.column("flags") & HAS_QUERY).tolist()
+    if distractors and DISTRACTORS in corpora.splits:
         galleries = {entry.gallery for entry in entries}
-        entries = entries + [e for e in read_split(path, DISTRACTORS) if e.gallery in galleries]
+        others = corpora.split(DISTRACTORS)
+        wanted = [entry.gallery in galleries for entry in others]
+        entries = entries + others.select(np.flatnonzero(wanted))
     return EvalPlan(entries, queries, gallery_of(entries))
+
+
+def query_tasks(corpora: Corpora, split: str, tasks: Sequence[str] | None, limit: int | None) -> set[str]:
+    """Return the tasks that a split has queries of; none if the corpus lacks the split.
+
+    Raises:
+        RimeError: If a limit of the queries leaves none of a task.
+    """
+    if split not in corpora.splits:
+        return set()
+    entries = corpora.split(split, tasks)
+    asked = np.unique(entries.task_codes()[(entries.column("flags") & HAS_QUERY) > 0])
+    if (limit or len(asked)) < len(asked):
+        raise RimeError(
+            f"data.limit_val_queries must be at least {len(asked)}, a query of each task, because "
+            f"recall.headline_tasks names tasks, but is {limit}."
+        )
+    return {entries.tasks[code] for code in asked.tolist()}
 
 
 def gallery_of(entries: Iterable[Entry]) -> list[int]:
@@ -98,7 +127,7 @@ def gallery_of(entries: Iterable[Entry]) -> list[int]:
     return list(distinct.values())
 
 
-def sample_per_task(entries: list[Entry], limit: int | None, seed: int) -> list[int]:
+def sample_per_task(entries: Sequence[Entry], limit: int | None, seed: int) -> list[int]:
     """Return the indices of ``limit`` queries, as evenly from the tasks as their sizes allow."""
     everything = range(len(entries))
     if limit is None or limit >= len(entries):

@@ -7,6 +7,7 @@ can count them (broken_samples.py) and decide whether to stop.
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import multiprocessing
 import os
@@ -19,10 +20,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from rime_pl.datamodules.batch_plan import BatchPlan, rank_slice
+from rime_pl.datamodules.batch_plan import BatchPlan
 from rime_pl.datamodules.broken_samples import BrokenSamples, Fetched
+from rime_pl.datamodules.ranks import rank_slice
 from rime_pl.datamodules.shards import ShardReader
 from rime_pl.datamodules.together import in_step
 from rime_pl.errors import DataError, RimeError
@@ -77,17 +79,12 @@ class _Batches(Dataset[Fetched]):
         )
 
     def _instead(self, index: int) -> Iterable[int]:
-        """Yield the following samples of the same task that have, or lack, rewrites alike."""
-        entries, annotated = self.reader.entries, self._annotated
+        """Yield the following samples of the same task."""
+        entries = self.reader.entries
         for step in range(1, len(entries)):
             other = (index + step) % len(entries)
-            same_kind = annotated is None or annotated[other] == annotated[index]
-            if entries[other].dataset == entries[index].dataset and same_kind:
+            if entries[other].dataset == entries[index].dataset:
                 yield other
-
-    @property
-    def _annotated(self) -> Sequence[bool] | None:
-        return None
 
 
 class TrainBatches(_Batches):
@@ -105,9 +102,9 @@ class TrainBatches(_Batches):
         super().__init__(reader, processor, ("query", "target"), cut)
         self.plan, self.rank, self.world_size = plan, rank, world_size
 
-    @property
-    def _annotated(self) -> Sequence[bool] | None:
-        return self.plan.annotated
+    def _instead(self, index: int) -> Iterator[int]:
+        """Yield the following samples of the same task that have, or lack, rewrites alike."""
+        yield from map(int, self.plan.following(index))
 
     def __getitem__(self, position: int) -> Fetched:
         planned = self.plan.batch(position)
@@ -215,6 +212,18 @@ class Position:
         return self.trainer.fit_loop.epoch_loop.batch_progress
 
 
+class _Numbers(Sampler[int]):
+    """The numbers of the batches that an epoch has still to give, looked up when it begins."""
+
+    def __init__(self, length: int, position: Position | None) -> None:
+        self._length, self._position = length, position
+
+    def __iter__(self) -> Iterator[int]:
+        if self._position is None:
+            return iter(range(self._length))
+        return iter(self._position.rest_of_epoch(self._length))
+
+
 class BatchLoader:
     """An iterable with a length that starts where training stands.
 
@@ -245,6 +254,7 @@ class BatchLoader:
         self._num_workers = num_workers
         self._position = position
         self._trainer = trainer
+        self._loader: DataLoader[Fetched] | None = None
 
     def __len__(self) -> int:
         return self._length
@@ -257,14 +267,22 @@ class BatchLoader:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             atexit.unregister(_end_workers)  # registered once
             atexit.register(_end_workers)
-        whole = range(self._length)
-        yield from DataLoader(
-            self.batches,
-            batch_size=None,
-            sampler=whole if self._position is None else self._position.rest_of_epoch(self._length),
-            num_workers=self._num_workers,
-            worker_init_fn=_leave_signals_to_the_trainer,
-        )
+        if self._loader is None:
+            self._loader = DataLoader(
+                self.batches,
+                batch_size=None,
+                sampler=_Numbers(self._length, self._position),
+                num_workers=self._num_workers,
+                worker_init_fn=_begin_worker,
+                # The workers of training stay for its epochs: what they know of the plan and the tars that
+                # they have open would be lost. Those of an evaluation would only take memory in between.
+                persistent_workers=self._num_workers > 0 and self._position is not None,
+            )
+        yield from self._loader
+
+    def close(self) -> None:
+        """End the workers that stay between epochs."""
+        self._loader = None
 
     # Lightning resumes in the middle of an epoch only if a loader has these two methods.
     def state_dict(self) -> dict[str, Any]:
@@ -274,8 +292,13 @@ class BatchLoader:
         """Do nothing: the trainer restores its own counters, and the position is read from them."""
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole group: the trainer ends the batch, and then its workers."""
+def _begin_worker(worker: int) -> None:
+    """Leave signals to the trainer, and what the trainer has in memory where it is.
+
+    Ctrl-C and SIGTERM reach the whole group: the trainer ends the batch, and then its workers. A collection
+    of garbage would write to every object that a forked worker shares with the trainer, and so copy them.
+    """
+    gc.freeze()
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     sys.excepthook = _unless_the_trainer_has_gone

@@ -9,9 +9,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from rime_pl.datamodules.broken_samples import BrokenSamples
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.datamodules.loading import BatchLoader, PairBatches, TrainBatches
+from rime_pl.datamodules.samples import Samples
 from rime_pl.types import Batch
 
 
@@ -27,7 +30,7 @@ class TaskSample:
 def sample_tasks(data: RimeDataModule, size: int) -> Iterator[TaskSample]:
     """Yield ``size`` random pairs of each task and the ``size`` largest ones.
 
-    The index shows how many pictures a pair has and how much text, but not how large its pictures are. So the
+    The index estimates the tokens of a pair from the size of its pictures and the bytes of its texts. So the
     longest of all these pairs is among the longest of the task, and need not be the longest.
 
     Args:
@@ -40,17 +43,19 @@ def sample_tasks(data: RimeDataModule, size: int) -> Iterator[TaskSample]:
     train = data.train_dataloader().batches
     assert isinstance(train, TrainBatches)
     plan = train.plan
-    passed: dict[str, list[int]] = {}
-    for planned in map(plan.batch, range(len(plan))):
-        passed.setdefault(planned.dataset, []).extend(planned.indices)
-    drawn = {task: random.Random(0).sample(some, min(size, len(some))) for task, some in passed.items()}
-    sizes = [(len(entry.members), entry.members["json"][1]) for entry in train.reader.entries]
-    groups = []
-    for task, some in drawn.items():
-        largest = sorted(plan.tasks[task], key=sizes.__getitem__)
-        groups.append([*some, *(number for number in largest[-size:] if number not in some)])
+    entries = train.reader.entries
+    assert isinstance(entries, Samples)
+    sizes = entries.column("visual_tokens").astype(np.int64) + entries.column("text_tokens")
+    groups, drawn = [], []
+    for source in plan.sources:
+        passed = plan.passed(source, size)
+        some = random.Random(0).sample(passed, min(size, len(passed)))
+        numbers = np.sort(np.concatenate([pool.rows for pool in source.pools]))
+        largest = numbers[np.argsort(sizes[numbers], kind="stable")[-size:]].tolist()
+        groups.append([*some, *(number for number in largest if number not in some)])
+        drawn.append((len(some), source.blocks * plan.block))
     pairs = PairBatches(train.reader, train.processor, groups, train.cut)
     broken = BrokenSamples(data.path, data.max_broken_share)
-    for task, batch in zip(drawn, BatchLoader(pairs, len(groups), broken), strict=True):
+    for (num_drawn, num_pairs), batch in zip(drawn, BatchLoader(pairs, len(groups), broken), strict=True):
         assert isinstance(batch, Batch)
-        yield TaskSample(batch, len(drawn[task]), len(passed[task]))
+        yield TaskSample(batch, num_drawn, num_pairs)

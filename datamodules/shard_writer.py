@@ -1,4 +1,4 @@
-"""Writes a corpus folder: WebDataset tars, an index for each tar, and ``corpus.json`` for all of them.
+"""Writes a corpus folder: WebDataset tars, an index for each split, and ``corpus.json`` for all of them.
 
 The builders call ``write_corpus``. Equal samples give equal bytes, so a hash identifies a corpus.
 The format is documented in docs/reference/data-format.md.
@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import re
-import tarfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -22,8 +21,11 @@ import webdataset
 from PIL import Image, ImageFile
 from rich.progress import MofNCompleteColumn, Progress
 
+from rime_pl.datamodules.corpus_file import CORPUS_FILE
+from rime_pl.datamodules.faults import Fault, listed
+from rime_pl.datamodules.index_writer import IndexWriter
 from rime_pl.datamodules.replacing import replacing
-from rime_pl.datamodules.shards import CORPUS_FILE, FORMAT_VERSION
+from rime_pl.datamodules.split_index import FORMAT_VERSION, INDEX_FILES
 from rime_pl.errors import DataError
 from rime_pl.media import checked_clip, open_picture
 from rime_pl.types import Clip, Item, Medium, Page, Pair
@@ -100,13 +102,20 @@ def _write_splits(
 def _write_split(folder: Path, pairs: Iterator[Pair], samples_per_shard: int, digest: Any) -> list[str]:
     """Write the tars of a split, add them to the hash of the corpus, and return their names."""
     encoder = _Encoder()
-    shards: list[str] = []
+    index: IndexWriter | None = None
+    faults: list[Fault] = []
     while chunk := list(itertools.islice(pairs, samples_per_shard)):
-        path = folder / f"{folder.name}-{len(shards):06d}.tar"
+        index = index or IndexWriter(folder, faults)
+        path = folder / f"{folder.name}-{len(index.shards):06d}.tar"
         _write_shard(path, chunk, encoder)
         digest.update(f"{folder.name}/{path.name}\n".encode() + path.read_bytes())
-        shards.append(path.name)
-    return shards
+        index.add(path)
+    if index is None:
+        return []
+    index.close()
+    if faults:
+        raise DataError(f"The builder made samples that cannot be read:\n{listed(faults, 20)}")
+    return index.shards
 
 
 def _write_text(file: Path, text: str) -> None:
@@ -115,7 +124,8 @@ def _write_text(file: Path, text: str) -> None:
 
 def _strangers(folder: Path) -> list[str]:
     """Return the files in a folder that no builder has written."""
-    ours = re.compile(rf"{CORPUS_FILE}|{_BROKEN_FILE}|([^/]+)/\1-\d{{6}}\.(tar|json)")
+    index = "|".join(map(re.escape, INDEX_FILES))  # and of the format before this one, an index for each tar
+    ours = re.compile(rf"{CORPUS_FILE}|{_BROKEN_FILE}|([^/]+)/\1-\d{{6}}\.(tar|json)|[^/]+/({index})")
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
     return sorted(name for name in files if not ours.fullmatch(name))
 
@@ -140,11 +150,9 @@ def _checked(
 
 
 def _write_shard(path: Path, pairs: list[Pair], encoder: _Encoder) -> None:
-    path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=False) as tar:
         for pair in pairs:
             tar.write({"__key__": pair.key, **_members(pair, encoder)})
-    _write_text(path.with_suffix(".json"), json.dumps(_index(path, pairs), ensure_ascii=False))
 
 
 class _Encoder:
@@ -204,29 +212,3 @@ def _members(pair: Pair, encoder: _Encoder) -> dict[str, bytes]:
         "positives": [side(item, f"p{number}.") for number, item in enumerate(pair.positives)],
     }
     return {"json": json.dumps(sample, ensure_ascii=False).encode(), **members}
-
-
-def _index(path: Path, pairs: list[Pair]) -> dict[str, Any]:
-    """Return the index of a tar: what each sample is, and where its members lie."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for info in tar:
-            key, _, extension = info.name.partition(".")
-            members.setdefault(key, {})[extension] = (info.offset_data, info.size)
-    samples = [
-        {
-            "key": pair.key,
-            "dataset": pair.dataset,
-            "gallery": pair.gallery,
-            "query_content": None if pair.query is None else pair.query.content_id,
-            "target_content": pair.target.content_id,
-            "has_rewrite": [
-                bool(item and (item.rewrite or "").strip()) for item in (pair.query, pair.target)
-            ],
-            "members": members[pair.key],
-        }
-        for pair in pairs
-    ]
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"shard": path.name, "size": path.stat().st_size, "sha256": sha256, "samples": samples}

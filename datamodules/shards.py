@@ -1,34 +1,36 @@
-"""Reads corpora from disk: ``corpus.json``, the index of each tar, and single samples by their byte offset.
+"""Reads the samples of a corpus from disk: the index of a split, and single samples by their byte offset.
 
-The index holds the offset of every member, so reading a sample needs no scan of its tar. Called by the data
-module and by commands that look at samples; shard_writer.py writes what is read here.
+Called by the data module and by commands that look at samples; shard_writer.py writes what is read here.
 The format is documented in docs/reference/data-format.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL.Image import Image
 
 from rime_pl.datamodules.annotation import CompletionKind, with_completion, without_rewrites
+from rime_pl.datamodules.corpus_file import AGAIN as _AGAIN
+from rime_pl.datamodules.corpus_file import CORPUS_FILE, read_corpus
+from rime_pl.datamodules.corpus_file import read_object as _json
+from rime_pl.datamodules.remote import CacheSettings, is_remote, open_remote
+from rime_pl.datamodules.samples import Samples
+from rime_pl.datamodules.split_index import FACTS, INDEX_AGAIN, Entry, SplitIndex
 from rime_pl.datamodules.tar_files import TarFiles
+from rime_pl.datamodules.tar_samples import members_of
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import checked_clip, open_picture, thinned
 from rime_pl.prompts import refuse_many_media
-from rime_pl.types import Clip, Item, Medium, Page, Pair, Side
+from rime_pl.types import Clip, Item, Medium, Page, Pair, Side, content_hash
 
-FORMAT_VERSION = 2
-CORPUS_FILE = "corpus.json"
 #: The split of gallery items that answer no query of the test split.
 DISTRACTORS = "distractors"
 _ITEM_FIELDS = {
@@ -38,183 +40,69 @@ _ITEM_FIELDS = {
 _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
 #: Fields of a sample that hold targets beside its own.
 FURTHER = ("hard_negatives", "positives")
-_BLOCK = 512  # bytes of a tar header
-_LONGEST_NAME = 200  # bytes; systems take 255, and a process adds a suffix
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tokenizer can read it
-_AGAIN = "Build the corpus again."
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One sample as the index describes it; its tar is not read."""
-
-    shard: Path
-    key: str
-    dataset: str
-    gallery: str
-    query_content: str | None  # None: the sample has no query
-    target_content: str
-    has_rewrite: tuple[bool, bool]  # query, target
-    members: dict[str, tuple[int, int]]  # "json", "q0.png" ... -> (byte offset, size)
-
-    @property
-    def name(self) -> str:
-        """The unique name of the sample in its corpus, ``<tar>/<key>``; every error names it."""
-        return f"{self.shard.name}/{self.key}"
-
-
-def read_corpus(path: str | Path) -> dict[str, Any]:
-    """Return ``corpus.json`` of a corpus folder.
-
-    Raises:
-        DataError: If the folder or the file is missing, unreadable or of another format version.
-    """
-    file = Path(path) / CORPUS_FILE
-    build = "Build one with `rime shards openmoji --output FOLDER` and set data.path to FOLDER."
-    if not Path(path).is_dir():
-        near = _near(Path(path))
-        raise DataError(f"data.path must be a corpus folder, but {str(path)!r} does not exist. {near}{build}")
-    if not file.is_file():
-        raise DataError(
-            f"data.path must be a finished corpus, but folder {str(path)!r} has no {CORPUS_FILE}. {build}"
-        )
-    corpus = _json(file.read_bytes(), str(file))
-    if corpus.get("format") != FORMAT_VERSION:
-        raise DataError(
-            f"{file}: field 'format' must be {FORMAT_VERSION}, but is {corpus.get('format')!r}. {_AGAIN}"
-        )
-    splits = corpus.get("splits")
-    if not isinstance(splits, dict) or not all(_names_shards(*split) for split in splits.items()):
-        raise DataError(f"{file}: field 'splits' must name the tars of each split, but does not. {_AGAIN}")
-    if not isinstance(data_hash := corpus.get("data_hash"), str):
-        raise DataError(f"{file}: field 'data_hash' must be text, but is {data_hash!r:.90}. {_AGAIN}")
-    return corpus
-
-
-def _near(path: Path) -> str:
-    """Return a question about a corpus whose name is like that of a folder that does not exist."""
-    folders = [
-        file.parent for parent in (path.parent, Path("data")) for file in parent.glob(f"*/{CORPUS_FILE}")
-    ]
-    known = {folder.name: folder for folder in folders}
-    return "".join(
-        f"Did you mean {str(known[name])!r}? " for name in get_close_matches(path.name, known, n=1)
-    )
-
-
-def _names_shards(split: str, about: Any) -> bool:
-    """Return whether a split of ``corpus.json`` lists plain file names, and so none outside its folder."""
-    shards, samples = (about.get("shards"), about.get("samples")) if isinstance(about, dict) else (None, None)
-    return (
-        isinstance(shards, list)
-        and isinstance(samples, int)
-        and _is_plain(split)
-        and all(_is_plain(name) and name.endswith(".tar") for name in shards)
-    )
-
-
-def _is_plain(name: Any) -> bool:
-    """Return whether a name leads to nothing outside its folder."""
-    if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
-        return False
-    return Path(name).name == name not in ("", "..")
-
-
-def read_split(path: str | Path, split: str, tasks: Collection[str] | None = None) -> list[Entry]:
+def read_split(
+    path: str | Path,
+    split: str,
+    tasks: Collection[str] | None = None,
+    prefix: str = "",
+    cache: CacheSettings = CacheSettings(),
+) -> Samples:
     """Return the index of one split, in the order of its shards.
 
     Args:
-        path: Corpus folder.
+        path: Corpus folder, or the place of a remote corpus; its tars are copied when they are read.
         split: Name of the split.
         tasks: Tasks to keep; None keeps all.
+        prefix: Text before the names of the samples, to tell corpora apart.
+        cache: Where the files of a remote corpus are kept.
 
     Raises:
         DataError: If the split is missing or empty, or if a tar is missing, truncated or of another size than
             its index says.
         RimeError: If the split has no samples of one of the tasks.
     """
-    corpus = read_corpus(path)
+    corpus = read_corpus(path, cache)
     if split not in corpus["splits"]:
         raise DataError(
             f"{path}/{CORPUS_FILE}: split {split!r} is missing; the corpus has {sorted(corpus['splits'])}."
         )
-    folder = Path(path) / split
-    shards = corpus["splits"][split]["shards"]
-    entries = [entry for name in shards for entry in _read_index(folder / name)]
-    if not entries:
-        raise DataError(f"{folder}: split {split!r} holds no samples. {_AGAIN}")
-    if len(entries) != (samples := corpus["splits"][split]["samples"]):
+    remote = open_remote(str(path), cache)[0] if is_remote(path) else None
+    index = SplitIndex(remote.folder / split if remote else Path(path) / split, prefix, remote)
+    _refuse_other_index(index, corpus["splits"][split], f"{path}/{CORPUS_FILE}: split {split!r}")
+    index.check()
+    return of_tasks(Samples([index]), tasks, f"{path}/{split}")
+
+
+def _refuse_other_index(index: SplitIndex, about: dict[str, Any], where: str) -> None:
+    """Raise a DataError unless ``corpus.json`` and the index name the same tars and samples."""
+    if not about["shards"] or not len(index):
+        raise DataError(f"{index.folder}: split {index.folder.name!r} holds no samples. {_AGAIN}")
+    if about["shards"] != [shard.name for shard in index.shards] or about["samples"] != len(index):
         raise DataError(
-            f"{path}/{CORPUS_FILE}: split {split!r} must have {samples} samples, as it says, but its tars "
-            f"hold {len(entries)}. Is a tar missing or named twice? {_AGAIN}"
+            f"{where} must have {about['samples']} samples in {len(about['shards'])} tars, as it says, but "
+            f"{FACTS} lists {len(index)} in {len(index.shards)}, or other tars. {INDEX_AGAIN}"
         )
+
+
+def of_tasks(samples: Samples, tasks: Collection[str] | None, where: str | Path) -> Samples:
+    """Return the samples of some tasks; None keeps all.
+
+    Raises:
+        RimeError: If there is no sample of one of the tasks.
+    """
     if tasks is None:
-        return entries
-    known = {entry.dataset for entry in entries}
+        return samples
+    codes = samples.task_codes()
+    known = {samples.tasks[code] for code in np.unique(codes).tolist()}
     if unknown := sorted(set(tasks) - known):
         raise RimeError(
-            f"data.tasks must name tasks of {folder}, but {unknown} are not there. It has {sorted(known)}."
+            f"data.tasks must name tasks of {where}, but {unknown} are not there. It has {sorted(known)}."
         )
-    return [entry for entry in entries if entry.dataset in tasks]
-
-
-def is_as_built(shard: Path) -> bool:
-    """Return whether a tar has the bytes that its index was made of; True for an index without their hash."""
-    index = _json(shard.with_suffix(".json").read_bytes(), str(shard.with_suffix(".json")))
-    with shard.open("rb") as file:
-        return index.get("sha256") in (None, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _read_index(shard: Path) -> Iterator[Entry]:
-    file = shard.with_suffix(".json")
-    for needed in (shard, file):
-        if not needed.is_file():
-            raise DataError(f"{needed}: this file is missing, but {CORPUS_FILE} lists it. {_AGAIN}")
-    index = _json(file.read_bytes(), str(file))
-    size = shard.stat().st_size
-    for field in ("size", "samples"):
-        if field not in index:
-            raise DataError(f"{file}: field {field!r} is missing. {_AGAIN}")
-    if not isinstance(index["samples"], list):
-        raise DataError(f"{file}: field 'samples' must be a list, but is {index['samples']!r:.90}. {_AGAIN}")
-    for sample in index["samples"]:
-        try:
-            entry = _entry(shard, sample)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise DataError(f"{file}: sample {sample!r:.90} is malformed ({error!r}). {_AGAIN}") from error
-        for name, (start, length) in entry.members.items():
-            if start + length > size:
-                raise DataError(
-                    f"{entry.name}: member {name!r} ends at byte {start + length}, but {shard} has only "
-                    f"{size} bytes. The tar is truncated: copy it or build it again."
-                )
-        yield entry
-    if size != index["size"]:
-        raise DataError(
-            f"{shard}: the tar must have {index['size']} bytes, as its index says, but has {size}. "
-            "Copy it or build it again."
-        )
-
-
-def _entry(shard: Path, sample: dict[str, Any]) -> Entry:
-    query, target = sample["has_rewrite"]
-    names = [sample[field] for field in ("key", "dataset", "gallery", "target_content")]
-    if not all(isinstance(name, str) for name in [*names, sample["query_content"] or ""]):
-        raise TypeError("names must be strings")
-    "".join(names).encode()  # half a character is no name either
-    members = {name: (int(start), int(length)) for name, (start, length) in sample["members"].items()}
-    if any(start < _BLOCK or length < 0 for start, length in members.values()):
-        raise ValueError("an offset or a size is too small")
-    return Entry(
-        shard=shard,
-        key=sample["key"],
-        dataset=sample["dataset"],
-        gallery=sample["gallery"],
-        query_content=sample["query_content"],
-        target_content=sample["target_content"],
-        has_rewrite=(bool(query), bool(target)),
-        members=members,
-    )
+    wanted = np.array([task in tasks for task in samples.tasks])
+    return samples if wanted.all() else samples.select(np.flatnonzero(wanted[codes]))
 
 
 class ShardReader:
@@ -236,10 +124,10 @@ class ShardReader:
 
     def __init__(
         self,
-        entries: list[Entry],
+        entries: Sequence[Entry],
         require_rewrites: bool = False,
         completion: CompletionKind = "rewrite",
-        hidden: Sequence[bool] | None = None,
+        hidden: Sequence[bool] | NDArray[np.bool_] | None = None,
         tars: TarFiles | None = None,
         max_media: int | None = None,
         max_frames: int | None = None,
@@ -266,6 +154,7 @@ class ShardReader:
             RimeError: If the machine fails to read the tar.
         """
         entry = self.entries[index]
+        self._open(entry)
         sample = _json(self._member(entry, "json"), f"{entry.name}: field 'json'")
         for field in ("dataset", "gallery", "target"):
             if field not in sample:
@@ -283,10 +172,10 @@ class ShardReader:
             target=self._item(entry, "target", sample["target"], side != "query"),
             hard_negatives=negatives,
             positives=positives,
-            distractor=entry.shard.parent.name == DISTRACTORS,
+            distractor=entry.index.folder.name == DISTRACTORS,
         )
         _refuse_unlike(entry, pair)
-        if self.hidden and self.hidden[index]:
+        if self.hidden is not None and self.hidden[index]:
             return without_rewrites(pair)
         for name, item in (("query", pair.query), ("target", pair.target)):
             if self.require_rewrites and item is not None and item.rewrite is None:
@@ -365,48 +254,57 @@ class ShardReader:
         data = self._member(entry, name, f"field '{field}': ")
         return open_picture(data, f"{entry.name}: field '{field}': {name!r}")
 
-    def _member(self, entry: Entry, name: str, field: str = "") -> bytes:
-        if not isinstance(name, str) or name not in entry.members:
-            raise DataError(f"{entry.name}: {field}member {name!r} is not in the tar {entry.shard}. {_AGAIN}")
-        offset, size = entry.members[name]
-        block = self.tars.read(entry.shard, offset - _BLOCK, size + _BLOCK)
-        if len(block) != size + _BLOCK:
+    def _open(self, entry: Entry) -> None:
+        """Read all bytes of a sample at once: its members lie side by side."""
+        start, size = entry.extent
+        self._block = self.tars.read(entry.shard, start, size, entry.fetch)
+        if len(self._block) != size:
             raise DataError(
-                f"{entry.name}: member {name!r} ends after the end of {entry.shard}. "
+                f"{entry.name}: the sample ends after the end of {entry.shard}. "
                 "The tar is truncated: copy it or build it again."
             )
-        header = block[:100].split(b"\0")[0].decode(errors="replace")
-        if not f"{entry.key}.{name}".endswith(header) or not header:
+        try:
+            self._members = members_of(self._block, entry.key)
+        except ValueError as error:
             raise DataError(
-                f"{entry.name}: the index must point at member {name!r}, but points at {header!r}. {_AGAIN}"
-            )
-        return block[_BLOCK:]
+                f"{entry.name}: the index must point at the sample, but {error}. {INDEX_AGAIN}"
+            ) from error
+
+    def _member(self, entry: Entry, name: str, field: str = "") -> bytes:
+        if not isinstance(name, str) or name not in self._members:
+            raise DataError(f"{entry.name}: {field}member {name!r} is not in the tar {entry.shard}. {_AGAIN}")
+        offset, size = self._members[name]
+        return self._block[offset : offset + size]
 
 
 def _refuse_unlike(entry: Entry, pair: Pair) -> None:
     """Raise a DataError if a sample is not what its index says, because epochs are planned from the index."""
     query, target = pair.query, pair.target
-    for field, indexed, found in (
-        ("dataset", entry.dataset, pair.dataset),
-        ("gallery", entry.gallery, pair.gallery),
-        ("query.content_id", entry.query_content, query and query.content_id),
-        ("target.content_id", entry.target_content, target.content_id),
-        ("query.rewrite", entry.has_rewrite[0], query is not None and query.rewrite is not None),
-        ("target.rewrite", entry.has_rewrite[1], target.rewrite is not None),
+    columns, row = entry.index.columns, entry.row
+    rewrites = entry.has_rewrite
+    for field, alike, found in (
+        ("dataset", entry.dataset == pair.dataset, pair.dataset),
+        ("gallery", entry.gallery == pair.gallery, pair.gallery),
+        ("query", entry.has_query == (query is not None), "a query" if query else "none"),
+        (
+            "query.content_id",
+            query is None or int(columns["query_content"][row]) == content_hash(query.content_id),
+            query and query.content_id,
+        ),
+        (
+            "target.content_id",
+            int(columns["target_content"][row]) == content_hash(target.content_id),
+            target.content_id,
+        ),
+        (
+            "query.rewrite",
+            rewrites[0] == (query is not None and query.rewrite is not None),
+            query and query.rewrite,
+        ),
+        ("target.rewrite", rewrites[1] == (target.rewrite is not None), target.rewrite),
     ):
-        if indexed != found:
-            name = "has_rewrite" if field.endswith("rewrite") else field
+        if not alike:
             raise DataError(
-                f"{entry.name}: the index of the tar must describe the sample, but says {name} {indexed!r} "
-                f"where field {field!r} gives {found!r:.90}. {_AGAIN}"
+                f"{entry.name}: the index of the split must describe the sample, but field {field!r} gives "
+                f"{found!r:.90}, and the index says otherwise. {INDEX_AGAIN}"
             )
-
-
-def _json(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: malformed JSON ({error}). {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{name}: must hold a JSON object, but holds {content!r:.90}. {_AGAIN}")
-    return content

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import ShardReader
 from rime_pl.errors import DataError
 from rime_pl.types import Pair
@@ -31,28 +34,27 @@ def read_texts(reader: TextReader, most: int | None = None) -> Iterator[Pair]:
         reader: Of the split.
         most: About how many pairs, of every task; None for all.
     """
-    for index in _spread([entry.dataset for entry in reader.entries], most):
+    codes = reader.entries.task_codes() if isinstance(reader.entries, Samples) else np.zeros(len(reader))
+    for index in _spread(codes, most):
         try:
             yield reader.read(index)
         except DataError:
             continue
 
 
-def _spread(tasks: Sequence[str], most: int | None) -> Sequence[int]:
+def _spread(tasks: NDArray[Any], most: int | None) -> Sequence[int]:
     """Return the indices of about ``most`` samples, evenly spaced in each task, so that no task is missed.
 
     Args:
-        tasks: Task of each sample.
+        tasks: Number of the task of each sample.
         most: None for all samples.
 
     Example:
-        >>> _spread([*"aaaaaaaa", "b"], 4)
+        >>> _spread(np.array([0] * 8 + [1]), 4)
         [0, 4, 8]
     """
     if most is None or len(tasks) <= most:
         return range(len(tasks))
-    of_task: dict[str, list[int]] = {}
-    for index, task in enumerate(tasks):
-        of_task.setdefault(task, []).append(index)
+    of_task = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
     share = max(1, most // len(of_task))
-    return sorted(index for each in of_task.values() for index in each[:: -(-len(each) // share)])
+    return sorted(index for each in of_task for index in each[:: -(-len(each) // share)].tolist())

@@ -34,6 +34,7 @@ COMMANDS = {
     },
     "data and models": {
         "shards": "build or check a corpus: openmoji, scenes, or your own folder",
+        "rewrite": "let a larger model write the rewrites of a corpus or a table",
         "base": "make the tiny base model from the captions of a corpus",
     },
     "look at runs": {

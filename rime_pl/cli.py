@@ -373,7 +373,7 @@ def finish(
             **cli.run_folder.origin,  # first: what was measured counts, not what was meant
             "argv": typed,
             "seed": cli.config.seed_everything,
-            **cli.run_folder.corpus_facts(cli.config.data.path),
+            **cli.run_folder.corpus_facts(cli.datamodule.path) | cli.datamodule.corpora.facts(),
             "data_hash": cli.datamodule.data_hash,
             "negatives_per_query": cli.model.negatives_per_query,
             "utilisation": utilisation.facts,

@@ -75,7 +75,7 @@ def stored_picture(source: str | Path | bytes, name: str = "") -> bytes:
     """
     if isinstance(source, str | Path):
         source, name = _file(source, name)
-    picture, form = _seen(source, name)
+    picture, form = _seen(source, name, stored=True)
     if not form:
         return source
     buffer = io.BytesIO()
@@ -154,12 +154,12 @@ def _file(path: str | Path, name: str) -> tuple[bytes, str]:
         raise DataError(f"{name} must be a picture file, but there is none.") from error
 
 
-def _seen(source: bytes | Image.Image, name: str) -> tuple[Image.Image, str]:
-    """Return the picture as a person would see it, and the form in which to keep it; "" as it is."""
+def _seen(source: bytes | Image.Image, name: str, stored: bool = False) -> tuple[Image.Image, str]:
+    """Return the picture as a person would see it, and the form to store it in; "" as it is."""
     name = name or "a picture"
     try:
         with _named_warnings(name):
-            picture, form = _upright_rgb(source)
+            picture, form = _upright_rgb(source, stored)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} must be a picture, but {_reason(source, error)}.") from error
     except MemoryError:
@@ -176,7 +176,7 @@ def _seen(source: bytes | Image.Image, name: str) -> tuple[Image.Image, str]:
     return picture, form
 
 
-def _upright_rgb(source: bytes | Image.Image) -> tuple[Image.Image, str]:
+def _upright_rgb(source: bytes | Image.Image, stored: bool) -> tuple[Image.Image, str]:
     if isinstance(source, Image.Image):
         return _rgb(ImageOps.exif_transpose(source)), "PNG"
     with _opened(source) as image:
@@ -185,17 +185,19 @@ def _upright_rgb(source: bytes | Image.Image) -> tuple[Image.Image, str]:
                 f"it has {image.width} x {image.height} pixels, but may have {MAX_PIXELS:,}. Shrink it"
             )
         image.load()  # before the orientation is read: Pillow itself turns TIFF files here
-        return _rgb(ImageOps.exif_transpose(image)), _form(image, source)
+        turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        form = _form(image, source, turned) if stored else ""
+        return _rgb(ImageOps.exif_transpose(image) if turned else image), form
 
 
-def _form(image: Image.Image, data: bytes) -> str:
+def _form(image: Image.Image, data: bytes, turned: bool) -> str:
     plain = (
         image.format in ("PNG", "JPEG")
         and image.mode in ("RGB", "L")
         and not (image.format == "PNG" and data[_PNG_DEPTH] > 8)
         and not image.has_transparency_data
         and not getattr(image, "is_animated", False)
-        and image.getexif().get(_ORIENTATION, 1) not in range(2, 9)
+        and not turned
     )
     if plain:
         return ""

@@ -41,7 +41,7 @@ SHAPES: dict[str, Any] = {
     "ranks.json": [{"task": str, "ranks": {"": int | float}}],
     "config.yaml": {
         "model": {"init_adapter_from": str | None, "backbone": {"name_or_path": str, "prompt": {}}},
-        **{"data": {"path": str, "tasks": (str,)}, "recall": {"headline_tasks": (str,)}},
+        **{"data": {"path": str | dict, "tasks": (str,)}, "recall": {"headline_tasks": (str,)}},
     },
 }
 #: Objects and lists that may be null.

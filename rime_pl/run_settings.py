@@ -39,6 +39,10 @@ class RunSettings:
     def data(self, processor: RimeProcessor | None) -> RimeDataModule:
         """Return the run's data module, not set up."""
         linked = {"name_or_path": self.backbone.name_or_path, "prompt": self.backbone.prompt}
-        data = RimeDataModule(**self.values.data.as_dict() | linked)
+        types, values = typing.get_type_hints(RimeDataModule.__init__), self.values.data.as_dict()
+        for name, value in values.items():
+            if is_dataclass(types[name]) and isinstance(value, dict):
+                values[name] = types[name](**value)
+        data = RimeDataModule(**values | linked)
         data.processor = processor
         return data

@@ -20,8 +20,9 @@ from rime_pl.backbone.adapters import trained_values
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.datamodules.builders.scenes import builder as scenes
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.shard_writer import write_corpus
-from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import (

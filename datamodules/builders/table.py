@@ -47,6 +47,7 @@ class Row:
     pair: Pair  # without its pictures
     files: dict[str, tuple[Path, ...]]  # "query" and "target" -> pictures
     split: str  # "" if the table does not say
+    values: dict[str, Any] = field(default_factory=dict)  # column -> value, as the table holds it
 
 
 @dataclass
@@ -234,7 +235,7 @@ class _Line:
                 self._tell("no query", f"{_one_of('query')} Add one, {hint}")
         gallery = texts["gallery"] or ("pictures" if files["target"] else "texts")
         pair = Pair(key, texts["task"] or "pairs", gallery, query, target or Item(""))
-        return Row(self.where, pair, files if query else {**files, "query": ()}, split)
+        return Row(self.where, pair, files if query else {**files, "query": ()}, split, self.values)
 
     def _is_empty(self, side: str) -> bool:
         """Return whether a side is given neither text nor picture; a wrong value is told elsewhere."""

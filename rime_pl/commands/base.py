@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.progress import (
@@ -17,7 +18,7 @@ from rich.progress import (
     track,
 )
 
-from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.shards import ShardReader, of_tasks, read_split
 from rime_pl.errors import RimeError
 from rime_pl.miniature.tiny import TinyConfig, make_base
 from rime_pl.types import Pair, frames_of
@@ -87,10 +88,10 @@ def read_words(data: Path, tasks: list[str] | None) -> list[str]:
         RimeError: If the corpus has no such task.
     """
     entries = read_split(data, "train")
-    unknown = set(tasks or ()) - {entry.dataset for entry in entries}
-    if unknown:
+    known = {entries.tasks[code] for code in np.unique(entries.task_codes()).tolist()}
+    if unknown := set(tasks or ()) - known:
         raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
-    train = ShardReader([entry for entry in entries if not tasks or entry.dataset in tasks])
+    train = ShardReader(of_tasks(entries, tasks or None, data))
     step = max(1, len(train) // 4000)
     return [
         text for n in track(range(0, len(train), step), "reading words") for text in _texts(train.read(n))

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rime_pl.commands.settings import StageWords
 from rime_pl.commands.settings import parse_with_settings as parse  # noqa: F401 - parses this command
-from rime_pl.datamodules.shards import read_corpus
+from rime_pl.datamodules.corpora import Corpora
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.options.words import options_given
 from rime_pl.preflight.plan.planning import GIB, UTILISATION, fits, make_plan
 from rime_pl.report.table import Table
@@ -40,7 +41,8 @@ def run(
     """
     given = settings.read()
     if any(option.name == "data.path" for option in options_given(settings.words)):
-        read_corpus(given.values.data.path)  # a recipe's own need not be built yet, but this one was typed
+        for path in Corpora.of(given.values.data.path).weights:
+            read_corpus(path)  # a recipe's own need not be built yet, but this one was typed
     plan = make_plan(given, memory, steps, (image_tokens, rewrite_tokens))
     if json:
         print(dumps(plan, indent=1))

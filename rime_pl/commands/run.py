@@ -20,7 +20,7 @@ from rich.console import Console
 from rime_pl.backbone.adapters import CONTRACT_FILE, read_contract
 from rime_pl.checkpoints import global_step
 from rime_pl.commands.settings import complete_settings, split_words
-from rime_pl.datamodules.shards import CORPUS_FILE, read_corpus
+from rime_pl.datamodules.corpus_file import CORPUS_FILE, read_corpus
 from rime_pl.errors import RimeError, StoppedError
 from rime_pl.options.parser import options_of
 from rime_pl.options.parser import parse as parse_options

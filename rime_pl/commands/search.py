@@ -14,8 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
-from rime_pl.datamodules.shards import DISTRACTORS, Entry, ShardReader, read_corpus, read_split
+from rime_pl.datamodules.shards import DISTRACTORS, ShardReader, read_split
+from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
@@ -166,7 +168,7 @@ class CorpusPictures(Sequence[Source]):
         place: What a person calls these pictures.
     """
 
-    def __init__(self, entries: list[Entry], max_media: int, place: str) -> None:
+    def __init__(self, entries: Sequence[Entry], max_media: int, place: str) -> None:
         self.reader = ShardReader(entries, max_media=max_media)
         self.place = place
         self.special: re.Pattern[str] | None = None  # tokens that no text may contain
@@ -210,7 +212,7 @@ def corpus_pictures(stage: RunFolder, console: Console | None = None) -> CorpusP
         console.print(f"warning: {corpus} holds other samples than when the run was trained.")
     built_in = about.get("name") in BUILT_IN  # its pictures of the training are not part of the demo
     splits = [name for name in about["splits"] if name == DISTRACTORS or name == "test" or not built_in]
-    entries = [entry for name in splits for entry in read_split(corpus, name)]
+    entries = (entry for name in splits for entry in read_split(corpus, name))
     tars, distinct = TarFiles(), dict[tuple[str, ...], Entry]()
     for entry in entries:
         if parts := [part for name, part in entry.members.items() if re.match(r"t\d+\.", name)]:

@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
+from rime_pl.datamodules import plain_tars
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
 from rime_pl.datamodules.builders.scenes import builder as scenes
 from rime_pl.datamodules.checking import check_corpus, check_table
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import by_kind, counted, listed
 from rime_pl.datamodules.pair_check import Checked, Limits
-from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.report.table import Table
 
@@ -76,6 +77,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "scenes": scenes.build,
     "folder": folder.build,
     "check": check,
+    "index": plain_tars.index,
 }
 
 
@@ -89,13 +91,14 @@ def run(name: str, options: dict[str, Any]) -> int:
     result = SUBCOMMANDS[name](**options)
     if isinstance(result, Checked):
         return int(result.problems > 0)
-    corpus = read_corpus(options["output"])
+    output = options["path" if name == "index" else "output"]
+    corpus = read_corpus(output)
     rows = [
         [split, task, str(samples)]
         for split, about in corpus["splits"].items()
         for task, samples in about["tasks"].items()
     ]
-    title = f"{options['output']}  ({corpus['licence']})"
+    title = f"{output}  ({corpus['licence']})"
     Console().print(Table(title, ["split", "task", "samples"], rows).terminal())
     if name == "folder":
         _tell_kept(options["output"])

@@ -189,7 +189,8 @@ def parse(
     function: Callable[..., Any], prog: str, words: Sequence[str], positional: bool = True
 ) -> dict[str, Any]:
     """Return the arguments of ``function`` that the words give; see :func:`command_parser`."""
-    values = command_parser(function, prog, positional).parse_args(words)
+    parser = command_parser(function, prog, positional)
+    values = parser.instantiate(parser.parse_args(words))  # groups of settings become their dataclass
     return {name: values[name] for name in options_of(function)}
 
 
@@ -210,8 +211,9 @@ def command_parser(function: Callable[..., Any], prog: str, positional: bool = T
 
 def add_options(parser: ArgumentParser, function: Callable[..., Any], positional: bool = False) -> Any:
     """Add the arguments of ``function`` to a parser, except ``settings``, and return their group."""
+    before = len(parser._action_groups)
     parser.add_function_arguments(function, as_positional=positional, skip={"settings"})
-    group = parser._action_groups[-1]
+    group = (parser._action_groups[before:] or parser._action_groups)[0]  # groups of settings come after it
     group.title = "options"
     return group
 

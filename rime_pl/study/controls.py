@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.corpora import Corpora
+from rime_pl.datamodules.shards import ShardReader
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.prompts import PromptConfig
@@ -132,7 +133,7 @@ def chain_of_thought_lengths(run: RunFolder, num_pairs: int = 512) -> tuple[int,
     data, backbone = run.settings["data"], run.settings["model"]["backbone"]
     prompt = PromptConfig(**backbone["prompt"] | {"max_rewrite_tokens": 1 << 20})
     processor = RimeProcessor.from_pretrained(backbone["name_or_path"], prompt)
-    entries = [e for e in read_split(data["path"], "train") if e.dataset in (data["tasks"] or [e.dataset])]
+    entries = Corpora.of(data["path"]).train(data["tasks"] or None)
     entries = entries[:: max(1, len(entries) // num_pairs)]
     tokens, longest = [], 0
     for reader in (ShardReader(entries), ShardReader(entries, completion="cot")):

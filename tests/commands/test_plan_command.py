@@ -247,7 +247,7 @@ def test_a_damaged_corpus_is_one_sentence(
     assert plan(without_weights, corpus, "--data.max_broken_share", "0.1", "--json") == 0
     broken.shard.write_bytes(b"")
     assert plan(without_weights, corpus) == 2
-    assert "The tar is truncated" in capsys.readouterr().err
+    assert "Is it truncated?" in capsys.readouterr().err
 
 
 def test_limits_that_the_processor_refuses_are_told(

@@ -13,7 +13,7 @@ import torch
 from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands import run as command
-from rime_pl.datamodules.shards import FORMAT_VERSION
+from rime_pl.datamodules.split_index import FORMAT_VERSION
 from rime_pl.errors import StoppedError
 from rime_pl.pipeline import BASE_MARKER
 from rime_pl.run_folder import RunFolder, write_json

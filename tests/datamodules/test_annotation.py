@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -39,8 +40,12 @@ def test_a_smaller_share_is_part_of_a_larger_one() -> None:
 
 def test_every_batch_holds_its_part_of_annotated_samples() -> None:
     """10 of 100 samples are annotated and half of each batch is: each comes round about as often."""
-    annotated = [n % 10 == 0 for n in range(100)]
-    plan = BatchPlan(["a"] * 100, [str(n) for n in range(100)], 10, 0, annotated, 5)
+    annotated = np.arange(100) % 10 == 0
+
+    def made() -> BatchPlan:
+        return BatchPlan(["a"], np.zeros(100, int), lambda rows: rows, 10, 0, annotated, 0.5)
+
+    plan = made()
     seen: Counter[int] = Counter()
     for position in range(2 * len(plan)):
         batch = plan.batch(position).indices
@@ -50,7 +55,7 @@ def test_every_batch_holds_its_part_of_annotated_samples() -> None:
         seen.update(batch)
     counts = [seen[n] for n in range(100) if annotated[n]]
     assert sum(counts) == 100 and max(counts) - min(counts) <= 2
-    assert plan.batch(7) == BatchPlan(["a"] * 100, [str(n) for n in range(100)], 10, 0, annotated, 5).batch(7)
+    assert plan.batch(7) == made().batch(7)
 
 
 def test_batches_show_the_share_alone(scenes_corpus: Path, micro_base: Path) -> None:

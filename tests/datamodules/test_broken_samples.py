@@ -15,7 +15,8 @@ from PIL import Image
 
 from rime_pl.datamodules import shards
 from rime_pl.datamodules.datamodule import RimeDataModule
-from rime_pl.datamodules.shards import Entry, read_split
+from rime_pl.datamodules.shards import read_split
+from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Batch, EvalBatch, Pair
@@ -144,7 +145,7 @@ def test_broken_samples_are_told_at_the_end(
     make_data: MakeData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = with_long_rewrites(tmp_path / "long", "train", *range(25))
-    data = make_data(path=path, max_broken_share=1.0)
+    data = make_data(path=path, max_broken_share=1.0, steps_per_epoch=24)
     train(data)
     data.teardown("fit")
     said = capsys.readouterr().out
@@ -197,7 +198,7 @@ def test_each_split_has_its_own_share(make_data: MakeData, tmp_path: Path) -> No
     """One broken sample of 18 in val: 5 of 50 in train were found before, and do not count."""
     path = with_long_rewrites(tmp_path / "long", "train", *range(5))
     spoil(read_split(path, "val")[0])
-    data = make_data(path=path, max_broken_share=0.1)
+    data = make_data(path=path, max_broken_share=0.1, steps_per_epoch=24)
     train(data)
     [*data.val_dataloader()[1]]  # the targets: the picture of a target is broken
     assert len(data.broken) == 6
@@ -308,7 +309,9 @@ def test_how_many_pairs_are_annotated_is_said_at_the_start(
     def said(**settings: Any) -> str:
         capsys.readouterr()
         make_data(path=path, require_rewrites=False, **settings).setup("fit")
-        return capsys.readouterr().out.strip()
+        pairs, order = capsys.readouterr().out.strip().splitlines()
+        assert "batches a pass" in order
+        return pairs
 
     assert said() == "20 of 50 pairs annotated (big: 15 of 37, small: 5 of 13)"
     assert said(tasks=["small"]) == "5 of 13 pairs annotated"

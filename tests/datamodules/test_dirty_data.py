@@ -10,7 +10,8 @@ import pytest
 from dirty_pictures import bad_files, good_files, write_files
 
 from rime_pl.__main__ import main
-from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.shards import ShardReader, read_split
 
 CAPTION = " ".join(["a quiet picture of a harbour in the evening"] * 25)  # 225 words
 COLUMNS = ("query_text", "target_image", "target_content_id", "query_rewrite", "target_rewrite", "split")

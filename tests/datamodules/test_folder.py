@@ -17,7 +17,8 @@ from rime_pl.__main__ import main
 from rime_pl.commands import shards
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.table import COLUMNS, read_table
-from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import open_picture
 from rime_pl.options.parser import options_of

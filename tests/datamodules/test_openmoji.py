@@ -13,7 +13,8 @@ import pytest
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
 from rime_pl.datamodules.builders.openmoji import pictures as openmoji_pictures
 from rime_pl.datamodules.builders.openmoji import words
-from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.types import Pair
 
 THINGS = {"word_to_picture": "things", "picture_to_word": "words"}  # task -> gallery

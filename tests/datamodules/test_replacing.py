@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from colour_corpus import make_pairs, make_splits, write
 
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.shard_writer import write_corpus
-from rime_pl.datamodules.shards import read_corpus, read_split
+from rime_pl.datamodules.shards import read_split
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Pair
 

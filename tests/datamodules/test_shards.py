@@ -17,7 +17,9 @@ import webdataset
 from colour_corpus import make_pairs, make_splits, write
 
 from rime_pl.datamodules.annotation import CompletionKind
-from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
+from rime_pl.datamodules.corpus_file import read_corpus
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.datamodules.split_index import BYTES_PER_PAIR, COLUMNS
 from rime_pl.errors import DataError
 from rime_pl.types import Item, Pair
 
@@ -75,7 +77,7 @@ def test_building_again_leaves_no_shard_of_the_old_corpus(tmp_path: Path) -> Non
     write(tmp_path / "c", {"train": make_pairs("a", 40, 40)}, samples_per_shard=4)
     write(tmp_path / "c", {"train": make_pairs("a", 8, 8)}, samples_per_shard=4)
     assert sorted(path.name for path in (tmp_path / "c" / "train").iterdir()) == [
-        f"train-00000{n}.{kind}" for n in (0, 1) for kind in ("json", "tar")
+        *("index.columns", "index.json", "index.names", "train-000000.tar", "train-000001.tar")
     ]
     assert len(read_split(tmp_path / "c", "train")) == 8
 
@@ -145,34 +147,23 @@ def test_unknown_split_and_split_without_samples(copy: Path, tmp_path: Path) -> 
 
 def test_other_format_version(copy: Path) -> None:
     _edit_json(copy / "corpus.json", lambda corpus: corpus.update(format=99))
-    with pytest.raises(DataError, match=r"field 'format' must be 2, but is 99"):
+    with pytest.raises(DataError, match=r"field 'format' must be 2, but is 99.*rime shards index --path"):
         read_split(copy, "train")
 
 
-@pytest.mark.parametrize("suffix", [".tar", ".json"])
-def test_missing_tar_or_index(copy: Path, suffix: str) -> None:
-    file = (copy / "train" / "train-000001.tar").with_suffix(suffix)
-    file.unlink()
-    with pytest.raises(DataError, match=rf"{file.name}: this file is missing, but corpus.json lists it"):
+@pytest.mark.parametrize("name", ["train-000001.tar", "index.json", "index.columns", "index.names"])
+def test_missing_tar_or_index(copy: Path, name: str) -> None:
+    (copy / "train" / name).unlink()
+    with pytest.raises(DataError, match=rf"{name}: this file .*is missing.*Build the corpus again"):
         read_split(copy, "train")
 
 
-def test_truncated_tar_names_shard_key_and_member(copy: Path) -> None:
-    entry = read_split(copy, "train")[20]
-    offset, size = entry.members["t0.png"]
-    with entry.shard.open("r+b") as file:
-        file.truncate(offset + size // 2)
-    with pytest.raises(
-        DataError, match=rf"{entry.name}: member 't0.png' ends at byte {offset + size}.*truncated"
-    ):
-        read_split(copy, "train")
-
-
-def test_tar_truncated_behind_its_last_member(copy: Path) -> None:
+@pytest.mark.parametrize("lost", [10, 20_000])
+def test_a_truncated_tar(copy: Path, lost: int) -> None:
     shard = read_split(copy, "train")[0].shard
     with shard.open("r+b") as file:
-        file.truncate(shard.stat().st_size - 10)
-    with pytest.raises(DataError, match=rf"{shard.name}: the tar must have \d+ bytes, .* but has \d+"):
+        file.truncate(shard.stat().st_size - lost)
+    with pytest.raises(DataError, match=rf"{shard.name}: the tar must have \d+ bytes, .* but has \d+.*trunc"):
         read_split(copy, "train")
 
 
@@ -181,35 +172,70 @@ def test_tar_truncated_after_the_index_was_read(copy: Path) -> None:
     entry = reader.entries[2]
     with entry.shard.open("r+b") as file:
         file.truncate(entry.members["json"][0] + 5)
-    with pytest.raises(DataError, match=rf"{entry.name}: member 'json' ends after the end"):
+    with pytest.raises(DataError, match=rf"{entry.name}: the sample ends after the end"):
         reader.read(2)
 
 
-def test_index_of_another_tar(copy: Path) -> None:
-    def shift(index: dict[str, Any]) -> None:
-        for sample in index["samples"]:
-            sample["members"]["json"] = sample["members"]["t0.png"]
+def set_column(split: Path, name: str, row: int, value: int) -> None:
+    """Change a value of the index."""
+    mapped = {}
+    columns = np.memmap(split / "index.columns", np.uint8, "r+")
+    rows, position = len(columns) // BYTES_PER_PAIR, 0
+    for column, kind in COLUMNS.items():
+        mapped[column] = columns[position : position + rows * kind.itemsize].view(kind)
+        position += rows * kind.itemsize
+    mapped[name][row] = value
+    columns.flush()
 
+
+def test_index_of_another_tar(copy: Path) -> None:
     entry = read_split(copy, "train")[0]
-    _edit_json(entry.shard.with_suffix(".json"), shift)
-    with pytest.raises(
-        DataError, match=rf"{entry.name}: the index must .* 'json', but points at 'big-0000.t0.png'"
-    ):
+    set_column(copy / "train", "offset", 0, entry.extent[0] + 512)
+    with pytest.raises(DataError, match=rf"{entry.name}: the index must point at the sample, but"):
         ShardReader(read_split(copy, "train")).read(0)
 
 
-@pytest.mark.parametrize("damage", ["not json", "no samples", "sample without members"])
-def test_malformed_index(copy: Path, damage: str) -> None:
-    file = copy / "train" / "train-000000.json"
-    if damage == "not json":
-        file.write_text("{")
-    else:
-        _edit_json(
-            file,
-            lambda index: index.pop("samples") if "no" in damage[:2] else index["samples"][0].pop("members"),
-        )
-    with pytest.raises(DataError, match=r"train-000000.json: (sample .* is )?(malformed|field 'samples')"):
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("offset", 2**63), ("offset", 2**64 - 1), ("size", 2**32 - 1), ("task", 9), ("gallery", 9)],
+)
+def test_an_index_with_impossible_values(copy: Path, column: str, value: int) -> None:
+    set_column(copy / "train", column, 7, value)
+    with pytest.raises(DataError, match=r"index.columns: sample 7 of train-000000.tar must lie in its tar"):
         read_split(copy, "train")
+
+
+@pytest.mark.parametrize(("column", "value"), [("size", 512), ("size", 0), ("name", 3), ("name", 2**64 - 1)])
+def test_an_index_with_wrong_values_makes_a_broken_sample(copy: Path, column: str, value: int) -> None:
+    set_column(copy / "train", column, 7, value)
+    with pytest.raises(DataError, match=r"^train-000000.tar"):
+        ShardReader(read_split(copy, "train")).read(7)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda facts: facts.pop("shards"), "malformed"),
+        (lambda facts: facts.update(tasks=[3]), "malformed"),
+        (lambda facts: facts.update(galleries=["\ud800"]), "malformed"),
+        (lambda facts: facts["shards"][0].pop(), "malformed"),
+        (lambda facts: facts.update(format=1), "'format' must be 2, but is 1"),
+        (lambda facts: facts["shards"][0].__setitem__(3, -4), "numbers must be at least 0"),
+        (lambda facts: facts["shards"][0].__setitem__(3, 4), "must have .* bytes, .* but has"),
+        (lambda facts: facts["shards"].reverse(), "tars, as it says, but index.json lists"),
+    ],
+)
+def test_malformed_facts_of_an_index(copy: Path, change: Callable[[Any], Any], message: str) -> None:
+    _edit_json(copy / "train" / "index.json", change)
+    with pytest.raises(DataError, match=message):
+        read_split(copy, "train")
+
+
+def test_an_index_that_is_no_json(copy: Path) -> None:
+    for text in ("{", "[" * 100_000, "3"):
+        (copy / "train" / "index.json").write_text(text)
+        with pytest.raises(DataError, match=r"index.json: (malformed JSON|'format' must be 2)"):
+            read_split(copy, "train")
 
 
 def test_broken_image_names_shard_key_and_field(copy: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rime_pl.datamodules.broken_samples import BrokenSamples, Fetched
-from rime_pl.datamodules.loading import BatchLoader, _leave_signals_to_the_trainer
+from rime_pl.datamodules.loading import BatchLoader, _begin_worker
 
 
 class Endless:
@@ -37,7 +37,7 @@ def test_a_process_ends_with_a_loader_in_the_middle_of_an_epoch() -> None:
 
 def tell(kind: type[BaseException]) -> None:
     """Do as multiprocessing does in a worker whose batch nobody takes any more."""
-    _leave_signals_to_the_trainer(0)
+    _begin_worker(0)
     try:
         raise kind("reset by peer")
     except kind:

@@ -220,7 +220,7 @@ class Bench:
                 dist.destroy_process_group()
         if len(run.losses) != steps or not all(map(math.isfinite, run.losses)):
             raise RimeError(f"The losses of {steps} steps must be finite, but are {run.losses}.")
-        run.utilisation = used.facts and used.facts["share"]
+        run.utilisation = used.facts["share"] if used.facts else None
         if case.stage == "refine_rl":
             rewrites = 2 * case.pairs * self.sizes.num_generations  # of both sides
             run.tokens = round(rewrites * run.logged["train/rewrite_length"])

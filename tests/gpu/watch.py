@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -152,7 +152,7 @@ def trained_parts(module: RimeModule) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in local.items()}
 
 
-def standing_tensors(module: RimeModule, optimizers: list[torch.optim.Optimizer], batch: Any) -> list[Tensor]:
+def standing_tensors(module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: Any) -> list[Tensor]:
     """Return weights, their 4-bit state, optimiser states and the batch, each tensor once."""
     tensors = [*module.parameters(), *module.buffers(), *tensors_of(batch)]
     for layer in linear_4bit_modules(module).values():

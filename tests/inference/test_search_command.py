@@ -12,7 +12,7 @@ from PIL import Image
 import rime_pl
 from rime_pl.commands import search
 from rime_pl.datamodules.builders import folder
-from rime_pl.datamodules.shards import read_corpus
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import CACHE, Retriever
 from rime_pl.options.parser import parse

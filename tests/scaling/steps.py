@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules, packed_digests
-from rime_pl.datamodules.batch_plan import rank_slice
+from rime_pl.datamodules.ranks import rank_slice
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.base import RimeModule

@@ -17,8 +17,8 @@ from PIL import Image
 
 from rime_pl.datamodules.builders.folder import build
 from rime_pl.datamodules.checking import check_corpus, check_table
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.pair_check import Limits
-from rime_pl.datamodules.shards import read_corpus
 from rime_pl.errors import RimeError
 from tests.datamodules.dirty_pictures import encoded, good_files, write_files
 from tests.torture.damage import BYTES, ODD_VALUES, TEXTS, as_json, byte_changes

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from rime_pl.datamodules.batch_plan import local_batch_size
+from rime_pl.datamodules.corpora import Corpora
 from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.ranks import local_batch_size
+from rime_pl.datamodules.remote import is_remote
 from rime_pl.datamodules.sampling import sample_tasks
 from rime_pl.errors import RimeError
 from rime_pl.modules.base import RimeModule
@@ -73,8 +75,9 @@ def make_plan(
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
     architecture = read_architecture(settings.backbone.name_or_path)
     processor = read_processor(settings.backbone, architecture)
-    data = settings.data(processor) if Path(settings.values.data.path).exists() else None
-    if data:
+    paths = Corpora.of(settings.values.data.path).weights
+    built = all(is_remote(path) or Path(path).exists() for path in paths)
+    if data := settings.data(processor) if built else None:
         data.plan_training()
     batch, usual, share, source = read_lengths(settings, architecture, processor, data, assumed)
     kinds = CONTRASTIVE if settings.stage in CONTRASTIVE else {settings.stage: settings.module_class}
@@ -121,7 +124,7 @@ def read_lengths(
     assumed: tuple[int, int | None],
 ) -> tuple[Batch, Batch, float, str]:
     """Return a process's longest batch, a usual one, the tokens of a mean batch as a share of it, and why."""
-    path, budget = settings.values.data.path, settings.backbone.prompt.budget(assumed[1])
+    path, budget = Corpora.of(settings.values.data.path).first, settings.backbone.prompt.budget(assumed[1])
     rows = local_batch_size(settings.values.data.batch_size, settings.num_processes)
     if data and isinstance(processor, RimeProcessor):
         source = f"read from {path}: memory for the longest pairs, time for a mean of {SAMPLE} of each task"
