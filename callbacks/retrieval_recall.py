@@ -8,7 +8,7 @@ each with the rewrite of another query. All processes rank the same embeddings a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,7 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.metrics.modes import (
     Results,
     crossed_results,
+    dimension_results,
     flat,
     gallery_facts,
     is_generative,
@@ -42,7 +43,7 @@ from rime_pl.metrics.modes import (
 )
 from rime_pl.metrics.retrieval import RankTable, RecallMetric
 from rime_pl.scaling.gather import gather_objects
-from rime_pl.types import EvalBatch, EvalOutput, Evaluation, content_hash
+from rime_pl.types import MODE_PAIRS, EvalBatch, EvalOutput, Evaluation, content_hash
 
 
 @dataclass
@@ -235,6 +236,8 @@ class RetrievalRecall(Callback):
         crossed = self._crossed.ranks() if self._crossed is not None else None
         if crossed is not None:
             overall["crossed"] = crossed_results(crossed, headline, overall)
+        if sizes := getattr(module, "dimensions", None):
+            overall["dimensions"] = {str(size): self._at_length(size, headline) for size in sizes}
         names = sorted({record.task for record in queries.values()})
         per_task = {
             name: {**self._over(table, [name]), **gallery_facts([table.of_task(content_hash(name))])}
@@ -254,6 +257,11 @@ class RetrievalRecall(Callback):
             self.ranks = rank_rows(table, everything, crossed, queries)
         self._metric.reset()
         return True
+
+    def _at_length(self, size: int, headline: Sequence[str]) -> dict[str, float]:
+        """Return recall@1 of each mode pair with the first ``size`` numbers of the embeddings."""
+        table = self._metric.cut(size, [pair for pair in MODE_PAIRS if pair in self._metric.pairs]).ranks()
+        return dimension_results([table.of_task(content_hash(name)) for name in headline])
 
     def _add_shuffled(self, module: Any, again: Iterable[EvalBatch], queries: dict[int, Record]) -> None:
         """Rank the waiting queries, also with the rewrites of others; one without a partner is left out.

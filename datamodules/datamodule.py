@@ -82,6 +82,9 @@ class RimeDataModule(L.LightningDataModule):
         rewrites: Training pairs to use: all, annotated (a rewrite on both sides) or unannotated (the others,
             for Refine-RL). With none, all pairs are used and no rewrite is read: only the discriminative
             mode trains.
+        hard_negatives: Number of hard negatives of each training pair that are drawn for a batch, as far as
+            it has so many. Every query is compared with those of the whole batch.
+        positives: The same of further right targets of its query.
         completion: Text that the model learns to write before the generative embedding: rewrite, cot (the
             chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
             rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
@@ -117,6 +120,8 @@ class RimeDataModule(L.LightningDataModule):
         annotated_batch_share: float | None = 0.5,
         rewrites: Rewrites = "all",
         completion: CompletionKind = "rewrite",
+        hard_negatives: int = 0,
+        positives: int = 0,
         order: OrderSettings = OrderSettings(),
         cache: CacheSettings = CacheSettings(),
     ) -> None:
@@ -133,6 +138,7 @@ class RimeDataModule(L.LightningDataModule):
         self.max_broken_share, self.too_long = max_broken_share, too_long
         self.annotated_share, self.annotated_batch_share = annotated_share, annotated_batch_share
         self.require_rewrites, self.rewrites, self.completion = require_rewrites, rewrites, completion
+        self.hard_negatives, self.positives = hard_negatives, positives
         self.processor: RimeProcessor | None = None
         self._broken: dict[str, BrokenSamples] = {}
         self._tars = TarFiles()
@@ -219,6 +225,7 @@ class RimeDataModule(L.LightningDataModule):
             self._tars,
             self.prompt.media_limit,
             self.prompt.frame_limit,
+            (self.hard_negatives, self.positives),
         )
         self._train_loader = BatchLoader(
             TrainBatches(reader, self.processor, self._plan, *self._rank(), cut),

@@ -47,10 +47,12 @@ class _Batches(Dataset[Fetched]):
     ) -> None:
         self.reader, self.processor, self.sides, self.cut = reader, processor, sides, cut
 
-    def _make(self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch]) -> Fetched:
+    def _make(
+        self, indices: Sequence[int], collate: Callable[[list[Pair]], Batch | EvalBatch], draw: object = None
+    ) -> Fetched:
         fetched = Fetched()
         try:
-            fetched.batch = collate([self._read(index, fetched) for index in indices])
+            fetched.batch = collate([self._read(index, fetched, draw) for index in indices])
         except RimeError as error:
             fetched.error = error
         except MemoryError:
@@ -60,11 +62,11 @@ class _Batches(Dataset[Fetched]):
             )
         return fetched
 
-    def _read(self, index: int, fetched: Fetched) -> Pair:
+    def _read(self, index: int, fetched: Fetched, draw: object) -> Pair:
         """Return the sample, or the first good one that may stand in for it, independent of the workers."""
         for other in itertools.chain([index], self._instead(index)):  # looked for only if need be
             try:
-                pair = self.reader.read(other, self.sides[0] if len(self.sides) == 1 else None)
+                pair = self.reader.read(other, self.sides[0] if len(self.sides) == 1 else None, draw)
                 pair, cut = self.processor.check(pair, self.sides, self.cut)
             except DataError as error:
                 fetched.broken[self.reader.entries[other].name] = str(error)
@@ -107,7 +109,12 @@ class TrainBatches(_Batches):
     def __getitem__(self, position: int) -> Fetched:
         planned = self.plan.batch(position)
         mine = rank_slice(planned.indices, self.rank, self.world_size, self.plan.annotated)
-        return self._make(mine, lambda pairs: self.processor.training_batch(pairs, position))
+        further = any(self.reader.further or ())
+
+        def collate(pairs: list[Pair]) -> Batch:
+            return self.processor.training_batch(pairs, position, further)
+
+        return self._make(mine, collate, position)
 
 
 class PairBatches(_Batches):

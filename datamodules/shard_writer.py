@@ -235,6 +235,7 @@ def _members(pair: Pair, encoder: Encoder) -> dict[str, bytes]:
         "query": side(pair.query, "q"),
         "target": side(pair.target, "t"),
         "hard_negatives": [side(item, f"n{number}.") for number, item in enumerate(pair.hard_negatives)],
+        "positives": [side(item, f"p{number}.") for number, item in enumerate(pair.positives)],
         **({"source": pair.source} if pair.source else {}),
     }
     return {"json": json.dumps(sample, ensure_ascii=False).encode(), **members}

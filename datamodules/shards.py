@@ -6,6 +6,7 @@ The format is documented in docs/reference/data-format.md.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ _ITEM_FIELDS = {
     **dict.fromkeys(("instruction", "rewrite", "cot"), (str, NoneType)),
 }
 _JSON_NAMES = {str: "a string", list: "a list", NoneType: "null"}
+#: Fields of a sample that hold targets beside its own.
+FURTHER = ("hard_negatives", "positives")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, and no tokenizer can read it
 
 
@@ -115,6 +118,8 @@ class ShardReader:
             opens all.
         max_frames: Largest number of frames of a clip; of more, so many are decoded, evenly spaced. None
             decodes all.
+        further: Number of hard negatives and of further positives that are read of each sample, drawn anew
+            for each ``draw``. None reads all.
     """
 
     def __init__(
@@ -126,20 +131,23 @@ class ShardReader:
         tars: TarFiles | None = None,
         max_media: int | None = None,
         max_frames: int | None = None,
+        further: tuple[int, int] | None = None,
     ) -> None:
         self.entries, self.require_rewrites, self.completion = entries, require_rewrites, completion
         self.hidden, self.max_media, self.max_frames = hidden, max_media, max_frames
+        self.further = further
         self.tars = tars or TarFiles()
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def read(self, index: int, side: Side | None = None) -> Pair:
+    def read(self, index: int, side: Side | None = None, draw: object = None) -> Pair:
         """Return one sample with its media decoded to RGB.
 
         Args:
             index: Number of the sample in the split.
-            side: The side whose media are needed; None for both and the hard negatives.
+            side: The side whose media are needed; None for both, hard negatives and further positives.
+            draw: What the choice of hard negatives and positives depends on, such as the number of a batch.
 
         Raises:
             DataError: If a member is missing, broken or malformed; it names shard, key and field.
@@ -151,9 +159,10 @@ class ShardReader:
         for field in ("dataset", "gallery", "target"):
             if field not in sample:
                 raise DataError(f"{entry.name}: field {field!r} is missing in the JSON. {_AGAIN}")
-        negatives = [] if side else sample.get("hard_negatives") or []
-        if not isinstance(negatives, list):
-            raise DataError(f"{entry.name}: field 'hard_negatives' must be a list, but is {negatives!r:.90}.")
+        negatives, positives = (
+            () if side else self._further(entry, field, sample.get(field), most, draw)
+            for field, most in zip(FURTHER, self.further or (None, None), strict=True)
+        )
         query = sample.get("query")
         pair = Pair(
             key=entry.name,
@@ -161,9 +170,8 @@ class ShardReader:
             gallery=sample["gallery"],
             query=None if query is None else self._item(entry, "query", query, side != "target"),
             target=self._item(entry, "target", sample["target"], side != "query"),
-            hard_negatives=tuple(
-                self._item(entry, f"hard_negatives[{n}]", item) for n, item in enumerate(negatives)
-            ),
+            hard_negatives=negatives,
+            positives=positives,
             distractor=entry.index.folder.name == DISTRACTORS,
             source=sample["source"] if isinstance(sample.get("source"), str) else "",
         )
@@ -177,6 +185,18 @@ class ShardReader:
                     "true. Add a rewrite to the sample, or set data.require_rewrites to false."
                 )
         return with_completion(pair, self.completion)
+
+    def _further(
+        self, entry: Entry, field: str, items: Any, most: int | None, draw: object
+    ) -> tuple[Item, ...]:
+        """Return some of a sample's hard negatives or positives, in their order."""
+        items = items or []
+        if not isinstance(items, list):
+            raise DataError(f"{entry.name}: field {field!r} must be a list, but is {items!r:.90}.")
+        numbers = list(range(len(items)))
+        if most is not None and most < len(items):
+            numbers = sorted(random.Random(f"{draw} {entry.name} {field}").sample(numbers, most))
+        return tuple(self._item(entry, f"{field}[{number}]", items[number]) for number in numbers)
 
     def _item(self, entry: Entry, field: str, item: Any, with_media: bool = True) -> Item:
         if not isinstance(item, dict):

@@ -32,7 +32,18 @@ from rime_pl.prompts import (
     completion,
     refuse_many_media,
 )
-from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
+from rime_pl.types import (
+    Batch,
+    Completions,
+    EvalBatch,
+    FurtherRows,
+    Item,
+    Pair,
+    Prompts,
+    Rows,
+    Side,
+    content_hash,
+)
 from rime_pl.visual_inputs import MediaProcessor
 
 #: Saved with every adapter: where the two embeddings are read, and the prompt layout of an item.
@@ -136,20 +147,31 @@ class RimeProcessor:
         """
         shortened: list[str] = []
         for side in sides:
-            item, name = _query(pair) if side == "query" else pair.target, f"{pair.key} ({side})"
-            refuse_many_media(len(item.media), self.prompt.media_limit, name)
-            for field in ("instruction", "text", "rewrite"):
-                text = getattr(item, field) or ""
-                self._refuse_special([text], field, [name])
-                fitting = self._within(field, text, name, cut)
-                if fitting != text:
-                    changes: dict[str, Any] = {field: fitting}
-                    item = replace(item, **changes)
-                    shortened.append(f"{name}: {field}")
-            if shortened:
-                checked: dict[str, Any] = {side: item}
-                pair = replace(pair, **checked)
+            item = _query(pair) if side == "query" else pair.target
+            checked: dict[str, Any] = {side: self._checked(item, f"{pair.key} ({side})", cut, shortened)}
+            pair = replace(pair, **checked)
+        if len(sides) > 1:
+            for kind in ("hard_negatives", "positives"):
+                items = tuple(
+                    self._checked(item, f"{pair.key} ({kind}[{number}])", cut, shortened)
+                    for number, item in enumerate(getattr(pair, kind))
+                )
+                further: dict[str, Any] = {kind: items}
+                pair = replace(pair, **further)
         return pair, shortened
+
+    def _checked(self, item: Item, name: str, cut: bool, shortened: list[str]) -> Item:
+        """Return an item that fits into a batch; what is cut is added to ``shortened``."""
+        refuse_many_media(len(item.media), self.prompt.media_limit, name)
+        for field in ("instruction", "text", "rewrite"):
+            text = getattr(item, field) or ""
+            self._refuse_special([text], field, [name])
+            fitting = self._within(field, text, name, cut)
+            if fitting != text:
+                changes: dict[str, Any] = {field: fitting}
+                item = replace(item, **changes)
+                shortened.append(f"{name}: {field}")
+        return item
 
     def _within(self, field: str, text: str, name: str, cut: bool = False) -> str:
         """Return the text, or its beginning if it is longer than ``prompt`` allows and may be cut."""
@@ -272,8 +294,14 @@ class RimeProcessor:
             annotated=torch.tensor([item.rewrite is not None for item in items]),
         )
 
-    def training_batch(self, pairs: Sequence[Pair], position: int = 0) -> Batch:
-        """Return B pairs of one task as a training batch."""
+    def training_batch(self, pairs: Sequence[Pair], position: int = 0, further: bool = False) -> Batch:
+        """Return B pairs of one task as a training batch.
+
+        Args:
+            pairs: The pairs.
+            position: Number of the global batch.
+            further: Whether their hard negatives and further positives are in it, too.
+        """
         queries, targets = [_query(pair) for pair in pairs], [pair.target for pair in pairs]
         return Batch(
             query=self.rows(queries, [f"{pair.key} (query)" for pair in pairs]),
@@ -284,6 +312,28 @@ class RimeProcessor:
             keys=[pair.key for pair in pairs],
             query_texts=[" ".join(filter(None, (item.instruction, item.text))) for item in queries],
             position=position,
+            further=self.further_rows(pairs) if further else None,
+        )
+
+    def further_rows(self, pairs: Sequence[Pair]) -> FurtherRows:
+        """Return the hard negatives and further positives of pairs, or one row that counts as unused."""
+        found = [
+            (row, item, kind == "positives", f"{pair.key} ({kind}[{number}])")
+            for row, pair in enumerate(pairs)
+            for kind in ("hard_negatives", "positives")
+            for number, item in enumerate(getattr(pair, kind))
+        ]
+        used = bool(found)
+        found = found or [(0, pairs[0].target, False, f"{pairs[0].key} (target)")]
+        items, names = [one[1] for one in found], [one[3] for one in found]
+        rows = self.rows(items, names)
+        return FurtherRows(
+            rows=replace(rows, annotated=torch.zeros_like(rows.annotated)),
+            owner=torch.tensor([one[0] for one in found]),
+            content=_hashes(items),
+            positive=torch.tensor([one[2] for one in found]),
+            rewritten=rows.annotated,
+            used=torch.full((len(found),), used),
         )
 
     def eval_batch(self, side: Side, pairs: Sequence[Pair]) -> EvalBatch:

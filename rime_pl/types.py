@@ -111,7 +111,8 @@ class Pair:
     gallery: str  # which gallery holds the target (e.g. "pictures" or "names")
     query: Item | None
     target: Item
-    hard_negatives: tuple[Item, ...] = ()
+    hard_negatives: tuple[Item, ...] = ()  # wrong targets that are easily taken for right
+    positives: tuple[Item, ...] = ()  # further right targets of the query
     distractor: bool = False  # the target counts only where results with distractors are asked for
     source: str = ""  # where a builder found it: file and row; "" if it was not kept
 
@@ -215,6 +216,39 @@ class Rows(_Movable):
 
 
 @dataclass
+class FurtherRows(_Movable):
+    """K targets beside those of a batch: hard negatives, and further right answers of single queries."""
+
+    rows: Rows  # K rows; none is learned to be written
+    owner: Tensor  # (K,) int64: row of the batch that each belongs to
+    content: Tensor  # (K,) int64 content_hash
+    positive: Tensor  # (K,) bool: a right answer; False: a hard negative
+    rewritten: Tensor  # (K,) bool: it has a rewrite
+    used: (
+        Tensor  # (K,) bool: False for the row that a rank without any holds, so that all run the model alike
+    )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at_least(self, count: int) -> FurtherRows:
+        """Return ``count`` rows or more: what is missing repeats the first one, and does not count."""
+        if len(self) >= count:
+            return self
+        index = torch.arange(count, device=self.owner.device)
+        real = index < len(self)
+        index = index.where(real, torch.zeros_like(index))
+        return FurtherRows(
+            self.rows.select(index),
+            self.owner[index],
+            self.content[index],
+            self.positive[index],
+            self.rewritten[index],
+            self.used[index] & real,
+        )
+
+
+@dataclass
 class Batch(_Movable):
     """B training pairs of one task on this rank; row i of ``target`` belongs to row i of ``query``."""
 
@@ -226,6 +260,7 @@ class Batch(_Movable):
     keys: list[str] = field(default_factory=list)  # B pair keys
     query_texts: list[str] = field(default_factory=list)  # B instructions with texts, for tables of rewrites
     position: int = 0  # number of this global batch since the start of training
+    further: FurtherRows | None = None  # None: this training uses none, on no rank
 
     def __len__(self) -> int:
         return self.query_content.shape[0]

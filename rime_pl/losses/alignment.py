@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from rime_pl.losses.contrastive import info_nce
+from rime_pl.losses.contrastive import Further, Weighting, info_nce
 from rime_pl.types import ModeEmbeddings
 
 
@@ -20,6 +20,8 @@ def cross_mode_alignment(
     targets: ModeEmbeddings,
     temperature: float,
     contents: Tensor | None = None,
+    further: tuple[Further, Further] | None = None,
+    weighting: Weighting = Weighting(),
 ) -> Tensor:
     """Return the contrastive loss across the modes.
 
@@ -31,6 +33,8 @@ def cross_mode_alignment(
         queries, targets: Both embeddings of B pairs, (B, D) float32, normalised.
         temperature: Divisor of the cosines, > 0.
         contents: (B, 2) int64 content ids of query and target, see :func:`info_nce`.
+        further: Targets beside those of the batch, discriminative and generative.
+        weighting: How negatives count.
 
     Returns:
         Scalar, in nats.
@@ -49,8 +53,9 @@ def cross_mode_alignment(
         >>> round(cross_mode_alignment(both, both, temperature=0.5).item(), 4)  # 2 log(1 + exp(-1 / 0.5))
         0.2539
     """
-    return info_nce(queries.gen, targets.disc, temperature, contents) + info_nce(
-        queries.disc, targets.gen, temperature, contents
+    disc, gen = further or (None, None)
+    return info_nce(queries.gen, targets.disc, temperature, contents, disc, weighting) + info_nce(
+        queries.disc, targets.gen, temperature, contents, gen, weighting
     )
 
 

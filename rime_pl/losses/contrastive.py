@@ -3,15 +3,48 @@
 Called by the modules with the gathered embeddings of the global batch: for gen-gen, for disc-disc and, in
 CMA, across the modes.
 
-Shape legend: B pairs, R rows of a block of scores, D embedding width.
+Shape legend: B pairs, K further targets, C = B + K candidates, R rows of a block of scores, D width.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+#: Score of what counts as nothing; -inf would give NaN where a row has no negative.
+_NOTHING = -1e30
+
+
+@dataclass(frozen=True)
+class Further:
+    """K targets beside those of the batch: hard negatives, and further right answers of single queries.
+
+    Every query is compared with all of them.
+    """
+
+    embeddings: Tensor  # (K, D) float32, normalised
+    owner: Tensor  # (K,) int64: the query of the B that each was given to
+    content: Tensor  # (K,) int64 content ids
+    positive: Tensor  # (K,) bool: a right answer of its owner; False: a hard negative
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How negatives count.
+
+    Args:
+        hardness: beta >= 0: a negative with cosine s counts ``exp(beta s)`` times, without gradient through
+            the weight; 0 counts all alike.
+        false_negative_margin: A negative whose cosine is greater than that of the lowest right answer by more
+            than this is left out: it is probably right, too. None leaves out none.
+    """
+
+    hardness: float = 0.0
+    false_negative_margin: float | None = None
 
 
 def same_content(query_content: Tensor, target_content: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -41,25 +74,36 @@ def same_content(query_content: Tensor, target_content: Tensor, rows: Tensor | N
     return same & (rows.unsqueeze(1) != index)
 
 
-def mean_negatives(contents: Tensor) -> Tensor:
+def mean_negatives(contents: Tensor, further: Further | None = None) -> Tensor:
     """Return the number of negatives of a query, as :func:`info_nce` counts them: a mean over the queries.
 
     Args:
         contents: (B, 2) int64 content ids of query and target.
+        further: Targets beside those of the batch. What :class:`Weighting` leaves out counts all the same.
 
     Returns:
-        Scalar float32, B - 1 without false negatives; 0 if there are no rows.
+        Scalar float32, B - 1 without false negatives and further targets; 0 if there are no rows.
 
     Example:
         >>> mean_negatives(torch.tensor([[1, 7], [2, 7], [3, 8]]))  # the first two share their target
         tensor(1.3333)
     """
+    rows = max(1, len(contents))
+    if further is not None and len(further.owner):
+        counts = [
+            (~(right | left_out)).sum()
+            for right, left_out in (
+                _of_queries(block, contents, further, len(contents) + len(further.owner))
+                for block in torch.arange(len(contents), device=contents.device).split(1024)
+            )
+        ]
+        return sum(counts, start=torch.zeros((), device=contents.device)) / rows
     sharing = []  # of each row: the number of rows with its query content, its target content, and both
     for key in (contents[:, :1], contents[:, 1:], contents):
-        _, inverse, counts = key.unique(dim=0, return_inverse=True, return_counts=True)
-        sharing.append(counts[inverse])
+        _, inverse, numbers = key.unique(dim=0, return_inverse=True, return_counts=True)
+        sharing.append(numbers[inverse])
     query, target, both = sharing
-    return (len(contents) - query - target + both).sum() / max(1, len(contents))
+    return (len(contents) - query - target + both).sum() / rows
 
 
 def check_temperature(temperature: float) -> None:
@@ -75,6 +119,8 @@ def info_nce(
     targets: Tensor,
     temperature: float,
     contents: Tensor | None = None,
+    further: Further | None = None,
+    weighting: Weighting = Weighting(),
     block_size: int = 1 << 20,
 ) -> Tensor:
     """Return the symmetric InfoNCE loss; row i of ``targets`` is the positive of row i of ``queries``.
@@ -83,21 +129,30 @@ def info_nce(
 
     ``NCE(A, B) = 1/2 mean_i [ -log softmax_j(a_i.b_j / tau)_i - log softmax_j(b_i.a_j / tau)_i ]``
 
+    With further targets, those of queries are compared with the queries, too, if they are right answers. A
+    query with several right answers has the mean of their losses, each without the others among its
+    negatives.
+
     More than ``block_size`` scores are never kept: they are made in blocks of rows, and again in backward.
 
     Args:
         queries, targets: (B, D) float32, normalised.
         temperature: Divisor tau of the cosines, > 0.
         contents: (B, 2) int64 content ids of query and target; leaves out the pairs of :func:`same_content`.
+            Needed with further targets, and then what has the content of a right answer is left out, too.
+        further: Targets beside those of the batch.
+        weighting: How negatives count.
         block_size: Maximum number of scores in memory, but at least one row of them.
 
     Returns:
         Scalar, in nats; 0 if there are no rows.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        ValueError: If the temperature is not positive, or further targets come without contents.
 
-    Source: UME-R1, arXiv 2511.00405, with tau 0.02. Differences: no false negatives; blocks of rows.
+    Source: UME-R1, arXiv 2511.00405, with tau 0.02. Differences: no false negatives; blocks of rows. Several
+    right answers as in supervised contrastive learning (arXiv 2004.11362, the sum outside of the logarithm);
+    the weight by hardness as in arXiv 2010.04592, without its normalisation.
 
     Example:
         >>> round(info_nce(torch.eye(4), torch.eye(4), temperature=1.0).item(), 4)
@@ -106,14 +161,43 @@ def info_nce(
         0.7437
     """
     check_temperature(temperature)
+    if further is not None and not len(further.owner):
+        further = None
+    if further is not None and contents is None:
+        raise ValueError("further targets need the content ids of queries and targets.")
     if not len(queries):
         return (queries.sum() + targets.sum()) * 0.0  # DDP needs a 0 that depends on the inputs
-    rows = max(1, block_size // len(queries))
     total = queries.new_zeros(())
-    for one, other in ((queries, targets), (targets, queries)):
+    index = torch.arange(len(queries), device=queries.device)
+    candidates, sources, origin = targets, targets, index
+    if further is not None:
+        candidates = torch.cat([targets, further.embeddings])
+        sources = torch.cat([targets, further.embeddings[further.positive]])
+        origin = torch.cat([index, further.owner[further.positive]])
+    share = 1 / origin.bincount(minlength=len(queries)).to(
+        queries.dtype
+    )  # of each right answer in the loss of its query
+    for one, others, of_rows, from_query in (
+        (queries, candidates, index, True),
+        (sources, queries, origin, False),
+    ):
+        rows = max(1, block_size // len(others))
+        whole = rows >= len(one)
         for number, block in enumerate(one.split(rows)):
-            inputs = (block, other, temperature, contents, number * rows)
-            if rows >= len(queries):
+            places = torch.arange(number * rows, number * rows + len(block), device=block.device)
+            inputs = (
+                block,
+                others,
+                places,
+                of_rows,
+                share,
+                contents,
+                further,
+                temperature,
+                weighting,
+                from_query,
+            )
+            if whole:
                 total = total + _one_direction(*inputs)
             else:
                 total = total + checkpoint(
@@ -123,12 +207,81 @@ def info_nce(
 
 
 def _one_direction(
-    block: Tensor, others: Tensor, temperature: float, contents: Tensor | None, first: int
+    block: Tensor,
+    others: Tensor,
+    places: Tensor,
+    origin: Tensor,
+    share: Tensor,
+    contents: Tensor | None,
+    further: Further | None,
+    temperature: float,
+    weighting: Weighting,
+    from_query: bool,
 ) -> Tensor:
-    """Return the summed cross-entropy of rows ``first``, ``first + 1``, ... against all ``others``."""
-    scores = block @ others.T / temperature  # (R, B)
-    index = torch.arange(first, first + len(block), device=block.device)  # (R,)
-    if contents is not None:
-        false_negatives = same_content(contents[:, 0], contents[:, 1], index)
-        scores = scores.masked_fill(false_negatives, float("-inf"))
-    return F.cross_entropy(scores, index, reduction="sum")
+    """Return the summed loss of some rows of one side against all of the other.
+
+    Args:
+        block: (R, D).
+        others: (C, D) candidates of queries, or (B, D) queries.
+        places: (R,) int64: where the rows stand on their side.
+        origin: Query of each row of the side.
+        share: (B,) weight of each right answer of a query.
+        from_query: Whether the rows are queries.
+    """
+    cosines = block @ others.T
+    if from_query:
+        right, left_out = _of_queries(places, contents, further, len(others))
+    else:
+        right, left_out = _of_targets(places, origin, contents, further, len(others))
+    known = cosines.detach()
+    if weighting.false_negative_margin is not None:
+        lowest = known.masked_fill(~right, float("inf")).amin(dim=1, keepdim=True)
+        left_out = left_out | (known > lowest + weighting.false_negative_margin)
+    scores = cosines / temperature
+    negatives = scores + weighting.hardness * known if weighting.hardness else scores
+    negatives = negatives.masked_fill(right | left_out, _NOTHING).logsumexp(dim=1)  # (R,)
+    row, column = right.nonzero(as_tuple=True)
+    losses = -F.logsigmoid(scores[row, column] - negatives[row])  # -log (e^p / (e^p + sum of negatives))
+    return (losses * share[origin[places[row]]]).sum()
+
+
+def _of_queries(
+    rows: Tensor, contents: Tensor | None, further: Further | None, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """Return which candidates (R, C) are right for queries, and which are neither right nor wrong."""
+    right = rows.unsqueeze(1) == torch.arange(candidates, device=rows.device)  # (R, C)
+    if contents is None:
+        return right, torch.zeros_like(right)
+    left_out = same_content(contents[:, 0], contents[:, 1], rows)
+    if further is None:
+        return right, left_out
+    known = torch.cat([contents[:, 1], further.content])  # (C,)
+    own = (rows.unsqueeze(1) == further.owner) & further.positive  # (R, K)
+    right = torch.cat([right[:, : len(contents)], own], dim=1)
+    left_out = torch.cat([left_out, contents[rows, 1].unsqueeze(1) == further.content], dim=1)
+    # what has the content of a further right answer of the query
+    answers = own.any(dim=0).nonzero().squeeze(1)
+    equal = (further.content[answers].unsqueeze(1) == known).to(torch.int8)  # (answers of these rows, C)
+    place = (rows.unsqueeze(1) == further.owner[answers]).int().argmax(dim=0)
+    found = torch.zeros(right.shape, dtype=torch.int8, device=rows.device).index_add_(0, place, equal)
+    return right, (left_out | (found > 0)) & ~right
+
+
+def _of_targets(
+    places: Tensor, origin: Tensor, contents: Tensor | None, further: Further | None, queries: int
+) -> tuple[Tensor, Tensor]:
+    """Return which queries (R, B) are right for targets, and which are neither right nor wrong."""
+    owner = origin[places]
+    right = owner.unsqueeze(1) == torch.arange(queries, device=places.device)  # (R, B)
+    if contents is None:
+        return right, torch.zeros_like(right)
+    left_out = same_content(contents[:, 0], contents[:, 1], owner)
+    if further is None:
+        return right, left_out
+    content = torch.cat([contents[:, 1], further.content[further.positive]])[places]  # (R,)
+    left_out |= content.unsqueeze(1) == contents[:, 1]
+    answers = further.content[further.positive]
+    equal = (content.unsqueeze(1) == answers).to(torch.int8)  # (R, right answers)
+    found = torch.zeros(right.shape, dtype=torch.int8, device=places.device)
+    found.index_add_(1, further.owner[further.positive], equal)
+    return right, (left_out | (found > 0)) & ~right

@@ -81,6 +81,11 @@ def mode_results(tasks: Sequence[RankTable], ks: Sequence[int], ablation: bool =
     return results
 
 
+def dimension_results(tasks: Sequence[RankTable]) -> dict[str, float]:
+    """Return recall@1 of each mode pair, for embeddings of one length: mean over tasks."""
+    return {pair: macro_mean(_hits(tasks, pair, 1)) for pair in tasks[0].ranks}
+
+
 def ablation_results(tasks: Sequence[RankTable]) -> dict[str, float | None]:
     """Return recall@1 of gen-gen for each rewrite on the query side, and differences.
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -296,6 +297,16 @@ class RecallMetric(Metric):
         )
         states[0].append(stacked)
         states[1].append(ids)
+
+    def cut(self, size: int, pairs: Sequence[str]) -> RecallMetric:
+        """Return the metric of some pairs with the first ``size`` numbers of embeddings, normalised again."""
+        other = RecallMetric({name: self.pairs[name] for name in pairs}, self.ks, self.chunk_size)
+        for side, views in self.views.items():
+            places = [views.index(view) for view in other.views[side]]
+            whole = getattr(self, f"{side}_vectors")
+            setattr(other, f"{side}_vectors", [F.normalize(r[:, places, :size], dim=-1) for r in whole])
+            setattr(other, f"{side}_ids", list(getattr(self, f"{side}_ids")))
+        return other.to(self.device)
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``recall@k/<pair>`` -> scalar float32: the mean over all queries, without distractors."""

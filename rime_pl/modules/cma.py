@@ -15,16 +15,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rime_pl.backbone.config import BackboneConfig
 from rime_pl.bounds import at_least
 from rime_pl.errors import RimeError
 from rime_pl.losses.alignment import cross_mode_alignment, decisive_rewrite
-from rime_pl.losses.contrastive import info_nce
 from rime_pl.metrics.derangement import derange
 from rime_pl.modules.contrastive import ContrastiveModule, PairEmbeddings
-from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
+from rime_pl.modules.settings import MicroBatchSettings, NegativeSettings, OptimizerSettings
 from rime_pl.modules.wrong_rewrites import empty_completions
 from rime_pl.scaling.gather import all_gather_completions, all_gather_rows, rank, world_size
 from rime_pl.scaling.gradient_cache import in_row_order
@@ -39,6 +39,7 @@ class CMAModule(ContrastiveModule):
         init_adapter_from: Adapter folder of stage 1 to start from (default: a new adapter).
         temperature: Divisor of the cosines in the contrastive losses.
         lambda_ce: Weight of the rewrite's cross-entropy.
+        dimensions: Further lengths at which embeddings are to be useful (Matryoshka).
         lambda_cma: Weight of the alignment; 0 is the control, further SFT steps.
         lambda_dec: Weight of the decisive term; 0 is plain alignment, which may ignore the rewrite.
         margin_dec: How much nearer its own rewrite shall bring a query to its target than a wrong one, in
@@ -47,6 +48,7 @@ class CMAModule(ContrastiveModule):
             1 each process picks its own queries, so several processes match a single one only at 1.
         optimizer: Learning rate, warm-up and weight decay.
         micro_batches: Micro-batches and gradient cache.
+        negatives: How negatives count in the contrastive losses.
     """
 
     def __init__(
@@ -55,20 +57,24 @@ class CMAModule(ContrastiveModule):
         init_adapter_from: str | None = None,
         temperature: float = 0.02,
         lambda_ce: float = 1.0,
+        dimensions: list[int] | None = None,
         lambda_cma: float = 1.0,
         lambda_dec: float = 1.0,
         margin_dec: float = 1.0,
         wrong_share: float = 1.0,
         optimizer: OptimizerSettings = OptimizerSettings(),
         micro_batches: MicroBatchSettings = MicroBatchSettings(),
+        negatives: NegativeSettings = NegativeSettings(),
     ) -> None:
         super().__init__(
             backbone=backbone,
             init_adapter_from=init_adapter_from,
             temperature=temperature,
             lambda_ce=lambda_ce,
+            dimensions=dimensions,
             optimizer=optimizer,
             micro_batches=micro_batches,
+            negatives=negatives,
         )
         if not 0 < wrong_share <= 1:
             raise RimeError(
@@ -84,20 +90,33 @@ class CMAModule(ContrastiveModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode_queries(batch), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
-        rewritten = pairs.with_rewrites()
-        self.log_negatives(pairs, rewritten)
-
-        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.contents)
-        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)
+        self.log_negatives(pairs, pairs.with_rewrites())
+        terms = self.over_dimensions(pairs, lambda cut: self.terms(cut, query.wrong))
         ce = query.cross_entropy + target.cross_entropy
-        cma = cross_mode_alignment(rewritten.query, rewritten.target, self.temperature, rewritten.contents)
-        decisive = torch.zeros_like(cma) if query.wrong is None else self.decisive_term(query.wrong, pairs)
+        weights = {"cma": self.lambda_cma, "decisive": self.lambda_dec}
 
-        loss = gen + disc + self.lambda_ce * ce + self.lambda_cma * cma + self.lambda_dec * decisive
-        self.log_losses(
-            batch, total=loss, info_nce_gen=gen, info_nce_disc=disc, ce=ce, cma=cma, decisive=decisive
-        )
+        loss = sum(weights.get(name, 1.0) * term for name, term in terms.items()) + self.lambda_ce * ce
+        self.log_losses(batch, total=loss, **terms, ce=ce)
         return loss
+
+    def terms(self, pairs: PairEmbeddings, wrong: Tensor | None) -> dict[str, Tensor]:
+        """Return the contrastive terms, those across the modes and the decisive one.
+
+        Args:
+            pairs: The global batch, at one length of the embeddings.
+            wrong: See :meth:`decisive_term`; None without the term.
+        """
+        rewritten = pairs.with_rewrites()
+        both = rewritten.further
+        further = None if both is None else (both.of("disc"), both.of("gen"))
+        sides = rewritten.query, rewritten.target
+        cma = cross_mode_alignment(*sides, self.temperature, rewritten.contents, further, self.weighting)
+        return {
+            "info_nce_gen": self.nce(rewritten, "gen"),
+            "info_nce_disc": self.nce(pairs, "disc"),
+            "cma": cma,
+            "decisive": torch.zeros_like(cma) if wrong is None else self.decisive_term(wrong, pairs),
+        }
 
     def encode_queries(self, batch: Batch) -> EncodedSide:
         """Encode the queries, the first ``wrong_share`` of them with a wrong rewrite beside their own."""
@@ -119,8 +138,11 @@ class CMAModule(ContrastiveModule):
 
         Args:
             wrong: (K, D) generative embeddings of this rank's first K queries, with wrong rewrites.
-            pairs: The global batch.
+            pairs: The global batch; its embeddings may be shorter.
         """
+        size = pairs.query.gen.shape[1]
+        if size < wrong.shape[1]:
+            wrong = F.normalize(wrong[:, :size], dim=-1)
         rows = len(pairs.annotated) // world_size()  # of each rank
         chosen = torch.arange(len(wrong), device=wrong.device)
         wrong = all_gather_rows(wrong)

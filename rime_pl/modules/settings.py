@@ -75,6 +75,23 @@ class MicroBatchSettings:
 
 
 @dataclass(frozen=True)
+class NegativeSettings:
+    """How negatives count in the contrastive losses of SFT and CMA; data.hard_negatives adds some.
+
+    Args:
+        hardness: Weight of a negative by its cosine s: it counts exp(hardness * s) times; 0 counts all alike.
+        false_negative_margin: A negative whose cosine is greater than that of the right answer by more than
+            this is left out, because it is probably right, too; null leaves out none.
+    """
+
+    hardness: float = 0.0
+    false_negative_margin: float | None = None
+
+    def __post_init__(self) -> None:
+        at_least(0, "model.negatives", self, "hardness")
+
+
+@dataclass(frozen=True)
 class RolloutSettings:
     """How rewrites are sampled.
 

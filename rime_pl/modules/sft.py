@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rime_pl.losses.contrastive import info_nce
 from rime_pl.modules.contrastive import ContrastiveModule
 from rime_pl.types import Batch
 
@@ -27,13 +26,17 @@ class SFTModule(ContrastiveModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode(batch.query), self.encode(batch.target)
         pairs = self.gather(query, target, batch)
-        rewritten = pairs.with_rewrites()
-        self.log_negatives(pairs, rewritten)
+        self.log_negatives(pairs, pairs.with_rewrites())
 
-        gen = info_nce(rewritten.query.gen, rewritten.target.gen, self.temperature, rewritten.contents)
-        disc = info_nce(pairs.query.disc, pairs.target.disc, self.temperature, pairs.contents)
+        terms = self.over_dimensions(
+            pairs,
+            lambda cut: {
+                "info_nce_gen": self.nce(cut.with_rewrites(), "gen"),
+                "info_nce_disc": self.nce(cut, "disc"),
+            },
+        )
         ce = query.cross_entropy + target.cross_entropy
 
-        loss = gen + disc + self.lambda_ce * ce
-        self.log_losses(batch, total=loss, info_nce_gen=gen, info_nce_disc=disc, ce=ce)
+        loss = sum(terms.values()) + self.lambda_ce * ce
+        self.log_losses(batch, total=loss, **terms, ce=ce)
         return loss

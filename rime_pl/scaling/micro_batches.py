@@ -48,11 +48,16 @@ def split_to(groups: list[Tensor], count: int) -> list[Tensor]:
     Args:
         groups: At most ``count`` groups, with at least ``count`` rows together.
 
+    Raises:
+        ValueError: If there are fewer rows.
+
     Example:
         >>> [group.tolist() for group in split_to([torch.tensor([3, 1, 0]), torch.tensor([2])], 3)]
         [[3, 1], [0], [2]]
     """
     groups = list(groups)
+    if (rows := sum(map(len, groups))) < count:
+        raise ValueError(f"{rows} rows cannot be in {count} groups")
     while len(groups) < count:
         largest = max(range(len(groups)), key=lambda number: len(groups[number]))
         half = (len(groups[largest]) + 1) // 2

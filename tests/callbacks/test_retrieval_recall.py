@@ -46,6 +46,16 @@ def test_validation_logs_the_known_recalls(tmp_path: Path) -> None:
     assert callback.results["all_gallery"] is None
 
 
+def test_recall_is_told_for_each_length_that_was_trained(tmp_path: Path) -> None:
+    """The vectors are unit vectors of 12 numbers: with 6, half of the items are the zero vector."""
+    module = Replay()
+    module.dimensions = [6, 11]  # type: ignore[assignment]
+    logged = trainer(tmp_path, RetrievalRecall()).validate(module, loaders(splits()), verbose=False)[0]
+    whole = logged["val/recall@1/disc-disc"]
+    assert logged["val/dimensions/6/disc-disc"] < logged["val/dimensions/11/disc-disc"] <= whole == 1.0
+    assert set(MODE_PAIRS) == {name.split("/")[3] for name in logged if name.startswith("val/dimensions/6/")}
+
+
 def queries(*batches: list[int], unannotated: tuple[int, ...] = ()) -> dict[str, list[EvalBatch]]:
     return {
         "query": [eval_batch("query", numbers, unannotated=unannotated) for numbers in batches],

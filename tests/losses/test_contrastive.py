@@ -84,7 +84,7 @@ def test_gradient_is_right_in_float64() -> None:
     contents = torch.tensor([[1, 4], [2, 5], [1, 6], [3, 7]])
     for block_size in (64, 8):  # the whole matrix, and two rows at a time
         assert torch.autograd.gradcheck(
-            lambda q, t, size=block_size: info_nce(q, t, 0.2, contents, size), (queries, targets)
+            lambda q, t, size=block_size: info_nce(q, t, 0.2, contents, block_size=size), (queries, targets)
         )
 
 
@@ -110,7 +110,7 @@ def test_blocks_of_rows_change_neither_loss_nor_gradients(block_size: int) -> No
     seen = []
     for size in (49, block_size):
         queries, targets = (unit(7, 5, seed=n, dtype=torch.float64).requires_grad_() for n in (1, 2))
-        loss = info_nce(queries, targets, 0.05, contents, size)
+        loss = info_nce(queries, targets, 0.05, contents, block_size=size)
         gradients = torch.autograd.grad(loss, (queries, targets))
         seen.append(torch.cat([part.flatten() for part in (loss, *gradients)]))
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-12, atol=1e-12)
@@ -128,7 +128,9 @@ def test_the_matrix_of_scores_is_not_kept() -> None:
 
         queries, targets = (unit(pairs, 8, seed=n).requires_grad_() for n in (1, 2))
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = info_nce(queries, targets, 0.1, torch.arange(2 * pairs).view(pairs, 2), block_size)
+            loss = info_nce(
+                queries, targets, 0.1, torch.arange(2 * pairs).view(pairs, 2), block_size=block_size
+            )
         assert loss.requires_grad
         return sum(sizes.values())
 

@@ -244,3 +244,20 @@ def test_two_processes_equal_one(tmp_path: Path, queries_of_second: bool) -> Non
             pair: found.tolist() for pair, found in single.ranks.items()
         }
         assert recalls == {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_a_metric_of_shorter_embeddings_equals_one_that_was_given_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    views = {"disc-gen": ("disc", "gen"), "trace/x": ("x", "gen"), "disc-disc": ("disc", "disc")}
+    ids, zero = torch.arange(20), torch.zeros(20, dtype=torch.int64)
+    whole, short = RecallMetric(views, (1, 3)), RecallMetric({"disc-gen": ("disc", "gen")}, (1, 3))
+    for side, names in (("query", ("disc", "x")), ("target", ("disc", "gen"))):
+        vectors = {
+            name: torch.nn.functional.normalize(torch.randn(20, 8, generator=generator), dim=-1)
+            for name in names
+        }
+        whole.update(side, vectors, ids, ids, zero, zero, zero.bool())  # type: ignore[arg-type]
+        cut = {name: torch.nn.functional.normalize(rows[:, :3], dim=-1) for name, rows in vectors.items()}
+        kept = {name: rows for name, rows in cut.items() if name in ("disc" if side == "query" else "gen")}
+        short.update(side, kept, ids, ids, zero, zero, zero.bool())  # type: ignore[arg-type]
+    assert whole.cut(3, ["disc-gen"]).compute() == short.compute() != whole.compute()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -59,6 +60,12 @@ from tests.micro import (
     refine_rl_module,
 )
 
+#: Name -> stage, rows with further targets, tokens of a micro-batch. Rank 0 has the rows 0 to 3.
+FURTHER: dict[str, tuple[str, list[int], int | None]] = {
+    "sft": ("sft", [0, 1, 2, 5], None),
+    "cma, on one rank only": ("cma", [1, 3], None),
+    "cma, cached": ("cma", [0, 2, 5, 6], 60),
+}
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
 
 
@@ -89,17 +96,40 @@ def micro_module(
     return module
 
 
-def local_batch(module: RimeModule, pairs: list[Pair]) -> Batch:
+def local_batch(module: RimeModule, pairs: list[Pair], further: bool = False) -> Batch:
     """The part of this rank, selected and tokenised like in the data module."""
     mine = rank_slice(range(len(pairs)), rank(), world_size())
-    return module.model.processor.training_batch([pairs[n] for n in mine])
+    return module.model.processor.training_batch([pairs[n] for n in mine], further=further)
 
 
-def step(stage: str, base: Path, corpus: Path) -> dict[str, Any]:
-    """Loss and parameter gradients of one step; on several ranks their means, as DDP computes them."""
-    module = micro_module(stage, base)
-    loss = module.training_step(local_batch(module, global_batch(corpus)), 0)
-    loss.backward()
+def with_further(pairs: list[Pair], rows: Sequence[int]) -> list[Pair]:
+    """The pairs at some rows with hard negatives and further positives: an uneven number on each rank."""
+    found = list(pairs)
+    for number, row in enumerate(rows):
+        others = [
+            replace(pairs[(row + 1 + n) % len(pairs)].target, content_id=f"further {n}") for n in range(3)
+        ]
+        negatives = (others[0], replace(others[1], rewrite=None), pairs[row].target)[: 1 + number]
+        found[row] = replace(pairs[row], hard_negatives=negatives, positives=(others[2],) * (number % 2))
+    return found
+
+
+def step(
+    stage: str, base: Path, corpus: Path, further: Sequence[int] | None = None, tokens: int | None = None
+) -> dict[str, Any]:
+    """Loss and parameter gradients of one step; on several ranks their means, as DDP computes them.
+
+    Args:
+        stage, base, corpus: See above.
+        further: Rows of the global batch with further targets.
+        tokens: Size of a micro-batch, with the gradient cache.
+    """
+    module, pairs = micro_module(stage, base, tokens), global_batch(corpus)
+    batch = local_batch(
+        module, pairs if further is None else with_further(pairs, further), further is not None
+    )
+    loss = module.training_step(batch, 0)
+    module.backward(loss)
     gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
     mean = {name: all_reduce_sum(gradient) / world_size() for name, gradient in gradients.items()}
     return {"loss": float(all_reduce_sum(loss) / world_size()), "gradients": mean}
@@ -374,6 +404,7 @@ def main(number: int, folder: Path, base: Path, corpus: Path, cases: str) -> Non
             "gather": gathered_rows(),
             "sft": step("sft", base, corpus),
             "cma": step("cma", base, corpus),
+            **{f"further {name}": step(stage, base, corpus, *how) for name, (stage, *how) in FURTHER.items()},
             "refine_rl": refine_rl_step(base, corpus),
             "refine_rl ddp": refine_rl_under_ddp(base, corpus),
             "sharded": sharded_step(base, corpus),

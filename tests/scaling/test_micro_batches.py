@@ -44,6 +44,11 @@ def test_groups_are_split_until_there_are_enough(count: int) -> None:
     assert torch.cat(more).tolist() == torch.cat(groups).tolist()
 
 
+def test_fewer_rows_than_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 rows cannot be in 3 groups"):
+        split_to([torch.tensor([1, 0])], 3)
+
+
 def test_selected_rows_lose_the_padding_that_none_of_them_needs(batch: Batch) -> None:
     lengths = batch.query.lengths()
     assert lengths.unique(dim=0).shape[0] > 1

@@ -18,6 +18,7 @@ from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.scaling.gather import all_gather_rows, all_reduce_sum, rank, world_size
 from tests.scaling.steps import (
     CASES,
+    FURTHER,
     Case,
     apart,
     global_batch,
@@ -63,7 +64,7 @@ def run_pair(folder: Path, base: Path, corpus: Path, cases: str) -> list[dict[st
     ]
     try:
         for process in pair:
-            output, _ = process.communicate(timeout=500)
+            output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output[-4000:]
     finally:
         for process in pair:
@@ -96,6 +97,19 @@ def test_completions_are_padded_to_the_widest(ranks: list[dict[str, Any]]) -> No
     for seen in ranks:
         assert seen["gather"]["ids"].tolist() == [[7, 7, 0], [8, 8, 8]]
         assert seen["gather"]["mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_hard_negatives_and_positives_of_all_ranks_count(
+    name: str, ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
+) -> None:
+    """The ranks hold different numbers of them, in one case one rank holds none."""
+    stage, rows, tokens = FURTHER[name]
+    one = step(stage, micro_base, scenes_corpus, rows, tokens)
+    assert abs(one["loss"] - step(stage, micro_base, scenes_corpus)["loss"]) > 1e-3, "they must matter"
+    for seen in ranks:
+        assert seen[f"further {name}"]["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert_equal_gradients(seen[f"further {name}"]["gradients"], one["gradients"])
 
 
 @pytest.mark.parametrize("stage", ["sft", "cma"])
