@@ -68,8 +68,10 @@ def build_corpus(output: Path, source: Source, settings: Settings) -> None:
         refusals, about = plan.refusals, build.about()
         for kind, where, says in build.refused():
             refusals.add(kind, where, says)
-        _refuse_many(source, settings, refusals, sum(told["samples"] for told in about.values()))
+        samples = sum(told["samples"] for told in about.values())
+        _refuse_many(source, settings, refusals, samples, build.folder)
         if lost := [split for split in SPLITS[:3] if not about[split]["samples"]]:
+            build.forget()
             raise RimeError(
                 f"{source.name}: split {lost[0]!r} must have samples, but all of them were refused: "
                 f"{refusals.told()}.\n{_first(refusals)}"
@@ -157,13 +159,16 @@ def _tell_rows(source: Source, settings: Settings, plan: Plan) -> None:
         say("These are as many as the page of the data set says.")
 
 
-def _refuse_many(source: Source, settings: Settings, refusals: Refusals, kept: int) -> None:
+def _refuse_many(
+    source: Source, settings: Settings, refusals: Refusals, kept: int, folder: Path | None = None
+) -> None:
     refused = refusals.counts.total()
+    parts = f" The finished parts are kept for that in {folder}; delete it otherwise." if folder else ""
     if refused > settings.max_refused * (refused + kept):
         raise RimeError(
             f"{source.name}: {refused:,} of {refused + kept:,} pairs cannot be used, which is more than "
             f"--max_refused {settings.max_refused}: {refusals.told()}.\n{_first(refusals)}\nCheck the "
-            "folders that you gave. If this is all that you have, give a higher --max_refused."
+            f"folders that you gave. If this is all that you have, give a higher --max_refused.{parts}"
         )
 
 

@@ -241,14 +241,21 @@ def test_too_many_refusals_stop_before_anything_is_written(tmp_path: Path, sourc
     assert read_corpus(tmp_path / "corpus")["refused"] == {"missing file": 10}
 
 
-def test_too_many_unusable_pictures_stop_too_and_leave_the_old_corpus(tmp_path: Path, source: Path) -> None:
+def test_too_many_unusable_pictures_stop_too_and_leave_the_old_corpus(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     build_corpus(tmp_path / "corpus", Notes(source), SHARES)
     before = contents(tmp_path / "corpus")
     for number in range(5):
         (source / f"p{number}.png").write_bytes(b"x")
-    with pytest.raises(RimeError, match=r"10 of 40 pairs cannot be used.*10 x unusable picture"):
+    with pytest.raises(RimeError, match=r"10 of 40 pairs cannot be used(.|\n)*are kept for that in"):
         build_corpus(tmp_path / "corpus", Notes(source), SHARES)
-    assert contents(tmp_path / "corpus") == before
+    assert contents(tmp_path / "corpus") == before and (tmp_path / ".corpus.building").is_dir()
+    capsys.readouterr()
+    build_corpus(tmp_path / "corpus", Notes(source), Settings(0, 0.2, 0.2, max_refused=0.3, workers=1))
+    assert "parts were finished by an earlier build" in capsys.readouterr().out
+    assert read_corpus(tmp_path / "corpus")["refused"] == {"unusable picture": 10}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "source"]
 
 
 def test_a_split_without_pairs(tmp_path: Path, source: Path) -> None:
