@@ -32,7 +32,7 @@ from rime_pl.datamodules.split_index import (
     QUERY_REWRITE,
     TARGET_REWRITE,
 )
-from rime_pl.datamodules.tar_samples import TarSample, scan
+from rime_pl.datamodules.tar_samples import TarSample, scan, with_todays_names
 from rime_pl.errors import DataError
 from rime_pl.types import content_hash
 
@@ -202,6 +202,7 @@ def read_sample(sample: TarSample) -> dict[str, Any]:
             continue
         if not isinstance(side, dict):
             raise _Unusable("malformed field", f"field {name!r} must be an object, but is {side!r:.90}.")
+        content[name] = side = with_todays_names(side)
         _need_texts(side, f"{name}.", "text", "content_id")
         for file in itertools.chain.from_iterable(map(_files, _media(side, name))):
             if file not in sample.members:
@@ -231,7 +232,7 @@ def _need_texts(values: dict[str, Any], where: str, *fields: str) -> None:
 
 
 def _media(side: dict[str, Any], name: str) -> list[Any]:
-    media = side.get("media", [])
+    media = side.get("media")
     if not isinstance(media, list) or not all(_files(medium) for medium in media):
         raise _Unusable(
             "malformed field",

@@ -25,7 +25,7 @@ from rime_pl.datamodules.remote import CacheSettings, is_remote, open_remote
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.split_index import FACTS, INDEX_AGAIN, Entry, SplitIndex
 from rime_pl.datamodules.tar_files import TarFiles
-from rime_pl.datamodules.tar_samples import members_of
+from rime_pl.datamodules.tar_samples import members_of, with_todays_names
 from rime_pl.errors import DataError, RimeError
 from rime_pl.media import checked_clip, open_picture, thinned
 from rime_pl.prompts import refuse_many_media
@@ -201,6 +201,7 @@ class ShardReader:
     def _item(self, entry: Entry, field: str, item: Any, with_media: bool = True) -> Item:
         if not isinstance(item, dict):
             raise DataError(f"{entry.name}: field {field!r} must be an object, but is {item!r:.90}.")
+        item = with_todays_names(item)
         for name, kinds in _ITEM_FIELDS.items():
             if not isinstance(item.get(name), kinds):
                 allowed = " or ".join(_JSON_NAMES[kind] for kind in kinds)

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rime_pl.errors import DataError, RimeError
 
@@ -129,3 +130,12 @@ def _add(found: dict[str, tuple[int, int]], name: str, key: str, offset: int, si
     if of != key or not extension:
         raise ValueError(f"its bytes hold {name!r}")
     found[extension] = (offset, size)
+
+
+def with_todays_names(side: dict[str, Any]) -> dict[str, Any]:
+    """Return a side of a sample whose media have today's name: format 1 called them ``images``.
+
+    >>> with_todays_names({"text": "", "images": ["q0.png"]})["media"]
+    ['q0.png']
+    """
+    return side if "media" in side or "images" not in side else side | {"media": side["images"]}

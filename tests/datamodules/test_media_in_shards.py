@@ -16,6 +16,7 @@ import pytest
 from colour_corpus import make_splits, write
 from PIL import Image
 
+from rime_pl.datamodules.shard_writer import write_index
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.errors import DataError
 from rime_pl.processing import RimeProcessor
@@ -134,3 +135,19 @@ def test_a_broken_frame_is_named(corpus: Path) -> None:
     entries[0].shard.write_bytes(data)
     with pytest.raises(DataError, match=r"field 'query.media': 'q1.003.jpg' must be a picture"):
         ShardReader(entries).read(0)
+
+
+def test_pictures_of_format_1_are_media(corpus: Path) -> None:
+    """Shards of other programs call them ``images``; the index can be made anew, and they are read."""
+    reader = changed(corpus, lambda side: side.update(images=["q0.png"]) or side.pop("media"))
+    pair = reader.read(0)
+    assert pair.query is not None and [type(one) for one in pair.query.media] == [Image.Image]
+    write_index(corpus / "train", sorted(tar.name for tar in (corpus / "train").glob("*.tar")))
+    again = ShardReader(read_split(corpus, "train")).read(0)
+    assert again.query is not None and len(again.query.media) == 1
+
+
+def test_a_side_without_its_media_is_told_by_the_index(corpus: Path) -> None:
+    changed(corpus, lambda side: side.pop("media"))
+    with pytest.raises(DataError, match=r"field 'query.media' must be a list of pictures, pages and clips"):
+        write_index(corpus / "train", sorted(tar.name for tar in (corpus / "train").glob("*.tar")))
