@@ -33,7 +33,7 @@ COMMANDS = {
         "run": "train a stage, and before it whatever it needs and is missing",
     },
     "data and models": {
-        "shards": "build or check a corpus: openmoji, scenes, or your own folder",
+        "shards": "build or check a corpus: openmoji, scenes, a public training set, or your own folder",
         "base": "make the tiny base model from the captions of a corpus",
     },
     "look at runs": {
