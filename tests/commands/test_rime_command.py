@@ -93,8 +93,9 @@ def test_every_option_of_every_command_has_a_help(name: str) -> None:
 def test_the_builders_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shards", "--help"]) == 0
     told = capsys.readouterr().out
-    for name, about in (("openmoji", "Render"), ("scenes", "Draw"), ("folder", "Turn")):
-        assert f"  {name:<10} {about}" in told
+    about = {"openmoji": "Render", "scenes": "Draw", "folder": "Turn", "llava-hound": "Build LLaVA-Hound"}
+    width = max(map(len, about))  # llava-hound has the longest name
+    assert all(f"  {name:<{width}} {word}" in told for name, word in about.items())
 
 
 def test_a_corpus_is_built_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
