@@ -6,6 +6,7 @@ can change the data, and a resumed run only has to know its position.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -155,7 +156,9 @@ class BatchPlan:
             weight = order.weights.get(name, 1.0) * (1.0 if weights is None else weights[number])
             if len(rows):
                 self.sources.append(self._source(name, rows, shards, weight, annotated_share))
-        self.left_out = {source.name: len(source) for source in self.sources if not source.blocks}
+        self.left_out = Counter[str]()
+        for source in self.sources:
+            self.left_out[source.name] += 0 if source.blocks else len(source)
         self.sources = [source for source in self.sources if source.blocks]
         if not len(self):
             raise RimeError(
@@ -280,15 +283,16 @@ class BatchPlan:
             '3 batches a pass; 1 pair waits for another pass (a: 1)'
         """
         words = f"{len(self)} batches a pass"
-        waiting = {source.name: source.waiting for source in self.sources if source.waiting}
-        if waiting:
-            total = sum(waiting.values())
-            which = ", ".join(f"{name}: {count}" for name, count in sorted(waiting.items()))
+        waiting = Counter[str]()  # two corpora may have a task of one name
+        for source in self.sources:
+            waiting[source.name] += source.waiting
+        if total := waiting.total():
+            which = ", ".join(f"{name}: {count}" for name, count in sorted(waiting.items()) if count)
             words += f"; {total} {'pair waits' if total == 1 else 'pairs wait'} for another pass ({which})"
         if rest := sum(source.blocks for source in self.sources) % (self.batch_size // self.block):
             words += f"; {rest} blocks of {self.block} pairs fill no batch in a pass"
-        if self.left_out:
-            which = ", ".join(f"{name}: {count}" for name, count in sorted(self.left_out.items()))
+        if self.left_out.total():
+            which = ", ".join(f"{name}: {count}" for name, count in sorted(self.left_out.items()) if count)
             words += f"; tasks smaller than a batch are left out ({which})"
         return words
 

@@ -230,6 +230,17 @@ def test_the_weight_of_a_source_multiplies_that_of_its_task() -> None:
     assert counts == {"a": 12, "b": 82 // 8, "c": 1}
 
 
+def test_pairs_of_two_sources_of_one_name_are_counted_together() -> None:
+    codes = np.array([0] * 11 + [1] * 14 + [2] * 3)
+    of = BatchPlan(
+        ["a", "a", "b"], codes, lambda rows: rows, 4, 0, order=OrderSettings(small_tasks="leave_out")
+    )
+    assert of.report() == (
+        "5 batches a pass; 5 pairs wait for another pass (a: 5); tasks smaller than a batch are left out "
+        "(b: 3)"
+    )
+
+
 def test_samples_that_may_stand_in_for_a_broken_one() -> None:
     annotated = np.arange(160) % 2 == 0
     of = made(DATASETS, CONTENTS, annotated=annotated, annotated_share=0.5)
