@@ -129,20 +129,15 @@ def info_nce(
 
     ``NCE(A, B) = 1/2 mean_i [ -log softmax_j(a_i.b_j / tau)_i - log softmax_j(b_i.a_j / tau)_i ]``
 
-    With further targets, those of queries are compared with the queries, too, if they are right answers. A
-    query with several right answers has the mean of their losses, each without the others among its
-    negatives.
-
-    More than ``block_size`` scores are never kept: they are made in blocks of rows, and again in backward.
+    A query with several right answers has the mean of their losses, each without the others as negatives.
 
     Args:
         queries, targets: (B, D) float32, normalised.
         temperature: Divisor tau of the cosines, > 0.
         contents: (B, 2) int64 content ids of query and target; leaves out the pairs of :func:`same_content`.
-            Needed with further targets, and then what has the content of a right answer is left out, too.
-        further: Targets beside those of the batch.
+        further: Targets beside those of the batch; need ``contents``.
         weighting: How negatives count.
-        block_size: Maximum number of scores in memory, but at least one row of them.
+        block_size: Maximum number of scores in memory, but at least one row: made again in backward.
 
     Returns:
         Scalar, in nats; 0 if there are no rows.
@@ -151,98 +146,102 @@ def info_nce(
         ValueError: If the temperature is not positive, or further targets come without contents.
 
     Source: UME-R1, arXiv 2511.00405, with tau 0.02. Differences: no false negatives; blocks of rows. Several
-    right answers as in supervised contrastive learning (arXiv 2004.11362, the sum outside of the logarithm);
-    the weight by hardness as in arXiv 2010.04592, without its normalisation.
+    right answers as in arXiv 2004.11362, with the sum outside of the logarithm.
 
     Example:
         >>> round(info_nce(torch.eye(4), torch.eye(4), temperature=1.0).item(), 4)
         0.7437
-        >>> round(info_nce(torch.eye(4), torch.eye(4), temperature=1.0, block_size=4).item(), 4)
-        0.7437
     """
     check_temperature(temperature)
-    if further is not None and not len(further.owner):
-        further = None
-    if further is not None and contents is None:
-        raise ValueError("further targets need the content ids of queries and targets.")
     if not len(queries):
         return (queries.sum() + targets.sum()) * 0.0  # DDP needs a 0 that depends on the inputs
-    total = queries.new_zeros(())
-    index = torch.arange(len(queries), device=queries.device)
-    candidates, sources, origin = targets, targets, index
-    if further is not None:
-        candidates = torch.cat([targets, further.embeddings])
-        sources = torch.cat([targets, further.embeddings[further.positive]])
-        origin = torch.cat([index, further.owner[further.positive]])
-    share = 1 / origin.bincount(minlength=len(queries)).to(
-        queries.dtype
-    )  # of each right answer in the loss of its query
-    for one, others, of_rows, from_query in (
-        (queries, candidates, index, True),
-        (sources, queries, origin, False),
-    ):
-        rows = max(1, block_size // len(others))
-        whole = rows >= len(one)
-        for number, block in enumerate(one.split(rows)):
-            places = torch.arange(number * rows, number * rows + len(block), device=block.device)
-            inputs = (
-                block,
-                others,
-                places,
-                of_rows,
-                share,
-                contents,
-                further,
-                temperature,
-                weighting,
-                from_query,
-            )
-            if whole:
-                total = total + _one_direction(*inputs)
+    further = further if further is not None and len(further.owner) else None
+    if further is not None and contents is None:
+        raise ValueError("further targets need the content ids of queries and targets.")
+    losses = _Losses(len(queries), temperature, contents, further, weighting)
+    both = losses.of_queries(queries, targets, block_size) + losses.of_targets(queries, targets, block_size)
+    return 0.5 * both
+
+
+class _Losses:
+    """The losses of both directions, in blocks of rows."""
+
+    def __init__(
+        self,
+        pairs: int,
+        temperature: float,
+        contents: Tensor | None,
+        further: Further | None,
+        weighting: Weighting,
+    ) -> None:
+        self.pairs, self.temperature, self.contents = pairs, temperature, contents
+        self.further, self.weighting = further, weighting
+
+    def of_queries(self, queries: Tensor, targets: Tensor, block_size: int) -> Tensor:
+        """Return the mean loss of queries that look for their targets."""
+        candidates, owner = targets, torch.arange(self.pairs, device=targets.device)
+        if self.further is not None:
+            candidates = torch.cat([targets, self.further.embeddings])
+        return self._in_blocks(queries, candidates, owner, True, block_size)
+
+    def of_targets(self, queries: Tensor, targets: Tensor, block_size: int) -> Tensor:
+        """Return the mean loss of targets, and of further right answers, that look for their queries."""
+        answers, owner = targets, torch.arange(self.pairs, device=targets.device)
+        if self.further is not None:
+            answers = torch.cat([targets, self.further.embeddings[self.further.positive]])
+            owner = torch.cat([owner, self.further.owner[self.further.positive]])
+        return self._in_blocks(answers, queries, owner, False, block_size)
+
+    def _in_blocks(
+        self, rows: Tensor, others: Tensor, owner: Tensor, from_queries: bool, block_size: int
+    ) -> Tensor:
+        size, total = max(1, block_size // len(others)), rows.new_zeros(())
+        for number, block in enumerate(rows.split(size)):
+            places = torch.arange(number * size, number * size + len(block), device=rows.device)
+            inputs = (block, others, places, owner, from_queries)
+            if size >= len(rows):
+                total = total + self._of_block(*inputs)
             else:
                 total = total + checkpoint(
-                    _one_direction, *inputs, use_reentrant=False, preserve_rng_state=False
+                    self._of_block, *inputs, use_reentrant=False, preserve_rng_state=False
                 )
-    return 0.5 * total / len(queries)
+        return total / self.pairs
 
+    def _of_block(
+        self, block: Tensor, others: Tensor, places: Tensor, owner: Tensor, from_queries: bool
+    ) -> Tensor:
+        """Return the summed loss of some rows of one side against all of the other.
 
-def _one_direction(
-    block: Tensor,
-    others: Tensor,
-    places: Tensor,
-    origin: Tensor,
-    share: Tensor,
-    contents: Tensor | None,
-    further: Further | None,
-    temperature: float,
-    weighting: Weighting,
-    from_query: bool,
-) -> Tensor:
-    """Return the summed loss of some rows of one side against all of the other.
+        Args:
+            block: (R, D).
+            others: (C, D) candidates of queries, or (B, D) queries.
+            places: (R,) int64: where the rows stand on their side.
+            owner: (rows of the side,) int64: the query of each.
+            from_queries: Whether the rows are queries.
+        """
+        cosines = block @ others.T
+        if from_queries:
+            right, left_out = _of_queries(places, self.contents, self.further, len(others))
+        else:
+            right, left_out = _of_targets(places, owner, self.contents, self.further, len(others))
+        known = cosines.detach()
+        if self.weighting.false_negative_margin is not None:
+            lowest = known.masked_fill(~right, float("inf")).amin(dim=1, keepdim=True)
+            left_out = left_out | (known > lowest + self.weighting.false_negative_margin)
+        scores = cosines / self.temperature
+        negatives = scores + self.weighting.hardness * known if self.weighting.hardness else scores
+        negatives = negatives.masked_fill(right | left_out, _NOTHING).logsumexp(dim=1)  # (R,)
+        row, column = right.nonzero(as_tuple=True)
+        losses = -F.logsigmoid(scores[row, column] - negatives[row])  # -log (e^p / (e^p + sum of negatives))
+        return (losses * self._share(losses)[owner[places[row]]]).sum()
 
-    Args:
-        block: (R, D).
-        others: (C, D) candidates of queries, or (B, D) queries.
-        places: (R,) int64: where the rows stand on their side.
-        origin: Query of each row of the side.
-        share: (B,) weight of each right answer of a query.
-        from_query: Whether the rows are queries.
-    """
-    cosines = block @ others.T
-    if from_query:
-        right, left_out = _of_queries(places, contents, further, len(others))
-    else:
-        right, left_out = _of_targets(places, origin, contents, further, len(others))
-    known = cosines.detach()
-    if weighting.false_negative_margin is not None:
-        lowest = known.masked_fill(~right, float("inf")).amin(dim=1, keepdim=True)
-        left_out = left_out | (known > lowest + weighting.false_negative_margin)
-    scores = cosines / temperature
-    negatives = scores + weighting.hardness * known if weighting.hardness else scores
-    negatives = negatives.masked_fill(right | left_out, _NOTHING).logsumexp(dim=1)  # (R,)
-    row, column = right.nonzero(as_tuple=True)
-    losses = -F.logsigmoid(scores[row, column] - negatives[row])  # -log (e^p / (e^p + sum of negatives))
-    return (losses * share[origin[places[row]]]).sum()
+    def _share(self, like: Tensor) -> Tensor:
+        """Return (B,) what a right answer counts among those of its query."""
+        answers = torch.ones(self.pairs, device=like.device, dtype=like.dtype)
+        if self.further is not None:
+            extra = self.further.owner[self.further.positive]
+            answers = answers + extra.bincount(minlength=self.pairs)
+        return 1 / answers
 
 
 def _of_queries(
