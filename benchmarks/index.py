@@ -95,7 +95,7 @@ class Plain:
     def check(self, pair: Pair, sides: object, cut: bool) -> tuple[Pair, list[str]]:
         return pair, []
 
-    def training_batch(self, pairs: Sequence[Pair], position: int) -> Batch:
+    def training_batch(self, pairs: Sequence[Pair], position: int, further: bool = False) -> Batch:
         queries, targets = ([getattr(pair, side) for pair in pairs] for side in ("query", "target"))
         assert all(item.media[0].size[0] >= 64 for item in targets)
         query, target = (

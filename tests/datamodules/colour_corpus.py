@@ -64,7 +64,7 @@ class PlainProcessor:
         short = replace(pair.query, rewrite=str(pair.query.rewrite)[:40])
         return replace(pair, query=short), [f"{pair.key} (query): rewrite"]
 
-    def training_batch(self, pairs: Sequence[Pair], position: int) -> Batch:
+    def training_batch(self, pairs: Sequence[Pair], position: int, further: bool = False) -> Batch:
         queries = [pair.query for pair in pairs if pair.query is not None]
         targets = [pair.target for pair in pairs]
         return Batch(
