@@ -46,7 +46,7 @@ def test_qwen2_vl_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None
     shared = backbone(rows.prompts, rows.completions, features=features)
     torch.testing.assert_close(shared.gen, together.gen, atol=1e-4, rtol=0)
     for number, item in enumerate(items):
-        row = processor.rows([item], keys)
+        row = processor.rows([item], [keys[number]])
         alone = backbone(row.prompts, row.completions)
         torch.testing.assert_close(alone.disc[0], together.disc[number], atol=1e-4, rtol=0)
         torch.testing.assert_close(alone.gen[0], together.gen[number], atol=1e-4, rtol=0)
