@@ -286,7 +286,7 @@ def test_wrong_use_is_an_error(loaded: Retriever, run_folder: Path, tmp_path: Pa
     with pytest.raises(RimeError, match=r"item 1 must be a picture or video file, but there is none: .*missing\.png"):
         loaded.encode(["a", tmp_path / "missing.png"])
     for nothing in ("", " ", Item(), Item(instruction="Find it.")):
-        with pytest.raises(RimeError, match=r"^the item must have a text or a picture, but has neither"):
+        with pytest.raises(RimeError, match=r"^the item must have a text or a medium, but has neither"):
             loaded.encode([nothing])
     with pytest.raises(RimeError, match=r"^the item: field 'text' must not contain '<gen_emb>'"):
         loaded.encode("a <gen_emb>")
@@ -299,7 +299,7 @@ def test_wrong_use_is_an_error(loaded: Retriever, run_folder: Path, tmp_path: Pa
         ):
             loaded.encode(wrong)
     with pytest.raises(
-        RimeError, match="the item: images must be pictures or paths to pictures, but one is a int"
+        RimeError, match="the item: media must be pictures, clips, pages or paths to pictures and videos, but one is a int"
     ):
         loaded.encode(Item("a", (3,)))
     with pytest.raises(RimeError, match="batch_size must be 1 or more, but is 0"):
