@@ -304,7 +304,7 @@ def test_wrong_use_is_an_error(loaded: Retriever, run_folder: Path, tmp_path: Pa
             loaded.encode(wrong)
     with pytest.raises(
         RimeError,
-        match="the item: media must be pictures, clips, pages or paths to .* videos, but one is a int",
+        match=r"the item: media must be pictures, clips, pages or paths to .* videos, but one is a int",
     ):
         loaded.encode(Item("a", (3,)))
     with pytest.raises(RimeError, match="batch_size must be 1 or more, but is 0"):
