@@ -147,7 +147,7 @@ class RimeDataModule(L.LightningDataModule):
 
     def _check_settings(self) -> None:
         at_least(1, "data", self, "batch_size", "eval_batch_size", "steps_per_epoch", "limit_val_queries")
-        at_least(0, "data", self, "num_workers", "limit_val_gallery")
+        at_least(0, "data", self, "num_workers", "limit_val_gallery", "hard_negatives", "positives")
         if not 0 <= self.max_broken_share <= 1:
             raise RimeError(
                 f"data.max_broken_share must be at least 0 and at most 1, but is {self.max_broken_share}."

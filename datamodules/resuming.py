@@ -19,6 +19,8 @@ SAME = (
     "order",
     "rewrites",
     "completion",
+    "hard_negatives",
+    "positives",
 )
 #: Settings that a checkpoint of the version before this one lacks; its order of the data was another one.
 _NEW = ("corpus_weights", "order")

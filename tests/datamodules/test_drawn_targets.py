@@ -11,7 +11,7 @@ from colour_corpus import make_splits, write
 
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.datamodules.shards import ShardReader, read_split
-from rime_pl.errors import DataError
+from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Batch, Item, Pair
 from tests.micro import PROMPT, read_pairs
 
@@ -58,6 +58,13 @@ def test_so_many_are_drawn_anew_for_each_batch_and_always_alike(tmp_path: Path) 
     assert not ShardReader(entries, further=(0, 0)).read(0).hard_negatives
     assert len(ShardReader(entries, further=(9, 9)).read(0).hard_negatives) == 5
     assert len(ShardReader(entries).read(0).positives) == 3
+
+
+@pytest.mark.parametrize("field", ["hard_negatives", "positives"])
+def test_a_number_below_0_is_refused(field: str, scenes_corpus: Path, micro_base: Path) -> None:
+    settings: dict[str, int] = {field: -1}
+    with pytest.raises(RimeError, match=rf"data.{field} must be 0 or more, but is -1"):
+        RimeDataModule(str(scenes_corpus), str(micro_base), PROMPT, batch_size=4, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("field", ["hard_negatives", "positives"])
