@@ -105,8 +105,9 @@ def arranged(
 ) -> NDArray[np.uint32]:
     """Return the samples of a window in random batches: each batch takes equally many of each pool.
 
-    A batch holds no content twice, as long as the window has enough contents: the samples of one content go
-    to batches that follow each other.
+    A batch holds no content twice, as long as the window has enough contents: the samples of one content are
+    dealt to one batch after the other. The batches are shuffled then, or neighbours would share most of their
+    contents.
 
     Args:
         pools: Samples of the window, from each pool; their numbers are multiples of ``num_batches``.
@@ -126,7 +127,8 @@ def arranged(
         known.append(content[order].reshape(-1, num_batches).T)
     if len(pools) == 2:
         _separate(known[0], known[1], batches[1])
-    return np.concatenate(batches, axis=1)
+    shuffled = np.argsort(random_keys(num_batches, *seed, "batches"), kind="stable")
+    return np.concatenate(batches, axis=1)[shuffled]
 
 
 def _separate(fixed: NDArray[np.int64], contents: NDArray[np.int64], rows: NDArray[np.uint32]) -> None:
