@@ -75,7 +75,7 @@ class MediaProcessor:
         """
         if not media:
             return VisualInputs(None, None, None, [])
-        parts: list[tuple[Tensor, Tensor]] = [()] * len(media)  # type: ignore[list-item]
+        parts: dict[int, tuple[Tensor, Tensor]] = {}  # patches and grid of each medium
         seconds, slots = torch.zeros(len(media), dtype=torch.float64), [""] * len(media)
         for kind, size in ((None, self.picture_size), (Page, self.page_size)):
             chosen = [n for n, one in enumerate(media) if _is_kind(one, kind)]
@@ -91,7 +91,8 @@ class MediaProcessor:
                 patches = int(parts[number][1][0])
                 times = clip.times if self.timed else None
                 slots[number] = clip_slot(patches, self._tokens(parts[number][1]) // patches, times)
-        pixels, grid = torch.cat([part[0] for part in parts]), torch.stack([part[1] for part in parts])
+        of_media = [parts[number] for number in range(len(media))]
+        pixels, grid = torch.cat([part[0] for part in of_media]), torch.stack([part[1] for part in of_media])
         return VisualInputs(pixels, grid, seconds, slots)
 
     def normalised(self, pixels: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from rime_pl.preflight.plan.predict import (
     predict_stage,
     simulate,
     static_numbers,
+    with_further,
 )
 from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import (
@@ -60,16 +61,17 @@ def of_a_step(plan: StagePlan) -> int:
     return plan.peak - sum(plan.parts[part] for part in resting)
 
 
-def planned(module: RimeModule, base: Path, batch: Batch) -> StagePlan:
-    return predict_stage(module, read_architecture(str(base)), batch)
+def planned(module: RimeModule, base: Path, batch: Batch, further: int = 0) -> StagePlan:
+    return predict_stage(module, read_architecture(str(base)), batch, further)
 
 
-def compare_with_a_real_step(module: RimeModule, base: Path, batch: Batch) -> None:
+def compare_with_a_real_step(module: RimeModule, base: Path, batch: Batch, further: int = 0) -> None:
     """The plan of a step must be right within 10 %."""
     backbone, module.backbone = module.backbone, None
     assert backbone is not None
-    plan = planned(module, base, batch)
+    plan = planned(module, base, batch, further)
     module.backbone = backbone
+    batch = with_further(batch, further)
     with LiveBytes(weights(backbone)) as live:
         moved = batch.to("cpu", copy=True)
         module.backward(module.training_step(moved, 0))  # type: ignore[arg-type]
@@ -118,6 +120,17 @@ def test_the_peak_is_that_of_a_real_step(
 ) -> None:
     backbone = make_backbone(gradient_checkpointing=checkpointing)
     compare_with_a_real_step(stage_module(stage, backbone, micro), micro_base, batch)
+
+
+@pytest.mark.parametrize(("stage", "micro"), [("sft", WHOLE), pytest.param("cma", CACHED, marks=LONG)])
+def test_hard_negatives_count_in_the_plan(
+    stage: str, micro: MicroBatchSettings, micro_base: Path, make_backbone: MakeBackbone, batch: Batch
+) -> None:
+    module = stage_module(stage, make_backbone(), micro)
+    compare_with_a_real_step(module, micro_base, batch, further=2)
+    module.backbone = None
+    plain, more = (planned(module, micro_base, batch, further) for further in (0, 2))
+    assert more.flops > 1.5 * plain.flops
 
 
 @LONG

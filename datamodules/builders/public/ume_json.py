@@ -55,7 +55,7 @@ def build_ume_r1(
     """Build UME-R1's training set, with its reasoning and answers as rewrites (unverified).
 
     Download zhibinlan/UME-sft-train (1.46 million pairs) or UME-rl-train.json (about 11,000), and the media
-    of MMEB-train. The format is as their trainer reads it; nobody of us has seen a record.
+    of MMEB-train. The format is as their trainer reads it; we have not seen a record.
 
     For example: rime shards ume-r1 --source UME-sft-train.json --media MMEB-train --output data/ume-r1
 
@@ -96,8 +96,8 @@ def build_rime_json(
     """Build RIME's training set, with its rewrites (unverified).
 
     Download leafyseay/RIME-Train: the folder RIME-SFT/ with a file for each data set, or
-    RIME-RL/RIME-rl.json, and the media of MMEB-train. The format is as their trainer reads it; nobody of us
-    has seen a record.
+    RIME-RL/RIME-rl.json, and the media of MMEB-train. The format is as their trainer reads it; we have
+    not seen a record.
 
     For example: rime shards rime-json --source RIME-SFT --media MMEB-train --output data/rime
 

@@ -205,7 +205,7 @@ class _Window:
         """Take one value.
 
         Raises:
-            DataError: If it is no JSON, so that nobody knows where the next one begins.
+            DataError: If it is not JSON. The start of the next value cannot be found then.
         """
         size = self.chunk
         while True:

@@ -227,7 +227,9 @@ def predict(
     changes: Mapping[str, dict[str, Any]] = {},
 ) -> StagePlan:
     """Return the plan of one of several processes: FSDP2 splits the decoder, DDP adds gradient buckets."""
-    plan = predict_stage(settings.module(kind, changes), architecture, batch)
+    data = settings.values.data
+    further = data.hard_negatives + data.positives if kind in CONTRASTIVE.values() else 0
+    plan = predict_stage(settings.module(kind, changes), architecture, batch, further)
     layers = architecture.text_config.num_hidden_layers
     if settings.strategy == "fsdp":
         return replace(plan, parts=shard(plan.parts, settings.num_processes, layers))

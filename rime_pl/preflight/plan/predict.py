@@ -27,7 +27,7 @@ from rime_pl.preflight.plan.tracking import LiveBytes
 from rime_pl.preflight.plan.weightless import WeightlessBackbone, read_processor
 from rime_pl.processing import RimeProcessor
 from rime_pl.scaling.micro_batches import micro_batches
-from rime_pl.types import Batch, Rows
+from rime_pl.types import Batch, FurtherRows, Rows
 
 #: Layers of the models that are simulated; a deeper one is extrapolated from them.
 SHALLOW, DEEPER = 2, 4
@@ -58,13 +58,16 @@ class StagePlan:
         return sum(self.parts.values())
 
 
-def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Batch) -> StagePlan:
+def predict_stage(
+    module: RimeModule, architecture: PretrainedConfig, batch: Batch, further: int = 0
+) -> StagePlan:
     """Predict the memory and FLOPs of one training step of ``module`` on ``batch``, on one process.
 
     Args:
         module: A stage with its settings, without a backbone. It is not trained and can be used afterwards.
         architecture: The checkpoint's config, from ``read_architecture``.
         batch: What the data module would hand over. Only the shape of the pixel values is read.
+        further: Hard negatives and further positives of each pair; they count as long as its target.
 
     Returns:
         Bytes at the peak, by part, and the FLOPs.
@@ -76,13 +79,13 @@ def predict_stage(module: RimeModule, architecture: PretrainedConfig, batch: Bat
     size = rows_of_a_pass(module, batch)
     if len(batch) > (FEW + MORE) * size:  # or else the whole batch takes no longer
         small, more = longest(batch, FEW * size), longest(batch, FEW * size, (MORE - FEW) * size)
-    base = simulate(module, shallow, processor, small)
+    base = simulate(module, shallow, processor, small, further)
     numbers = dict(base)
     for other, times in deeper:
-        _extend(numbers, base, simulate(module, other, processor, small), times)
+        _extend(numbers, base, simulate(module, other, processor, small, further), times)
     numbers = _highest(numbers)
     if small is not batch:  # what a row keeps until the end of the step has nothing to do with depth
-        few, several = _highest(base), _highest(simulate(module, shallow, processor, more))
+        few, several = _highest(base), _highest(simulate(module, shallow, processor, more, further))
         times = (num_tokens(batch) - num_tokens(small)) / (num_tokens(more) - num_tokens(small))
         flops = numbers["flops",] * (1 + times * (several["flops",] / few["flops",] - 1))
         _extend(numbers, few, several, times)
@@ -150,6 +153,18 @@ def rows_of(batch: Batch, rows: Tensor) -> Batch:
     return Batch(batch.query.select(rows), batch.target.select(rows), contents, contents, batch.dataset)
 
 
+def with_further(batch: Batch, count: int) -> Batch:
+    """Return a batch whose pairs have ``count`` hard negatives each, as long as their targets."""
+    if not count:
+        return batch
+    owner = torch.arange(len(batch)).repeat_interleave(count)
+    rows = batch.target.select(owner)
+    true = torch.ones(len(owner), dtype=torch.bool)
+    content = torch.arange(len(owner)) - 2**62  # of no pair
+    rows = replace(rows, annotated=~true)
+    return replace(batch, further=FurtherRows(rows, owner, content, ~true, true, true))
+
+
 def _stage_plan(stage: str, numbers: Numbers) -> StagePlan:
     trained = round(numbers["trained",])
     weights = {key[1]: round(size) for key, size in numbers.items() if key[0] == "weights"}
@@ -182,7 +197,11 @@ def rows_of_a_pass(module: RimeModule, batch: Batch) -> int:
 
 
 def simulate(
-    module: RimeModule, architecture: PretrainedConfig, processor: RimeProcessor, batch: Batch
+    module: RimeModule,
+    architecture: PretrainedConfig,
+    processor: RimeProcessor,
+    batch: Batch,
+    further: int = 0,
 ) -> Numbers:
     """Run one step and return its numbers."""
     step: Any = copy.deepcopy(module)
@@ -195,6 +214,7 @@ def simulate(
     _detach_from_trainer(step, live)
     with backbone.values:
         batch = replace(batch, query=without_values(batch.query), target=without_values(batch.target))
+    batch = with_further(batch, further)
     with mock.patch.object(sampling, "decode", _last_tokens(sampling.decode, live)), live:
         if isinstance(module, RefineRLModule):
             with live.counting("reference adapter"):
