@@ -343,3 +343,12 @@ def test_settings_that_make_no_sense_are_named(make_module: MakeModule, shared_b
         RefineRLModule(replace(config, lora_dropout=0.1))
     with pytest.raises(RimeError, match="init_adapter_from is missing"):
         RefineRLModule(config).configure_model()
+
+
+def test_hard_negatives_are_refused(
+    make_module: MakeModule, processor: RimeProcessor, pairs: list[Pair]
+) -> None:
+    """No reward would look at them."""
+    batch = processor.training_batch(pairs, further=True)
+    with pytest.raises(RimeError, match=r"data.hard_negatives and data.positives must be 0 in Refine-RL"):
+        make_module().training_step(batch, 0)
