@@ -181,8 +181,8 @@ class RefineRLModule(RimeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         if batch.further is not None:
             raise RimeError(
-                "data.hard_negatives and data.positives must be 0 in Refine-RL, because a reward compares with "
-                "anchors only. Leave them out, or use them in SFT and CMA."
+                "data.hard_negatives and data.positives must be 0 in Refine-RL, because a reward compares "
+                "with anchors only. Leave them out, or use them in SFT and CMA."
             )
         parts = self.sample(batch)
         rewards = self.scorer.rewards(parts, batch, self.anchor_embeddings(parts, batch))
