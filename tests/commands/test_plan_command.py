@@ -32,16 +32,16 @@ def plan(base: Path, corpus: Path | None, *more: str, stage: str = "cma") -> int
     return main(["plan", "--config", str(RECIPE.with_name(f"{stage}.yaml")), *words, *more])
 
 
-Planned = list[tuple[Any, Batch]]
+Planned = list[tuple[Any, Batch, int]]
 
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
-    """The modules and batches that a plan is made for; the simulation, which takes seconds, is left out."""
+    """Modules, batches and numbers of further targets that are planned; the simulation takes seconds: left out."""
     made: Planned = []
 
-    def record(module: Any, architecture: object, batch: Batch) -> StagePlan:
-        made.append((module, batch))
+    def record(module: Any, architecture: object, batch: Batch, further: int) -> StagePlan:
+        made.append((module, batch, further))
         return StagePlan(type(module).__module__.rpartition(".")[2], {"all": 2**40}, 1.0, 1, 1)
 
     monkeypatch.setattr("rime_pl.preflight.plan.planning.predict_stage", record)
@@ -103,7 +103,7 @@ def test_each_change_that_may_help_is_one_setting(
     assert plan(without_weights, scenes_corpus, *more, "--memory", "1", "--json", stage=stage) == 0
     typed = [change["setting"].split(" (")[0] for change in told(capsys)["changes"]]
     assert set(typed) == changes
-    for setting, (module, batch) in zip(typed, planned[-len(typed) :], strict=True):
+    for setting, (module, batch, _) in zip(typed, planned[-len(typed) :], strict=True):
         value = yaml.safe_load(setting.rpartition(" ")[2])
         match setting.split(" ")[0].lstrip("-").split("."):
             case "data", "batch_size":
@@ -113,6 +113,17 @@ def test_each_change_that_may_help_is_one_setting(
                 assert getattr(settings, name) == value
             case _:
                 assert max(side.completions.ids.shape[1] for side in batch.sides) <= 16 + 2
+
+
+def test_hard_negatives_and_further_positives_are_planned(
+    without_weights: Path, scenes_corpus: Path, planned: Planned
+) -> None:
+    assert plan(without_weights, scenes_corpus, "--json") == 0
+    assert {further for _, _, further in planned} == {0}
+    planned.clear()
+    more = ["--data.hard_negatives", "2", "--data.positives", "1"]
+    assert plan(without_weights, scenes_corpus, *more, "--json") == 0
+    assert {further for _, _, further in planned} == {3}
 
 
 def test_refine_rl_is_planned_by_itself(
@@ -196,7 +207,7 @@ def test_memory_is_for_the_longest_pairs_and_time_for_usual_ones(
     capsys.readouterr()  # the progress of writing it
     assert plan(without_weights, corpus, "--json", "--data.batch_size", "2") == 0
     found = told(capsys)
-    sft, longest, usual = (batch for _, batch in planned)  # CMA once more for the time
+    sft, longest, usual = (batch for _, batch, _ in planned)  # CMA once more for the time
     assert longest is sft and len(longest) == len(usual) == 2
     shortest = min(int(side.prompts.attention_mask.sum(1).min()) for side in longest.sides)
     assert shortest >= 40 > max(side.prompts.input_ids.shape[1] for side in usual.sides)
