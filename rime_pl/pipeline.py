@@ -22,7 +22,7 @@ STAGES = ("sft", "cma", "refine_rl")
 #: Recipes that have a name: a folder with one YAML file for each stage.
 RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS, "2b-24gb": CONFIGS / "24gb"}
 #: Corpora that can be built without further input.
-BUILT_IN = ("openmoji", "scenes")
+BUILT_IN = ("openmoji", "scenes", "mini")
 #: A recipe with this base model trains on one that `rime base` makes for the corpus: models/tiny-<corpus>.
 TINY_BASE = "models/tiny-openmoji"
 #: The file of a base model that is written last.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,7 +20,7 @@ from rich.progress import (
 from rime_pl.datamodules.shards import ShardReader, of_tasks, read_split
 from rime_pl.errors import RimeError
 from rime_pl.miniature.tiny import TinyConfig, make_base
-from rime_pl.types import Pair, frames_of
+from rime_pl.types import Medium, Pair
 
 
 def run(
@@ -36,7 +35,7 @@ def run(
     batch_size: int = TinyConfig.batch_size,
     num_threads: int = 2,
 ) -> int:
-    """Make the tiny base model: a small Qwen3-VL that learns to caption the pictures of a corpus.
+    """Make the tiny base model: a small Qwen3-VL that learns to caption what a corpus shows.
 
     Args:
         data: Corpus folder with a captions split.
@@ -71,13 +70,11 @@ def run(
     return 0
 
 
-def read_captions(data: Path) -> tuple[list[tuple[Image.Image, list[str]]], list[str]]:
-    """Return the pictures of the captions split with their captions, and all its texts."""
+def read_captions(data: Path) -> tuple[list[tuple[Medium, list[str]]], list[str]]:
+    """Return pictures, clips and pages of the captions split with their captions, and all its texts."""
     reader = ShardReader(read_split(data, "captions"))
     pairs = [reader.read(n) for n in track(range(len(reader)), "reading captions")]
-    samples = [
-        (frames_of(pair.query.media[0])[0], pair.target.text.split("\n")) for pair in pairs if pair.query
-    ]
+    samples = [(pair.query.media[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
     return samples, [text for pair in pairs for text in _texts(pair)]
 
 

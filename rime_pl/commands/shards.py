@@ -10,6 +10,7 @@ from rich.console import Console
 
 from rime_pl.datamodules import plain_tars
 from rime_pl.datamodules.builders import folder
+from rime_pl.datamodules.builders.mini import builder as mini
 from rime_pl.datamodules.builders.openmoji import builder as openmoji
 from rime_pl.datamodules.builders.public import karpathy, llava_hound, mmeb_train, pages, ume_json
 from rime_pl.datamodules.builders.scenes import builder as scenes
@@ -76,6 +77,7 @@ def check(
 SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "openmoji": openmoji.build,
     "scenes": scenes.build,
+    "mini": mini.build,
     "folder": folder.build,
     "mmeb-train": mmeb_train.build,
     "coco": karpathy.build_coco,

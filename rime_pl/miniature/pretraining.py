@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,7 +21,9 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor, get_
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from rime_pl.errors import DataError
-from rime_pl.prompts import picture_slot
+from rime_pl.prompts import PromptConfig
+from rime_pl.types import Medium
+from rime_pl.visual_inputs import MediaProcessor, VisualInputs
 
 #: A content word stands in the captions of at most this share of the pictures; the others frame them.
 _CONTENT = 0.5
@@ -32,7 +33,7 @@ _NAME = 0.02  # in a corpus of few words none is so rare; then all content words
 _RENAMED = 0.8
 
 
-def content_words(processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]]) -> dict[int, int]:
+def content_words(processor: Qwen3VLProcessor, samples: Sequence[tuple[Medium, list[str]]]) -> dict[int, int]:
     """Return the content words of the captions, as tokens -> number of pictures whose captions hold them.
 
     Raises:
@@ -48,35 +49,41 @@ def content_words(processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, li
     return found
 
 
-def names(processor: Qwen3VLProcessor, samples: Sequence[tuple[Image, list[str]]]) -> list[int]:
+def names(processor: Qwen3VLProcessor, samples: Sequence[tuple[Medium, list[str]]]) -> list[int]:
     """Return the content words that name few pictures each, as tokens; these are learned by copying."""
     counts = content_words(processor, samples)
     return [word for word, count in counts.items() if count <= _NAME * len(samples)] or [*counts]
 
 
-class Pictures:
-    """The pictures of the captions, prepared once, and what the frozen tower sees in each, computed once.
+class ShownMedia:
+    """The media of the captions, prepared once, and what the frozen tower sees in each, computed once.
 
-    A picture is shown a dozen times, and preparing it and running the tower take half of a caption's time.
+    One is shown a dozen times, and preparing it and running the tower take half of a caption's time.
 
     Args:
-        processor: Turns a picture into patches.
-        images: The pictures.
+        processor: Its image and video processors turn media into patches, as in the stages.
+        media: Pictures, clips and pages.
     """
 
-    def __init__(self, processor: Qwen3VLProcessor, images: Iterable[Image]) -> None:
-        self.prepared = [processor.image_processor(images=[image], return_tensors="pt") for image in images]
-        #: number of a picture -> its visual tokens, and those of each deeper layer; each (tokens, D)
+    def __init__(self, processor: Qwen3VLProcessor, media: Iterable[Medium]) -> None:
+        self._prepare = MediaProcessor(processor, PromptConfig())
+        self.prepared = [self._prepare([one], [f"caption {n}"]) for n, one in enumerate(media)]
+        #: number of a medium -> its visual tokens, and those of each deeper layer; each (tokens, D)
         self._seen: dict[int, tuple[Tensor, ...]] = {}
 
+    def slot(self, row: int) -> str:
+        """Return the place of a medium in a prompt."""
+        return self.prepared[row].slots[0]
+
     def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return the patches of the given pictures, as model inputs."""
-        names = ("pixel_values", "image_grid_thw")
-        return {name: torch.cat([self.prepared[row][name] for row in rows]) for name in names}
+        """Return the patches of the given media, as the tower takes them: a picture like a clip."""
+        pixels, grids = zip(*(_patches(self.prepared[row]) for row in rows), strict=True)
+        patches = self._prepare.normalised(torch.cat(pixels))
+        return {"pixel_values": patches, "image_grid_thw": torch.cat(grids)}
 
     @torch.no_grad()
     def seen(self, model: Qwen3VLForConditionalGeneration, rows: Sequence[int]) -> dict[str, Any]:
-        """Return what the tower of ``model`` sees in the given pictures, as model inputs.
+        """Return what the tower of ``model`` sees in the given media, as model inputs.
 
         The tower must not be trained any more: what it saw first is kept.
         """
@@ -84,20 +91,31 @@ class Pictures:
             found = model.model.get_image_features(**self.batch(new), return_dict=True)
             tokens = zip(found.pooler_output, *found.deepstack_features, strict=True)
             self._seen.update(zip(new, tokens, strict=True))
-        if not rows:
-            return {}
-        pooled, *deeper = zip(*(self._seen[row] for row in rows), strict=True)
-        parts: dict[str, Any] = {"pooler_output": pooled, "deepstack_features": deeper}  # split by picture
-        features = BaseModelOutputWithDeepstackFeatures(**parts)
-        grids = torch.cat([self.prepared[row]["image_grid_thw"] for row in rows])
-        return {"image_grid_thw": grids, "mm_encoder_outputs": {"image": features}}
+        inputs: dict[str, Any] = {"mm_encoder_outputs": {}} if rows else {}
+        for kind, clips in (("image", False), ("video", True)):
+            if chosen := [row for row in rows if self._is_clip(row) == clips]:
+                pooled, *deeper = zip(*(self._seen[row] for row in chosen), strict=True)
+                parts: dict[str, Any] = {"pooler_output": pooled, "deepstack_features": deeper}  # by medium
+                inputs["mm_encoder_outputs"][kind] = BaseModelOutputWithDeepstackFeatures(**parts)
+                inputs[f"{kind}_grid_thw"] = torch.cat([_patches(self.prepared[row])[1] for row in chosen])
+        return inputs
+
+    def _is_clip(self, row: int) -> bool:
+        seconds = self.prepared[row].seconds
+        return seconds is not None and bool(seconds > 0)
+
+
+def _patches(prepared: VisualInputs) -> tuple[Tensor, Tensor]:
+    """Return the patches and the grid of one medium."""
+    assert prepared.pixel_values is not None and prepared.grid_thw is not None, "it was made of one medium"
+    return prepared.pixel_values, prepared.grid_thw
 
 
 def pretrain_vision(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
-    pictures: Pictures,
-    samples: Sequence[tuple[Image, list[str]]],
+    shown: ShownMedia,
+    samples: Sequence[tuple[Medium, list[str]]],
     num_steps: int,
     batch_size: int,
     learning_rate: float,
@@ -129,16 +147,16 @@ def pretrain_vision(
     for step in range(num_steps):
         rows = [rng.randrange(len(samples)) for _ in range(batch_size)]
         words = table[rows_of]
-        shown = visual_tokens(model, pictures.batch(rows))
-        matches = (torch.cat(shown) @ words.T + bias).split([len(tokens) for tokens in shown])
-        scores = torch.stack([of_picture.logsumexp(0) for of_picture in matches])
+        seen = visual_tokens(model, shown.batch(rows))
+        matches = (torch.cat(seen) @ words.T + bias).split([len(tokens) for tokens in seen])
+        scores = torch.stack([of_medium.logsumexp(0) for of_medium in matches])
         loss = torch.nn.functional.cross_entropy(scores, wanted[rows])
         _update(loss, parameters, optimizer, schedule)
         on_step(step, float(loss.detach()))
 
 
 def visual_tokens(model: Qwen3VLForConditionalGeneration, features: dict[str, Tensor]) -> list[Tensor]:
-    """Return the (tokens, D) visual tokens of each picture with all that the decoder adds to them later."""
+    """Return the (tokens, D) visual tokens of each medium with all that the decoder adds to them later."""
     seen = model.model.get_image_features(**features, return_dict=True)
     return [sum(parts) for parts in zip(seen.pooler_output, *seen.deepstack_features, strict=True)]
 
@@ -209,29 +227,25 @@ def copy_batches(
 def caption_batches(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
-    pictures: Pictures,
-    samples: Sequence[tuple[Image, list[str]]],
+    shown: ShownMedia,
+    samples: Sequence[tuple[Medium, list[str]]],
     words: Sequence[int],
     batch_size: int,
     rng: random.Random,
 ) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Yield batches of pictures, or captions in place of a third of them, to be answered with a caption."""
+    """Yield batches of media, or captions in place of a third of them, to be answered with a caption."""
     tokenizer = processor.tokenizer
     while True:
-        shown: list[int] = []
+        rows: list[int] = []
         texts, answers, read = [], [], []
         for row in rng.choices(range(len(samples)), k=batch_size):
             captions = samples[row][1]
             other, answer = rng.choice(captions), rng.choice(captions)
             read.append(rng.random() < 0.35)
-            shown += [] if read[-1] else [row]
-            texts.append(other if read[-1] else "")
+            rows += [] if read[-1] else [row]
+            texts.append(other if read[-1] else shown.slot(row))
             answers.append(answer)
-        features = pictures.seen(model, shown)
-        tokens = iter(map(len, features["mm_encoder_outputs"]["image"].pooler_output) if shown else ())
-        texts = [
-            text if reads else picture_slot(next(tokens)) for text, reads in zip(texts, read, strict=True)
-        ]
+        features = shown.seen(model, rows)
         prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
         completions = tokenizer(answers, add_special_tokens=False)["input_ids"]
         for row, reads in enumerate(read):
@@ -270,5 +284,5 @@ def _batch(
         ids[row, :stop] = torch.tensor([*prompt, *answer])
         labels[row, len(prompt) : stop] = torch.tensor(answer)
         mask[row, :stop] = 1
-    kinds = (ids == processor.image_token_id).int()
+    kinds = (ids == processor.image_token_id).int() + 2 * (ids == processor.video_token_id).int()
     return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds, **features}, labels

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -30,13 +29,14 @@ from transformers import (
 from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.miniature.pretraining import (
-    Pictures,
+    ShownMedia,
     caption_batches,
     copy_batches,
     names,
     pretrain,
     pretrain_vision,
 )
+from rime_pl.types import Medium, frames_of
 
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -45,6 +45,8 @@ SPECIAL_TOKENS = (
 
 #: Rows of the embedding table behind those of the tokens: one for each mode token.
 SPARE_ROWS = 2
+#: Frames of a clip that are never made smaller than pictures.
+SMALL_CLIP = 8
 
 
 @dataclass
@@ -111,18 +113,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def build_processor(
-    tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int
+    tokenizer: PreTrainedTokenizerFast, config: TinyConfig, image_size: int, num_frames: int = SMALL_CLIP
 ) -> Qwen3VLProcessor:
-    """Return the ordinary Qwen3-VL processor with a small patch."""
-    pixels = {"shortest_edge": (2 * config.patch_size) ** 2, "longest_edge": image_size**2}
+    """Return the ordinary Qwen3-VL processor with a small patch.
+
+    Args:
+        tokenizer: Its tokenizer.
+        config: Size of a patch.
+        image_size: Pixels of each side of the largest picture or frame.
+        num_frames: Frames of the longest clip that keeps this size: Qwen3-VL bounds the pixels of all frames.
+    """
+    smallest, largest = (2 * config.patch_size) ** 2, image_size**2
     settings: dict[str, Any] = {
-        "patch_size": config.patch_size,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-        "size": pixels,
+        **{"patch_size": config.patch_size, "merge_size": 2, "temporal_patch_size": 2},
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     }
-    images = Qwen2VLImageProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    videos = Qwen3VLVideoProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = Qwen2VLImageProcessor(**settings, size={"shortest_edge": smallest, "longest_edge": largest})
+    of_clip = {"shortest_edge": smallest, "longest_edge": largest * num_frames}
+    videos = Qwen3VLVideoProcessor(**settings, size=of_clip)
     return Qwen3VLProcessor(images, tokenizer, videos)
 
 
@@ -180,7 +188,7 @@ def build_model(
 
 def make_base(
     output: Path,
-    samples: Sequence[tuple[Image, list[str]]],
+    samples: Sequence[tuple[Medium, list[str]]],
     texts: Iterable[str],
     config: TinyConfig,
     seed: int,
@@ -190,7 +198,7 @@ def make_base(
 
     Args:
         output: Folder to write.
-        samples: Training pictures with their captions.
+        samples: Pictures, clips and pages of training, with their captions.
         texts: Texts for the vocabulary of the tokenizer.
         config: Size of the model and length of its training.
         seed: Seed of the weights and of the order.
@@ -198,19 +206,20 @@ def make_base(
     """
     torch.manual_seed(seed)
     rng = random.Random(f"base {seed}")
-    image_size = max(max(image.size) for image, _ in samples)
+    image_size = max(max(frames_of(medium)[0].size) for medium, _ in samples)
+    num_frames = max(SMALL_CLIP, *(len(frames_of(medium)) for medium, _ in samples))
     tokenizer = train_tokenizer(texts, config.vocab_size)
-    processor = build_processor(tokenizer, config, image_size)
+    processor = build_processor(tokenizer, config, image_size, num_frames)
     model = build_model(tokenizer, config, image_size)
     attend_pictures_together(model)
     multiply_patches(model)
     rate, vision_rng = config.learning_rate, random.Random(f"vision {seed}")
-    pictures = Pictures(processor, (image for image, _ in samples))
+    shown = ShownMedia(processor, (medium for medium, _ in samples))
     steps, size = config.vision_steps, config.vision_batch_size
-    pretrain_vision(model, processor, pictures, samples, steps, size, rate, vision_rng, on_step)
+    pretrain_vision(model, processor, shown, samples, steps, size, rate, vision_rng, on_step)
     words, done = names(processor, samples), config.vision_steps
     copies = copy_batches(processor, words, config.batch_size, rng)
-    captions = caption_batches(model, processor, pictures, samples, words, config.batch_size, rng)
+    captions = caption_batches(model, processor, shown, samples, words, config.batch_size, rng)
     for batches, steps in ((copies, config.copy_steps), (captions, config.num_steps)):
         pretrain(model, batches, steps, rate, partial(_count_on, on_step, done))
         done += steps

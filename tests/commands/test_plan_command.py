@@ -37,7 +37,7 @@ Planned = list[tuple[Any, Batch, int]]
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
-    """Modules, batches and numbers of further targets that are planned; the simulation takes seconds: left out."""
+    """Modules, batches and numbers of further targets that are planned, without the simulation."""
     made: Planned = []
 
     def record(module: Any, architecture: object, batch: Batch, further: int) -> StagePlan:

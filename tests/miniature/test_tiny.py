@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoProcessor
 from rime_pl.errors import DataError
 from rime_pl.miniature import pretraining
 from rime_pl.miniature.pretraining import (
-    Pictures,
+    ShownMedia,
     caption_batches,
     content_words,
     copy_batches,
@@ -98,7 +98,7 @@ def batch_of(
 ) -> tuple[dict[str, Tensor], Tensor]:
     size, words = max(max(image.size) for image, _ in samples), content(processor)
     model = build_model(processor.tokenizer, TinyConfig(), size)
-    pictures = Pictures(processor.processor, [image for image, _ in samples])
+    pictures = ShownMedia(processor.processor, [image for image, _ in samples])
     rng = random.Random(seed)
     return next(caption_batches(model, processor.processor, pictures, samples, words, len(samples), rng))
 
@@ -140,7 +140,7 @@ def test_what_the_tower_saw_is_kept_and_stands_for_the_picture(processor: RimePr
     """A picture that was seen before, with another one in between, gives what its pixels give."""
     torch.manual_seed(0)
     model = build_model(processor.tokenizer, TinyConfig(), 84).eval()
-    pictures = Pictures(processor.processor, [image for image, _ in SAMPLES[:2]])
+    pictures = ShownMedia(processor.processor, [image for image, _ in SAMPLES[:2]])
     pictures.seen(model, [1])
     seen, pixels = pictures.seen(model, [0, 1, 0]), pictures.batch([0, 1, 0])
     pads = [[model.config.image_token_id] * len(one) for one in visual_tokens(model, pixels)]

@@ -4,31 +4,37 @@ Each target is a picture of two things, one left and one right (shape x colour e
 describes it, or shows a picture from which the two things must be *derived*: by a relative position, by
 counting, by a look-up in a table, or by applying a change. Called by `rime shards scenes`.
 
-Everything follows from the seed. Each split has its own scenes as targets. Training still shows some scenes
-of the test split, but never as a target: 12 % of the `composed` training queries start from a picture of one.
+Everything follows from the seed. Each split has its own scenes. No training picture, of a query, a target or
+a caption, shows two things together whose scene is a target of the validation or test split.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 
 from rime_pl.datamodules.builders.scenes.drawing import (
     COLOURS,
     SHAPES,
     Cells,
+    Couple,
     Scene,
     Thing,
+    couples_in,
     draw,
+    drawn,
     in_a_row,
     in_groups,
 )
 from rime_pl.datamodules.shard_writer import write_corpus
+from rime_pl.errors import DataError
 from rime_pl.types import Item, Pair
 
 INSTRUCTION = "Find the picture."
+#: How often a question is made anew until its picture shows nothing that is held out.
+TRIES = 1000
 
 
 # -- words --------------------------------------------------------------------------------------------
@@ -152,9 +158,37 @@ TASKS: dict[str, Callable[[Scene, random.Random], Question]] = {
 }
 
 
-def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Random) -> Pair:
-    """Return a query of a task for a scene, and a new picture of the scene as its target."""
-    text, cells, thoughts = TASKS[task](scene, rng)
+def ask(task: str, scene: Scene, held_out: Set[Couple], rng: random.Random) -> Question:
+    """Return a question of a task for a scene, whose picture shows none of the couples in ``held_out``."""
+    for _ in range(TRIES):
+        text, cells, thoughts = TASKS[task](scene, rng)
+        if not couples_in((cells or {}).values()) & held_out:
+            return text, cells, thoughts
+    raise too_many_held_out(f"a question of {task!r} for {scene.content_id!r}")
+
+
+def too_many_held_out(what: str) -> DataError:
+    """Return the error of a builder that finds nothing to show in training."""
+    return DataError(
+        f"{what} must show nothing that is held out for the validation and test splits, but {TRIES} tries "
+        "found none. Lower --val_contents or --test_contents."
+    )
+
+
+def make_pair(
+    task: str, number: int, scene: Scene, size: int, rng: random.Random, held_out: Set[Couple] = frozenset()
+) -> Pair:
+    """Return a query of a task for a scene, and a new picture of the scene as its target.
+
+    Args:
+        task: One of ``TASKS``.
+        number: Number of the pair in its task and split.
+        scene: The scene to be found.
+        size: Width and height of a picture in pixels.
+        rng: Chooses words, places and pixels.
+        held_out: Things that the picture of the query must not show together.
+    """
+    text, cells, thoughts = ask(task, scene, held_out, rng)
     answer = rewrite(scene, rng)
     query = Item(
         text=text,
@@ -170,27 +204,42 @@ def make_pair(task: str, number: int, scene: Scene, size: int, rng: random.Rando
         content_id=scene.content_id,
         rewrite=rewrite(scene, rng),
     )
-    return Pair(f"{task}-{number:06d}", task, "pictures", query, target)
+    source = f"query: {drawn((cells or {}).values())}; target: {drawn([scene.left, scene.right])}"
+    return Pair(f"{task}-{number:06d}", task, "pictures", query, target, source=source)
 
 
 # -- captions to pre-train the tiny base model -------------------------------------------------------
 
 
-def caption_pair(number: int, scenes: list[Scene], size: int, rng: random.Random) -> Pair:
-    """Return a picture with plain captions, one per line: which things are where, and how many."""
-    scene = rng.choice(scenes)
+def caption_pair(
+    number: int, scenes: list[Scene], size: int, rng: random.Random, held_out: Set[Couple] = frozenset()
+) -> Pair:
+    """Return a picture with plain captions, one per line: which things are where, and how many.
+
+    Of the things in it, no two are one of the couples in ``held_out``.
+    """
+    for _ in range(TRIES):
+        cells, lines = _caption(rng.choice(scenes), rng)
+        if not couples_in(cells.values()) & held_out:
+            break
+    else:
+        raise too_many_held_out("a caption")
+    item = Item("", (draw(cells, size, rng),), f"caption {number}")
+    text = Item("\n".join(lines), (), f"caption {number}")
+    return Pair(
+        f"captions-{number:06d}", "captions", "captions", item, text, source=f"query: {drawn(cells.values())}"
+    )
+
+
+def _caption(scene: Scene, rng: random.Random) -> tuple[Cells, list[str]]:
     things = [scene.left, scene.right]
     kind = rng.random()
     if kind < 0.3:
         counts = dict(zip(things, rng.sample(range(1, 6), 2), strict=True))
-        cells, lines = in_groups(counts, rng), group_captions(counts)
-    else:
-        if kind > 0.65:
-            things.insert(rng.randrange(3), another_thing(rng, *things))
-        cells, lines = in_a_row(things, rng), row_captions(things)
-    item = Item("", (draw(cells, size, rng),), f"caption {number}")
-    text = Item("\n".join(lines), (), f"caption {number}")
-    return Pair(f"captions-{number:06d}", "captions", "captions", item, text)
+        return in_groups(counts, rng), group_captions(counts)
+    if kind > 0.65:
+        things.insert(rng.randrange(3), another_thing(rng, *things))
+    return in_a_row(things, rng), row_captions(things)
 
 
 def row_captions(things: list[Thing]) -> list[str]:
@@ -214,13 +263,18 @@ def group_captions(counts: dict[Thing, int]) -> list[str]:
 # -- the corpus -----------------------------------------------------------------------------------------
 
 
+def all_couples() -> list[tuple[Thing, Thing]]:
+    """Return all couples of things of two shapes."""
+    things = [Thing(colour, shape) for shape in SHAPES for colour in COLOURS]
+    return [couple for couple in itertools.combinations(things, 2) if couple[0].shape != couple[1].shape]
+
+
 def compositions(seed: int, val: int, test: int) -> dict[str, list[Scene]]:
     """Return the scenes of each split. Training targets show every thing, but no pairing of val or test.
 
     A scene and its mirror image belong to the same split, so a query must also get the order right.
     """
-    things = [Thing(colour, shape) for shape in SHAPES for colour in COLOURS]
-    couples = [couple for couple in itertools.combinations(things, 2) if couple[0].shape != couple[1].shape]
+    couples = all_couples()
     random.Random(f"scenes {seed}").shuffle(couples)
     scenes = [scene for first, second in couples for scene in (Scene(first, second), Scene(second, first))]
     splits = {"test": scenes[:test], "val": scenes[test : test + val], "train": scenes[test + val :]}
@@ -229,12 +283,26 @@ def compositions(seed: int, val: int, test: int) -> dict[str, list[Scene]]:
     return splits
 
 
-def split_pairs(split: str, scenes: list[Scene], per_task: int, size: int, seed: int) -> Iterator[Pair]:
+def couples_of(scenes: Iterable[Scene]) -> frozenset[Couple]:
+    """Return the couples of things that scenes consist of."""
+    return frozenset(frozenset((scene.left, scene.right)) for scene in scenes)
+
+
+def split_pairs(
+    split: str,
+    tasks: Sequence[str],
+    scenes: list[Scene],
+    per_task: int,
+    size: int,
+    seed: int,
+    held_out: Set[Couple],
+) -> Iterator[Pair]:
     """Yield ``per_task`` pairs of each task; the targets take turns, so that every scene occurs."""
-    for offset, task in enumerate(TASKS):
+    for offset, task in enumerate(tasks):
         rng = random.Random(f"{split} {task} {seed}")
         for number in range(per_task):
-            yield make_pair(task, number, scenes[(offset * per_task + number) % len(scenes)], size, rng)
+            scene = scenes[(offset * per_task + number) % len(scenes)]
+            yield make_pair(task, number, scene, size, rng, held_out)
 
 
 def build(
@@ -262,12 +330,20 @@ def build(
         test_contents: Number of distinct scenes in the test gallery; none is a training target.
     """
     scenes = compositions(seed, val_contents, test_contents)
+    if not all(scenes.values()):
+        raise DataError(
+            f"--val_contents {val_contents} and --test_contents {test_contents} must be at least 1 each and "
+            f"leave scenes for training; there are {2 * len(all_couples())} in all."
+        )
+    held_out = couples_of([*scenes["val"], *scenes["test"]])
     rng = random.Random(f"captions {seed}")
+    tasks = [*TASKS]
     splits = {
-        name: split_pairs(name, scenes[name], count, size, seed)
-        for name, count in (("train", train_per_task), ("val", val_per_task), ("test", test_per_task))
+        "train": split_pairs("train", tasks, scenes["train"], train_per_task, size, seed, held_out),
+        "val": split_pairs("val", tasks, scenes["val"], val_per_task, size, seed, frozenset()),
+        "test": split_pairs("test", tasks, scenes["test"], test_per_task, size, seed, frozenset()),
+        "captions": (caption_pair(n, scenes["train"], size, rng, held_out) for n in range(captions)),
     }
-    splits["captions"] = (caption_pair(n, scenes["train"], size, rng) for n in range(captions))
     totals = {
         "train": train_per_task * len(TASKS),
         "val": val_per_task * len(TASKS),

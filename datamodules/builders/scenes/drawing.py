@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -40,6 +42,21 @@ class Scene:
 
 
 Cells = dict[tuple[int, int], Thing]  # (row, column) -> thing
+Couple = frozenset[Thing]  # two different things
+
+
+def couples_in(things: Iterable[Thing]) -> set[Couple]:
+    """Return all couples of different things among those that a picture shows."""
+    return {frozenset(two) for two in itertools.combinations(set(things), 2)}
+
+
+def drawn(things: Iterable[Thing]) -> str:
+    """Return what a picture shows, for the source of a sample.
+
+    >>> drawn([Thing("red", "circle"), Thing("blue", "star"), Thing("red", "circle")])
+    'blue star, red circle'
+    """
+    return ", ".join(sorted({str(thing) for thing in things})) or "no picture"
 
 
 def in_a_row(things: list[Thing], rng: random.Random) -> Cells:
@@ -64,13 +81,14 @@ def draw(cells: Cells, size: int, rng: random.Random) -> Image.Image:
         slack = step / 2 - radius
         x = (column + 0.5) * step + rng.uniform(-slack, slack)
         y = (row + 0.5) * step + rng.uniform(-slack, slack)
-        _draw_shape(pen, thing.shape, x, y, radius, COLOURS[thing.colour])
+        draw_shape(pen, thing.shape, x, y, radius, COLOURS[thing.colour])
     return image
 
 
-def _draw_shape(
+def draw_shape(
     pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fill: tuple[int, ...]
 ) -> None:
+    """Draw a shape of ``r`` pixels from its middle (x, y) to its edge."""
     box = (x - r, y - r, x + r, y + r)
     if shape == "circle":
         pen.ellipse(box, fill=fill)
