@@ -1,4 +1,4 @@
-"""The mini corpus: each question has one answer, no training medium shows what is held out, clips need their order."""
+"""The mini corpus: each question has one answer, no training medium shows what is held out, clips need order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(corpus: Path) -> dict[str, list[Pair]]:
-    readers = {split: ShardReader(read_split(corpus, split)) for split in ("train", "val", "test", "captions")}
+    readers = {
+        split: ShardReader(read_split(corpus, split)) for split in ("train", "val", "test", "captions")
+    }
     return {split: [reader.read(n) for n in range(len(reader))] for split, reader in readers.items()}
 
 

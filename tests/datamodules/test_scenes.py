@@ -6,11 +6,14 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from rime_pl.datamodules.builders.scenes import builder as scenes
-from rime_pl.datamodules.builders.scenes.drawing import Cells, Scene, Thing
+from rime_pl.datamodules.builders.scenes.drawing import COLOURS, SHAPES, Cells, Scene, Thing
+from rime_pl.datamodules.shards import ShardReader, read_split
+from rime_pl.errors import DataError
 
 
 def from_left(cells: Cells) -> list[Thing]:
@@ -100,7 +103,44 @@ def test_splits_share_no_content_and_know_every_thing(contents: dict[str, list[S
         assert {Scene(scene.right, scene.left) for scene in held} == set(held)
 
 
-def test_captions_are_no_rewrites_and_hold_no_test_pairing(contents: dict[str, list[Scene]]) -> None:
+def test_no_training_picture_shows_what_is_held_out(tmp_path: Path) -> None:
+    """Parsed from what samples say of their pictures, and from their captions and rewrites."""
+    scenes.build(tmp_path, train_per_task=150, val_per_task=40, test_per_task=100, captions=600)
+    thing = re.compile(rf"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})")
+
+    def couples(text: str) -> set[frozenset[str]]:
+        found = thing.findall(text.lower())
+        return {frozenset((one, other)) for one in found for other in found if one != other}
+
+    pairs = {
+        split: [reader.read(n) for n in range(len(reader))]
+        for split in ("train", "val", "test", "captions")
+        for reader in [ShardReader(read_split(tmp_path, split))]
+    }
+    held = {c for split in ("val", "test") for pair in pairs[split] for c in couples(pair.target.content_id)}
+    shown = Counter[str]()
+    for pair in [*pairs["train"], *pairs["captions"]]:
+        asked, _, found = pair.source.partition("; target: ")
+        captions = pair.target.text.split("\n") if pair.dataset == "captions" else []
+        for text in (asked, found, pair.target.rewrite or "", *captions):
+            assert not couples(text) & held, (pair.key, text)
+            shown[pair.dataset] += len(couples(text))
+        assert couples(found) == couples(pair.target.rewrite or "")
+    assert set(shown) == {*scenes.TASKS, "captions"} and min(shown.values()) >= 150
+    # the test may ask of anything, so these pictures show that the words are parsed and could have failed
+    asked = [couples(pair.source.partition(";")[0]) for pair in pairs["test"]]
+    assert sum(bool(found & held) for found in asked) > 100
+
+
+def test_splits_that_leave_nothing_to_show_are_refused(tmp_path: Path) -> None:
+    for val, test in ((0, 600), (216, 0), (1000, 2600)):
+        with pytest.raises(DataError, match="leave scenes for training"):
+            scenes.build(tmp_path / "scenes", val_contents=val, test_contents=test)
+    with pytest.raises(DataError, match="Lower --val_contents"):
+        scenes.build(tmp_path / "scenes", val_contents=1, test_contents=3580)
+
+
+def test_captions_are_no_rewrites(contents: dict[str, list[Scene]]) -> None:
     rng = random.Random(5)
     wordings = {scenes.rewrite(scene, rng) for scene in contents["train"] for _ in range(4)}
     for number in range(300):

@@ -23,8 +23,15 @@ from rime_pl.miniature.pretraining import (
     copy_batches,
     visual_tokens,
 )
-from rime_pl.miniature.tiny import SPECIAL_TOKENS, TinyConfig, build_model, train_tokenizer
+from rime_pl.miniature.tiny import (
+    SPECIAL_TOKENS,
+    TinyConfig,
+    build_model,
+    build_processor,
+    train_tokenizer,
+)
 from rime_pl.processing import RimeProcessor
+from rime_pl.types import Clip, Page
 
 TEXTS = [
     "a woman cook with dark skin",
@@ -149,6 +156,42 @@ def test_what_the_tower_saw_is_kept_and_stands_for_the_picture(processor: RimePr
     with torch.no_grad():
         kept, new = (model.model(**inputs, **more).last_hidden_state for more in (seen, pixels))
     assert not kept[0].allclose(kept[1]) and kept.allclose(new, atol=1e-5)
+
+
+def test_clips_and_pages_are_captioned_as_the_model_itself_reads_them(processor: RimeProcessor) -> None:
+    """What was kept of a clip gives what its pixels give to the model of transformers."""
+    torch.manual_seed(0)
+    model = build_model(processor.tokenizer, TinyConfig(), 84).eval()
+    frames = tuple(Image.new("RGB", (48, 48), (60 * n, 0, 0)) for n in range(4))
+    media = [SAMPLES[0][0], Clip(frames, (0.0, 0.5, 1.0, 1.5)), Page(Image.new("L", (48, 72), 90))]
+    shown, rows = ShownMedia(processor.processor, media), [1, 0, 2, 1]
+    texts = [shown.slot(row) for row in rows]
+    assert texts[0].count("seconds>") == 2 and texts[0].count("<|video_pad|>") == 8
+    inputs = processor.tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    ids, images = inputs["input_ids"], processor.processor
+    kinds = (ids == images.image_token_id).int() + 2 * (ids == images.video_token_id).int()
+    inputs = {**inputs, "mm_token_type_ids": kinds}
+    pictures, clips = shown.batch([0, 2]), shown.batch([1, 1])
+    pixels = {
+        **pictures,
+        "pixel_values_videos": clips["pixel_values"],
+        "video_grid_thw": clips["image_grid_thw"],
+    }
+    with torch.no_grad():
+        kept, new = (
+            model.model(**inputs, **more).last_hidden_state for more in (shown.seen(model, rows), pixels)
+        )
+    read = inputs["attention_mask"].bool()
+    assert kept[read].allclose(new[read], atol=1e-5)
+    assert clips["image_grid_thw"].tolist() == [[2, 4, 4]] * 2
+
+
+def test_frames_of_a_clip_are_as_large_as_pictures(processor: RimeProcessor) -> None:
+    """Qwen3-VL bounds the pixels of a whole clip: with the bound of a picture, frames would be tiny."""
+    built = build_processor(processor.tokenizer, TinyConfig(), 72, num_frames=4)
+    picture, clip = Image.new("RGB", (72, 72)), Clip((Image.new("RGB", (72, 72)),) * 4, (0.0, 1.0, 2.0, 3.0))
+    grids = [ShownMedia(built, [one]).batch([0])["image_grid_thw"].tolist() for one in (picture, clip)]
+    assert grids == [[[1, 6, 6]], [[2, 6, 6]]]
 
 
 def test_a_batch_without_any_picture(processor: RimeProcessor) -> None:
