@@ -5,7 +5,7 @@ Used by retrieval_recall.py beside it, which ranks the embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class Record:
     task: str
     distractor: bool
     content: int  # of the right target
+    kinds: str  # what the item consists of
     rewrite: Rewrite | None  # None: not evaluated in the generative mode
 
 
@@ -97,6 +98,15 @@ def partners_of(queries: dict[int, Record]) -> dict[int, int]:
         others = derange(torch.tensor([queries[item].content for item in items]))
         found.update({item: items[other] for item, other in zip(items, others.tolist(), strict=True)})
     return {item: other for item, other in found.items() if item != other}
+
+
+def modality(task: str, records: Mapping[Side, Mapping[int, Record]]) -> dict[Side, str]:
+    """Return what the queries of a task and their right targets consist of, such as "clip + text"."""
+    queries = [record for record in records["query"].values() if record.task == task]
+    wanted = {record.content for record in queries}
+    targets = [record for record in records["target"].values() if record.content in wanted]
+    named = {"query": queries, "target": targets}
+    return {side: " or ".join(sorted({one.kinds for one in named[side]})) for side in records}
 
 
 def costs(seen: Seen, memory: Collection[str]) -> Results:

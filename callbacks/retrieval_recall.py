@@ -24,6 +24,7 @@ from rime_pl.callbacks.evaluated_items import (
     annotated,
     costs,
     evaluation_of,
+    modality,
     partners_of,
     rank_rows,
     rewrites_of,
@@ -205,6 +206,7 @@ class RetrievalRecall(Callback):
             batch.datasets,
             batch.distractor.tolist(),
             batch.relevant_ids.tolist(),
+            [item.kinds for item in batch.items],
             rewrites_of(batch, written) if written else [None] * len(batch),
             strict=True,
         )
@@ -239,10 +241,7 @@ class RetrievalRecall(Callback):
         if sizes := getattr(module, "dimensions", None):
             overall["dimensions"] = {str(size): self._at_length(size, headline) for size in sizes}
         names = sorted({record.task for record in queries.values()})
-        per_task = {
-            name: {**self._over(table, [name]), **gallery_facts([table.of_task(content_hash(name))])}
-            for name in names
-        }
+        per_task = {name: self._of_task(name, table, seen) for name in names}
         facts = gallery_facts([table.of_task(content_hash(name)) for name in headline])
         facts |= {"missing": missing, "memory": [name for name in names if name in self.memory_tasks]}
         if self._evaluation.left_out:
@@ -257,6 +256,10 @@ class RetrievalRecall(Callback):
             self.ranks = rank_rows(table, everything, crossed, queries)
         self._metric.reset()
         return True
+
+    def _of_task(self, name: str, table: RankTable, seen: Seen) -> Results:
+        facts = gallery_facts([table.of_task(content_hash(name))])
+        return {**self._over(table, [name]), **facts, "modality": modality(name, seen.records)}
 
     def _at_length(self, size: int, headline: Sequence[str]) -> dict[str, float]:
         """Return recall@1 of each mode pair with the first ``size`` numbers of the embeddings."""

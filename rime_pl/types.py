@@ -90,6 +90,13 @@ class Item:
     rewrite: str | None = None  # the reference rewrite; None: not annotated
     cot: str | None = None  # a chain of thought, followed by the same rewrite
 
+    @property
+    def kinds(self) -> str:
+        """What the item consists of, such as "clip + text"."""
+        names = {Clip: "clip", Page: "page"}
+        found = sorted({names.get(type(medium), "picture") for medium in self.media})
+        return " + ".join([*found, *(["text"] if self.text else [])]) or "nothing"
+
     def thumbnail(self, side: int = THUMBNAIL) -> Item:
         """Return the item with small pictures, so that a whole gallery can be kept or sent."""
         return replace(self, media=tuple(_small(medium, side) for medium in self.media))
@@ -225,7 +232,7 @@ class FurtherRows(_Movable):
     positive: Tensor  # (K,) bool: a right answer; False: a hard negative
     rewritten: Tensor  # (K,) bool: it has a rewrite
     used: (
-        Tensor  # (K,) bool: False for the row that a rank without any holds, so that all run the model alike
+        Tensor  # (K,) bool: False for the row that a rank without any holds, so that all ranks run the model
     )
 
     def __len__(self) -> int:

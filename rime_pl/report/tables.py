@@ -89,10 +89,19 @@ def _tasks(summary: Summary) -> Table:
     worth = ("own-minus-empty", "own-minus-shuffled") if "trace" in summary["after"] else ()
     where = [*(("recall@1", pair) for pair in _pairs(summary["after"])), *(("trace", key) for key in worth)]
     tasks = summary["per_task"].items()
-    rows = [[name, str(task["gallery"]), *(_number(task, *place) for place in where)] for name, task in tasks]
+    rows = [
+        [name, _modality(task), str(task["gallery"]), *(_number(task, *place) for place in where)]
+        for name, task in tasks
+    ]
     names = [REWRITES.get(key, key).replace("- ", "-").replace("-", "-\n") for _, key in where]
     title = f"recall@1 of each task{', after' if summary['before'] else ''} (chance = 1 / gallery)"
-    return Table(title, ["task", "gallery", *names], rows)
+    return Table(title, ["task", "query -\ntarget", "gallery", *names], rows)
+
+
+def _modality(task: Mapping[str, Any]) -> str:
+    """Return what is asked and what is found; an earlier run did not keep it."""
+    sides = task.get("modality", {})
+    return " -\n".join(sides[side] for side in ("query", "target")) if sides else "-"
 
 
 def _before_after(summary: Summary, title: str, rows: Sequence[tuple[str, ...]], note: str = "") -> Table:

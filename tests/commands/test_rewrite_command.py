@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def good(body: dict[str, Any], number: int) -> Reply:
     return answer(f'A town, as in "{words_in(body).split("Text: ")[-1]}".')
-
-
-def slow(body: dict[str, Any], number: int) -> Reply:
-    return Reply(body=good(body, number).body, hangs=0.1)
 
 
 def words(endpoint: Endpoint, *more: str) -> list[str]:
@@ -213,7 +210,14 @@ def test_help_and_the_way_to_the_package_without_it(tmp_path: Path) -> None:
 def test_a_stop_loses_nothing_that_was_answered(signum: int, code: int, tmp_path: Path) -> None:
     table = make_table(tmp_path, 30)
     output, kept = tmp_path / "new.csv", tmp_path / "new.csv.answers.jsonl"
-    with serving(slow) as endpoint:
+    stopped = threading.Event()
+
+    def answers_twelve(body: dict[str, Any], number: int) -> Reply:
+        if number >= 12:
+            stopped.wait(60)
+        return good(body, number)
+
+    with serving(answers_twelve) as endpoint:
         arguments = words(
             endpoint, "--table", str(table), "--output", str(output), "--teacher.concurrency", "3"
         )
@@ -223,6 +227,7 @@ def test_a_stop_loses_nothing_that_was_answered(signum: int, code: int, tmp_path
             time.sleep(0.01)
         process.send_signal(signum)
         _, said = process.communicate(timeout=60)
+        stopped.set()
         assert process.returncode == code and "Traceback" not in said, said
         answers = kept.read_text().splitlines()
         assert len(answers) >= 9 and not output.exists(), "those in flight were not answered yet"

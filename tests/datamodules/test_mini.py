@@ -1,4 +1,4 @@
-"""The mini corpus: each question has one answer, no training medium shows what is held out, clips need order."""
+"""The mini corpus: each question has one answer, no training medium shows what is held out, order decides."""
 
 from __future__ import annotations
 

@@ -273,11 +273,19 @@ def compositions(seed: int, val: int, test: int) -> dict[str, list[Scene]]:
     """Return the scenes of each split. Training targets show every thing, but no pairing of val or test.
 
     A scene and its mirror image belong to the same split, so a query must also get the order right.
+
+    Raises:
+        DataError: If a split is empty.
     """
     couples = all_couples()
     random.Random(f"scenes {seed}").shuffle(couples)
     scenes = [scene for first, second in couples for scene in (Scene(first, second), Scene(second, first))]
     splits = {"test": scenes[:test], "val": scenes[test : test + val], "train": scenes[test + val :]}
+    if not all(splits.values()):
+        raise DataError(
+            f"--val_contents {val} and --test_contents {test} must be at least 1 each and leave scenes for "
+            f"training; there are {len(scenes)} in all."
+        )
     for split, held in splits.items():  # so that mirror images are not neighbours in a task
         random.Random(f"{split} {seed}").shuffle(held)
     return splits
@@ -330,11 +338,6 @@ def build(
         test_contents: Number of distinct scenes in the test gallery; none is a training target.
     """
     scenes = compositions(seed, val_contents, test_contents)
-    if not all(scenes.values()):
-        raise DataError(
-            f"--val_contents {val_contents} and --test_contents {test_contents} must be at least 1 each and "
-            f"leave scenes for training; there are {2 * len(all_couples())} in all."
-        )
     held_out = couples_of([*scenes["val"], *scenes["test"]])
     rng = random.Random(f"captions {seed}")
     tasks = [*TASKS]
@@ -350,11 +353,5 @@ def build(
         "test": test_per_task * len(TASKS),
         "captions": captions,
     }
-    write_corpus(
-        output,
-        name="scenes",
-        licence="Apache-2.0 (drawn by this builder)",
-        splits=splits,
-        totals=totals,
-        seed=seed,
-    )
+    licence = "Apache-2.0 (drawn by this builder)"
+    write_corpus(output, name="scenes", licence=licence, splits=splits, totals=totals, seed=seed)
