@@ -25,7 +25,7 @@ OUTPUT = runs/$(notdir $(DATA))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\n  DATA=openmoji|scenes|FOLDER  CONFIG=tiny|2b|FOLDER  SEED=0  SEEDS="0 1 2" (compare-rl)\n'
+	@printf '\n  DATA=openmoji|scenes|mini|FOLDER  CONFIG=tiny|2b|FOLDER  SEED=0  SEEDS="0 1 2" (compare-rl)\n'
 	@printf '  ARGS="--model.temperature 0.1" goes to the stage named, SFT_ARGS and CMA_ARGS to the stages before it.\n'
 
 setup: $(READY) ## make .venv and install everything from constraints.txt

@@ -33,7 +33,7 @@ COMMANDS = {
         "run": "train a stage, and before it whatever it needs and is missing",
     },
     "data and models": {
-        "shards": "build or check a corpus: openmoji, scenes, a public training set, or your own folder",
+        "shards": "build or check a corpus: openmoji, scenes, mini, a public one, or your own folder",
         "rewrite": "let a larger model write the rewrites of a corpus or a table",
         "base": "make the tiny base model from the captions of a corpus",
     },

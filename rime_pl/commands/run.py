@@ -85,7 +85,7 @@ def run(
 
     Args:
         stage: Stage to train. data and base make only the corpus, or the tiny base model.
-        corpus: Corpus: openmoji or scenes, built on demand into data/, or a folder of shards.
+        corpus: Corpus: openmoji, scenes or mini, built on demand into data/, or a folder of shards.
         recipe: Recipe: tiny, 2b (12 GB) or 2b-24gb, or a folder with one YAML file for each stage.
         seed: Seed of every stage.
         base: Base model, a folder or a name (default: the one of the recipe).

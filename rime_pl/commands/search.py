@@ -55,8 +55,8 @@ def run(
         query: What to look for, in words.
         run: Folder of a run (default: the one in runs/ that finished last).
         mode: Embeddings to compare; both shows them one after the other.
-        images: Folder of pictures (default: those of the run's corpus; of openmoji and scenes those of the
-            splits test and distractors).
+        images: Folder of pictures (default: those of the run's corpus; of the built-in corpora those of
+            the splits test and distractors).
         top_k: Number of pictures shown.
         output: PNG sheet of the pictures found.
         task: Task whose instructions are used (default: the first that asks in words alone for a picture).

@@ -86,7 +86,7 @@ def test_the_end_of_a_movement_is_the_scene() -> None:
     rng = random.Random(1)
     for scene in mini.contents(0, 20, 60)["test"].scenes:
         _, move, _ = moving.ask_finish(scene, rng)
-        ends = {"right": Scene(move.still, move.mover), "left": Scene(move.mover, move.still)}
+        ends = {"rightwards": Scene(move.still, move.mover), "leftwards": Scene(move.mover, move.still)}
         assert ends[move.direction] == scene
 
 
@@ -134,7 +134,7 @@ def middle(frame: np.ndarray, colour: tuple[int, ...]) -> tuple[float, float]:
 @pytest.mark.parametrize("direction", moving.DIRECTIONS)
 def test_a_clip_shows_one_thing_moving_in_its_direction(direction: str) -> None:
     mover, still = Thing("red", "circle"), Thing("blue", "square")
-    way = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}[direction]
+    way = dict(zip(moving.DIRECTIONS, ((0, 1), (1, 0), (0, -1), (-1, 0)), strict=True))[direction]
     for seed in range(20):
         clip = moving.film(Move(mover, direction, still), 72, random.Random(seed))
         frames = [np.asarray(frame) for frame in clip.frames]
@@ -149,7 +149,7 @@ def test_a_clip_shows_one_thing_moving_in_its_direction(direction: str) -> None:
 def test_in_the_task_finish_the_mover_passes_the_other_thing() -> None:
     mover, still = Thing("red", "circle"), Thing("blue", "square")
     for seed in range(20):
-        clip = moving.film(Move(mover, "right", still), 72, random.Random(seed), lane=1)
+        clip = moving.film(Move(mover, "rightwards", still), 72, random.Random(seed), lane=1)
         first, last = (np.asarray(clip.frames[number]) for number in (0, -1))
         column = middle(first, COLOURS["blue"])[1]
         assert middle(first, COLOURS["red"])[1] < column - 8 < column + 8 < middle(last, COLOURS["red"])[1]

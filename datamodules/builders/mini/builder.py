@@ -26,10 +26,9 @@ from rime_pl.errors import DataError
 from rime_pl.types import Clip, Item, Medium, Pair
 
 #: Tasks that are asked of pictures, as in `scenes`.
-PICTURE_TASKS = ("relative", "composed")
+PICTURE_TASKS = ("composed",)
 #: All tasks, by what is asked and what is found.
 TASKS = {
-    "relative": ("picture", "picture"),
     "composed": ("picture", "picture"),
     "motion": ("clip", "clip"),
     "finish": ("clip", "picture"),
@@ -236,7 +235,7 @@ def build(
     output: Path,
     seed: int = 0,
     size: int = 72,
-    train_per_task: int = 3000,
+    train_per_task: int = 4000,
     val_per_task: int = 32,
     test_per_task: int = 160,
     captions: int = 12000,
@@ -249,9 +248,9 @@ def build(
         output: Corpus folder to write.
         seed: Seed of all random choices.
         size: Width and height of a picture, frame or page in pixels.
-        train_per_task: Number of training pairs for each of the six tasks.
-        val_per_task: Number of validation pairs for each of the six tasks.
-        test_per_task: Number of test pairs for each of the six tasks.
+        train_per_task: Number of training pairs for each of the five tasks.
+        val_per_task: Number of validation pairs for each of the five tasks.
+        test_per_task: Number of test pairs for each of the five tasks.
         captions: Number of captioned pictures, clips and pages to pre-train the tiny base model.
         val_contents: Number of couples of things, and of pages, that are held out for validation.
         test_contents: Number of couples of things, and of pages, that are held out for the test.

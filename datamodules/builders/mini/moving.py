@@ -15,8 +15,8 @@ from rime_pl.datamodules.builders.scenes.builder import a
 from rime_pl.datamodules.builders.scenes.drawing import COLOURS, GRID, Couple, Scene, Thing, draw_shape
 from rime_pl.types import Clip
 
-#: Clockwise.
-DIRECTIONS = ("right", "down", "left", "up")
+#: Clockwise. Captions of pictures say "left" and "right" of places.
+DIRECTIONS = ("rightwards", "downwards", "leftwards", "upwards")
 #: Frames of a clip, and the seconds between two of them.
 NUM_FRAMES, SPACING = 4, 0.5
 
@@ -41,8 +41,8 @@ class Move:
 def turned(direction: str, quarters: int) -> str:
     """Return a direction after quarter turns clockwise.
 
-    >>> turned("right", 1), turned("right", 2), turned("up", 1)
-    ('down', 'left', 'right')
+    >>> turned("rightwards", 1), turned("rightwards", 2), turned("upwards", 1)
+    ('downwards', 'leftwards', 'rightwards')
     """
     return DIRECTIONS[(DIRECTIONS.index(direction) + quarters) % len(DIRECTIONS)]
 
@@ -74,7 +74,10 @@ def film(move: Move, size: int, rng: random.Random, lane: int | None = None) -> 
     radii = [step * rng.uniform(0.30, 0.42) for _ in range(2)]
     shifts = [(step / 2 - radius) * rng.uniform(-1, 1) for radius in radii]
     start, stop = rng.uniform(0, 0.2), rng.uniform(GRID - 1.2, GRID - 1)
-    ahead, across = move.direction in ("right", "down"), move.direction in ("right", "left")
+    ahead, across = (
+        move.direction in ("rightwards", "downwards"),
+        move.direction in ("rightwards", "leftwards"),
+    )
     frames = []
     for number in range(NUM_FRAMES):
         way = start + (stop - start) * number / (NUM_FRAMES - 1)
@@ -160,7 +163,7 @@ def ask_motion(move: Move, rng: random.Random) -> Asked:
 def ask_finish(scene: Scene, rng: random.Random) -> Asked:
     """Return a movement by which one of two things passes the other one; the scene is its end."""
     if rng.random() < 0.5:
-        move = Move(scene.right, "right", scene.left)
+        move = Move(scene.right, "rightwards", scene.left)
     else:
-        move = Move(scene.left, "left", scene.right)
+        move = Move(scene.left, "leftwards", scene.right)
     return "left and right at the end", move, f"{move.mover} moves {move.direction} past {move.still}."

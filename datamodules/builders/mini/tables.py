@@ -65,10 +65,12 @@ def draw_page(sheet: Sheet, size: int, rng: random.Random) -> Page:
     rows = [("goods", "price"), *((e.name, str(e.number)) for e in _any_order(sheet, rng))]
     left, grey = rng.uniform(1, 4), rng.randrange(60)
     for number, (name, value) in enumerate(rows):
-        font = ImageFont.load_default(step * (0.42 if number else 0.36))
-        top = (number + 0.5) * step + rng.uniform(-0.06, 0.06) * step
-        pen.text((left, top), name, grey, font, anchor="lm")
-        pen.text((size * 0.8 + rng.uniform(-2, 2), top), value, grey, font, anchor="mm")
+        words, figures = (
+            ImageFont.load_default(step * of) for of in ((0.42, 0.62) if number else (0.36,) * 2)
+        )
+        top = (number + 0.5) * step + rng.uniform(-0.04, 0.04) * step
+        pen.text((left, top), name, grey, words, anchor="lm")
+        pen.text((size * 0.82 + rng.uniform(-1, 1), top), value, grey, figures, anchor="mm")
         pen.line((0, (number + 1) * step - 1, size, (number + 1) * step - 1), 128)
     pen.line((size * 0.62, 0, size * 0.62, size), 128)
     return Page(image)
