@@ -6,6 +6,8 @@ Called by all that opens a corpus. The format is documented in docs/reference/da
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -60,13 +62,22 @@ def checked_corpus(corpus: dict[str, Any], file: str) -> dict[str, Any]:
 
 
 def read_object(data: bytes, name: str) -> dict[str, Any]:
-    """Return a JSON object; raise a DataError if the bytes hold none."""
+    """Return a JSON object; raise a DataError if the bytes hold none, or one that names a field twice."""
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: malformed JSON ({error}). {AGAIN}") from error
     if not isinstance(content, dict):
         raise DataError(f"{name}: must hold a JSON object, but holds {content!r:.90}. {AGAIN}")
+    return content
+
+
+def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise a ValueError on a field that is there twice, which readers take or drop."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"field {twice!r} is there twice")
     return content
 
 
