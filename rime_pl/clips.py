@@ -15,11 +15,17 @@ from typing import Any
 from PIL.Image import Image
 
 from rime_pl.errors import DataError
-from rime_pl.media import checked_clip, open_picture
+from rime_pl.media import MAX_PIXELS, checked_clip, open_picture
 from rime_pl.types import Clip, Page
 
 #: A longer video is refused before it is decoded.
 MAX_SECONDS = 3600.0
+#: So is one with more frames: an hour of 120 frames a second.
+MAX_FRAMES = 432_000
+#: Containers that hold their own pictures. FFmpeg also knows lists of other files and addresses, which it opens.
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,h264,hevc,m4v,gif,apng,mjpeg,ivf,obu,nut,mxf"
+)
 #: Pixels of the longer side of a page.
 PAGE_SIDE = 1024
 #: A document with more pages is refused.
@@ -55,14 +61,14 @@ def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SEC
     if not path.is_file():
         raise DataError(f"{path} must be a video file, but there is none.")
     try:
-        import av
+        import av  # noqa: F401 - so that a missing package is told first
     except ImportError as error:
         raise DataError(f"{path}: videos need one more package: pip install 'rime_pl[video]'.") from error
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             times, seconds = _frame_times(container, path, max_seconds)
         wanted = sorted({_nearest(times, at) for at in even_times(seconds, frames)})
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             pictures = _decoded(container, wanted)
     except (DataError, MemoryError):
         raise
@@ -73,13 +79,28 @@ def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SEC
     return checked_clip(Clip(tuple(pictures), tuple(times[number] - start for number in wanted)), str(path))
 
 
+def _opened(path: Path) -> Any:
+    """Open a video so that it can name no other file: an absolute path is no address."""
+    import av
+
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    return av.open(str(path.absolute()), options=options)
+
+
 def _frame_times(container: Any, path: Path, max_seconds: float) -> tuple[list[float], float]:
     """Return the time of each frame, and the seconds of the video; what the container claims can be wrong."""
     if not container.streams.video:
         raise DataError(f"{path} must be a video, but holds no pictures.")
     stream = _video_stream(container)
     times: list[float] = []
-    for frame in container.decode(stream):
+    for decoded, frame in enumerate(container.decode(stream)):
+        if decoded == MAX_FRAMES:
+            raise DataError(f"{path} must have at most {MAX_FRAMES:,} frames, but has more. Cut it.")
+        if frame.width * frame.height > MAX_PIXELS:
+            raise DataError(
+                f"{path} must have frames of at most {MAX_PIXELS:,} pixels, but one has {frame.width} x "
+                f"{frame.height}. Shrink it."
+            )
         at = float(frame.time) if frame.time is not None else len(times) / float(stream.average_rate or 25)
         if times and at <= times[-1]:
             continue
@@ -197,7 +218,10 @@ def _document(path: Path) -> Any:
         document = pypdfium2.PdfDocument(str(path))
     except pypdfium2.PdfiumError as error:
         raise DataError(f"{path} must be a PDF that can be read, but cannot be opened: {error}.") from error
-    if (count := len(document)) > MAX_PAGES:
+    if not (count := len(document)):
+        document.close()
+        raise DataError(f"{path} must have pages, but has none.")
+    if count > MAX_PAGES:
         document.close()
         raise DataError(f"{path} must have at most {MAX_PAGES:,} pages, but has {count:,}. Split it.")
     return document
