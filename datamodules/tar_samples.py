@@ -71,9 +71,10 @@ def scan(tar: Path) -> Iterator[TarSample]:
 
 
 def _refuse_rest(file: BinaryIO, end: int) -> None:
-    """Raise a ReadError unless only zero blocks follow: tarfile takes a header that it cannot read for the end.
+    """Raise a ReadError unless only zero blocks follow.
 
-    So a header that is cut off or has a flipped bit would hide all samples behind it.
+    tarfile takes a header that it cannot read for the end, so one that is cut off or has a flipped bit would
+    hide all samples behind it.
     """
     file.seek(end)
     block = file.read(BLOCK)

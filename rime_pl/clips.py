@@ -22,7 +22,7 @@ from rime_pl.types import Clip, Page
 MAX_SECONDS = 3600.0
 #: So is one with more frames: an hour of 120 frames a second.
 MAX_FRAMES = 432_000
-#: Containers that hold their own pictures. FFmpeg also knows lists of other files and addresses, which it opens.
+#: Containers that hold their own pictures. FFmpeg also knows lists of other files, which it would open.
 CONTAINERS = (
     "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,h264,hevc,m4v,gif,apng,mjpeg,ivf,obu,nut,mxf"
 )

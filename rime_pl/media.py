@@ -27,7 +27,7 @@ from rime_pl.types import Clip
 MAX_ASPECT = 200
 #: A file of some kilobytes can hold so many pixels. With transparency they take 1.9 GB while it is opened.
 MAX_PIXELS = 100_000_000
-#: Scans of a JPEG. Progressive ones have about ten; each visits all pixels, and a thousand fit in some kilobytes.
+#: Scans of a JPEG: progressive ones have about ten. Each visits all pixels, and many fit in a small file.
 MAX_SCANS = 200
 #: Brands in the header of HEIC files, bytes 8 to 12.
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
