@@ -280,7 +280,7 @@ class SharedMore(Shared):
     limit: int | None = None
 
 
-def build(output: Path, common: SharedMore = SharedMore(), *, source: Path) -> None:  # noqa: B008 - frozen
+def build(output: Path, common: SharedMore = SharedMore(), *, source: Path) -> None:
     """Build.
 
     Args:
