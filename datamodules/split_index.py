@@ -194,7 +194,7 @@ class SplitIndex:
 
     def _facts(self) -> dict[str, Any]:
         if self.remote:
-            self.remote.file(f"{self.folder.name}/{FACTS}")
+            self.remote.file(f"{self.folder.name}/{FACTS}")  # nothing says what its bytes must be
         for name in INDEX_FILES if self.remote is None else ():
             if not (self.folder / name).is_file():
                 raise DataError(f"{self.folder / name}: this file of the index is missing. {INDEX_AGAIN}")
@@ -202,6 +202,8 @@ class SplitIndex:
         try:
             facts = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
+            if self.remote:
+                self.remote.forget(f"{self.folder.name}/{FACTS}")
             raise DataError(f"{file}: malformed JSON ({error}). {INDEX_AGAIN}") from error
         if not isinstance(facts, dict) or facts.get("format") != FORMAT_VERSION:
             found = facts.get("format") if isinstance(facts, dict) else facts
