@@ -84,7 +84,13 @@ def _opened(path: Path) -> Any:
     import av
 
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    return av.open(str(path.absolute()), options=options)
+    try:
+        return av.open(str(path.absolute()), options=options)
+    except av.ArgumentError as error:
+        raise DataError(
+            f"{path} must be a video, but is a list of other files, or of an unknown kind. Give an MP4, MKV "
+            "or WebM."
+        ) from error
 
 
 def _frame_times(container: Any, path: Path, max_seconds: float) -> tuple[list[float], float]:

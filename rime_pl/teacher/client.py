@@ -217,8 +217,8 @@ class Client:
         if 300 <= status < 400:
             to = self._without_key(error.response.headers.get("location", "an address that it does not name"))
             raise RimeError(
-                f"The endpoint sends requests on to {to:.200} ({status}), which is not followed. If you trust "
-                "that address, give it as --teacher.base_url."
+                f"The endpoint sends requests on to {to:.200} ({status}), which is not followed. If you "
+                "trust that address, give it as --teacher.base_url."
             )
         if status in _HOPELESS:
             raise RimeError(f"The endpoint refuses every request ({status}): {said}. {_HOPELESS[status]}")
