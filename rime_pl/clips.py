@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
+from PIL.Image import Image, frombytes
 
 from rime_pl.errors import DataError
 from rime_pl.media import MAX_PIXELS, checked_clip, open_picture
+from rime_pl.page_process import PageError, PageProcess
 from rime_pl.types import Clip, Page
 
 #: A longer video is refused before it is decoded.
@@ -32,6 +33,9 @@ PAGE_SIDE = 1024
 MAX_PAGES = 5000
 #: A page may be metres wide, and so may one of its sides be many times the other.
 MAX_PAGE_POINTS = 20_000.0
+#: A page that takes longer is refused: ten forms in each of ten forms, and so on, would take hours.
+PAGE_SECONDS = 60.0
+_pages = PageProcess()
 
 
 def even_times(seconds: float, count: int) -> list[float]:
@@ -196,59 +200,47 @@ def read_pages(
             rendered, or the package is missing.
     """
     path = Path(source)
-    with _document(path) as document:
-        count = len(document)
-        for number in range(count) if pages is None else pages:
-            if not 0 <= number < count:
-                raise DataError(f"{path} has {count} pages, so there is no page {number + 1}.")
-            yield Page(_rendered(document, number, side, f"{path}, page {number + 1}"))
+    count = count_pages(path)
+    for number in range(count) if pages is None else pages:
+        if not 0 <= number < count:
+            raise DataError(f"{path} has {count} pages, so there is no page {number + 1}.")
+        yield Page(_rendered(path, number, side, f"{path}, page {number + 1}"))
 
 
 def count_pages(source: str | Path) -> int:
     """Return the number of pages of a PDF; raises as :func:`read_pages`."""
-    with _document(Path(source)) as document:
-        return len(document)
-
-
-def _document(path: Path) -> Any:
-    """Return an opened PDF with a number of pages that is allowed."""
+    path = Path(source)
     if not path.is_file():
         raise DataError(f"{path} must be a PDF file, but there is none.")
     try:
-        import pypdfium2
+        import pypdfium2  # noqa: F401 - so that a missing package is told
     except ImportError as error:
         raise DataError(
             f"{path}: documents need one more package: pip install 'rime_pl[documents]'."
         ) from error
     try:
-        document = pypdfium2.PdfDocument(str(path))
-    except pypdfium2.PdfiumError as error:
+        count: int = _pages.ask(path, None, PAGE_SIDE, MAX_PAGE_POINTS, PAGE_SECONDS)["pages"]
+    except PageError as error:
         raise DataError(f"{path} must be a PDF that can be read, but cannot be opened: {error}.") from error
-    if not (count := len(document)):
-        document.close()
+    if not count:
         raise DataError(f"{path} must have pages, but has none.")
     if count > MAX_PAGES:
-        document.close()
         raise DataError(f"{path} must have at most {MAX_PAGES:,} pages, but has {count:,}. Split it.")
-    return document
+    return count
 
 
-def _rendered(document: Any, number: int, side: int, name: str) -> Image:
-    import pypdfium2
-
+def _rendered(path: Path, number: int, side: int, name: str) -> Image:
     try:
-        page = document[number]
-        width, height = page.get_size()
-        if not min(width, height) > 0 or max(width, height) > MAX_PAGE_POINTS:
-            raise DataError(
-                f"{name} must have sides of at most {MAX_PAGE_POINTS / 72 * 0.0254:.0f} metres, but is "
-                f"{width / 72 * 0.0254:.2f} x {height / 72 * 0.0254:.2f} metres large."
-            )
-        # the scale follows from the side, not from a resolution: a poster has no more pixels than a letter
-        bitmap = page.render(scale=side / max(width, height), may_draw_forms=True)
-        return without_colour(open_picture(bitmap.to_pil(), name))
-    except pypdfium2.PdfiumError as error:
+        answer = _pages.ask(path, number, side, MAX_PAGE_POINTS, PAGE_SECONDS)
+    except PageError as error:
         raise DataError(f"{name} cannot be rendered: {error}.") from error
+    if "pixels" not in answer:
+        width, height = answer.get("points", (0.0, 0.0))
+        raise DataError(
+            f"{name} must have sides of at most {MAX_PAGE_POINTS / 72 * 0.0254:.0f} metres, but is "
+            f"{width / 72 * 0.0254:.2f} x {height / 72 * 0.0254:.2f} metres large."
+        )
+    return without_colour(open_picture(frombytes("RGB", tuple(answer["size"]), answer["pixels"]), name))
 
 
 def without_colour(picture: Image) -> Image:
