@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rime_pl.datamodules.corpus_file import without_duplicates
+from rime_pl.datamodules.corpus_file import strict_json
 from rime_pl.datamodules.faults import Fault
 from rime_pl.datamodules.split_index import (
     COLUMNS,
@@ -189,7 +189,7 @@ def read_sample(sample: TarSample) -> dict[str, Any]:
     if "json" not in sample.members:
         raise _Unusable("no JSON", f"a sample must have a member '{sample.key}.json', but has none.")
     try:
-        content = json.loads(sample.members["json"].decode("utf-8"), object_pairs_hook=without_duplicates)
+        content = strict_json(sample.members["json"])
     except UnicodeDecodeError as error:
         raise _Unusable("no UTF-8", f"the JSON must be UTF-8, but byte {error.start} is not.") from error
     except (ValueError, RecursionError) as error:
