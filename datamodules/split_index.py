@@ -266,12 +266,11 @@ class SplitIndex:
         """Raise a DataError if a tar is missing or of another size, or if a row points outside its tar."""
         for shard in self.shards if self.remote is None else ():
             file = self.folder / shard.name
-            try:
-                size = file.stat().st_size
-            except FileNotFoundError as error:
+            if not file.is_file():  # to read a pipe or a device may never end
                 raise DataError(
-                    f"{file}: this file is missing, but the index lists it. {INDEX_AGAIN}"
-                ) from error
+                    f"{file}: this file is missing or no file, but the index lists it. {INDEX_AGAIN}"
+                )
+            size = file.stat().st_size
             if size != shard.size:
                 raise DataError(
                     f"{file}: the tar must have {shard.size} bytes, as its index says, but has {size}. Is it "
