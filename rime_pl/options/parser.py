@@ -209,7 +209,8 @@ def arguments(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
 
 def common_of(function: Callable[..., Any]) -> Any:
     """Return the dataclass of the argument ``common``; None without one."""
-    return get_type_hints(function).get(COMMON)
+    there = COMMON in inspect.signature(function).parameters
+    return get_type_hints(function)[COMMON] if there else None
 
 
 def command_parser(function: Callable[..., Any], prog: str, positional: bool = True) -> PlainParser:
