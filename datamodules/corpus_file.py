@@ -6,6 +6,8 @@ Called by all that opens a corpus. The format is documented in docs/reference/da
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -60,14 +62,38 @@ def checked_corpus(corpus: dict[str, Any], file: str) -> dict[str, Any]:
 
 
 def read_object(data: bytes, name: str) -> dict[str, Any]:
-    """Return a JSON object; raise a DataError if the bytes hold none."""
+    """Return a JSON object; raise a DataError if the bytes hold none; see ``strict_json``."""
     try:
-        content = json.loads(data)
+        content = strict_json(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: malformed JSON ({error}). {AGAIN}") from error
     if not isinstance(content, dict):
         raise DataError(f"{name}: must hold a JSON object, but holds {content!r:.90}. {AGAIN}")
     return content
+
+
+def strict_json(data: bytes) -> Any:
+    """Return the value of JSON in UTF-8.
+
+    Raises:
+        ValueError: If it is none, names a field of an object twice, or holds NaN or Infinity. Other readers
+            take the first field or the last, and know no such numbers.
+        RecursionError: If it is nested too deeply.
+    """
+    text = data.decode("utf-8-sig")
+    return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"field {twice!r} is there twice")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _near(path: Path) -> str:

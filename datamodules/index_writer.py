@@ -10,9 +10,10 @@ import hashlib
 import io
 import itertools
 import json
+import os
+import zlib
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rime_pl.datamodules.corpus_file import strict_json
 from rime_pl.datamodules.faults import Fault
 from rime_pl.datamodules.split_index import (
     COLUMNS,
@@ -73,12 +75,13 @@ class IndexWriter:
             DataError: If the tar is truncated or is no tar.
         """
         before = len(self._keys)
-        with (self.folder / NAMES).open("ab") as names:
+        with (self.folder / NAMES).open("ab") as names, tar.open("rb") as file:
             for sample in scan(tar):
                 try:
                     if sample.fault:
                         raise _Unusable(*sample.fault)
-                    names.write(self._add(tar.name, sample, read_sample(sample)))
+                    crc32 = zlib.crc32(os.pread(file.fileno(), sample.end - sample.start, sample.start))
+                    names.write(self._add(tar.name, sample, read_sample(sample), crc32))
                 except _Unusable as fault:
                     self.faults.append(Fault(fault.kind, f"{tar.name}/{sample.key}", str(fault)))
         with tar.open("rb") as file:
@@ -86,7 +89,7 @@ class IndexWriter:
         self._shards.append((tar.name, tar.stat().st_size, sha256, len(self._keys) - before))
         return len(self._keys) - before
 
-    def _add(self, tar: str, sample: TarSample, content: dict[str, Any]) -> bytes:
+    def _add(self, tar: str, sample: TarSample, content: dict[str, Any], crc32: int) -> bytes:
         query, target = content["query"], content["target"]
         sides = [side for side in (query, target) if side]
         if (size := sample.end - sample.start) > np.iinfo(np.uint32).max:
@@ -108,9 +111,8 @@ class IndexWriter:
             "visual_tokens": sum(_visual_tokens(sample, side) for side in sides),
             "text_tokens": sum(_text_tokens(side) for side in sides),
         }
-        names = json.dumps(
-            [sample.key, query["content_id"] if query else None, target["content_id"]], ensure_ascii=False
-        )
+        contents = [query["content_id"] if query else None, target["content_id"]]
+        names = json.dumps([sample.key, *contents, crc32], ensure_ascii=False)
         line = f"{names}\n".encode()
         for name, value in row.items():
             self._columns[name].append(value)
@@ -187,7 +189,7 @@ def read_sample(sample: TarSample) -> dict[str, Any]:
     if "json" not in sample.members:
         raise _Unusable("no JSON", f"a sample must have a member '{sample.key}.json', but has none.")
     try:
-        content = json.loads(sample.members["json"].decode("utf-8"), object_pairs_hook=_without_duplicates)
+        content = strict_json(sample.members["json"])
     except UnicodeDecodeError as error:
         raise _Unusable("no UTF-8", f"the JSON must be UTF-8, but byte {error.start} is not.") from error
     except (ValueError, RecursionError) as error:
@@ -208,14 +210,6 @@ def read_sample(sample: TarSample) -> dict[str, Any]:
             if file not in sample.members:
                 says = f"field '{name}.media' names {file!r}, but the tar has no such member."
                 raise _Unusable("missing media", says)
-    return content
-
-
-def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise ValueError(f"field {twice!r} is there twice")
     return content
 
 

@@ -120,6 +120,10 @@ class RemoteFolder:
             ) from error
         return target
 
+    def forget(self, name: str) -> None:
+        """Remove the copy of a file that turned out to be something else, so that it is copied again."""
+        (self.folder / name).unlink(missing_ok=True)
+
     def refuse_larger(self, size: int) -> None:
         """Raise a RimeError if the cache cannot hold a tar of this size."""
         if size > self.cache.gib * 2**30:
@@ -136,7 +140,8 @@ class RemoteFolder:
                 if self.place.startswith(PIPE):
                     _run(self.place.removeprefix(PIPE), name, part)
                 else:
-                    _download(f"{self.place.rstrip('/')}/{name}", part)
+                    most = int(self.cache.gib * 2**30) if size is None else size
+                    _download(f"{self.place.rstrip('/')}/{name}", part, most)
                 _refuse_other(part, sha256, size)
                 return
             except _TryAgain as error:
@@ -191,24 +196,30 @@ def open_remote(place: str, cache: CacheSettings) -> tuple[RemoteFolder, bytes]:
     return RemoteFolder(place, cache, hashlib.sha256(content).hexdigest()), content
 
 
-def _download(url: str, part: Path) -> None:
-    """Append the rest of a file to what is there of it; a server that cannot resume begins again."""
+def _download(url: str, part: Path, most: int) -> None:
+    """Append the rest of a file to what is there of it; a server that cannot resume begins again.
+
+    A file of more than ``most`` bytes is refused: a server may send without end.
+    """
     start = part.stat().st_size if part.exists() else 0
     try:
         with _opened(url, _BLOCK) as remote:
             if start:
                 remote.seek(start)
-            _append(remote, part, start)
+            _append(remote, part, start, most)
     except (ValueError, NotImplementedError):  # what fsspec raises if a server has no ranges
         with _opened(url, 0) as remote:  # 0: the whole file, from its beginning
-            _append(remote, part, 0)
+            _append(remote, part, 0, most)
 
 
-def _append(remote: Any, part: Path, start: int) -> None:
+def _append(remote: Any, part: Path, start: int, most: int) -> None:
     with part.open("r+b" if part.exists() else "wb") as file:
         file.seek(start)
         file.truncate()
         while block := _read(remote):
+            if file.tell() + len(block) > most:
+                file.truncate(0)
+                raise _TryAgain(f"it must have at most {most:,} bytes, but more came")
             file.write(block)
 
 

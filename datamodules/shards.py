@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import NoneType
@@ -176,6 +177,11 @@ class ShardReader:
             source=sample["source"] if isinstance(sample.get("source"), str) else "",
         )
         _refuse_unlike(entry, pair)
+        if entry.crc32 not in (None, zlib.crc32(self._block)):  # a JPEG with a flipped bit can be decoded
+            raise DataError(
+                f"{entry.name}: the bytes of the sample must be those that its index was made of, but have "
+                f"changed. Is the disk or the copy damaged? Copy {entry.shard.name} again. {INDEX_AGAIN}"
+            )
         if self.hidden is not None and self.hidden[index]:
             return without_rewrites(pair)
         for name, item in (("query", pair.query), ("target", pair.target)):
@@ -242,13 +248,13 @@ class ShardReader:
 
     def _clip(self, entry: Entry, field: str, names: Any, times: Any) -> Clip:
         """Return a clip; of more frames than are read, the others are not decoded."""
-        numbers = isinstance(times, list) and all(type(one) in (int, float) for one in times)
-        if not isinstance(names, list) or not names or not numbers or len(names) != len(times):
+        seconds = _seconds(times)
+        if not isinstance(names, list) or not names or len(names) != len(seconds):
             raise DataError(
                 f"{entry.name}: field '{field}': a clip must have 'frames' and the 'times' of each in "
                 f"seconds, but has {names!r:.60} and {times!r:.60}."
             )
-        kept = thinned(Clip(tuple(names), tuple(map(float, times))), self.max_frames or len(names))
+        kept = thinned(Clip(tuple(names), seconds), self.max_frames or len(names))
         frames = tuple(self._image(entry, field, name) for name in kept.frames)
         return checked_clip(Clip(frames, kept.times), f"{entry.name}: field '{field}'")
 
@@ -277,6 +283,16 @@ class ShardReader:
             raise DataError(f"{entry.name}: {field}member {name!r} is not in the tar {entry.shard}. {_AGAIN}")
         offset, size = self._members[name]
         return self._block[offset : offset + size]
+
+
+def _seconds(times: Any) -> tuple[float, ...]:
+    """Return the times of a clip; () if they are no list of numbers."""
+    if not isinstance(times, list) or not all(type(one) in (int, float) for one in times):
+        return ()
+    try:
+        return tuple(map(float, times))
+    except OverflowError:  # JSON may hold a whole number of 310 digits
+        return ()
 
 
 def _refuse_unlike(entry: Entry, pair: Pair) -> None:

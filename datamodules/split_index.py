@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,10 @@ HAS_QUERY, QUERY_REWRITE, TARGET_REWRITE = 1, 2, 4
 INDEX_AGAIN = "Build the corpus again, or make its index again: `rime shards index --path FOLDER`."
 _LINE = 1 << 12  # bytes that hold the names of nearly every sample
 _CHUNK = 1 << 20  # rows that are checked at once
+
+
+#: Key, content ids of query (None without one) and target, CRC-32 of the sample.
+Names: TypeAlias = tuple[str, str | None, str, int | None]
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,13 @@ class Entry:
         return self._names[0]
 
     @cached_property
-    def _names(self) -> tuple[str, str | None, str]:
+    def _names(self) -> Names:
         return self.index.names_of(self.row)
+
+    @property
+    def crc32(self) -> int | None:
+        """The CRC-32 of the bytes of the sample in its tar; None in an index of before, which has none."""
+        return self._names[3]
 
     @property
     def query_content(self) -> str | None:
@@ -185,7 +194,7 @@ class SplitIndex:
 
     def _facts(self) -> dict[str, Any]:
         if self.remote:
-            self.remote.file(f"{self.folder.name}/{FACTS}")
+            self.remote.file(f"{self.folder.name}/{FACTS}")  # nothing says what its bytes must be
         for name in INDEX_FILES if self.remote is None else ():
             if not (self.folder / name).is_file():
                 raise DataError(f"{self.folder / name}: this file of the index is missing. {INDEX_AGAIN}")
@@ -193,6 +202,8 @@ class SplitIndex:
         try:
             facts = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
+            if self.remote:
+                self.remote.forget(f"{self.folder.name}/{FACTS}")
             raise DataError(f"{file}: malformed JSON ({error}). {INDEX_AGAIN}") from error
         if not isinstance(facts, dict) or facts.get("format") != FORMAT_VERSION:
             found = facts.get("format") if isinstance(facts, dict) else facts
@@ -228,8 +239,8 @@ class SplitIndex:
     def shard_number(self, row: int) -> int:
         return bisect_right(self._firsts, row) - 1
 
-    def names_of(self, row: int) -> tuple[str, str | None, str]:
-        """Return key, content id of the query (None without a query) and content id of the target."""
+    def names_of(self, row: int) -> Names:
+        """Return what the file of names says of a sample."""
         if self._names is None:
             self._names = np.memmap(self.folder / NAMES, np.uint8, "r").view(np.ndarray)
         begin, line = int(self.columns["name"][row]), b""
@@ -238,27 +249,28 @@ class SplitIndex:
             if newline:
                 break
         try:
-            key, query, target = json.loads(line)
+            key, query, target, crc32 = [*json.loads(line), None][:4]
             if not (isinstance(key, str) and isinstance(query, str | None) and isinstance(target, str)):
                 raise TypeError("names must be texts")
+            if not isinstance(crc32, int | None):
+                raise TypeError("a CRC-32 must be a number")
         except (ValueError, TypeError, RecursionError) as error:
             where = self.shard_of(row).name
             raise DataError(
                 f"{self.prefix}{where}: the names of sample {row} in {self.folder / NAMES} are malformed "
                 f"({error}). {INDEX_AGAIN}"
             ) from error
-        return key, query, target
+        return key, query, target, crc32
 
     def check(self) -> None:
         """Raise a DataError if a tar is missing or of another size, or if a row points outside its tar."""
         for shard in self.shards if self.remote is None else ():
             file = self.folder / shard.name
-            try:
-                size = file.stat().st_size
-            except FileNotFoundError as error:
+            if not file.is_file():  # to read a pipe or a device may never end
                 raise DataError(
-                    f"{file}: this file is missing, but the index lists it. {INDEX_AGAIN}"
-                ) from error
+                    f"{file}: this file is missing or no file, but the index lists it. {INDEX_AGAIN}"
+                )
+            size = file.stat().st_size
             if size != shard.size:
                 raise DataError(
                     f"{file}: the tar must have {shard.size} bytes, as its index says, but has {size}. Is it "

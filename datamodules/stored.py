@@ -20,7 +20,9 @@ class StoredReader(ShardReader):
         data = self._member(entry, name, f"field '{field}': ")
         try:
             return Image.open(io.BytesIO(data))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise whatever they stumble over
             raise DataError(
                 f"{entry.name}: field '{field}': {name!r} must be a picture, but cannot be opened: {error}."
             ) from error

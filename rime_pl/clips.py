@@ -12,20 +12,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
+from PIL.Image import Image, frombytes
 
 from rime_pl.errors import DataError
-from rime_pl.media import checked_clip, open_picture
+from rime_pl.media import MAX_PIXELS, checked_clip, open_picture
+from rime_pl.page_process import PageError, PageProcess
 from rime_pl.types import Clip, Page
 
 #: A longer video is refused before it is decoded.
 MAX_SECONDS = 3600.0
+#: So is one with more frames: an hour of 120 frames a second.
+MAX_FRAMES = 432_000
+#: Containers that hold their own pictures. FFmpeg also knows lists of other files, which it would open.
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,ogg,h264,hevc,m4v,gif,apng,mjpeg,ivf,obu,nut,mxf"
+)
 #: Pixels of the longer side of a page.
 PAGE_SIDE = 1024
 #: A document with more pages is refused.
 MAX_PAGES = 5000
 #: A page may be metres wide, and so may one of its sides be many times the other.
 MAX_PAGE_POINTS = 20_000.0
+#: A page that takes longer is refused: ten forms in each of ten forms, and so on, would take hours.
+PAGE_SECONDS = 60.0
+_pages = PageProcess()
 
 
 def even_times(seconds: float, count: int) -> list[float]:
@@ -55,14 +65,14 @@ def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SEC
     if not path.is_file():
         raise DataError(f"{path} must be a video file, but there is none.")
     try:
-        import av
+        import av  # noqa: F401 - so that a missing package is told first
     except ImportError as error:
         raise DataError(f"{path}: videos need one more package: pip install 'rime_pl[video]'.") from error
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             times, seconds = _frame_times(container, path, max_seconds)
         wanted = sorted({_nearest(times, at) for at in even_times(seconds, frames)})
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             pictures = _decoded(container, wanted)
     except (DataError, MemoryError):
         raise
@@ -73,13 +83,34 @@ def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SEC
     return checked_clip(Clip(tuple(pictures), tuple(times[number] - start for number in wanted)), str(path))
 
 
+def _opened(path: Path) -> Any:
+    """Open a video so that it can name no other file: an absolute path is no address."""
+    import av
+
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        return av.open(str(path.absolute()), options=options)
+    except av.ArgumentError as error:
+        raise DataError(
+            f"{path} must be a video, but is a list of other files, or of an unknown kind. Give an MP4, MKV "
+            "or WebM."
+        ) from error
+
+
 def _frame_times(container: Any, path: Path, max_seconds: float) -> tuple[list[float], float]:
     """Return the time of each frame, and the seconds of the video; what the container claims can be wrong."""
     if not container.streams.video:
         raise DataError(f"{path} must be a video, but holds no pictures.")
     stream = _video_stream(container)
     times: list[float] = []
-    for frame in container.decode(stream):
+    for decoded, frame in enumerate(container.decode(stream)):
+        if decoded == MAX_FRAMES:
+            raise DataError(f"{path} must have at most {MAX_FRAMES:,} frames, but has more. Cut it.")
+        if frame.width * frame.height > MAX_PIXELS:
+            raise DataError(
+                f"{path} must have frames of at most {MAX_PIXELS:,} pixels, but one has {frame.width} x "
+                f"{frame.height}. Shrink it."
+            )
         at = float(frame.time) if frame.time is not None else len(times) / float(stream.average_rate or 25)
         if times and at <= times[-1]:
             continue
@@ -169,56 +200,47 @@ def read_pages(
             rendered, or the package is missing.
     """
     path = Path(source)
-    with _document(path) as document:
-        count = len(document)
-        for number in range(count) if pages is None else pages:
-            if not 0 <= number < count:
-                raise DataError(f"{path} has {count} pages, so there is no page {number + 1}.")
-            yield Page(_rendered(document, number, side, f"{path}, page {number + 1}"))
+    count = count_pages(path)
+    for number in range(count) if pages is None else pages:
+        if not 0 <= number < count:
+            raise DataError(f"{path} has {count} pages, so there is no page {number + 1}.")
+        yield Page(_rendered(path, number, side, f"{path}, page {number + 1}"))
 
 
 def count_pages(source: str | Path) -> int:
     """Return the number of pages of a PDF; raises as :func:`read_pages`."""
-    with _document(Path(source)) as document:
-        return len(document)
-
-
-def _document(path: Path) -> Any:
-    """Return an opened PDF with a number of pages that is allowed."""
+    path = Path(source)
     if not path.is_file():
         raise DataError(f"{path} must be a PDF file, but there is none.")
     try:
-        import pypdfium2
+        import pypdfium2  # noqa: F401 - so that a missing package is told
     except ImportError as error:
         raise DataError(
             f"{path}: documents need one more package: pip install 'rime_pl[documents]'."
         ) from error
     try:
-        document = pypdfium2.PdfDocument(str(path))
-    except pypdfium2.PdfiumError as error:
+        count: int = _pages.ask(path, None, PAGE_SIDE, MAX_PAGE_POINTS, PAGE_SECONDS)["pages"]
+    except PageError as error:
         raise DataError(f"{path} must be a PDF that can be read, but cannot be opened: {error}.") from error
-    if (count := len(document)) > MAX_PAGES:
-        document.close()
+    if not count:
+        raise DataError(f"{path} must have pages, but has none.")
+    if count > MAX_PAGES:
         raise DataError(f"{path} must have at most {MAX_PAGES:,} pages, but has {count:,}. Split it.")
-    return document
+    return count
 
 
-def _rendered(document: Any, number: int, side: int, name: str) -> Image:
-    import pypdfium2
-
+def _rendered(path: Path, number: int, side: int, name: str) -> Image:
     try:
-        page = document[number]
-        width, height = page.get_size()
-        if not min(width, height) > 0 or max(width, height) > MAX_PAGE_POINTS:
-            raise DataError(
-                f"{name} must have sides of at most {MAX_PAGE_POINTS / 72 * 0.0254:.0f} metres, but is "
-                f"{width / 72 * 0.0254:.2f} x {height / 72 * 0.0254:.2f} metres large."
-            )
-        # the scale follows from the side, not from a resolution: a poster has no more pixels than a letter
-        bitmap = page.render(scale=side / max(width, height), may_draw_forms=True)
-        return without_colour(open_picture(bitmap.to_pil(), name))
-    except pypdfium2.PdfiumError as error:
+        answer = _pages.ask(path, number, side, MAX_PAGE_POINTS, PAGE_SECONDS)
+    except PageError as error:
         raise DataError(f"{name} cannot be rendered: {error}.") from error
+    if "pixels" not in answer:
+        width, height = answer.get("points", (0.0, 0.0))
+        raise DataError(
+            f"{name} must have sides of at most {MAX_PAGE_POINTS / 72 * 0.0254:.0f} metres, but is "
+            f"{width / 72 * 0.0254:.2f} x {height / 72 * 0.0254:.2f} metres large."
+        )
+    return without_colour(open_picture(frombytes("RGB", tuple(answer["size"]), answer["pixels"]), name))
 
 
 def without_colour(picture: Image) -> Image:

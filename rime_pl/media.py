@@ -27,11 +27,14 @@ from rime_pl.types import Clip
 MAX_ASPECT = 200
 #: A file of some kilobytes can hold so many pixels. With transparency they take 1.9 GB while it is opened.
 MAX_PIXELS = 100_000_000
+#: Scans of a JPEG: progressive ones have about ten. Each visits all pixels, and many fit in a small file.
+MAX_SCANS = 200
 #: Brands in the header of HEIC files, bytes 8 to 12.
 _HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 #: What a system answers if a name leads to no file, whatever the state of the disk.
 _NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _ORIENTATION = 0x0112  # of EXIF; 2 to 8 mean that the picture is to be turned
+_SCAN = b"\xff\xda"  # marker before each scan of a JPEG; inside a scan a zero follows each 0xff
 _HEAD = 12  # bytes that tell a HEIC file
 _PNG_DEPTH = 24  # the byte that holds the bits of a channel
 
@@ -180,6 +183,7 @@ def _upright_rgb(source: bytes | Image.Image, stored: bool) -> tuple[Image.Image
     if isinstance(source, Image.Image):
         return _rgb(ImageOps.exif_transpose(source)), "PNG"
     with _opened(source) as image:
+        _refuse_programs(image, source)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"it has {image.width} x {image.height} pixels, but may have {MAX_PIXELS:,}. Shrink it"
@@ -188,6 +192,16 @@ def _upright_rgb(source: bytes | Image.Image, stored: bool) -> tuple[Image.Image
         turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
         form = _form(image, source, turned) if stored else ""
         return _rgb(ImageOps.exif_transpose(image) if turned else image), form
+
+
+def _refuse_programs(image: Image.Image, data: bytes) -> None:
+    """Raise a ValueError on a file that may run for hours: nothing is decoded yet."""
+    if image.format == "EPS":  # Pillow would hand it to Ghostscript
+        raise ValueError("it is PostScript, a program. Save it as PNG or JPEG")
+    if image.format in ("JPEG", "MPO") and (scans := data.count(_SCAN)) > MAX_SCANS:
+        raise ValueError(
+            f"it draws its pixels {scans:,} times (scans), but may do so {MAX_SCANS} times. Save it again"
+        )
 
 
 def _form(image: Image.Image, data: bytes, turned: bool) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import io
+import struct
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -14,10 +17,13 @@ import pytest
 from PIL import Image
 
 import rime_pl
+from rime_pl import clips
 from rime_pl.clips import even_times, in_natural_order, read_frames, read_pages, read_video
 from rime_pl.errors import DataError
 from rime_pl.media import thinned
 from rime_pl.types import Clip
+
+pytestmark = pytest.mark.timeout(120)
 
 FPS = 10
 
@@ -105,6 +111,105 @@ def test_a_flipped_byte_ends_in_a_clip_or_a_sentence(tmp_path: Path) -> None:
             assert str(path) in str(error)
         else:
             assert 1 <= len(clip.frames) <= 8
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", "ffconcat version 1.0\nfile {}\n"),
+        ("list.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
+    ],
+)
+def test_a_list_of_other_files_is_no_video(name: str, content: str, tmp_path: Path) -> None:
+    """FFmpeg would open what it names, in its folder or elsewhere."""
+    write_video(tmp_path / "secret.mp4", 12)
+    (tmp_path / name).write_text(content.format("secret.mp4"))
+    with pytest.raises(DataError, match=rf"{name} must be a video, but is a list of other files"):
+        read_video(tmp_path / name)
+
+
+def test_a_name_that_reads_like_an_address_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = write_video(tmp_path / "secret.mp4", 24)
+    monkeypatch.chdir(tmp_path)
+    name = "subfile,,start,0,end,0,,:secret.mp4"
+    Path(name).write_bytes(write_video(tmp_path / "own.mp4", 3).read_bytes())
+    assert len(read_video(name).frames) == 3 and len(read_video(secret).frames) == 8
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
+    """A red cover, as shops put it into their files; it may be stream 0."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(buffer, "JPEG")
+    film = write_video(tmp_path / "film.mp4", 12)
+    with av.open(str(film)) as source, av.open(str(tmp_path / "a.mp4"), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = type(cover.disposition).attached_pic
+        moving = container.add_stream_from_template(source.streams.video[0])
+        packet = av.Packet(buffer.getvalue())
+        packet.stream, packet.pts, packet.dts = cover, 0, 0
+        container.mux(packet)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = moving
+                container.mux(packet)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        streams = container.streams.video
+        covers = [bool(one.disposition & type(one.disposition).attached_pic) for one in streams]
+        assert sorted(covers) == [False, True]
+        for order in (streams, streams[::-1]):
+            container_of = SimpleNamespace(streams=SimpleNamespace(video=order))
+            assert clips._video_stream(container_of) is streams[covers.index(False)]
+    assert numbers(read_video(tmp_path / "a.mp4", frames=4)) == numbers(read_video(film, frames=4))
+
+
+#: The 3 x 3 matrix of a track: as it is, and turned by 90 degrees. The last column counts in 2.30 bits.
+UPRIGHT = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+TURNED = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+
+
+def test_a_phone_held_upright(tmp_path: Path) -> None:
+    """The pictures are stored lying, and the matrix of the track turns them clockwise."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:, :32] = 255  # white on the left, which is to be above
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    track = data.index(UPRIGHT, data.index(b"tkhd"))
+    path.write_bytes(data[:track] + TURNED + data[track + len(UPRIGHT) :])
+    frame = np.asarray(read_video(path).frames[0].convert("L"))
+    assert frame.shape == (64, 48) and frame[:28].min() > 200 and frame[36:].max() < 50
+
+
+def test_what_a_container_claims_is_not_believed(tmp_path: Path) -> None:
+    """A track of 12 frames claims a billion, and then a length of a century."""
+    whole = write_video(tmp_path / "whole.mp4", 12)
+    data = whole.read_bytes()
+    count = data.index(b"stts") + 12  # after version and number of entries: the count of frames, their length
+    claims = data[:count] + struct.pack(">I", 10**9) + data[count + 4 :]
+    (tmp_path / "many.mp4").write_bytes(claims)
+    assert numbers(read_video(tmp_path / "many.mp4")) == numbers(read_video(whole))
+    header = data.index(b"mvhd") + 4 + 16
+    (tmp_path / "long.mp4").write_bytes(data[:header] + b"\x7f" + data[header + 1 :])
+    assert numbers(read_video(tmp_path / "long.mp4")) == numbers(read_video(whole))
+
+
+def test_too_many_or_too_large_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 12)
+    monkeypatch.setattr(clips, "MAX_FRAMES", 11)
+    with pytest.raises(DataError, match=r"a.mp4 must have at most 11 frames, but has more. Cut it"):
+        read_video(path)
+    monkeypatch.setattr(clips, "MAX_FRAMES", 12)
+    assert len(read_video(path).frames) == 8
+    monkeypatch.setattr(clips, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(DataError, match=r"frames of at most 3,071 pixels, but one has 64 x 48. Shrink it"):
+        read_video(path)
 
 
 @pytest.mark.parametrize(("package", "extra", "call"), [

@@ -135,6 +135,80 @@ def test_what_cannot_be_used_is_refused_by_name(data: bytes, said: str) -> None:
         open_picture(data, "x.jpg")
 
 
+def png(*chunks: tuple[bytes, bytes], size: tuple[int, int] = (4, 4), lines: bytes | None = None) -> bytes:
+    """A PNG of 8-bit RGB with more chunks before its pixels, and with any claim about its size."""
+    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
+    pixels = bytes(13) * 4 if lines is None else lines
+    parts = ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b""))
+    body = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG whose first scan comes again and again."""
+    data = encoded(Image.effect_noise((16, 16), 90).convert("RGB"), "JPEG", progressive=True)
+    starts = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    return data[: starts[0]] + data[starts[0] : starts[1]] * count + data[starts[1] :]
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n{} loop\n%%EOF\n"
+_UNPACKED = zlib.compress(bytes(100_000_000), 9)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (png(size=(60_000, 60_000)), "3600000000 pixels. exceeds limit"),
+        (png(size=(9_000, 11_000), lines=b""), "x is cut off|x cannot be decoded"),
+        (png((b"zTXt", b"a\0\0" + _UNPACKED)), "x cannot be decoded: Decompressed data too large"),
+        (png((b"iTXt", b"a\0\1\0\0\0" + _UNPACKED)), "x cannot be decoded: Decompressed data too large"),
+        (png((b"iCCP", b"a\0\0" + _UNPACKED)), "x cannot be decoded: Decompressed data too large"),
+        (with_scans(300), r"x cannot be decoded: it draws its pixels \d+ times \(scans\), but may do so 200"),
+        (POSTSCRIPT, "x cannot be decoded: it is PostScript, a program. Save it as PNG or JPEG"),
+    ],
+    ids=["60000 x 60000", "99 megapixels of nothing", "zTXt bomb", "iTXt bomb", "iCCP bomb", "scans", "EPS"],
+)
+def test_a_file_that_would_take_memory_or_time_is_refused_first(
+    data: bytes, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.check_call", None)  # what Pillow starts Ghostscript with
+    for opened in (open_picture, stored_picture):
+        with pytest.raises(DataError, match=said):
+            opened(data, "x")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_of_thousands_of_frames_one_is_decoded(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [Image.new("RGB", (8, 8), (number % 256, number // 256, 9)) for number in range(3000)]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.n_frames == 3000  # type: ignore[attr-defined]
+    for name in (
+        "GifImagePlugin.GifImageFile",
+        "PngImagePlugin.PngImageFile",
+        "TiffImagePlugin.TiffImageFile",
+    ):
+        monkeypatch.setattr(f"PIL.{name}.seek", None)
+    assert open_picture(data).size == (8, 8)
+    assert open_picture(stored_picture(data)).size == (8, 8)
+
+
+def test_a_flipped_bit_in_the_pixels_ends_in_a_picture_or_a_sentence() -> None:
+    """A JPEG has no checksums, so many flips give other pixels; the index of a corpus finds them."""
+    rng = np.random.default_rng(0)
+    for form in ("JPEG", "PNG", "WEBP", "GIF"):
+        whole = noise(form)
+        for place in rng.integers(8, len(whole), 40).tolist():
+            data = bytearray(whole)
+            data[place] ^= 1 << int(rng.integers(8))
+            try:
+                assert max(open_picture(bytes(data), "x").size) <= 65_535
+            except DataError as error:
+                assert str(error).startswith("x")
+
+
 def test_the_shape_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.jpg", "a.png", "a.webp", "a.gif"):
         Image.new("RGB", (30, 20)).save(tmp_path / name)

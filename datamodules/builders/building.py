@@ -23,10 +23,10 @@ from rich.progress import MofNCompleteColumn, Progress
 from rime_pl.datamodules.builders.planning import (
     PER_SHARD,
     SPLITS,
+    OwnSplits,
     Plan,
     Planned,
     Refusals,
-    Settings,
     Source,
     Unit,
     drafts_of,
@@ -51,7 +51,7 @@ from rime_pl.types import Pair
 _MOST_WORKERS = 16
 
 
-def build_corpus(output: Path, source: Source, settings: Settings) -> None:
+def build_corpus(output: Path, source: Source, settings: OwnSplits) -> None:
     """Turn a data set into a corpus folder.
 
     Raises:
@@ -127,8 +127,9 @@ def corpus_of(
     }
 
 
-def _arguments(source: Source, settings: Settings) -> dict[str, Any]:
-    shares = {"val_share": settings.val_share, "test_share": settings.test_share, "limit": settings.limit}
+def _arguments(source: Source, settings: OwnSplits) -> dict[str, Any]:
+    val_share, test_share = settings.shares
+    shares = {"val_share": val_share, "test_share": test_share, "limit": settings.limit}
     return {**source.arguments, **shares}
 
 
@@ -139,7 +140,7 @@ def _rows(source: Source, plan: Plan) -> dict[str, dict[str, int]]:
     return rows
 
 
-def _tell_rows(source: Source, settings: Settings, plan: Plan) -> None:
+def _tell_rows(source: Source, settings: OwnSplits, plan: Plan) -> None:
     """Say how many rows there are, and where that differs from what the page of the data set says."""
     if settings.limit is not None:
         say(f"{source.name}: {plan.rows.total():,} rows read, at most {settings.limit:,} of each file.")
@@ -160,7 +161,7 @@ def _tell_rows(source: Source, settings: Settings, plan: Plan) -> None:
 
 
 def _refuse_many(
-    source: Source, settings: Settings, refusals: Refusals, kept: int, folder: Path | None = None
+    source: Source, settings: OwnSplits, refusals: Refusals, kept: int, folder: Path | None = None
 ) -> None:
     refused = refusals.counts.total()
     parts = f" The finished parts are kept for that in {folder}; delete it otherwise." if folder else ""

@@ -33,34 +33,54 @@ ALL_ROWS = "all rows"
 _LINES = 1000
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings that all builders of public data sets share.
+@dataclass(frozen=True, kw_only=True)
+class OwnSplits:
+    """Settings that all builders of public data sets share; the source has the splits.
 
     Args:
-        seed: Seed of the order and of the split.
-        val_share: Share of the contents in the validation split, where the source has no splits.
-        test_share: Share of the contents in the test split, where the source has no splits.
-        limit: Number of rows that are read of each file; all if None.
-        max_refused: Largest share of rows that may be refused.
+        seed: Seed of the order.
+        limit: Number of rows that are read of each file; all if not given.
+        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
         workers: Number of threads; 0 takes one for each CPU.
     """
 
     seed: int = 0
-    val_share: float = 0.01
-    test_share: float = 0.01
     limit: int | None = None
     max_refused: float = 0.1
     workers: int = 0
 
     def __post_init__(self) -> None:
-        check_shares(self.val_share, self.test_share)
+        check_shares(*self.shares)
         if not 0 <= self.max_refused <= 1:
             raise RimeError(f"--max_refused must be at least 0 and at most 1, but is {self.max_refused}.")
         if self.limit is not None and self.limit < 1:
             raise RimeError(f"--limit must be at least 1, but is {self.limit}.")
         if self.workers < 0:
             raise RimeError(f"--workers must be at least 0, but is {self.workers}.")
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Shares of the contents in the validation and the test split."""
+        return 0.0, 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(OwnSplits):
+    """Settings of a source without splits of its own.
+
+    Args:
+        val_share: Share of the contents in the validation split.
+        test_share: Share of the contents in the test split.
+        seed: Seed of the order and of the split.
+    """
+
+    val_share: float = 0.01
+    test_share: float = 0.01
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Shares of the contents in the validation and the test split."""
+        return self.val_share, self.test_share
 
 
 class Expected(NamedTuple):
@@ -173,7 +193,7 @@ class Plan:
         return self.rows.total() if subset == ALL_ROWS else self.rows[subset]
 
 
-def plan_of(source: Source, settings: Settings) -> Plan:
+def plan_of(source: Source, settings: OwnSplits) -> Plan:
     """Return what is to be written.
 
     Raises:
@@ -198,8 +218,7 @@ def plan_of(source: Source, settings: Settings) -> Plan:
                         plan.refusals.add(refused.kind, file.where(record.place.row), refused.says)
                     elif isinstance(draft, Draft):
                         plan.notes.update(draft.notes)
-                        shares = settings.val_share, settings.test_share
-                        split = draft.split or split_of(draft.group, settings.seed, *shares)
+                        split = draft.split or split_of(draft.group, settings.seed, *settings.shares)
                         found[split].append(Planned(number, *record.place, part))
             before += file.total
             progress.update(bar, completed=before)
@@ -305,7 +324,7 @@ def _chunks(source: Source, pairs: list[Planned], seed: int) -> Iterator[list[Pl
         yield [pairs[index] for index in sorted(chunk)]
 
 
-def _fingerprint(source: Source, settings: Settings, units: Sequence[Unit]) -> str:
+def _fingerprint(source: Source, settings: OwnSplits, units: Sequence[Unit]) -> str:
     """Return a hash of all that decides what is written, so that no other build goes on with this one."""
     digest = hashlib.sha256(repr((source.name, dict(source.arguments), settings.seed, PER_SHARD)).encode())
     for file in source.files:

@@ -20,7 +20,6 @@ from rime_pl.datamodules.builders.sources.drafts import (
     PictureFile,
     Refused,
     VideoFile,
-    documents,
 )
 from rime_pl.datamodules.builders.sources.paths import file_below
 from rime_pl.datamodules.faults import Fault
@@ -318,8 +317,7 @@ def _one_of(side: str) -> str:
 @lru_cache(maxsize=256)
 def _page_count(path: Path, changed: int) -> int:
     """Return the number of pages of a PDF; it is opened once, however many rows name it."""
-    with documents:
-        return count_pages(path)
+    return count_pages(path)
 
 
 @lru_cache(maxsize=4096)

@@ -7,13 +7,14 @@ stages (cli.py) is Lightning's with the same manners. Nothing heavy is imported 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -22,6 +23,8 @@ from rime_pl.options.numbers import refuse_numbers
 from rime_pl.options.renamed import new_name
 from rime_pl.options.words import Given, groups_of, in_our_spelling, nearest, settings_given
 
+#: An argument of this name is a dataclass that commands share. Its fields are options like the others.
+COMMON = "common"
 #: Wrong names that an error shows.
 SHOWN = 5
 #: Names of types in an error, in words.
@@ -191,7 +194,23 @@ def parse(
     """Return the arguments of ``function`` that the words give; see :func:`command_parser`."""
     parser = command_parser(function, prog, positional)
     values = parser.instantiate(parser.parse_args(words))  # groups of settings become their dataclass
-    return {name: values[name] for name in options_of(function)}
+    return arguments(function, {name: values[name] for name in options_of(function)})
+
+
+def arguments(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``function`` for options: those of ``common`` become its dataclass."""
+    if (common := common_of(function)) is None:
+        return dict(options)
+    names = {field.name for field in dataclasses.fields(common)}
+    shared = {name: value for name, value in options.items() if name in names}
+    own = {name: value for name, value in options.items() if name not in names}
+    return {**own, COMMON: common(**shared)}
+
+
+def common_of(function: Callable[..., Any]) -> Any:
+    """Return the dataclass of the argument ``common``; None without one."""
+    there = COMMON in inspect.signature(function).parameters
+    return get_type_hints(function)[COMMON] if there else None
 
 
 def command_parser(function: Callable[..., Any], prog: str, positional: bool = True) -> PlainParser:
@@ -212,15 +231,20 @@ def command_parser(function: Callable[..., Any], prog: str, positional: bool = T
 def add_options(parser: ArgumentParser, function: Callable[..., Any], positional: bool = False) -> Any:
     """Add the arguments of ``function`` to a parser, except ``settings``, and return their group."""
     before = len(parser._action_groups)
-    parser.add_function_arguments(function, as_positional=positional, skip={"settings"})
-    group = (parser._action_groups[before:] or parser._action_groups)[0]  # groups of settings come after it
+    parser.add_function_arguments(function, as_positional=positional, skip={"settings", COMMON})
+    # groups of settings come after it
+    group: Any = (parser._action_groups[before:] or parser._action_groups)[0]
+    if (common := common_of(function)) is not None:
+        group.add_class_arguments(common, as_group=False)
     group.title = "options"
     return group
 
 
 def options_of(function: Callable[..., Any]) -> list[str]:
     """Return the names of the arguments that the command line gives."""
-    return [name for name in inspect.signature(function).parameters if name != "settings"]
+    names = [name for name in inspect.signature(function).parameters if name not in ("settings", COMMON)]
+    common = common_of(function)
+    return names + ([] if common is None else [field.name for field in dataclasses.fields(common)])
 
 
 def _usage(function: Callable[..., Any], prog: str, positional: bool) -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 #: A rate is counted by the minute, so after a 429 each wait is so many times as long.
 _RATE = 4
+#: Bytes of a response; an answer has some thousand.
+LARGEST = 16 << 20
 #: An endpoint that asks for more seconds than this is left alone: the command stops.
 LONGEST_PAUSE = 600.0
 _AGAIN = frozenset({408, 409, 425, 429})  # and all from 500
@@ -116,6 +118,8 @@ class Client:
             base_url=self.teacher.base_url,
             timeout=self.teacher.timeout,
             max_retries=0,
+            # a redirect would take pictures and texts to an address that nobody has given
+            http_client=self.openai.DefaultAsyncHttpxClient(follow_redirects=False),
         ) as self._client:
             workers = [asyncio.create_task(work()) for _ in range(self.teacher.concurrency)]
             try:
@@ -154,10 +158,26 @@ class Client:
         if teacher.temperature is not None:
             fields["temperature"] = teacher.temperature
         # the raw response, because the client takes what is no answer for one
-        raw = await self._client.chat.completions.with_raw_response.create(
+        async with self._client.chat.completions.with_streaming_response.create(
             model=teacher.model, messages=messages, extra_body=teacher.more_fields() or None, **fields
-        )
-        return read_response(raw.content)
+        ) as raw:
+            return read_response(await self._body(raw))
+
+    async def _body(self, raw: Any) -> bytes:
+        """Return the bytes of a response; some kilobytes could be unpacked to gigabytes."""
+        content = bytearray()
+        try:
+            async for part in raw.iter_bytes():
+                content += part
+                if len(content) > LARGEST:
+                    break
+        except Exception as error:  # of the package below openai, whose name depends on the version
+            if "Timeout" in type(error).__name__:
+                raise TimeoutError from error
+            raise self.openai.APIConnectionError(request=raw.http_request) from error
+        if len(content) > LARGEST:
+            raise Garbled(f"it has more than {LARGEST:,} bytes")
+        return bytes(content)
 
     async def _turn(self) -> None:
         """Wait until a request may start: none does in a pause, and the others start evenly in a minute."""
@@ -194,6 +214,12 @@ class Client:
 
     def _status(self, error: openai.APIStatusError) -> _Fault:
         status, said = error.status_code, self._without_key(" ".join(str(error.message).split())[:300])
+        if 300 <= status < 400:
+            to = self._without_key(error.response.headers.get("location", "an address that it does not name"))
+            raise RimeError(
+                f"The endpoint sends requests on to {to:.200} ({status}), which is not followed. If you "
+                "trust that address, give it as --teacher.base_url."
+            )
         if status in _HOPELESS:
             raise RimeError(f"The endpoint refuses every request ({status}): {said}. {_HOPELESS[status]}")
         if error.code == "insufficient_quota":

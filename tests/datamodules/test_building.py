@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ def test_another_seed_gives_another_order_and_the_same_seed_the_same_bytes(
     for name, settings in (
         ("one", SHARES),
         ("two", SHARES),
-        ("more", Settings(0, 0.2, 0.2, workers=4)),
-        ("other", Settings(1, 0.2, 0.2)),
+        ("more", replace(SHARES, workers=4)),
+        ("other", replace(SHARES, seed=1)),
     ):
         build_corpus(tmp_path / name, Notes(source), settings)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "more")
@@ -141,7 +142,7 @@ def test_a_killed_build_goes_on_where_it_was(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source / "p3.png").write_bytes(b"no picture")  # found in the second pass, so a note must hold it
-    settings = Settings(0, 0.2, 0.2, max_refused=0.5, workers=1)
+    settings = replace(SHARES, max_refused=0.5)
     build_corpus(tmp_path / "whole", Notes(source), settings)
     output = tmp_path / "corpus"
     monkeypatch.setattr(sys.modules[__name__], "SHARES", settings)
@@ -164,8 +165,8 @@ def test_a_killed_build_goes_on_where_it_was(
 
 def test_another_build_does_not_go_on_with_the_parts(tmp_path: Path, source: Path) -> None:
     killed(tmp_path / "corpus", source, 3)
-    build_corpus(tmp_path / "corpus", Notes(source), Settings(5, 0.2, 0.2, workers=1))
-    build_corpus(tmp_path / "whole", Notes(source), Settings(5, 0.2, 0.2, workers=1))
+    build_corpus(tmp_path / "corpus", Notes(source), replace(SHARES, seed=5))
+    build_corpus(tmp_path / "whole", Notes(source), replace(SHARES, seed=5))
     assert contents(tmp_path / "corpus") == contents(tmp_path / "whole")
 
 
@@ -237,7 +238,7 @@ def test_too_many_refusals_stop_before_anything_is_written(tmp_path: Path, sourc
         (source / f"p{number}.png").unlink()
     with pytest.raises(RimeError, match=r"10 of 40 .* --max_refused 0.1: 10 x missing file.\n  a.jsonl row"):
         build_corpus(tmp_path / "corpus", Notes(source), SHARES)
-    build_corpus(tmp_path / "corpus", Notes(source), Settings(0, 0.2, 0.2, max_refused=0.3))
+    build_corpus(tmp_path / "corpus", Notes(source), replace(SHARES, max_refused=0.3))
     assert read_corpus(tmp_path / "corpus")["refused"] == {"missing file": 10}
 
 
@@ -252,7 +253,7 @@ def test_too_many_unusable_pictures_stop_too_and_leave_the_old_corpus(
         build_corpus(tmp_path / "corpus", Notes(source), SHARES)
     assert contents(tmp_path / "corpus") == before and (tmp_path / ".corpus.building").is_dir()
     capsys.readouterr()
-    build_corpus(tmp_path / "corpus", Notes(source), Settings(0, 0.2, 0.2, max_refused=0.3, workers=1))
+    build_corpus(tmp_path / "corpus", Notes(source), replace(SHARES, max_refused=0.3))
     assert "parts were finished by an earlier build" in capsys.readouterr().out
     assert read_corpus(tmp_path / "corpus")["refused"] == {"unusable picture": 10}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "source"]
@@ -260,7 +261,7 @@ def test_too_many_unusable_pictures_stop_too_and_leave_the_old_corpus(
 
 def test_a_split_without_pairs(tmp_path: Path, source: Path) -> None:
     with pytest.raises(RimeError, match=r"split 'val' must have pairs, but has none \(train \d+, val 0"):
-        build_corpus(tmp_path / "corpus", Notes(source), Settings(0, 0.0, 0.2))
+        build_corpus(tmp_path / "corpus", Notes(source), replace(SHARES, val_share=0.0))
     for number in range(20):
         (source / f"p{number}.png").unlink()
     with pytest.raises(RimeError, match=r"split 'train' must have pairs.*Refused were 40 x missing file"):
@@ -271,7 +272,7 @@ def test_a_split_without_pairs(tmp_path: Path, source: Path) -> None:
 def test_a_limit_takes_the_first_rows(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build_corpus(tmp_path / "corpus", Notes(source), Settings(0, 0.2, 0.2, limit=30))
+    build_corpus(tmp_path / "corpus", Notes(source), replace(SHARES, limit=30))
     assert read_corpus(tmp_path / "corpus")["rows"]["a.jsonl"]["read"] == 30
     assert "30 rows read, at most 30 of each file" in capsys.readouterr().out
 

@@ -224,7 +224,7 @@ def test_faults_of_a_corpus_are_all_told(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_in_a_text_is_found(tmp_path: Path) -> None:
-    """A tar has no checksums: the text is another one, and nothing else shows it."""
+    """A tar has no checksums of its contents: only the index shows that the text is another one."""
     path = write(tmp_path / "corpus", make_splits())
     entry = read_split(path, "train")[3]
     offset, size = entry.members["json"]
@@ -234,7 +234,7 @@ def test_a_flipped_bit_in_a_text_is_found(tmp_path: Path) -> None:
     entry.shard.write_bytes(content)
     found = check_corpus(path, FEW)
     problems = [(fault.kind, fault.where) for fault in found.faults if fault.level == "problem"]
-    assert problems == [("changed tar", "train-000000.tar")]
+    assert problems == [("changed tar", "train-000000.tar"), ("broken sample", entry.name)]
     with (path / "train" / "index.names").open("ab") as names:
         names.write(b"more")
     problems = [(fault.kind, fault.where) for fault in check_corpus(path, FEW).faults]

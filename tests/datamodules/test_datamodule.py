@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from rime_pl.datamodules.annotation import without_rewrites
 from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.plain_tars import index
 from rime_pl.datamodules.shards import read_split
 from rime_pl.errors import DataError, RimeError
 from rime_pl.types import Batch
@@ -404,4 +405,5 @@ def _with_broken_image(tmp_path: Path, split: str = "train") -> tuple[Path, str]
     with entry.shard.open("r+b") as file:
         file.seek(offset)
         file.write(b"?" * size)
+    index(path)  # of a program that wrote it so: bytes that change later make both sides broken
     return path, entry.name

@@ -16,6 +16,7 @@ from rime_pl.backbone.mllm import Backbone
 from rime_pl.commands.shards import SUBCOMMANDS
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.modules.sft import SFTModule
+from rime_pl.options.parser import arguments
 from rime_pl.types import Pair
 
 Write = Callable[[Path], dict[str, Any]]
@@ -40,7 +41,8 @@ BUILDERS: dict[str, tuple[str, Write]] = {
 def build(builder: str, tmp_path: Path, options: dict[str, Any], **more: Any) -> Path:
     output = tmp_path / "corpus"
     settings = {**tiny.SHARES, "workers": 1, **options, **more}
-    SUBCOMMANDS[builder](output=output, **{name: v for name, v in settings.items() if v is not None})
+    given = {"output": output, **{name: value for name, value in settings.items() if value is not None}}
+    SUBCOMMANDS[builder](**arguments(SUBCOMMANDS[builder], given))
     return output
 
 

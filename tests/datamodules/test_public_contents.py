@@ -22,9 +22,16 @@ from rime_pl.datamodules.builders.public.responses import read_response
 from rime_pl.datamodules.builders.sources.drafts import Refused
 from rime_pl.datamodules.shards import ShardReader, read_corpus, read_split
 from rime_pl.errors import DataError, RimeError
+from rime_pl.options.parser import arguments
 from rime_pl.types import Clip, Page, Pair, frames_of
 
 Splits = dict[str, dict[str, Pair]]
+
+
+def run(name: str, options: dict[str, Any], output: Path) -> None:
+    """Build with the options of the command line; one that is None is not given."""
+    given = {"output": output, **{option: value for option, value in options.items() if value is not None}}
+    SUBCOMMANDS[name](**arguments(SUBCOMMANDS[name], given))
 
 
 @pytest.fixture
@@ -32,8 +39,7 @@ def built(tmp_path: Path) -> Callable[..., Splits]:
     """Builds a corpus and returns its pairs: split -> source of a pair and its task -> pair."""
 
     def build(name: str, options: dict[str, Any], **more: Any) -> Splits:
-        settings = {**tiny.SHARES, "workers": 1, **options, **more}
-        SUBCOMMANDS[name](output=tmp_path / "corpus", **{n: v for n, v in settings.items() if v is not None})
+        run(name, {**tiny.SHARES, "workers": 1, **options, **more}, tmp_path / "corpus")
         splits: Splits = {}
         for split in read_corpus(tmp_path / "corpus")["splits"]:
             reader = ShardReader(read_split(tmp_path / "corpus", split))
@@ -394,7 +400,7 @@ def test_placeholders_and_instructions() -> None:
 )
 def test_a_source_that_is_not_there(tmp_path: Path, name: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        SUBCOMMANDS[name](output=tmp_path / "corpus", source=tmp_path, **options)
+        run(name, {"source": tmp_path, **options}, tmp_path / "corpus")
     assert not list(tmp_path.iterdir())
 
 
@@ -438,9 +444,7 @@ def test_a_damaged_source_is_built_or_refused_in_a_sentence(tmp_path: Path, name
         data = file.read_bytes()
         file.write_bytes(damaged(data, file.suffix != ".parquet", rng))
         try:
-            SUBCOMMANDS[name](
-                output=tmp_path / "corpus", **{n: v for n, v in settings.items() if v is not None}
-            )
+            run(name, settings, tmp_path / "corpus")
             ends.add("built")
         except RimeError:
             ends.add("refused")

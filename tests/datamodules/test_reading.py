@@ -188,3 +188,26 @@ def test_a_corpus_without_its_hash(copy: Path, value: object) -> None:
     _edit_json(copy / "corpus.json", lambda corpus: corpus.update(data_hash=value))
     with pytest.raises(DataError, match=r"corpus.json: field 'data_hash' must be text, but is"):
         read_split(copy, "train")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "name", ["train-000000.tar", "index.json", "index.columns", "index.names", "../corpus.json"]
+)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "circle"])
+def test_a_file_of_a_corpus_that_is_no_file_is_named_and_never_waited_for(
+    copy: Path, name: str, kind: str
+) -> None:
+    file = copy / "train" / name
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("/dev/zero" if kind == "device" else file)
+    with pytest.raises(DataError, match=re.escape(Path(name).name)):
+        ShardReader(read_split(copy, "train")).read(0)
+    if name.endswith(".tar"):
+        with pytest.raises(DataError, match=r"train-000000.tar: must be a file with a printable name"):
+            index(copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import threading
@@ -14,12 +15,15 @@ from typing import Any, ClassVar
 import pytest
 from colour_corpus import make_pairs, write
 
+from rime_pl.datamodules import remote
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.datamodule import RimeDataModule
 from rime_pl.datamodules.remote import CacheSettings, RemoteFolder
 from rime_pl.datamodules.shards import ShardReader, read_split
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.errors import DataError, RimeError
+
+pytestmark = pytest.mark.timeout(120)
 
 MakeData = Callable[..., RimeDataModule]
 
@@ -29,6 +33,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     served: ClassVar[Counter[str]] = Counter()  # bytes of each file
     fail, cut, flip = 0, 0, 0  # how many requests fail, or end early, or are changed
+    endless, hangs = False, 0.0  # whether a file has no end; seconds before an answer
+    moved = ""  # another place, to which all requests are sent on
+    page = ""  # files of this name are a page of words, as a network with a login gives
     ranges: bool | None = True  # None: it has none and does not say so
 
     def do_GET(self) -> None:
@@ -36,6 +43,24 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if cls.fail > 0:
             cls.fail -= 1
             self.send_error(503)
+            return
+        time.sleep(cls.hangs)
+        if cls.moved:
+            self.send_response(302)
+            self.send_header("Location", f"{cls.moved}{self.path}")
+            self.end_headers()
+            return
+        if cls.page and self.path.endswith(cls.page):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in</html>")
+            return
+        if cls.endless and self.path.endswith(".tar"):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while self.command == "GET":
+                    self.wfile.write(bytes(1 << 16))
             return
         path = Path(self.translate_path(self.path))
         if not path.is_file():
@@ -161,6 +186,66 @@ def test_a_server_that_stays_away_ends_the_run_and_is_no_broken_sample(
     handler.fail, handler.flip = 0, 10**6
     with pytest.raises(RimeError, match=r"its bytes are not those that the index of the corpus was made of"):
         ShardReader(entries).read(0)
+
+
+def test_a_tar_without_end_is_not_read_to_its_end(
+    server: tuple[str, type[Handler], Path], cache: CacheSettings
+) -> None:
+    place, handler, _ = server
+    few = CacheSettings(cache.folder, retries=1, wait=0.01)
+    entries = read_split(place, "train", cache=few)
+    handler.endless = True
+    with pytest.raises(RimeError, match=r"after 2 tries: it must have at most [\d,]+ bytes, but more came"):
+        ShardReader(entries).read(0)
+    assert sum(file.stat().st_size for file in few.path.rglob("*") if file.is_file()) < 100_000
+    handler.endless = False
+    assert ShardReader(entries).read(0)
+
+
+def test_a_server_that_answers_nothing_is_given_up(
+    server: tuple[str, type[Handler], Path], cache: CacheSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, handler, _ = server
+    entries = read_split(place, "train", cache=CacheSettings(cache.folder, retries=1, wait=0.01))
+    monkeypatch.setattr(remote, "_TIMEOUT", 0.2)
+    handler.hangs, began = 5.0, time.monotonic()
+    with pytest.raises(RimeError, match=r"train-000000.tar of http.* is not after 2 tries: "):
+        ShardReader(entries).read(0)
+    assert time.monotonic() - began < 5
+
+
+def test_a_redirect_is_followed_and_what_comes_is_compared(
+    server: tuple[str, type[Handler], Path], cache: CacheSettings
+) -> None:
+    """Stores of files send on to other hosts. A corpus that has moved is the same by its hashes."""
+    place, handler, folder = server
+    other = type("Moved", (Handler,), {"moved": place, "served": Counter()})
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), other)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    moved = f"http://127.0.0.1:{made.server_port}"
+    few = CacheSettings(cache.folder, retries=1, wait=0.01)
+    entries = read_split(moved, "train", cache=few)
+    handler.flip = 10**6
+    with pytest.raises(RimeError, match=r"its bytes are not those that the index of the corpus was made of"):
+        ShardReader(entries).read(0)
+    handler.flip = 0
+    assert read_all(moved, few) == local(folder)
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.mark.parametrize("page", ["corpus.json", "index.json", "index.names", "train-000000.tar"])
+def test_a_page_in_the_place_of_a_file_is_named_and_not_kept(
+    server: tuple[str, type[Handler], Path], cache: CacheSettings, page: str
+) -> None:
+    place, handler, folder = server
+    handler.page = page
+    few = CacheSettings(cache.folder, retries=1, wait=0.01)
+    with pytest.raises(RimeError, match=page.replace("index.names", "index.names of http")):
+        read_all(place, few)
+    handler.page = ""
+    remote.open_remote.cache_clear()
+    assert read_all(place, few) == local(folder)
 
 
 def test_a_corpus_that_is_not_there(server: tuple[str, type[Handler], Path], cache: CacheSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from rime_pl.errors import RimeError
-from rime_pl.options.parser import PlainParser, parse
+from rime_pl.options.parser import PlainParser, options_of, parse
 from rime_pl.options.renamed import RENAMED, new_name
 from rime_pl.options.words import in_our_spelling
 
@@ -255,3 +256,52 @@ def test_a_packaged_settings_file_is_found_from_any_folder(
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/cma.yaml").write_text("a: 1\n")
     assert list(in_our_spelling(["-c", os.path.join("configs", "cma.yaml")]))[1] == "configs/cma.yaml"  # noqa: PTH118
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all commands take.
+
+    Args:
+        seed: Seed of the order.
+    """
+
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedMore(Shared):
+    """What some commands take as well.
+
+    Args:
+        limit: Number of rows.
+    """
+
+    limit: int | None = None
+
+
+def build(output: Path, common: SharedMore = SharedMore(), *, source: Path) -> None:
+    """Build.
+
+    Args:
+        output: Folder to write.
+        common: Settings that commands share.
+        source: Folder to read.
+    """
+
+
+def test_the_fields_of_common_are_options_like_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--output", "x", "--source", "y"]
+    assert parse(build, "rime build", words, positional=False)["common"] == SharedMore()
+    given = parse(build, "rime build", [*words, "--limit", "3", "--seed=7"], positional=False)
+    assert given == {"output": Path("x"), "source": Path("y"), "common": SharedMore(seed=7, limit=3)}
+    assert options_of(build) == ["output", "source", "seed", "limit"]
+    with pytest.raises(RimeError, match=r"^--limit must be a whole number or null, but is 'x'\.$"):
+        parse(build, "rime build", [*words, "--limit", "x"], positional=False)
+    with pytest.raises(RimeError, match=r"--lmit is not a setting of `rime build`. Did you mean --limit\?"):
+        parse(build, "rime build", [*words, "--lmit", "3"], positional=False)
+    with pytest.raises(SystemExit):
+        parse(build, "rime build", ["--help"], positional=False)
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "--seed INT Seed of the order (default: 0)" in told and "--limit INT Number of rows" in told
+    assert "common" not in told

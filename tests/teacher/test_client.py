@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import gzip
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from rime_pl.types import Item
 from tests.teacher.endpoint import Behaviour, Endpoint, Reply, answer, fault, serving, words_in
 
 HALF = Reply(body=answer("A red ring.").body, missing=40)
+#: 100 kB that are unpacked to 100 MB.
+BOMB = Reply(body=gzip.compress(bytes(100_000_000)), headers={"Content-Encoding": "gzip"})
 GARBAGE = Reply(body=b"<html>gateway</html>")
+
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +67,10 @@ def first(reply: Reply) -> Behaviour:
         (Reply(body=b""), "garbled response"),
         (Reply(body=b'{"choices": [{"message": {"content": "A r'), "garbled response"),
         (HALF, "half a response"),
+        (Reply(body=b"{" * 3_000_000), "garbled response"),
+        (BOMB, "garbled response"),
+        (Reply(body=BOMB.body[:5000], headers=BOMB.headers), "garbled response"),
+        (Reply(body=b"no gzip", headers=BOMB.headers), "half a response"),
         (Reply(hangs=1.0), "time-out"),
         (Reply(trickles=True), "time-out"),
     ],
@@ -115,6 +124,24 @@ def test_what_no_repetition_can_help_stops_at_once(reply: Reply, message: str) -
     with pytest.raises(RimeError, match=message):
         ask(behaviour, count=50, concurrency=2)
     assert len(asked) <= 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_a_stop_and_takes_nothing_to_another_address(status: int) -> None:
+    with serving(lambda body, number: answer("A ring.")) as other:
+        reply = Reply(status, b"", {"Location": f"{other.url}/chat/completions"})
+        with pytest.raises(RimeError, match=rf"sends requests on to {other.url}.* \({status}\).*base_url"):
+            ask(lambda body, number: reply, count=20)
+        assert not other.bodies and not other.keys
+    with pytest.raises(RimeError, match=r"an address that it does not name \(304\)"):
+        ask(lambda body, number: Reply(304))
+
+
+def test_an_endless_response_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "LARGEST", 100)
+    (failure,), one, _ = ask(lambda body, number: answer("A ring. " * 100), retries=1)
+    assert failure.kind == "garbled response" and "it has more than 100 bytes" in failure.says
+    assert one.faults == {"garbled response": 2}
 
 
 def test_nobody_listens() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rime_pl.datamodules.builders.building import build_corpus
-from rime_pl.datamodules.builders.planning import Expected, Settings, Source
+from rime_pl.datamodules.builders.planning import Expected, OwnSplits, Source
 from rime_pl.datamodules.builders.sources.drafts import Draft, Refused, text_of
 from rime_pl.datamodules.builders.sources.json_files import JsonFile
 from rime_pl.datamodules.builders.sources.paths import picture_below
@@ -25,76 +25,58 @@ _FIND_CAPTION = "Find an image caption describing the given everyday image."
 
 def build_coco(
     output: Path,
-    seed: int = 0,
+    common: OwnSplits = OwnSplits(),
     *,
     source: Path,
     media: Path,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build COCO in Karpathy's splits: captions find pictures, and pictures captions.
 
     Download dataset_coco.json (Karpathy's splits) and the pictures of COCO 2014, train and val. Captions are
-    CC BY 4.0, pictures under the terms of Flickr. The split restval counts as train.
+    CC BY 4.0, pictures under the terms of Flickr. The split restval counts as train. A picture is a row.
 
     For example: rime shards coco --source dataset_coco.json --media coco --output data/coco
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order.
+        common: Settings that the builders share.
         source: The file dataset_coco.json.
         media: Folder with train2014/ and val2014/.
-        limit: Number of pictures that are read; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many rows are refused, or a split gets no rows.
     """
     expected = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
     licence = "COCO captions: CC BY 4.0. Pictures: terms of use of Flickr."
-    _build(output, Karpathy("coco", licence, source, media, expected), seed, limit, max_refused, workers)
+    build_corpus(output, Karpathy("coco", licence, source, media, expected), common)
 
 
 def build_flickr30k(
     output: Path,
-    seed: int = 0,
+    common: OwnSplits = OwnSplits(),
     *,
     source: Path,
     media: Path,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build Flickr30k in Karpathy's splits: captions find pictures, and pictures captions.
 
     Download dataset_flickr30k.json (Karpathy's splits) and the pictures of Flickr30k. Captions are CC BY 3.0,
-    pictures under the terms of Flickr.
+    pictures under the terms of Flickr. A picture is a row.
 
     For example: rime shards flickr30k --source dataset_flickr30k.json --media images --output data/flickr30k
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order.
+        common: Settings that the builders share.
         source: The file dataset_flickr30k.json.
         media: Folder of the pictures.
-        limit: Number of pictures that are read; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many rows are refused, or a split gets no rows.
     """
     expected = {"train": 29_000, "val": 1_014, "test": 1_000}
     licence = "Flickr30k captions: CC BY 3.0. Pictures: terms of use of Flickr."
-    _build(output, Karpathy("flickr30k", licence, source, media, expected), seed, limit, max_refused, workers)
-
-
-def _build(
-    output: Path, source: Karpathy, seed: int, limit: int | None, max_refused: float, workers: int
-) -> None:
-    build_corpus(output, source, Settings(seed, 0.0, 0.0, limit, max_refused, workers))
+    build_corpus(output, Karpathy("flickr30k", licence, source, media, expected), common)
 
 
 class Karpathy(Source):

@@ -41,17 +41,12 @@ _PICTURES = (".jpeg", ".jpg", ".png")
 
 def build(
     output: Path,
-    seed: int = 0,
+    common: Settings = Settings(),
     *,
     source: Path,
     media: Path,
     tasks: list[Task] | None = None,
     frames: int = 8,
-    val_share: float = 0.01,
-    test_share: float = 0.01,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build LLaVA-Hound: clips find captions, captions find clips, and clips with questions find answers.
 
@@ -62,22 +57,16 @@ def build(
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order and of the split.
+        common: Settings that the builders share.
         source: Folder with video_caption_300k.jsonl and video_240k_caption_15k.jsonl.
         media: Folder with a folder of frames for each clip (train_300k, unpacked).
         tasks: Tasks among caption, video and qa; all three if not given.
         frames: Number of frames of a clip.
-        val_share: Share of the clips in the validation split.
-        test_share: Share of the clips in the test split.
-        limit: Number of rows that are read of each file; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many rows are refused, or a split gets no rows.
     """
-    settings = Settings(seed, val_share, test_share, limit, max_refused, workers)
-    build_corpus(output, LlavaHound(source, media, tasks or ["caption", "video", "qa"], frames), settings)
+    build_corpus(output, LlavaHound(source, media, tasks or ["caption", "video", "qa"], frames), common)
 
 
 class LlavaHound(Source):

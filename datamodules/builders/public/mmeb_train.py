@@ -38,17 +38,12 @@ _COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 
 def build(
     output: Path,
-    seed: int = 0,
+    common: Settings = Settings(),
     *,
     source: Path,
     media: Path | None = None,
     subsets: list[str] | None = None,
     instructions: Literal["original", "diverse"] = "original",
-    val_share: float = 0.01,
-    test_share: float = 0.01,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build MMEB-train: 20 sets of picture questions, classes, retrieval and grounding.
 
@@ -59,22 +54,16 @@ def build(
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order and of the split.
+        common: Settings that the builders share.
         source: Folder of the data set, with one folder for each subset.
         media: Folder that the paths of the pictures begin in; that of --source if not given.
         subsets: Subsets to build; all that are there if not given.
         instructions: Whether instructions are the original ones, or diverse ones.
-        val_share: Share of the contents in the validation split.
-        test_share: Share of the contents in the test split.
-        limit: Number of rows that are read of each file; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many rows are refused, or a split gets no rows.
     """
-    settings = Settings(seed, val_share, test_share, limit, max_refused, workers)
-    build_corpus(output, MMEBTrain(source, media or source, subsets, instructions), settings)
+    build_corpus(output, MMEBTrain(source, media or source, subsets, instructions), common)
 
 
 class MMEBTrain(Source):

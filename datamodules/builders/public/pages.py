@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,54 +37,40 @@ _VISRAG_ROWS = {
 
 def build_colpali(
     output: Path,
-    seed: int = 0,
+    common: Settings = Settings(),
     *,
     source: Path,
     task: Literal["page", "qa"] = "page",
-    val_share: float = 0.01,
-    test_share: float = 0.01,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build ColPali's training set: a question finds the page of a document, or the answer of the page.
 
     Download vidore/colpali_train_set (no licence on its card). ColPali trains --task page; VLM2Vec-V2 and
-    UME-R1 train --task qa. Pages of the split test of the source are ours for test.
+    UME-R1 train --task qa. Pages of the split test of the source are ours for test. If there is no such file
+    (data/test-*.parquet), --test_share counts.
 
     For example: rime shards colpali --source colpali_train_set --output data/colpali
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order and of the split.
+        common: Settings that the builders share.
         source: Folder of the data set, with data/train-*.parquet.
         task: Whether a question finds its page, or a page with a question its answer.
-        val_share: Share of the pages in the validation split.
-        test_share: Share of the pages in the test split, if there is no data/test-*.parquet.
-        limit: Number of rows that are read of each file; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many rows are refused, or a split gets no rows.
     """
     corpus = ColPali(source, task)
     if corpus.has_test:
-        test_share = 0.0
-    build_corpus(output, corpus, Settings(seed, val_share, test_share, limit, max_refused, workers))
+        common = replace(common, test_share=0.0)
+    build_corpus(output, corpus, common)
 
 
 def build_visrag(
     output: Path,
-    seed: int = 0,
+    common: Settings = Settings(),
     *,
     source: Path,
     part: Literal["in-domain", "synthetic"] = "in-domain",
-    val_share: float = 0.01,
-    test_share: float = 0.01,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build VisRAG's training set: a question finds the page that answers it.
 
@@ -94,20 +81,14 @@ def build_visrag(
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order and of the split.
+        common: Settings that the builders share.
         source: Folder of the data set, with data/train-*.parquet.
         part: Which of the two data sets this is.
-        val_share: Share of the pages in the validation split.
-        test_share: Share of the pages in the test split.
-        limit: Number of rows that are read of each file; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many rows are refused, or a split gets no rows.
     """
-    settings = Settings(seed, val_share, test_share, limit, max_refused, workers)
-    build_corpus(output, VisRAG(source, part), settings)
+    build_corpus(output, VisRAG(source, part), common)
 
 
 class ColPali(Source):

@@ -41,16 +41,11 @@ _Side = tuple[Item, tuple[MediumFile, ...], tuple[str, ...]]
 
 def build_ume_r1(
     output: Path,
-    seed: int = 0,
+    common: Settings = Settings(),
     *,
     source: Path,
     media: Path,
     frames: int = 8,
-    val_share: float = 0.01,
-    test_share: float = 0.01,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build UME-R1's training set, with its reasoning and answers as rewrites (unverified).
 
@@ -61,15 +56,10 @@ def build_ume_r1(
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order and of the split.
+        common: Settings that the builders share.
         source: JSON file, or folder of JSON files: one list of records, or one record a line.
         media: Folder with images/, llavahound/, vidore/ and visrag/.
         frames: Number of frames of a clip.
-        val_share: Share of the contents in the validation split.
-        test_share: Share of the contents in the test split.
-        limit: Number of records that are read of each file; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many records are refused, or a split gets no pairs.
@@ -77,21 +67,16 @@ def build_ume_r1(
     corpus = UMEJson("ume-r1", "UME-R1 data: see its card. Media keep their terms.", source, media, frames)
     rows = Expected(11_000, 1_000) if corpus.for_rl else Expected(1_460_000, 5_000)
     corpus.expected = {ALL_ROWS: rows}
-    build_corpus(output, corpus, Settings(seed, val_share, test_share, limit, max_refused, workers))
+    build_corpus(output, corpus, common)
 
 
 def build_rime_json(
     output: Path,
-    seed: int = 0,
+    common: Settings = Settings(),
     *,
     source: Path,
     media: Path,
     frames: int = 8,
-    val_share: float = 0.01,
-    test_share: float = 0.01,
-    limit: int | None = None,
-    max_refused: float = 0.1,
-    workers: int = 0,
 ) -> None:
     """Build RIME's training set, with its rewrites (unverified).
 
@@ -103,21 +88,16 @@ def build_rime_json(
 
     Args:
         output: Corpus folder to write.
-        seed: Seed of the order and of the split.
+        common: Settings that the builders share.
         source: JSON file, or folder of JSON files: one list of records, or one record a line.
         media: Folder with images/, llavahound/, vidore/ and visrag/.
         frames: Number of frames of a clip.
-        val_share: Share of the contents in the validation split.
-        test_share: Share of the contents in the test split.
-        limit: Number of records that are read of each file; all if not given.
-        max_refused: Largest share of pairs that may be refused; with more, nothing is built.
-        workers: Number of threads; 0 takes one for each CPU.
 
     Raises:
         RimeError: If too many records are refused, or a split gets no pairs.
     """
     corpus = UMEJson("rime-json", "RIME-Train: see its card. Media keep their terms.", source, media, frames)
-    build_corpus(output, corpus, Settings(seed, val_share, test_share, limit, max_refused, workers))
+    build_corpus(output, corpus, common)
 
 
 class UMEJson(Source):

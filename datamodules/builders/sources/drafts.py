@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,6 @@ from rime_pl.datamodules.pair_check import SPECIAL
 from rime_pl.errors import DataError
 from rime_pl.media import checked_clip, stored_picture
 from rime_pl.types import Clip, Item, Medium, Page, Pair
-
-#: pypdfium2 is not thread-safe.
-documents = threading.Lock()
 
 
 class Refused(Exception):
@@ -117,8 +113,7 @@ class PdfPage:
     kind = "unusable page"
 
     def open(self) -> Medium:
-        with documents:
-            (page,) = read_pages(self.path, [self.number], self.side)
+        (page,) = read_pages(self.path, [self.number], self.side)
         return Page(_packed(page.image, "PNG"))
 
 
