@@ -33,9 +33,19 @@ from rime_pl.datamodules.mining.rules import (
 from rime_pl.types import Mode
 
 #: Names of modes in a mode pair, "query-target".
-MODE_OF: dict[str, Mode] = {"disc": "discriminative", "gen": "generative"}
+_MODES: dict[str, Mode] = {"disc": "discriminative", "gen": "generative"}
 _MOST_QUERIES = 1024  # of a chunk
 _SCORES = 1 << 24  # that a chunk holds at once
+
+
+def modes_of(pair: str) -> tuple[Mode, Mode]:
+    """Return the mode of the query and that of the target in a mode pair.
+
+    >>> modes_of("gen-disc")
+    ('generative', 'discriminative')
+    """
+    query, target = pair.split("-")
+    return _MODES[query], _MODES[target]
 
 
 class Choice(NamedTuple):
@@ -50,7 +60,7 @@ class Choice(NamedTuple):
 
 @dataclass
 class Embedded:
-    """The embeddings of some items of a catalogue."""
+    """The embeddings of the queries or the targets of a group; items that cannot be embedded are left out."""
 
     place: dict[int, int]  # number of an item -> its row
     vectors: dict[Mode, Tensor]  # (rows, D) float32, L2-normalised, on the CPU
@@ -74,15 +84,10 @@ class Mined:
         return self.verdicts[modes].total() - self.verdicts[modes][NOT_LOOKED_AT]
 
 
-def items_of(group: Group) -> list[int]:
-    """Return the items of a group that need an embedding, by number."""
-    return sorted({*group.candidates, *(asked.query for asked in group.asked)})
-
-
 def mine(
     group: Group,
     catalogue: Catalogue,
-    embedded: Embedded,
+    embedded: tuple[Embedded, Embedded],
     mode_pairs: Sequence[str],
     rules: Rules,
     keep: bool = False,
@@ -99,7 +104,7 @@ def mine(
     Args:
         group: The pairs and the candidates.
         catalogue: Knows which items are the same.
-        embedded: Of ``items_of(group)``; items that cannot be embedded are left out of it.
+        embedded: Of ``group.queries`` and of ``group.targets``, in the modes that the mode pairs name.
         mode_pairs: Such as "gen-disc".
         rules: The limits.
         keep: Whether the negatives that a pair has already stay, so that none is taken again.
@@ -108,16 +113,20 @@ def mine(
         each: Called with the number of queries that are done.
     """
     mined = Mined(verdicts={modes: Counter() for modes in mode_pairs})
+    queries, targets = embedded
     usable = [
-        asked for asked in group.asked if all(n in embedded.place for n in (asked.query, *asked.answers))
+        asked
+        for asked in group.asked
+        if asked.query in queries.place and all(number in targets.place for number in asked.answers)
     ]
     mined.not_measured = sorted({asked.row for asked in group.asked} - {asked.row for asked in usable})
     each(len(mined.not_measured))
-    candidates = [number for number in group.candidates if number in embedded.place]
+    candidates = [number for number in group.targets if number in targets.place]
     mined.candidates = len(candidates)
     identical = Identical(catalogue, candidates, group.asked, keep, query_pictures)
-    places = torch.tensor([embedded.place[number] for number in candidates])
-    gallery = {mode: vectors[places] for mode, vectors in embedded.vectors.items()} if candidates else {}
+    places = torch.tensor([targets.place[number] for number in candidates], dtype=torch.int64)
+    whole = torch.equal(places, torch.arange(len(group.targets)))  # then nothing is copied
+    gallery = {mode: rows if whole else rows[places] for mode, rows in targets.vectors.items()}
     for chunk, compared in _chunks(usable, identical, rules.last_rank):
         left = [
             _left(chunk, embedded, gallery, modes, compared, rules, device, mined.verdicts[modes])
@@ -147,7 +156,7 @@ def _chunks(
 
 def _left(
     chunk: Sequence[Asked],
-    embedded: Embedded,
+    embedded: tuple[Embedded, Embedded],
     gallery: Mapping[Mode, Tensor],
     modes: str,
     compared: Compared,
@@ -156,11 +165,12 @@ def _left(
     verdicts: Counter[int],
 ) -> list[list[Choice]]:
     """Return for each query the candidates that a mode pair leaves; all verdicts are counted."""
-    query_mode, target_mode = (MODE_OF[name] for name in modes.split("-"))
-    place, vectors = embedded.place, embedded.vectors
-    queries = vectors[query_mode][[place[asked.query] for asked in chunk]]  # (Q, D)
+    query_mode, target_mode = modes_of(modes)
+    asking, answering = embedded
+    queries = asking.vectors[query_mode][[asking.place[asked.query] for asked in chunk]]  # (Q, D)
     owner = torch.tensor([row for row, asked in enumerate(chunk) for _ in asked.answers])
-    answers = vectors[target_mode][[place[number] for asked in chunk for number in asked.answers]]
+    places = [answering.place[number] for asked in chunk for number in asked.answers]
+    answers = answering.vectors[target_mode][places]
     lowest = lowest_scores(queries, answers, owner)  # (Q,)
     k = rules.last_rank + compared.most
     scores, rows = (found.cpu() for found in nearest(queries, gallery[target_mode], k, device))

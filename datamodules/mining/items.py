@@ -61,7 +61,12 @@ class Group:
     """The pairs of a task and a gallery: only targets of the same group are candidates."""
 
     asked: list[Asked] = field(default_factory=list)
-    candidates: dict[int, None] = field(default_factory=dict)  # distinct items, in the order of the shards
+    targets: dict[int, None] = field(default_factory=dict)  # the candidates, in the order of the shards
+
+    @property
+    def queries(self) -> list[int]:
+        """The distinct queries, in the order of the shards."""
+        return sorted({asked.query for asked in self.asked})
 
 
 def normalised(text: str) -> str:
@@ -146,7 +151,7 @@ class Catalogue:
             *((Place(row, "positives", n), identity_of(item)) for n, item in enumerate(pair.positives)),
         ]
         answers = tuple(self._number(name, *target) for target in targets)
-        group.candidates.update(dict.fromkeys(answers))
+        group.targets.update(dict.fromkeys(answers))
         if pair.query is not None:
             query, negatives = identity_of(pair.query), tuple(map(identity_of, pair.hard_negatives))
             number = self._number(name, Place(row, "query"), query)

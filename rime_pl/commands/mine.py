@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from rime_pl.backbone.adapters import read_contract
 from rime_pl.commands.mine_report import write_report
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
-from rime_pl.datamodules.mining.choosing import MODE_OF, Embedded, Mined, items_of, mine
+from rime_pl.datamodules.mining.choosing import Embedded, Mined, mine, modes_of
 from rime_pl.datamodules.mining.items import Catalogue, StoredItems
 from rime_pl.datamodules.mining.rules import Rules
 from rime_pl.datamodules.mining.writing import TRAIN, write_mined, write_trace
@@ -148,16 +148,22 @@ class Order:
         """Embed, choose, write and report; return the exit code."""
         unusable: dict[str, str] = {}
         found: Groups = {}
+        of_side = {
+            side: list(dict.fromkeys(modes_of(pair)[number] for pair in self.modes))
+            for number, side in enumerate(("queries", "targets"))
+        }
         groups = catalogue.groups.values()
-        items, queries = (
-            sum(len(items_of(group)) for group in groups),
-            sum(len(group.asked) for group in groups),
-        )
-        with _bars(console, {"embedding items": items, "comparing queries": queries}) as (each, compared):
+        totals = {
+            "embedding items": sum(len(group.queries) + len(group.targets) for group in groups),
+            "comparing queries": sum(len(group.asked) for group in groups),
+        }
+        with _bars(console, totals) as (each, compared):
             for name, group in sorted(catalogue.groups.items()):
-                embedded = self._embed(catalogue, items_of(group), model, unusable, each)
+                embed = partial(self._embed, catalogue, model, unusable, each)
+                queries = embed(group.queries, of_side["queries"])
+                targets = embed(list(group.targets), of_side["targets"])
                 found[name] = mine(
-                    *(group, catalogue, embedded, self.modes, self.rules),
+                    *(group, catalogue, (queries, targets), self.modes, self.rules),
                     *(self.existing == "keep", self.query_pictures, _device(model), compared),
                 )
         chosen = {row: choices for mined in found.values() for row, choices in mined.chosen.items()}
@@ -171,12 +177,18 @@ class Order:
         return self._tell(catalogue, found, unusable, console)
 
     def _embed(
-        self, catalogue: Catalogue, numbers: list[int], model: Retriever, unusable: dict[str, str], each: Any
+        self,
+        catalogue: Catalogue,
+        model: Retriever,
+        unusable: dict[str, str],
+        each: Callable[[int], object],
+        numbers: list[int],
+        modes: Sequence[Mode],
     ) -> Embedded:
-        wanted: list[Mode] = sorted({MODE_OF[name] for pair in self.modes for name in pair.split("-")})
+        """Return the embeddings of some items; those that cannot be embedded are added to ``unusable``."""
         items = Usable(StoredItems(catalogue, numbers), model.backbone.processor, self._cuts)
         digests = [catalogue.identities[number].look for number in numbers]
-        vectors = encode_in_parts(model, items, digests, wanted, self.batch_size, each)
+        vectors = encode_in_parts(model, items, digests, modes, self.batch_size, each)
         unusable.update({items.items.name(row): says for row, says in vectors.unusable.items()})
         place = {number: row for row, number in enumerate(numbers) if row not in vectors.unusable}
         return Embedded(place, vectors.of_mode)
@@ -220,10 +232,15 @@ class Order:
             console.print(f"{were} left out:\n{first_lines(broken)}")
         if others:
             are = counted(len(others), "item cannot be embedded and is", "items cannot be embedded and are")
-            console.print(f"{are} no candidate:\n{first_lines(others)}")
+            console.print(f"{are} no candidate; its pair gets no negatives:\n{first_lines(others)}")
         console.print(f"embeddings: kept in {self.run.path / PARTS}; delete them when you need the room")
         console.print(f"written: {self.output}\nlook at the examples: {folder / 'report.md'}")
-        return int(not any(chosen.values()))
+        if not any(chosen.values()):
+            console.print(
+                "No pair got a hard negative. The first table says which rule drops the candidates."
+            )
+            return 1
+        return 0
 
 
 class Usable(Sequence[Item]):
@@ -244,9 +261,9 @@ class Usable(Sequence[Item]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return Usable(self.items[index], self.processor, self.cut)
-        item = self.items[index]
+        item, name = self.items[index], self.items.name(index)
         side: Side = "query" if self.items.place(index).field == "query" else "target"
-        pair, _ = self.processor.check(Pair(self.items.name(index), "", "", item, item), (side,), self.cut)
+        pair, _ = self.processor.check(Pair(name, "", "", item, item), (side,), self.cut)
         return pair.query if side == "query" else pair.target
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from rime_pl.datamodules.mining import choosing
-from rime_pl.datamodules.mining.choosing import MODE_OF, Embedded, Mined, items_of, mine
+from rime_pl.datamodules.mining.choosing import Embedded, Mined, mine, modes_of
 from rime_pl.datamodules.mining.items import Catalogue, StoredItems, normalised
 from rime_pl.datamodules.mining.rules import RULES, Rules
 from rime_pl.datamodules.shard_writer import write_corpus
@@ -131,7 +131,7 @@ def by_loops(
 
         lists = []
         for name in modes:
-            query_mode, target_mode = (MODE_OF[part] for part in name.split("-"))
+            query_mode, target_mode = modes_of(name)
             asked = vector(pair.query, query_mode)
             scores = {place: dot(asked, vector(item, target_mode)) for place, item in gallery.items()}
             order = sorted(gallery, key=lambda place: -scores[place])  # stable: of a tie the first one
@@ -164,11 +164,15 @@ def by_loops(
     return chosen, verdicts
 
 
-def embedded_of(catalogue: Catalogue, task: str) -> Embedded:
-    numbers = items_of(catalogue.groups[task, "texts"])
+def embedded_of(catalogue: Catalogue, task: str) -> tuple[Embedded, Embedded]:
+    group = catalogue.groups[task, "texts"]
+    return embedded_items(catalogue, group.queries), embedded_items(catalogue, list(group.targets))
+
+
+def embedded_items(catalogue: Catalogue, numbers: list[int]) -> Embedded:
     items = list(StoredItems(catalogue, numbers))
     modes: list[Mode] = ["discriminative", "generative"]
-    vectors = {mode: torch.stack([vector(item, mode) for item in items]) for mode in modes}
+    vectors = {mode: torch.stack([vector(item, mode) for item in items]) for mode in modes if items}
     return Embedded({number: row for row, number in enumerate(numbers)}, vectors)
 
 
@@ -279,7 +283,7 @@ def test_an_item_without_an_embedding_is_no_candidate_and_its_pair_gets_none(tmp
         *(pair(n, text(f"question {n}", f"q{n}"), text(f"answer {n}", f"a{n}")) for n in range(4)),
     )
     group, embedded = catalogue.groups["one", "texts"], embedded_of(catalogue, "one")
-    del embedded.place[group.asked[2].answers[0]]
+    del embedded[1].place[group.asked[2].answers[0]]
     mined = mine(group, catalogue, embedded, ["disc-disc"], Rules(num_negatives=9, relative_margin=None))
     assert mined.not_measured == [2] and 2 not in mined.chosen and mined.candidates == 3
     assert chosen_texts(catalogue, mined) == ["answer 1", "answer 3"]
