@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from rime_pl.backbone.adapters import read_contract
-from rime_pl.commands.mine_report import write_report
+from rime_pl.commands.mine_report import Groups, write_report
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
 from rime_pl.datamodules.mining.choosing import Embedded, Mined, mine, modes_of
@@ -32,8 +32,6 @@ from rime_pl.types import MODE_PAIRS, Item, Mode, Pair, Side
 
 #: Mode pairs that find candidates if none are named.
 DEFAULT_MODES = ("disc-disc", "gen-gen")
-#: The result of each task and gallery.
-Groups = dict[tuple[str, str], Mined]
 
 
 def run(
@@ -147,7 +145,7 @@ class Order:
     def mine(self, catalogue: Catalogue, model: Retriever, console: Console) -> int:
         """Embed, choose, write and report; return the exit code."""
         unusable: dict[str, str] = {}
-        found: Groups = {}
+        found: dict[tuple[str, str], Mined] = {}
         of_side = {
             side: list(dict.fromkeys(modes_of(pair)[number] for pair in self.modes))
             for number, side in enumerate(("queries", "targets"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.table import Table
 from rime_pl.types import Clip, Item, Page
 
+#: The result of each task and gallery.
+Groups = Mapping[tuple[str, str], Mined]
 EXAMPLES = 20
 _LONGEST = 300  # characters of a text on the page
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~])")
 
 
-def write_report(
-    folder: Path, catalogue: Catalogue, found: Mapping[tuple[str, str], Mined], rules: Rules, title: str
-) -> list[Table]:
+def write_report(folder: Path, catalogue: Catalogue, found: Groups, rules: Rules, title: str) -> list[Table]:
     """Write ``report.md`` and the contact sheet ``examples.png`` into a folder, and return the tables."""
     tables = [dropped(found), left(found, rules)]
     pages = [dropped(found, _cell), left(found, rules, _cell)]
@@ -55,48 +56,58 @@ def write_report(
     return tables
 
 
-def dropped(found: Mapping[tuple[str, str], Mined], name_of: Callable[[str], str] = str) -> Table:
+def dropped(found: Groups, name_of: Callable[[str], str] = str) -> Table:
     """Return the share of the candidates that each rule has dropped, of each task and mode pair."""
+    counts = {(name, modes): mined.counts(modes) for name, mined in found.items() for modes in mined.verdicts}
+    active = [rule for rule in RULES if any(count[rule] for count in counts.values())]
     rows = []
-    for name, mined in sorted(found.items()):
-        for modes in mined.verdicts:
-            total = mined.looked_at(modes)
-            counts = mined.counts(modes)
-            rest = total - sum(counts.values())
-            shares = [_share(count, total) for count in (*counts.values(), rest)]
-            rows.append([*map(name_of, name), modes, f"{total:,}", *shares])
-    head = ["task", "gallery", "modes", "looked at", *RULES, "left"]
+    for name, task in _names(found).items():
+        for modes in found[name].verdicts:
+            total = found[name].looked_at(modes)
+            by_rule = [counts[name, modes][rule] for rule in active]
+            shares = [_share(count, total) for count in (*by_rule, total - sum(by_rule))]
+            rows.append([name_of(task), modes, f"{total:,}", *shares])
     note = "The first rule that drops a candidate counts it. Candidates are counted for each query."
-    return Table("candidates dropped by each rule", head, rows, note=note)
+    if idle := [rule for rule in RULES if rule not in active]:
+        note += f" No candidate was dropped by: {', '.join(idle)}."
+    head = [rule.replace(" ", "\n") for rule in active]
+    return Table(
+        "Candidates dropped by each rule", ["task", "modes", "looked\nat", *head, "left"], rows, note=note
+    )
 
 
-def left(found: Mapping[tuple[str, str], Mined], rules: Rules, name_of: Callable[[str], str] = str) -> Table:
+def left(found: Groups, rules: Rules, name_of: Callable[[str], str] = str) -> Table:
     """Return how many queries of each task got as many negatives as wanted, fewer, or none."""
     rows = []
-    for name, mined in sorted(found.items()):
+    for name, task in _names(found).items():
+        mined = found[name]
         counts = [len(choices) for choices in mined.chosen.values()]
-        queries = len(counts) + len(mined.not_measured)
-        few = sum(count < rules.num_negatives for count in counts) + len(mined.not_measured)
-        none = sum(count == 0 for count in counts) + len(mined.not_measured)
+        skipped = len(mined.not_measured)
+        queries = len(counts) + skipped
+        few = sum(count < rules.num_negatives for count in counts) + skipped
+        none = sum(count == 0 for count in counts) + skipped
         mean = f"{sum(counts) / queries:.2f}" if queries else "-"
-        shares = (_share(few, queries), _share(none, queries), _share(len(mined.not_measured), queries))
-        rows.append([*map(name_of, name), f"{queries:,}", f"{mined.candidates:,}", mean, *shares])
-    head = [
-        "task",
-        "gallery",
-        "queries",
-        "candidates",
-        "negatives, mean",
-        f"fewer than {rules.num_negatives}",
-    ]
-    return Table("negatives of each query", [*head, "none", "not embedded"], rows)
+        shares = (_share(few, queries), _share(none, queries), _share(skipped, queries))
+        rows.append([name_of(task), f"{queries:,}", f"{mined.candidates:,}", mean, *shares])
+    few_head = f"fewer\nthan {rules.num_negatives}"
+    head = ["task", "queries", "candidates", "negatives\n(mean)", few_head, "none", "not\nembedded"]
+    return Table("Negatives of each query", head, rows)
+
+
+def _names(found: Groups) -> dict[tuple[str, str], str]:
+    """Return what the tables call each task and gallery: the task, if it has one gallery only."""
+    tasks = Counter(task for task, _ in found)
+    return {
+        (task, gallery): task if tasks[task] == 1 else f"{task} ({gallery})"
+        for task, gallery in sorted(found)
+    }
 
 
 def _share(count: int, total: int) -> str:
     return f"{count / total:.1%}".replace("%", " %") if total else "-"
 
 
-def examples(found: Mapping[tuple[str, str], Mined], seed: int) -> list[tuple[int, list[Choice]]]:
+def examples(found: Groups, seed: int) -> list[tuple[int, list[Choice]]]:
     """Return up to 20 random pairs with negatives, as evenly from the tasks as their numbers allow."""
     waiting = []
     for _, mined in sorted(found.items()):

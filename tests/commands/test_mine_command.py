@@ -114,8 +114,11 @@ def test_the_scores_are_those_of_the_model(mined: Path, run: Path, scenes_corpus
 def test_the_report_has_a_table_of_the_rules_and_20_examples(mined: Path) -> None:
     folder = mined.with_name("scenes.mined")
     page = (folder / "report.md").read_text()
-    assert "| composed | pictures | gen-disc |" in page and "| same content |" in page
-    assert "| composed | pictures | 8 | 8 | 4.00 | 0.0 % | 0.0 % | 0.0 % |" in page
+    assert "| task | modes | looked at | same content | left |" in page and "| composed | gen-disc |" in page
+    assert (
+        "No candidate was dropped by: same text, same pictures, already a negative, absolute margin" in page
+    )
+    assert "| composed | 8 | 8 | 4.00 | 0.0 % | 0.0 % | 0.0 % |" in page
     assert page.count("\n### ") == 20 and page.count("- negative, ") == 80
     with Image.open(folder / "examples.png") as sheet:
         assert sheet.height > 20 * 148
@@ -202,7 +205,7 @@ def test_what_training_would_refuse_is_no_candidate(
     after = read_pairs(tmp_path / "new", "train")
     assert [len(pair.hard_negatives) for pair in after] == [0, 0, 4, 4, 4, 4, 4, 4]
     page = (tmp_path / "new.mined" / "report.md").read_text()
-    assert "| relative | pictures | 8 | 6 | 3.00 | 25.0 % | 25.0 % | 25.0 % |" in page
+    assert "| relative | 8 | 6 | 3.00 | 25.0 % | 25.0 % | 25.0 % |" in page
     assert r"&lt;b&gt;text&lt;/b&gt; 3 \| \[x\](y)" in page and "<b>" not in page
     assert main([*arguments[:-2], "--absolute_margin", "2"]) == 1, "no candidate is so far away"
     assert "No pair got a hard negative." in capsys.readouterr().out
