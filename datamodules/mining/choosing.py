@@ -65,6 +65,10 @@ class Embedded:
     place: dict[int, int]  # number of an item -> its row
     vectors: dict[Mode, Tensor]  # (rows, D) float32, L2-normalised, on the CPU
 
+    def has(self, numbers: Sequence[int]) -> bool:
+        """Return whether all of these items have an embedding."""
+        return all(number in self.place for number in numbers)
+
 
 @dataclass
 class Mined:
@@ -114,11 +118,7 @@ def mine(
     """
     mined = Mined(verdicts={modes: Counter() for modes in mode_pairs})
     queries, targets = embedded
-    usable = [
-        asked
-        for asked in group.asked
-        if asked.query in queries.place and all(number in targets.place for number in asked.answers)
-    ]
+    usable = [asked for asked in group.asked if asked.query in queries.place and targets.has(asked.answers)]
     mined.not_measured = sorted({asked.row for asked in group.asked} - {asked.row for asked in usable})
     each(len(mined.not_measured))
     candidates = [number for number in group.targets if number in targets.place]

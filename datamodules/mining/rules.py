@@ -32,15 +32,16 @@ class Rules:
     """Which candidates become hard negatives.
 
     Args:
-        num_negatives: Largest number of negatives of a pair.
-        range_min: Number of nearest candidates that are skipped, of those that the margins leave.
-        range_max: Number of candidates that are looked at, right answers not counted; None for ``range_min``
-            and ten times ``num_negatives``, or once if nothing can drop a candidate.
-        absolute_margin: How far a negative must stay below the lowest right answer; None for no limit.
-        relative_margin: The same as a share of that answer's absolute score; None for no limit.
-        max_score: Largest score of a negative; None for no limit.
-        sampling: ``top`` takes the nearest that are left, ``random`` draws among them.
-        seed: Of ``random``.
+        num_negatives: Largest number of new negatives of a pair.
+        range_min: Number of nearest candidates that are skipped, of those that margins and limit leave.
+        range_max: Number of nearest candidates that are looked at, right answers not counted (default:
+            range_min plus 10 for each negative, or plus 1 if there is no margin, no limit and no sampling).
+        absolute_margin: How far below the lowest right answer a negative must stay, in cosine of the same
+            mode pair; null for no margin.
+        relative_margin: The same as a share of that answer's absolute score; null for no margin.
+        max_score: Largest cosine of a negative; null for no limit.
+        sampling: top takes the nearest candidates that are left, random draws among them.
+        seed: Seed of random sampling, and of the examples in the report.
 
     Raises:
         RimeError: If a number cannot be, or if the ranks hold fewer candidates than negatives are wanted.
@@ -60,12 +61,12 @@ class Rules:
         for name, least in bounds.items():
             value = getattr(self, name)
             if value is not None and not value >= least:  # also refuses NaN
-                raise RimeError(f"--{name} must be {least} or more, but is {value}.")
+                raise RimeError(f"--rules.{name} must be {least} or more, but is {value}.")
         if self.last_rank - self.range_min < self.num_negatives:
             raise RimeError(
-                f"--range_max must be at least --range_min plus --num_negatives, "
-                f"{self.range_min + self.num_negatives}, but is {self.last_rank}: fewer candidates are left "
-                "than negatives are wanted."
+                "--rules.range_max must be at least range_min plus num_negatives, "
+                f"{self.range_min + self.num_negatives}, but is {self.last_rank}. Otherwise fewer candidates "
+                "are left than negatives are wanted."
             )
 
     @property
@@ -112,12 +113,10 @@ def judge(scores: Tensor, identical: Tensor, lowest: Tensor, rules: Rules) -> Te
     1. ``identical``: the candidate equals a right answer, or is a negative of the pair already.
     2. Only the nearest ``last_rank`` of the others are looked at, with what is identical between them.
     3. absolute margin: ``s + absolute_margin > lowest``
-    4. relative margin: ``s > lowest - |lowest| * relative_margin``. The other formula, ``lowest *
-       (1 - relative_margin)``, would raise the limit where the score is negative.
+    4. relative margin: ``s > lowest - |lowest| * relative_margin``. ``lowest * (1 - relative_margin)`` would
+       raise the limit where the score is negative.
     5. max score: ``s > max_score``
     6. rank: the first ``range_min`` of those that are left.
-
-    A candidate whose score equals a limit is left.
 
     Args:
         scores: (Q, K) float, each row from the nearest candidate on.
@@ -146,15 +145,13 @@ def judge(scores: Tensor, identical: Tensor, lowest: Tensor, rules: Rules) -> Te
     verdict = identical.to(torch.int8)
     others = verdict == LEFT
     looked_at = others.cumsum(1) - others.long() < rules.last_rank  # fewer than so many others before it
-    limits = []
-    if rules.absolute_margin is not None:
-        limits.append((ABSOLUTE, near + rules.absolute_margin > low))
-    if rules.relative_margin is not None:
-        limits.append((RELATIVE, near > low - low.abs() * rules.relative_margin))
-    if rules.max_score is not None:
-        limits.append((MAX_SCORE, near > rules.max_score))
-    for rule, too_near in limits:
-        verdict = verdict.masked_fill((verdict == LEFT) & too_near, rule)
+    for rule, limit, too_near in (
+        (ABSOLUTE, rules.absolute_margin, lambda margin: near + margin > low),
+        (RELATIVE, rules.relative_margin, lambda margin: near > low - low.abs() * margin),
+        (MAX_SCORE, rules.max_score, lambda score: near > score),
+    ):
+        if limit is not None:
+            verdict = verdict.masked_fill((verdict == LEFT) & too_near(limit), rule)
     left = (verdict == LEFT) & looked_at
     verdict = verdict.masked_fill(left & (left.cumsum(1) <= rules.range_min), RANK)
     return verdict.masked_fill(~looked_at, NOT_LOOKED_AT)

@@ -40,14 +40,7 @@ def run(
     corpus: Path,
     output: Path,
     modes: list[str] | None = None,
-    num_negatives: int = Rules.num_negatives,
-    range_min: int = Rules.range_min,
-    range_max: int | None = Rules.range_max,
-    absolute_margin: float | None = Rules.absolute_margin,
-    relative_margin: float | None = Rules.relative_margin,
-    max_score: float | None = Rules.max_score,
-    sampling: Literal["top", "random"] = Rules.sampling,
-    seed: int = Rules.seed,
+    rules: Rules = Rules(),
     existing: Literal["keep", "replace"] | None = None,
     query_pictures: bool = False,
     batch_size: int = 32,
@@ -68,15 +61,7 @@ def run(
         modes: Mode pairs, query - target, that find candidates: disc-disc, gen-gen, gen-disc or disc-gen.
             Several give the union (default: disc-disc gen-gen). With gen, the model writes a rewrite of each
             item, which takes long. A pair of different modes needs a checkpoint of CMA.
-        num_negatives: Largest number of new negatives of a pair.
-        range_min: Number of nearest candidates that are skipped, of those that the margins leave.
-        range_max: Number of candidates that are looked at (default: --range_min + 10 x --num_negatives).
-        absolute_margin: How far below the lowest right answer of the same mode pair a negative must stay, in
-            cosine; null for no limit.
-        relative_margin: The same as a share of that answer's absolute score; null for no limit.
-        max_score: Largest cosine of a negative; null for no limit.
-        sampling: top takes the nearest candidates that are left, random draws among them.
-        seed: Seed of random sampling and of the examples.
+        rules: Which candidates become hard negatives.
         existing: keep puts new negatives behind those that the corpus has already, replace drops the old
             ones; needed if it has some.
         query_pictures: Whether the picture of the query itself may be a negative, for tasks that ask for a
@@ -85,9 +70,6 @@ def run(
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
-    rules = Rules(
-        *(num_negatives, range_min, range_max, absolute_margin, relative_margin, max_score, sampling, seed)
-    )
     stage, about = RunFolder.with_adapter(run), read_corpus(corpus)
     pairs = _checked(DEFAULT_MODES if modes is None else modes, batch_size)
     refuse_output(output, corpus)

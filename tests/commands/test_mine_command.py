@@ -48,7 +48,7 @@ def words(run: Path, corpus: Path, output: Path, *more: str) -> list[str]:
 def mined(run: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All candidates are left that are no right answer, because a micro model knows nothing."""
     output = tmp_path_factory.mktemp("mined") / "scenes"
-    limits = ("--relative_margin", "null", "--range_max", "7")
+    limits = ("--rules.relative_margin", "null", "--rules.range_max", "7")
     assert main(words(run, scenes_corpus, output, *limits, "--modes", "disc-disc", "gen-disc")) == 0
     return output
 
@@ -140,7 +140,7 @@ def test_a_stopped_command_goes_on_and_gives_the_same_bytes(
     mined: Path, run: Path, scenes_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     other = Path(shutil.copytree(run, tmp_path / "sft", ignore=shutil.ignore_patterns(PARTS)))
-    limits = ("--relative_margin", "null", "--range_max", "7", "--modes", "disc-disc", "gen-disc")
+    limits = ("--rules.relative_margin", "null", "--rules.range_max", "7", "--modes", "disc-disc", "gen-disc")
     arguments = words(other, scenes_corpus, tmp_path / "new", *limits)
     encode: Callable[..., Any] = Retriever.encode_modes
     asked: list[int] = []
@@ -162,14 +162,18 @@ def test_a_stopped_command_goes_on_and_gives_the_same_bytes(
     mine, theirs = bytes_of(tmp_path / "new"), bytes_of(mined)
     assert {name for name in mine if mine[name] != theirs[name]} == {"corpus.json"}, "it names another run"
     asked[:] = [0] * 6
-    assert main([*arguments, "--num_negatives", "2"]) == 0 and not sum(asked), "other limits embed nothing"
+    assert main([*arguments, "--rules.num_negatives", "2"]) == 0 and not sum(asked), (
+        "other limits embed nothing"
+    )
     assert "mining" not in capsys.readouterr().err
 
 
 def test_old_negatives_are_kept_or_replaced_but_never_silently(
     mined: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    again = words(run, mined, tmp_path / "new", "--relative_margin", "null", "--num_negatives", "2")
+    again = words(
+        run, mined, tmp_path / "new", "--rules.relative_margin", "null", "--rules.num_negatives", "2"
+    )
     assert main([*again, "--modes", "disc-disc"]) == 2 and not (tmp_path / "new").exists()
     assert "--existing must say what becomes of old negatives: 48 training pairs" in capsys.readouterr().err
     old = read_pairs(mined, "train")
@@ -195,7 +199,7 @@ def test_what_training_would_refuse_is_no_candidate(
     ]
     write_corpus(tmp_path / "odd", "odd", "CC0", {"train": pairs}, {"train": 8}, seed=0)
     arguments = words(
-        run, tmp_path / "odd", tmp_path / "new", "--modes", "disc-disc", "--relative_margin", "null"
+        run, tmp_path / "odd", tmp_path / "new", "--modes", "disc-disc", "--rules.relative_margin", "null"
     )
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -207,7 +211,7 @@ def test_what_training_would_refuse_is_no_candidate(
     page = (tmp_path / "new.mined" / "report.md").read_text()
     assert "| relative | 8 | 6 | 3.00 | 25.0 % | 25.0 % | 25.0 % |" in page
     assert r"&lt;b&gt;text&lt;/b&gt; 3 \| \[x\](y)" in page and "<b>" not in page
-    assert main([*arguments[:-2], "--absolute_margin", "2"]) == 1, "no candidate is so far away"
+    assert main([*arguments[:-2], "--rules.absolute_margin", "2"]) == 1, "no candidate is so far away"
     assert "No pair got a hard negative." in capsys.readouterr().out
 
 
@@ -215,15 +219,18 @@ def test_what_training_would_refuse_is_no_candidate(
     ("changes", "says"),
     [
         ({"--modes": "gen"}, "--modes must name mode pairs, query - target, some of disc-disc gen-gen"),
-        ({"--num_negatives": "0"}, "--num_negatives must be 1 or more, but is 0."),
+        ({"--rules.num_negatives": "0"}, "--rules.num_negatives must be 1 or more, but is 0."),
         ({"--batch_size": "0"}, "--batch_size must be 1 or more, but is 0."),
-        ({"--relative_margin": "-0.1"}, "--relative_margin must be 0 or more, but is -0.1."),
-        ({"--range_max": "2"}, "--range_max must be at least --range_min plus --num_negatives, 4, but is 2"),
+        ({"--rules.relative_margin": "-0.1"}, "--rules.relative_margin must be 0 or more, but is -0.1."),
+        (
+            {"--rules.range_max": "2"},
+            "--rules.range_max must be at least range_min plus num_negatives, 4, but is 2",
+        ),
         ({"--corpus": "gone"}, "data.path must be a corpus folder, but 'gone' does not exist."),
         ({"--run": "gone"}, "gone: no finished run here or below."),
         ({"--output": "CORPUS"}, "--output must be another place than the input"),
         ({"--existing": "yes"}, "--existing must be 'keep' or 'replace' or null, but is 'yes'."),
-        ({"--range": "2"}, "--range is not a setting of `rime mine`. Did you mean --range_min?"),
+        ({"--range": "2"}, "--range is not a setting of `rime mine`. Did you mean --rules.range_min?"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(

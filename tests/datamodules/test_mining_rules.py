@@ -169,13 +169,13 @@ def test_one_right_answer_each_gives_what_sentence_transformers_documents(seed: 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"num_negatives": 0}, "--num_negatives must be 1 or more, but is 0"),
-        ({"range_min": -1}, "--range_min must be 0 or more"),
-        ({"absolute_margin": -0.1}, "--absolute_margin must be 0 or more"),
-        ({"relative_margin": float("nan")}, "--relative_margin must be 0 or more, but is nan"),
+        ({"num_negatives": 0}, "--rules.num_negatives must be 1 or more, but is 0"),
+        ({"range_min": -1}, "--rules.range_min must be 0 or more"),
+        ({"absolute_margin": -0.1}, "--rules.absolute_margin must be 0 or more"),
+        ({"relative_margin": float("nan")}, "--rules.relative_margin must be 0 or more, but is nan"),
         (
             {"range_min": 3, "range_max": 6},
-            "--range_max must be at least --range_min plus --num_negatives, 7, but is 6",
+            "--rules.range_max must be at least range_min plus num_negatives, 7, but is 6",
         ),
     ],
 )
