@@ -85,9 +85,8 @@ class Identical:
             self._answers.setdefault(one.content, set()).update(one.answers)
             self._contents.setdefault(one.content, {one.content}).update(one.contents)
         self._right: dict[int, list[set[int]]] = {}
-        self._further: dict[
-            int, set[int]
-        ] = {}  # content -> candidates that have it beside that of their code
+        #: content -> numbers of candidates that have it beside the content of their code
+        self._further: dict[int, set[int]] = {}
         for content, numbers in catalogue.further_contents.items():
             if rows := {self._row[number] + 1 for number in numbers if number in self._row}:
                 self._further[content] = rows

@@ -215,6 +215,21 @@ def test_what_training_would_refuse_is_no_candidate(
     assert "No pair got a hard negative." in capsys.readouterr().out
 
 
+def test_an_unreadable_sample_is_left_out_by_name(
+    run: Path, scenes_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = Path(shutil.copytree(scenes_corpus, tmp_path / "corpus"))
+    tar = corpus / "train" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b'"dataset"', b'"dxtaset"', 1))
+    (corpus / "broken.txt").write_text("an older line\n")
+    assert main(words(run, corpus, tmp_path / "new", "--modes", "disc-disc")) == 0
+    assert "1 sample cannot be read and was left out:" in capsys.readouterr().out
+    lines = (tmp_path / "new" / "broken.txt").read_text().splitlines()
+    assert lines[0] == "an older line" and "field 'dataset' is missing" in lines[1] and len(lines) == 2
+    assert read_corpus(tmp_path / "new")["splits"]["train"]["samples"] == 47
+    assert len(read_pairs(tmp_path / "new", "train")) == 47
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
