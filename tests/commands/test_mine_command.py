@@ -245,7 +245,7 @@ def test_an_unreadable_sample_is_left_out_by_name(
         ({"--run": "gone"}, "gone: no finished run here or below."),
         ({"--output": "CORPUS"}, "--output must be another place than the input"),
         ({"--existing": "yes"}, "--existing must be 'keep' or 'replace' or null, but is 'yes'."),
-        ({"--range": "2"}, "--range is not a setting of `rime mine`. Did you mean --rules.range_min?"),
+        ({"--mode": "gen-gen"}, "--mode is not a setting of `rime mine`. Did you mean --modes?"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(
