@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from rime_pl.datamodules.faults import counted
 from rime_pl.report.table import Table
 from rime_pl.run_folder import RunFolder
 from rime_pl.types import MODE_PAIRS
@@ -80,7 +81,7 @@ def table(recalls: Sequence[dict[str, dict[str, float]]]) -> Table:
         rows.append([pair, *(f"{value:.3f}" for value in means.values()), f"{mean(each):+.3f}"])
         rows[-1].append(" ".join(f"{value:+.3f}" for value in each))
     head = ["mode pair", "before", "further steps", "with negatives", "difference", "of each run"]
-    return Table(f"recall@1, mean over {len(recalls)} runs", head, rows)
+    return Table(f"recall@1, mean over {counted(len(recalls), 'run', 'runs')}", head, rows)
 
 
 if __name__ == "__main__":
