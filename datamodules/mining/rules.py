@@ -35,7 +35,7 @@ class Rules:
         num_negatives: Largest number of new negatives of a pair.
         range_min: Number of nearest candidates that are skipped, of those that margins and limit leave.
         range_max: Number of nearest candidates that are looked at, right answers not counted (default:
-            range_min plus 10 for each negative, or plus 1 if there is no margin, no limit and no sampling).
+            range_min plus 10 for each negative, or 1 for each without margin, limit and random sampling).
         absolute_margin: How far below the lowest right answer a negative must stay, in cosine of the same
             mode pair; null for no margin.
         relative_margin: The same as a share of that answer's absolute score; null for no margin.

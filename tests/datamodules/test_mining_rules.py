@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rime_pl.datamodules.mining.nearest import nearest
+from rime_pl.datamodules.mining.nearest import _keys, nearest
 from rime_pl.datamodules.mining.rules import (
     ABSOLUTE,
     CONTENT,
@@ -125,7 +125,7 @@ def test_lowest_scores_equal_loops_with_uneven_numbers_of_answers(seed: int) -> 
 @pytest.mark.parametrize("block", [1, 3, 7, 100])
 @pytest.mark.parametrize("k", [1, 5, 23, 40])
 def test_blocks_give_the_order_of_a_full_sort_ties_too(block: int, k: int) -> None:
-    """Numbers on a grid: dot products are exact, and most of them tie, some at -0.0."""
+    """Numbers on a grid: dot products are exact, and most of them tie."""
     generator = torch.Generator().manual_seed(k)
     queries = torch.randint(-2, 3, (6, 2), generator=generator) / 2
     candidates = torch.randint(-2, 3, (23, 2), generator=generator) / 2
@@ -135,6 +135,11 @@ def test_blocks_give_the_order_of_a_full_sort_ties_too(block: int, k: int) -> No
         expected = sorted(range(23), key=lambda row: (-dots[row], row))[:k]
         assert rows[query].tolist() == expected
         assert scores[query].tolist() == [dots[row] for row in expected]
+
+
+def test_both_zeros_are_one_score() -> None:
+    keys = _keys(torch.tensor([[-0.0, 0.0, -1e-45]]), 0)[0].tolist()
+    assert keys == sorted(keys, reverse=True), "of -0.0 and 0.0 the first one is nearer"
 
 
 def test_the_scores_are_those_of_the_product_to_the_last_bit() -> None:
