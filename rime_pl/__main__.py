@@ -35,6 +35,7 @@ COMMANDS = {
     "data and models": {
         "shards": "build or check a corpus: openmoji, scenes, mini, a public one, or your own folder",
         "rewrite": "let a larger model write the rewrites of a corpus or a table",
+        "mine": "give the training pairs of a corpus hard negatives, found with a trained checkpoint",
         "base": "make the tiny base model from the captions of a corpus",
     },
     "look at runs": {

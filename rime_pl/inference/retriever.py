@@ -164,18 +164,20 @@ class Retriever:
             progress: Title of a progress bar; empty for no bar.
             skip_unusable: Whether items whose pictures cannot be used are left out and named in the result.
         """
-        return self._encode(items, (_known(mode),), batch_size, instruction, progress, skip_unusable)[mode]
+        return self.encode_modes(items, (_known(mode),), batch_size, instruction, progress, skip_unusable)[
+            mode
+        ]
 
-    def _encode(
+    def encode_modes(
         self,
         items: Source | Iterable[Source],
         modes: Sequence[Mode],
         batch_size: int,
-        instruction: str,
-        progress: str,
-        skip_unusable: bool,
+        instruction: str = "",
+        progress: str = "",
+        skip_unusable: bool = False,
     ) -> dict[Mode, Encoded]:
-        """Return the results in one or both modes; each picture and each prompt is read once for both."""
+        """Return the results of ``encode_full`` in some modes; each picture is read once for all."""
         if batch_size < 1:
             raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
         rows = self._checked(items, skip_unusable)
@@ -271,7 +273,7 @@ class Retriever:
         kept = {mode: self._kept(content, mode, text, skip_unusable) for mode in wanted}
         if missing := [mode for mode in wanted if kept[mode] is None]:
             title = f"gallery, {' and '.join(missing)}" if progress else ""
-            made = self._encode(self.gallery, missing, batch_size, text, title, skip_unusable)
+            made = self.encode_modes(self.gallery, missing, batch_size, text, title, skip_unusable)
             kept.update(made)
             if self.run is not None:
                 for mode, encoded in made.items():
