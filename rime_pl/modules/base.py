@@ -155,8 +155,8 @@ class RimeModule(L.LightningModule):
             name = next(n for n in sorted(trained | found) if trained.get(n) != found.get(n))
             raise RimeError(
                 f"{self.trainer.ckpt_path} must hold what trains in this run, but {name} has shape "
-                f"{found.get(name)} there and {trained.get(name)} here. Use lora_r and lora_targets of the "
-                "run that wrote it."
+                f"{found.get(name)} there and {trained.get(name)} here. Use lora_r, lora_targets and "
+                "lora_tower of the run that wrote it."
             )
         if resumed and (wrong := self._wrong_state(checkpoint)):
             raise RimeError(

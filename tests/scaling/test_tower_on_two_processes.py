@@ -1,0 +1,83 @@
+"""Two processes equal one where one has only text and the other pictures and clips, and none waits forever.
+
+The tower is frozen, trained or sharded. One pair of processes runs all steps of tower_steps.py, and the tests
+read the results. A pair that takes longer than TIME_LIMIT seconds hangs, and the tests fail.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.families import FAMILIES, apart_pairs, save_family
+from tests.scaling.steps import refine_rl_step
+from tests.scaling.test_two_processes import TOLERANCE, assert_equal_gradients, run_pair
+from tests.scaling.tower_steps import FAST, LONG, REINFORCED, Case, one_process
+
+TIME_LIMIT = 120
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bases")
+    for family in FAMILIES:
+        save_family(family, folder / family)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of rank 0, which has only text, and of rank 1."""
+    return run_pair(
+        "tests.scaling.tower_steps", tmp_path_factory.mktemp("tower"), bases, "fast", seconds=TIME_LIMIT
+    )
+
+
+@pytest.fixture(scope="module")
+def ranks_of_long_cases(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_pair("tests.scaling.tower_steps", tmp_path_factory.mktemp("tower"), bases, "long", seconds=600)
+
+
+def assert_equals_one_process(case: Case, name: str, ranks: list[dict[str, Any]], bases: Path) -> None:
+    one = one_process(case, bases)
+    texts, media = (seen[name] for seen in ranks)
+    assert texts["media"] == 0 < media["media"]
+    for seen in (texts, media):
+        assert seen["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
+        assert_equal_gradients(seen["gradients"], one["gradients"])
+        assert seen["share"] == (0.5 if case.sharded == "tower" else 1), "of the frozen weights of the tower"
+    assert texts["evaluated"].equal(media["evaluated"])
+    trained = [one for one in texts["gradients"] if ".visual." in one]
+    assert bool(trained) == (case.tower != "none")
+    # of one step; a frozen tower runs in one pass only, a trained one in both passes of the gradient cache
+    calls = len(media["calls"])
+    assert calls and len(texts["calls"]) == (calls if case.waits else 0)
+    assert set(texts["calls"]) <= {4}, "a zero picture has 4 patches"
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_rank_with_only_text_and_one_with_pictures_and_clips(
+    name: str, ranks: list[dict[str, Any]], bases: Path
+) -> None:
+    assert_equals_one_process(FAST[name], name, ranks, bases)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_a_rank_with_only_text_and_one_with_pictures_and_clips_in_all_cases(
+    name: str, ranks_of_long_cases: list[dict[str, Any]], bases: Path
+) -> None:
+    assert_equals_one_process(LONG[name], name, ranks_of_long_cases, bases)
+
+
+@pytest.mark.parametrize(("family", "tower"), REINFORCED)
+def test_refine_rl_on_a_rank_with_only_text_and_one_with_pictures_and_clips(
+    family: str, tower: str, ranks: list[dict[str, Any]], bases: Path
+) -> None:
+    """A frozen tower as the mean over ranks, a trained one under DDP, one item at a time."""
+    whole = refine_rl_step(bases / family, apart_pairs(), lora_tower=tower, load_in_4bit=False)
+    assert any(".visual." in name for name in whole["gradients"]) == (tower != "none")
+    for seen in ranks:
+        assert_equal_gradients(seen[f"refine_rl {family} {tower}"]["gradients"], whole["gradients"])
