@@ -1,7 +1,7 @@
 """Two processes equal one where one has only text and the other pictures and clips, and none waits forever.
 
 The tower is frozen, trained or sharded. One pair of processes runs all steps of tower_steps.py, and the tests
-read the results. A pair that takes longer than TIME_LIMIT seconds hangs, and the tests fail.
+read the results. A pair in which a process waits for the other for PATIENCE seconds fails.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.families import FAMILIES, apart_pairs, save_family
 from tests.scaling.steps import refine_rl_step
 from tests.scaling.test_two_processes import TOLERANCE, assert_equal_gradients, run_pair
 from tests.scaling.tower_steps import FAST, LONG, REINFORCED, Case, one_process
 
-TIME_LIMIT = 120
+#: Seconds for all steps of a pair, on a busy machine. One collective has PATIENCE seconds.
+TIME_LIMIT = 300
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,10 @@ def assert_equals_one_process(case: Case, name: str, ranks: list[dict[str, Any]]
         assert seen["loss"] == pytest.approx(one["loss"], rel=TOLERANCE)
         assert_equal_gradients(seen["gradients"], one["gradients"])
         assert seen["share"] == (0.5 if case.sharded == "tower" else 1), "of the frozen weights of the tower"
-    assert texts["evaluated"].equal(media["evaluated"])
+    for seen in (texts, media):
+        (first, others), (second, more) = seen["evaluated"]
+        torch.testing.assert_close(torch.cat([first, second]), one["evaluated"][0], atol=1e-5, rtol=0)
+        assert others + more == one["evaluated"][1]
     trained = [one for one in texts["gradients"] if ".visual." in one]
     assert bool(trained) == (case.tower != "none")
     # of one step; a frozen tower runs in one pass only, a trained one in both passes of the gradient cache

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.scaling.gather import all_reduce_sum, gather_objects, rank, world_size
+from rime_pl.generation.decoding import prefill
+from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.scaling.gather import all_reduce_sum, any_rank, gather_objects, rank, world_size
 from rime_pl.scaling.sharding import shard_backbone
 from tests.families import FAMILIES, apart_pairs
 from tests.scaling.steps import (
@@ -34,7 +37,7 @@ from tests.scaling.steps import (
     refine_rl_under_ddp,
 )
 
-#: Seconds after which a collective that a rank does not join ends with an error.
+#: Seconds after which a collective that a rank does not join ends with an error: that is a hang.
 PATIENCE = 60
 
 
@@ -129,7 +132,7 @@ def one_process(case: Case, bases: Path) -> dict[str, Any]:
     module = micro_module(case.stage, bases / case.family, **case.settings())
     loss = module.training_step(local_batch(module, apart_pairs()), 0)
     loss.backward()
-    return {"loss": float(loss), "gradients": _gradients(module)}
+    return {"loss": float(loss), "gradients": _gradients(module), "evaluated": evaluated(module)}
 
 
 def step_of_a_rank(case: Case, bases: Path) -> dict[str, Any]:
@@ -153,16 +156,19 @@ def step_of_a_rank(case: Case, bases: Path) -> dict[str, Any]:
         "calls": calls,
         "media": sum(int(side.prompts.num_media.sum()) for side in batch.sides),
         "share": _numbers(module.model.language_model.model.visual) / whole,
-        "evaluated": _evaluated(module),
+        "evaluated": gather_objects(evaluated(module)),
     }
 
 
 @torch.no_grad()
-def _evaluated(module: Any) -> Tensor:
-    """Return the discriminative embeddings of all queries, those of each rank embedded there."""
+def evaluated(module: Any) -> tuple[Tensor, list[str]]:
+    """Return the embeddings of this rank's queries and their rewrites, as an evaluation makes them."""
     module.eval()
     prompts = local_batch(module, apart_pairs()).query.prompts
-    return torch.cat(gather_objects(module.model(prompts).disc))
+    read = prefill(module.model, prompts, 1)
+    goes_on = partial(any_rank, device=torch.device("cpu"))
+    written = write_rewrites(module.model, prompts, max_new_tokens=3, goes_on=goes_on, state=read)
+    return module.model(prompts).disc, module.model.processor.decode(written.completions)
 
 
 def _gradients(module: nn.Module) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ SAMPLE = 16
 #: Word tokens of an item, chat layout included, where no corpus is at hand.
 PROMPT_TOKENS = 64
 #: Parts that FSDP2 splits among processes; the scales of 4-bit weights are no parameters and stay whole.
-SHARDED = ("4-bit weights", "trained weights", "optimiser states")
+SHARDED = ("4-bit weights", "vision tower weights", "trained weights", "optimiser states")
 
 
 def make_plan(
