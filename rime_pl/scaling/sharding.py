@@ -9,9 +9,27 @@ from __future__ import annotations
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import packed_digests
 from rime_pl.errors import RimeError
+
+
+def check_sharding(config: BackboneConfig, sharded: bool) -> None:
+    """Refuse a setting that would do nothing.
+
+    Args:
+        config: Of the backbone.
+        sharded: Whether FSDP2 shards the model.
+
+    Raises:
+        RimeError: If the vision tower is to be divided, and nothing is.
+    """
+    if config.shard_tower and not sharded:
+        raise RimeError(
+            "model.backbone.shard_tower=true needs FSDP2, which divides the model among processes. Add "
+            "--config configs/overlays/fsdp.yaml, or set it to false."
+        )
 
 
 def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:

@@ -38,7 +38,7 @@ from tests.scaling.steps import (
 )
 
 #: Seconds after which a collective that a rank does not join ends with an error: that is a hang.
-PATIENCE = 60
+PATIENCE = 120
 
 
 @dataclass(frozen=True)
