@@ -1,8 +1,10 @@
-"""A micro base model of each family of Qwen-VL: the same tokenizer, random weights, float32."""
+"""A micro base model of each family of Qwen-VL (one tokenizer, random weights, float32), and media for it."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from rime_pl.backbone.mllm import Backbone
 from rime_pl.miniature.random_checkpoint import PATCH, SHAPES, WORDS, model_config
 from rime_pl.miniature.tiny import build_model, build_processor, train_tokenizer
 from rime_pl.types import Clip, Item, Medium, Page, Pair
@@ -97,3 +100,15 @@ def apart_pairs() -> list[Pair]:
         Pair(f"t/{number}", "one", "all", item(number, 0, query), item(number, 1, target))
         for number, (query, target) in enumerate(seen)
     ]
+
+
+@contextmanager
+def tower_calls(backbone: Backbone) -> Iterator[list[int]]:
+    """Collect the patches of each call of the tower, repeats of the backward pass not counted."""
+    seen: list[int] = []
+    visual = backbone.language_model.model.visual
+    handle = visual.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    try:
+        yield seen
+    finally:
+        handle.remove()

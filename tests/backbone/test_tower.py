@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from rime_pl.backbone.quantization import linear_4bit_modules
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Item, Page, Rows
-from tests.families import FAMILIES, clip, noise, save_family
+from tests.families import FAMILIES, clip, noise, save_family, tower_calls
 from tests.micro import build_backbone, micro_config, randomise_adapter
 
 TOLERANCE = 1e-5
@@ -162,18 +160,6 @@ def test_gradient_checkpointing_changes_no_gradient(family: str, bases: dict[str
 
 
 # -- rows without media ---------------------------------------------------------------------------------
-
-
-@contextmanager
-def tower_calls(backbone: Backbone) -> Iterator[list[int]]:
-    """Collect the patches of each call of the tower."""
-    seen: list[int] = []
-    visual = backbone.language_model.model.visual
-    handle = visual.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -56,10 +56,10 @@ def assert_equals_one_process(case: Case, name: str, ranks: list[dict[str, Any]]
         assert others + more == one["evaluated"][1]
     trained = [one for one in texts["gradients"] if ".visual." in one]
     assert bool(trained) == (case.tower != "none")
-    # of one step; a frozen tower runs in one pass only, a trained one in both passes of the gradient cache
-    calls = len(media["calls"])
-    assert calls and len(texts["calls"]) == (calls if case.waits else 0)
-    assert set(texts["calls"]) <= {4}, "a zero picture has 4 patches"
+    for of_texts, of_media in zip(texts["calls"], media["calls"], strict=True):  # in each step
+        assert len(of_texts) == (case.calls or 0)
+        assert len(of_media) == case.calls or (case.calls is None and of_media)
+        assert set(of_texts) <= {4}, "a zero picture has 4 patches"
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -8,8 +8,6 @@ each family of models. CASES is `fast` or `long`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,17 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rime_pl.backbone.mllm import Backbone
 from rime_pl.generation.decoding import prefill
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.scaling.gather import all_reduce_sum, any_rank, gather_objects, rank, world_size
 from rime_pl.scaling.sharding import shard_backbone
-from tests.families import FAMILIES, apart_pairs
+from tests.families import FAMILIES, apart_pairs, tower_calls
 from tests.scaling.steps import (
     Forwarded,
+    _full,
+    _local,
     local_batch,
     micro_module,
     refine_rl_step,
@@ -63,9 +61,16 @@ class Case:
         }
 
     @property
-    def waits(self) -> bool:
-        """Whether processes wait for each other in the tower."""
-        return self.tower != "none" or self.sharded == "tower"
+    def calls(self) -> int | None:
+        """How often each process runs the tower in a step; None if those without media need not.
+
+        Each side of a batch is one forward, or 3 micro-batches. Only a frozen tower's features are kept
+        between the two passes of the gradient cache.
+        """
+        if self.tower == "none" and self.sharded != "tower":
+            return None
+        passes = 1 if self.tower == "none" or not self.cached else 2
+        return 2 * (3 if self.cached else 1) * passes
 
 
 def named(*cases: Case) -> dict[str, Case]:
@@ -109,22 +114,10 @@ LONG = {
     if name not in FAST
 }
 CASES = {"fast": FAST, "long": LONG}
-#: Family and trained part of the tower of a Refine-RL step; each goes on both ways, see :func:`main`.
+#: Family and trained part of the tower of a Refine-RL step: under DDP if a part trains, or else by its means.
 REINFORCED = [*((family, "none") for family in FAMILIES), ("qwen2_5_vl", "all"), ("qwen3_vl", "all")]
 #: Tokens of a micro-batch on rank 0 and on rank 1, so that their numbers of micro-batches differ.
 BUDGETS = (1000, 1)
-
-
-@contextmanager
-def tower_calls(backbone: Backbone) -> Iterator[list[int]]:
-    """Collect the patches of each call of the tower, repeats of the backward pass not counted."""
-    seen: list[int] = []
-    visual = backbone.language_model.model.visual
-    handle = visual.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def one_process(case: Case, bases: Path) -> dict[str, Any]:
@@ -136,7 +129,10 @@ def one_process(case: Case, bases: Path) -> dict[str, Any]:
 
 
 def step_of_a_rank(case: Case, bases: Path) -> dict[str, Any]:
-    """The same for the part of this rank, twice, with the mean of both gradients, and the tower's calls."""
+    """The same for the part of this rank, twice, with the mean of both gradients.
+
+    ``calls`` holds the patches of each call of the tower, of both times.
+    """
     budget = BUDGETS[rank()] if case.cached else None
     module = micro_module(case.stage, bases / case.family, budget, **case.settings())
     whole = _numbers(module.model.language_model.model.visual)
@@ -146,10 +142,12 @@ def step_of_a_rank(case: Case, bases: Path) -> dict[str, Any]:
     else:
         shard_backbone(module.model, init_device_mesh("cpu", (world_size(),)))
     batch = local_batch(module, apart_pairs())
-    with tower_calls(module.model) as calls:
-        for _ in range(2):
+    calls: list[list[int]] = []
+    for _ in range(2):
+        with tower_calls(module.model) as of_this_step:
             loss = step(batch)
             module.backward(loss)
+        calls.append(of_this_step)
     return {
         "loss": float(all_reduce_sum(loss) / world_size()),
         "gradients": {name: gradient / 2 for name, gradient in _gradients(module).items()},
@@ -179,12 +177,7 @@ def _gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def _numbers(module: nn.Module) -> int:
     """How many frozen numbers of a module this process holds."""
-    held = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters() if not p.requires_grad]
-    return sum(p.numel() for p in held)
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return sum(_local(p).numel() for p in module.parameters() if not p.requires_grad)
 
 
 def main(number: int, folder: Path, bases: Path, cases: str) -> None:
