@@ -17,8 +17,8 @@ from tests.scaling.steps import refine_rl_step
 from tests.scaling.test_two_processes import TOLERANCE, assert_equal_gradients, run_pair
 from tests.scaling.tower_steps import FAST, LONG, REINFORCED, Case, one_process
 
-#: Seconds for all steps of a pair, on a busy machine. One collective has PATIENCE seconds.
-TIME_LIMIT = 300
+#: Seconds for all steps of a pair, on a busy machine. A hang ends after PATIENCE seconds.
+TIME_LIMIT = 600
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,16 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ranks(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of rank 0, which has only text, and of rank 1."""
-    return run_pair(
-        "tests.scaling.tower_steps", tmp_path_factory.mktemp("tower"), bases, "fast", seconds=TIME_LIMIT
-    )
+    return run_steps(tmp_path_factory.mktemp("tower"), bases, "fast")
 
 
 @pytest.fixture(scope="module")
 def ranks_of_long_cases(bases: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_pair("tests.scaling.tower_steps", tmp_path_factory.mktemp("tower"), bases, "long", seconds=600)
+    return run_steps(tmp_path_factory.mktemp("tower"), bases, "long")
+
+
+def run_steps(folder: Path, bases: Path, cases: str) -> list[dict[str, Any]]:
+    return run_pair("tests.scaling.tower_steps", folder, bases, cases, seconds=TIME_LIMIT)
 
 
 def assert_equals_one_process(case: Case, name: str, ranks: list[dict[str, Any]], bases: Path) -> None:
