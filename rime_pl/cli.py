@@ -50,7 +50,7 @@ STAGES: dict[str, type[RimeModule]] = {
     "refine_rl": RefineRLModule,
 }
 #: Settings of the backbone that a resumed run may change; a checkpoint's hash refuses another base model.
-FREE = ("gradient_checkpointing", "attn_implementation", "shard_base", "name_or_path")
+FREE = ("gradient_checkpointing", "attn_implementation", "shard_base", "shard_tower", "name_or_path")
 
 
 class StageParser(PlainParser, LightningArgumentParser):

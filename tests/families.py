@@ -1,10 +1,14 @@
-"""A micro base model of each family of Qwen-VL: the same tokenizer, random weights, float32."""
+"""A micro base model of each family of Qwen-VL (one tokenizer, random weights, float32), and media for it."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -15,11 +19,14 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from rime_pl.backbone.mllm import Backbone
 from rime_pl.miniature.random_checkpoint import PATCH, SHAPES, WORDS, model_config
 from rime_pl.miniature.tiny import build_model, build_processor, train_tokenizer
+from rime_pl.types import Clip, Item, Medium, Page, Pair
 from tests.micro import MICRO
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FPS = 2.0
 _SIZE = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": 16 * (2 * PATCH) ** 2}
 
 
@@ -61,3 +68,47 @@ def save_family(family: str, folder: Path) -> Path:
     )
     Qwen2_5_VLForConditionalGeneration(later).save_pretrained(folder)
     return folder
+
+
+def noise(seed: int, width: int = 56, height: int = 56) -> Image.Image:
+    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
+
+
+def clip(frames: int, width: int = 56, height: int = 56, seed: int = 0) -> Clip:
+    pictures = tuple(noise(seed * 100 + number, width, height) for number in range(frames))
+    return Clip(pictures, tuple(number / FPS for number in range(frames)))
+
+
+def apart_pairs() -> list[Pair]:
+    """6 pairs: the first half has only text, the second has pictures, pages and clips beside texts."""
+    seen = [
+        ((), ()),
+        ((), ()),
+        ((), ()),
+        ((noise(1, 84, 40), clip(3, 28, 56, seed=1)), ()),
+        ((), (clip(4, 56, 28, seed=2), Page(noise(3, 28, 84)))),
+        ((clip(2, 28, 28, seed=3),), (noise(4),)),
+    ]
+
+    def item(number: int, side: int, media: tuple[Medium, ...]) -> Item:
+        first, second = WORDS[(2 * number + side) % 13], WORDS[(5 * number + 7 * side + 3) % 13]
+        # one target has no rewrite, so that the ranks hold different numbers of labels
+        rewrite = None if (number, side) == (4, 1) else f"a {second} {first}"
+        return Item(f"{first} {second}", media, f"{number} {side}", "", rewrite)
+
+    return [
+        Pair(f"t/{number}", "one", "all", item(number, 0, query), item(number, 1, target))
+        for number, (query, target) in enumerate(seen)
+    ]
+
+
+@contextmanager
+def tower_calls(backbone: Backbone) -> Iterator[list[int]]:
+    """Collect the patches of each call of the tower, repeats of the backward pass not counted."""
+    seen: list[int] = []
+    visual = backbone.language_model.model.visual
+    handle = visual.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    try:
+        yield seen
+    finally:
+        handle.remove()

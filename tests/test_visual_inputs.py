@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,10 @@ from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Clip, Item, Page, Prompts, Rollouts
-from tests.families import FAMILIES, save_family
+from tests.families import FAMILIES, FPS, clip, noise, save_family
 from tests.micro import PROMPT, build_backbone, micro_config, plain_logits, randomise_adapter
 
-FPS = 2.0
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
-
-
-def noise(seed: int, width: int = 56, height: int = 56) -> Image.Image:
-    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
-
-
-def clip(frames: int, width: int = 56, height: int = 56, seed: int = 0) -> Clip:
-    pictures = tuple(noise(seed * 100 + number, width, height) for number in range(frames))
-    return Clip(pictures, tuple(number / FPS for number in range(frames)))
 
 
 @pytest.fixture(scope="module")

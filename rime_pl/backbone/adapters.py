@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.config import TOWER_LINEARS, BackboneConfig
 from rime_pl.backbone.contract import wrong_field
 from rime_pl.errors import RimeError
 from rime_pl.places import places_of
@@ -41,7 +41,8 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
         token_ids: Ids of ``<disc_emb>`` and ``<gen_emb>``.
 
     Raises:
-        RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model.
+        RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model, or if
+            ``lora_tower`` misses a layer of the vision tower.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     matched = [name for name in linears if re.fullmatch(config.lora_targets, name)]
@@ -55,8 +56,10 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
         raise RimeError(
             "model.backbone.lora_targets must match layers of the language model only, but "
             f"{config.lora_targets!r} matches {outside[0]!r}, which is not in the language model. Begin the "
-            "pattern with '.*language_model', as the default does."
+            "pattern with '.*language_model', as the default does. To train the vision tower, too, set "
+            "model.backbone.lora_tower."
         )
+    _check_tower(config, linears)
     rows = {"embed_tokens": token_ids}
     if not model.config.tie_word_embeddings:
         rows["lm_head"] = token_ids  # an untied output layer needs its own row to predict <gen_emb>
@@ -64,7 +67,7 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=config.lora_targets,
+        target_modules=config.lora_pattern,
         trainable_token_indices=rows,
         # not "CAUSAL_LM", because that class expects a forward with text only
         task_type=None,
@@ -72,6 +75,21 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
     # Trained weights are float32 even if the base model is bfloat16. At the learning rate of
     # configs/refine_rl.yaml, most updates are too small to change a bfloat16 number.
     return get_peft_model(model, lora, autocast_adapter_dtype=True)
+
+
+def _check_tower(config: BackboneConfig, linears: list[str]) -> None:
+    """Raise a RimeError if the part of the tower that is to train has a linear layer of an unknown name."""
+    if not config.trains_tower:
+        return
+    part = [name for name in linears if ".visual." in name]
+    if config.lora_tower == "merger":
+        part = [name for name in part if ".visual.blocks." not in name]
+    missed = [name for name in part if not re.fullmatch(TOWER_LINEARS[config.lora_tower], name)]
+    if missed:
+        raise RimeError(
+            f"model.backbone.lora_tower={config.lora_tower} must find every linear layer there, but does not "
+            f"know {missed[0]!r}. It knows the towers of Qwen2-VL, Qwen2.5-VL and Qwen3-VL. Set it to none."
+        )
 
 
 def adapter_state(model: PeftModel, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -155,7 +173,8 @@ def load_adapter_weights(
         name = next(n for n in sorted(expected | found) if expected.get(n) != found.get(n))
         raise RimeError(
             f"{folder}: tensor {name} must have the same shape in adapter and model, but has "
-            f"{found.get(name)} and {expected.get(name)}. Use the lora_r and lora_targets of the adapter."
+            f"{found.get(name)} and {expected.get(name)}. Use the lora_r, lora_targets and lora_tower of "
+            "the adapter."
         )
     for name, tensor in state.items():
         if tensor.dtype != ours[name].dtype:

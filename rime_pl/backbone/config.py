@@ -16,6 +16,10 @@ from rime_pl.prompts import PromptConfig
 MAX_RANK = 16_384
 #: All linear layers of the decoder and no others: the MLPs of a vision tower also have gate/up/down_proj.
 LANGUAGE_LINEARS = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+#: The linear layers of the mergers of a vision tower, which make visual tokens of patches, and of its blocks.
+_MERGERS = r".*visual\.(merger|deepstack_merger_list\.\d+)\.(mlp\.[02]|linear_fc[12])"
+_BLOCKS = r".*visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.((linear_)?fc[12]|(gate|up|down)_proj))"
+TOWER_LINEARS = {"merger": _MERGERS, "all": f"{_MERGERS}|{_BLOCKS}"}
 
 
 @dataclass
@@ -29,11 +33,15 @@ class BackboneConfig:
         lora_r: Rank of the LoRA matrices.
         lora_alpha: Scale of LoRA; its update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout rate before the LoRA matrices.
-        lora_targets: Regular expression that matches the whole names of the modules with LoRA.
+        lora_targets: Regular expression that matches the whole names of the modules with LoRA in the decoder.
+        lora_tower: LoRA in the vision tower: "none" leaves the tower frozen, "merger" trains the layers that
+            make visual tokens of patches, "all" trains every linear layer.
         gradient_checkpointing: Recomputation of activations in the backward pass: less memory, more time.
         attn_implementation: Attention kernel: "sdpa", "eager", or a flash kernel such as "flash_attention_2".
         shard_base: Under FSDP2, division of the decoder's frozen weights among the processes; false keeps a
             whole copy on each, which takes more memory and less communication.
+        shard_tower: Under FSDP2, division of the vision tower's weights among the processes; false keeps a
+            whole copy on each.
         prompt: Chat layout, mode tokens and budget of a rewrite.
     """
 
@@ -44,9 +52,11 @@ class BackboneConfig:
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     lora_targets: str = LANGUAGE_LINEARS
+    lora_tower: Literal["none", "merger", "all"] = "none"
     gradient_checkpointing: bool = False
     attn_implementation: str = "sdpa"
     shard_base: bool = True
+    shard_tower: bool = False
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
     def __post_init__(self) -> None:
@@ -60,9 +70,21 @@ class BackboneConfig:
                 f"model.backbone.lora_dropout must be at least 0 and less than 1, but is {self.lora_dropout}."
             )
         try:
-            re.compile(self.lora_targets)
+            re.compile(self.lora_pattern)
         except re.error as error:
             raise RimeError(
                 f"model.backbone.lora_targets must be a regular expression, but {self.lora_targets!r:.90} is "
                 f"none: {error}."
             ) from error
+
+    @property
+    def lora_pattern(self) -> str:
+        """Return the regular expression of all modules with LoRA, for PEFT's ``target_modules``."""
+        if not self.trains_tower:
+            return self.lora_targets
+        return f"(?:{self.lora_targets})|{TOWER_LINEARS[self.lora_tower]}"
+
+    @property
+    def trains_tower(self) -> bool:
+        """Return whether a part of the vision tower trains."""
+        return self.lora_tower != "none"

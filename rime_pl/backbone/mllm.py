@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForImageTextToText, GenerationConfig
 
+from rime_pl.backbone import tower
 from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, read_contract
 from rime_pl.backbone.base_path import find_base
 from rime_pl.backbone.config import BackboneConfig
@@ -185,6 +187,7 @@ class Backbone(nn.Module):
             every = torch.arange(rows, device=prompts.input_ids.device).repeat_interleave(repeats)
             read, *written = self._hidden(prompts.select(every), behind, None)
             return [read[::repeats], *written]
+        features = self._encode_media(prompts) if features is None else features
         ids = torch.cat([prompts.input_ids, *(part.ids.view(rows, -1) for part in behind)], dim=1)
         valid = torch.cat([prompts.attention_mask, *(part.mask.view(rows, -1) for part in behind)], dim=1)
         positions = continued_positions(self.prompt_positions(prompts), widths)
@@ -194,7 +197,7 @@ class Backbone(nn.Module):
             input_ids=ids,
             position_ids=packing.pick(positions),
             **self._attention_inputs(packing, length, widths),
-            **self.media_inputs(prompts, features),
+            **({} if features is None else {"mm_encoder_outputs": features}),
             use_cache=False,
         )
         sizes = [length, *(part.ids.numel() // rows for part in behind)]
@@ -269,40 +272,24 @@ class Backbone(nn.Module):
         return positions
 
     def encode_media(self, prompts: Prompts) -> MediaFeatures | None:
-        """Run the frozen vision tower once over all media of the rows, for one or several forwards.
+        """Run the vision tower once over all media of the rows, for one or several forwards.
 
-        A picture is to the tower what a clip of two equal frames is, so pictures and clips need one call.
+        FSDP2 gathers what this needs, so it must not be called inside another method that FSDP2 knows.
 
         Returns:
-            The features of pictures with pages and those of clips; None without media.
+            The features of pictures with pages and those of clips; without media None, or, where processes
+            wait for each other in the tower, features of no token.
         """
-        if prompts.pixel_values is None or prompts.seconds is None:
+        return self._encode_media(prompts)
+
+    def _encode_media(self, prompts: Prompts) -> MediaFeatures | None:
+        model, trains = self.language_model, self.config.trains_tower
+        if prompts.pixel_values is None or prompts.grid_thw is None or prompts.seconds is None:
+            if isinstance(model.model.visual, FSDPModule) or (trains and self.training):
+                return tower.encode_nothing(model, prompts.input_ids.device, trains)
             return None
-        with torch.no_grad():
-            features = self.language_model.model.get_image_features(
-                self.pixels(prompts), prompts.grid_thw, return_dict=True
-            )
         clips = (prompts.seconds > 0).tolist()
-        return {
-            kind: _of_kind(features, [clip == (kind == "video") for clip in clips])
-            for kind in ("image", "video")
-            if (kind == "video") in clips
-        }
-
-
-def _of_kind(features: Any, chosen: list[bool]) -> Any:
-    """Return the features of some of the media.
-
-    The last hidden state of the tower is left out: it is large, and the decoder does not read it.
-    """
-
-    def pick(value: Any) -> Any:
-        if isinstance(value, list):  # of each layer
-            return [pick(one) for one in value]
-        return tuple(one for one, wanted in zip(value, chosen, strict=True) if wanted)
-
-    names = [name for name in ("pooler_output", "deepstack_features") if features.get(name) is not None]
-    return type(features)(**{name: pick(features[name]) for name in names})
+        return tower.encode(model, self.pixels(prompts), prompts.grid_thw, clips, trains)
 
 
 def load_backbone(

@@ -33,7 +33,7 @@ from rime_pl.modules.settings import OptimizerSettings
 from rime_pl.modules.wrong_rewrites import completions_of, empty_completions
 from rime_pl.processing import RimeProcessor
 from rime_pl.scaling.gather import any_rank
-from rime_pl.scaling.sharding import shard_backbone
+from rime_pl.scaling.sharding import check_sharding, shard_backbone
 from rime_pl.types import EvalBatch, EvalOutput, RewriteChange, Written
 
 
@@ -74,6 +74,7 @@ class RimeModule(L.LightningModule):
         strategy = self.trainer.strategy
         sharded = isinstance(strategy, ModelParallelStrategy)
         check_precision(self.trainer.precision, sharded, self.config.load_in_4bit)
+        check_sharding(self.config, sharded)
         processor = RimeProcessor.from_pretrained(self.config.name_or_path, self.config.prompt)
         with seeded(self.run_seed, strategy.root_device):  # not self.device, which is still the CPU here
             backbone = Backbone(self.config, processor, strategy.root_device)
@@ -155,8 +156,8 @@ class RimeModule(L.LightningModule):
             name = next(n for n in sorted(trained | found) if trained.get(n) != found.get(n))
             raise RimeError(
                 f"{self.trainer.ckpt_path} must hold what trains in this run, but {name} has shape "
-                f"{found.get(name)} there and {trained.get(name)} here. Use lora_r and lora_targets of the "
-                "run that wrote it."
+                f"{found.get(name)} there and {trained.get(name)} here. Use lora_r, lora_targets and "
+                "lora_tower of the run that wrote it."
             )
         if resumed and (wrong := self._wrong_state(checkpoint)):
             raise RimeError(

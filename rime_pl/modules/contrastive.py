@@ -161,11 +161,13 @@ class ContrastiveModule(RimeModule):
         groups = split_to(groups, all_reduce_max(len(groups), rows.annotated.device))
         if not settings.gradient_cache:
             return in_row_order([self.forward_rows(rows.select(g), num_labels) for g in groups], groups)
+        # features of a tower that trains are a part of the graph, so each pass needs its own
+        reuse = settings.reuse_vision and not self.config.trains_tower
         features: dict[int, Any] = {}
 
         def run(number: int) -> EncodedSide:
             part = rows.select(groups[number])
-            if settings.reuse_vision and number not in features:
+            if reuse and number not in features:
                 features[number] = self.model.encode_media(part.prompts)
             return self.forward_rows(part, num_labels, features.get(number))
 

@@ -249,6 +249,8 @@ class RefineRLModule(RimeModule):
         names = [f"{side} {rank() * len(batch) + row}" for row in rows.tolist()]
         group, steps = self.rollouts.num_generations, self.max_new_tokens + 1
         numbers = random_numbers(self.seed, batch.position, names, group, steps)
+        if self.config.trains_tower:  # policy and reference see otherwise, and each update sees anew
+            return PromptPart(prompts, numbers)
         return PromptPart(prompts, numbers, self.model.encode_media(prompts))
 
     def backward_part(self, loss: Tensor, last: bool) -> None:

@@ -46,8 +46,8 @@ class MicroBatchSettings:
         gradient_cache: Whether micro-batches run twice and keep nothing in between. If false they run once
             and keep their activations. That takes less time, and saves memory only with gradient
             checkpointing: a layer is then computed again for one micro-batch at a time.
-        reuse_vision: Whether image features are kept between the two passes: faster, but the memory for
-            them grows with the batch.
+        reuse_vision: Whether features of a frozen vision tower are kept between the two passes: faster, but
+            the memory for them grows with the batch. A tower that trains runs in both passes.
     """
 
     size: int | None = None

@@ -170,10 +170,15 @@ def check_backbone(config: BackboneConfig) -> list[Check]:
     try:
         backbone = WeightlessBackbone(config, architecture, read_processor(config, architecture))
     except RimeError as error:
-        remedy = "Leave model.backbone.lora_targets out. The default is every linear layer of the decoder."
+        remedy = (
+            "Leave model.backbone.lora_targets and lora_tower out. The default is every linear layer of the "
+            "decoder, and none of the vision tower."
+        )
         return [*found, Check("LoRA targets", "problem", str(error), remedy)]
-    layers = sum(1 for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default"))
-    return [*found, Check("LoRA targets", "ok", f"{layers} linear layers of the language model")]
+    layers = [name for name, _ in backbone.peft.named_modules() if name.endswith("lora_A.default")]
+    tower = sum(".visual." in name for name in layers)
+    seen = f"{len(layers) - tower} linear layers of the language model, {tower} of the vision tower"
+    return [*found, Check("LoRA targets", "ok", seen)]
 
 
 def precision(trainer_precision: str | int | None, sharded: bool, load_in_4bit: bool) -> Check:

@@ -1,4 +1,4 @@
-"""Shard the decoder layers of the backbone with FSDP2, without changing the packed 4-bit bytes.
+"""Shard decoder and vision tower of the backbone with FSDP2, without changing the packed 4-bit bytes.
 
 Called by ``RimeModule.configure_model`` under ``ModelParallelStrategy`` of Lightning. FSDP2 must not cast
 parameters here, because a cast of ``quant_storage`` changes the packed bits.
@@ -9,30 +9,52 @@ from __future__ import annotations
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+from rime_pl.backbone.config import BackboneConfig
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import packed_digests
 from rime_pl.errors import RimeError
 
 
+def check_sharding(config: BackboneConfig, sharded: bool) -> None:
+    """Refuse a setting that would do nothing.
+
+    Args:
+        config: Of the backbone.
+        sharded: Whether FSDP2 shards the model.
+
+    Raises:
+        RimeError: If the vision tower is to be divided, and nothing is.
+    """
+    if config.shard_tower and not sharded:
+        raise RimeError(
+            "model.backbone.shard_tower=true needs FSDP2, which divides the model among processes. Add "
+            "--config configs/overlays/fsdp.yaml, or set it to false."
+        )
+
+
 def shard_backbone(backbone: Backbone, mesh: DeviceMesh) -> None:
     """Shard every decoder layer over the mesh, and the other trained weights at the root.
 
-    Frozen parts outside the decoder (vision tower, embedding table) stay whole on every rank. They are small
-    compared with the layers, and the trained token rows of PEFT index the whole table. So no rank waits for
-    another in the vision tower, even if only one of them has pictures.
+    Frozen parts outside the decoder (embedding table, vision tower) stay whole on every rank. They are small
+    compared with the layers, and the trained token rows of PEFT index the whole table. With
+    ``config.shard_tower``, the tower is sharded, too: block by block, and then the rest of it. Ranks wait for
+    each other in there, so the backbone runs a sharded tower in each forward, with or without media.
 
     Raises:
         RimeError: If an all-gather does not return the packed 4-bit weights bit by bit.
     """
     layers = backbone.language_model.model.language_model.layers
     before = [packed_digests(layer) for layer in layers]
-    in_layers = {id(p) for layer in layers for p in layer.parameters()}
-    frozen = {p for p in backbone.parameters() if not p.requires_grad}
-    whole = {p for p in frozen if id(p) not in in_layers} if backbone.config.shard_base else frozen
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
+    visual, config = backbone.language_model.model.visual, backbone.config
+    tower = [*visual.blocks, visual] if config.shard_tower else []
+    divided = [*(layers if config.shard_base else []), *tower]
+    in_them = {id(p) for part in divided for p in part.parameters()}
+    whole = {p for p in backbone.parameters() if not p.requires_grad and id(p) not in in_them}
+    for part in (*layers, *tower):
+        fully_shard(part, mesh=mesh, ignored_params=whole)
     fully_shard(backbone, mesh=mesh, ignored_params=whole, reshard_after_forward=False)
-    register_fsdp_forward_method(backbone, "run")
+    for method in ("run", "encode_media"):
+        register_fsdp_forward_method(backbone, method)
     for number, layer in enumerate(layers):
         if gathered_digests(layer) != before[number]:
             raise RimeError(

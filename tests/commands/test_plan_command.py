@@ -268,6 +268,16 @@ def test_limits_that_the_processor_refuses_are_told(
     assert "max_pixels must be at least" in capsys.readouterr().err
 
 
+def test_a_tower_that_nobody_divides_is_refused(
+    without_weights: Path, scenes_corpus: Path, planned: Planned, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tower = ("--model.backbone.shard_tower", "true")
+    assert plan(without_weights, scenes_corpus, *tower) == 2
+    assert "model.backbone.shard_tower=true needs FSDP2" in capsys.readouterr().err
+    overlay = ("--config", str(RECIPE.parents[1] / "overlays/fsdp.yaml"))
+    assert plan(without_weights, scenes_corpus, *overlay, *tower) == 0 and planned
+
+
 def test_tables_and_assumed_lengths(
     without_weights: Path,
     tmp_path: Path,

@@ -140,6 +140,11 @@ def started(config: BackboneConfig, seed: int) -> dict[str, torch.Tensor]:
     return trained_values(module.model)
 
 
+def test_a_tower_that_nobody_divides_is_refused(backbone_config: BackboneConfig) -> None:
+    with pytest.raises(RimeError, match=r"model.backbone.shard_tower=true needs FSDP2"):
+        started(replace(backbone_config, shard_tower=True), 1)
+
+
 def test_loras_start_follows_the_seed_of_the_run(
     backbone_config: BackboneConfig, make_backbone: Callable[[], Backbone]
 ) -> None:

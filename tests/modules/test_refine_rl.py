@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, trained_values
 from rime_pl.errors import DivergedError, RimeError
-from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts
+from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import RewardSettings
@@ -242,6 +242,30 @@ def test_the_reference_stands_still(make_module: MakeModule, rl_batch: Batch) ->
     before = {name: value.clone() for name, value in module.reference.items()}
     module.training_step(rl_batch, 0)
     assert all(module.reference[name].equal(value) for name, value in before.items())
+
+
+def test_policy_and_reference_each_see_with_their_own_tower(
+    make_backbone: MakeBackbone, pairs: list[Pair], rl_batch: Batch
+) -> None:
+    module = refine_rl_module(make_backbone(lora_tower="all", load_in_4bit=False))
+    module.prepare(RewardPairs(module.model.processor, pairs))
+    randomise_adapter(module.model.peft, seed=3, scale=0.05)  # as after some steps
+    other = make_backbone(lora_tower="all", load_in_4bit=False)  # that has the reference's values for good
+    other.load_state_dict(module.reference, strict=False)
+    other.language_model.lm_head.token_adapter.base_layer = (
+        module.model.language_model.lm_head.token_adapter.base_layer
+    )
+    assert any(".visual." in name for name in module.reference)
+    for part in module.sample(rl_batch):
+        with torch.no_grad():
+            seen = score_rollouts(other, part.prompts, part.rollouts)
+            with_policys_tower = score_rollouts(
+                other, part.prompts, part.rollouts, features=module.model.encode_media(part.prompts)
+            )
+        torch.testing.assert_close(part.reference.logprobs, seen.logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(part.reference.gen, seen.gen, atol=1e-5, rtol=0)
+        if part.prompts.pixel_values is not None:
+            assert (with_policys_tower.gen - seen.gen).norm() > 1e-3
 
 
 def test_a_step_is_a_function_of_seed_and_position(make_module: MakeModule, rl_batch: Batch) -> None:

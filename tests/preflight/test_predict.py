@@ -21,6 +21,7 @@ from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import MicroBatchSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.preflight.plan import predict
+from rime_pl.preflight.plan.planning import shard
 from rime_pl.preflight.plan.predict import (
     DEEPER,
     FEW,
@@ -120,6 +121,39 @@ def test_the_peak_is_that_of_a_real_step(
 ) -> None:
     backbone = make_backbone(gradient_checkpointing=checkpointing)
     compare_with_a_real_step(stage_module(stage, backbone, micro), micro_base, batch)
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "micro", "tower"),
+    [(False, WHOLE, "all"), pytest.param(True, CACHED, "merger", marks=LONG)],
+)
+def test_the_peak_with_a_trained_tower_is_that_of_a_real_step(
+    checkpointing: bool,
+    micro: MicroBatchSettings,
+    tower: str,
+    micro_base: Path,
+    make_backbone: MakeBackbone,
+    batch: Batch,
+) -> None:
+    backbone = make_backbone(gradient_checkpointing=checkpointing, lora_tower=tower)
+    compare_with_a_real_step(stage_module("sft", backbone, micro), micro_base, batch)
+    frozen, trains = (
+        planned(SFTModule(replace(backbone.config, lora_tower=part)), micro_base, batch)
+        for part in ("none", tower)
+    )
+    assert frozen.flops < trains.flops and frozen.trained < trains.trained
+
+
+def test_weights_of_a_tower_that_may_be_divided_are_counted_apart(micro_base: Path, batch: Batch) -> None:
+    whole, divided = (
+        planned(SFTModule(micro_config(micro_base, shard_tower=asked)), micro_base, batch)
+        for asked in (False, True)
+    )
+    tower = divided.parts.pop("vision tower weights")
+    assert whole.parts.pop("other frozen weights") == tower + divided.parts.pop("other frozen weights")
+    assert whole.parts == divided.parts
+    split = shard({"vision tower weights": tower}, 2, 2)
+    assert split["vision tower weights"] == -(-tower // 2) > 0
 
 
 @pytest.mark.parametrize(("stage", "micro"), [("sft", WHOLE), pytest.param("cma", CACHED, marks=LONG)])

@@ -135,22 +135,31 @@ def step(
     return {"loss": float(all_reduce_sum(loss) / world_size()), "gradients": mean}
 
 
-def refine_rl_start(base: Path, corpus: Path, **groups: dict[str, Any]) -> tuple[Any, list[Pair]]:
-    """Return the module, ready for a step, and the pairs of the global batch."""
-    pairs = [replace(pair, dataset="one") for pair in global_batch(corpus)]
-    backbone = build_backbone(micro_config(base))
+def refine_rl_start(base: Path, pairs: list[Pair], settings: dict[str, Any], **groups: Any) -> Any:
+    """Return the module, ready for a step.
+
+    Args:
+        base, pairs: The model, and the global batch.
+        settings: Of the backbone.
+        groups: Other settings.
+    """
+    backbone = build_backbone(micro_config(base, **settings))
     # no clipping: a real run clips the mean over ranks
     module: Any = refine_rl_module(backbone, policy={"max_grad_norm": 1e9}, **groups)
     randomise_adapter(
         backbone.peft, seed=3, scale=0.02
     )  # other values than the reference, so that there is a KL divergence
     module.prepare(RewardPairs(backbone.processor, pairs))
-    return module, pairs
+    return module
 
 
-def refine_rl_step(base: Path, corpus: Path) -> dict[str, Any]:
+def of_one_task(corpus: Path) -> list[Pair]:
+    return [replace(pair, dataset="one") for pair in global_batch(corpus)]
+
+
+def refine_rl_step(base: Path, pairs: list[Pair], **settings: Any) -> dict[str, Any]:
     """One Refine-RL step of both sides: logged values and gradients, each as the mean over ranks."""
-    module, pairs = refine_rl_start(base, corpus)
+    module = refine_rl_start(base, pairs, settings)
     gradients: dict[str, Tensor] = {}
 
     def keep(optimizer: Any) -> None:
@@ -197,9 +206,9 @@ class Exchanges(L.Callback):
         self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
 
 
-def refine_rl_under_ddp(base: Path, corpus: Path) -> dict[str, Any]:
-    """The same step by Lightning under DDP, in eight parts on each rank."""
-    module, pairs = refine_rl_start(base, corpus, rollouts={"items_per_pass": 1})
+def refine_rl_under_ddp(base: Path, pairs: list[Pair], **settings: Any) -> dict[str, Any]:
+    """The same step by Lightning under DDP, in one part for each item on each rank."""
+    module = refine_rl_start(base, pairs, settings, rollouts={"items_per_pass": 1})
     for name in ("backward_part", "optimizers", "lr_schedulers", "log"):
         delattr(module, name)  # the stand-ins for a trainer
     module.on_fit_start = lambda: None
@@ -405,8 +414,8 @@ def main(number: int, folder: Path, base: Path, corpus: Path, cases: str) -> Non
             "sft": step("sft", base, corpus),
             "cma": step("cma", base, corpus),
             **{f"further {name}": step(stage, base, corpus, *how) for name, (stage, *how) in FURTHER.items()},
-            "refine_rl": refine_rl_step(base, corpus),
-            "refine_rl ddp": refine_rl_under_ddp(base, corpus),
+            "refine_rl": refine_rl_step(base, of_one_task(corpus)),
+            "refine_rl ddp": refine_rl_under_ddp(base, of_one_task(corpus)),
             "sharded": sharded_step(base, corpus),
             "sharded bfloat16": sharded_step(base, corpus, "bfloat16"),
             "nan": {dtype: nan_patterns(dtype, base) for dtype in ("float32", "bfloat16")},

@@ -17,6 +17,7 @@ from rime_pl.modules.settings import MicroBatchSettings, OptimizerSettings
 from rime_pl.modules.sft import SFTModule
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Batch, Pair
+from tests.families import FAMILIES, apart_pairs, save_family
 from tests.micro import build_backbone, micro_config, randomise_adapter, read_pairs
 from tests.preflight.steps import (
     Content,
@@ -43,6 +44,20 @@ def trained(micro_base: Path) -> MakeTrained:
         return backbone
 
     return make
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Backbone]:
+    """A backbone of each family with dropout, whose tower trains."""
+    found = {}
+    for family in FAMILIES:
+        config = micro_config(
+            save_family(family, tmp_path_factory.mktemp(family)),
+            **{"lora_tower": "all", "load_in_4bit": False, "lora_dropout": 0.1},
+        )
+        found[family] = build_backbone(config)
+        randomise_adapter(found[family].peft, scale=0.05)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +150,30 @@ def test_the_vision_tower_runs_once_when_its_features_are_kept(
     assert len(calls) == (4 if reuse else 8)  # 2 sides of 2 micro-batches
     expected = loss_and_gradients(stage_module("sft", backbone), batches["image"])[1]
     assert worst_error(gradients, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("stage", ["sft", "cma"])
+def test_a_trained_tower_runs_in_both_passes(stage: str, family: str, families: dict[str, Backbone]) -> None:
+    """Also with dropout in the tower: the second pass has the masks of the first."""
+    backbone = families[family]
+    batch = backbone.processor.training_batch(apart_pairs())
+    cached = stage_module(stage, backbone, MicroBatchSettings(size=2))
+    set_dropout(backbone, 0.0)
+    grads: list[bool] = []
+    handle = backbone.language_model.model.visual.register_forward_hook(
+        lambda *_: grads.append(torch.is_grad_enabled())
+    )
+    gradients = loss_and_gradients(cached, batch)[1]
+    handle.remove()
+    assert grads == 6 * [False] + 6 * [True], "2 sides of 3 micro-batches, with or without media"
+    expected = loss_and_gradients(stage_module(stage, backbone), batch)[1]
+    assert len([name for name in expected if ".visual." in name]) >= 16
+    assert worst_error(gradients, expected) < TOLERANCE
+    set_dropout(backbone, 0.1)
+    plain = stage_module(stage, backbone, MicroBatchSettings(size=2, gradient_cache=False))
+    pair = [loss_and_gradients(module, batch)[1] for module in (cached, plain)]
+    assert worst_error(*pair) < TOLERANCE < worst_error(pair[0], expected)
 
 
 def test_the_random_state_continues_as_if_there_was_one_pass(

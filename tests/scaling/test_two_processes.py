@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.scaling.steps import (
     global_batch,
     local_batch,
     micro_module,
+    of_one_task,
     refine_rl_step,
     step,
 )
@@ -37,23 +39,28 @@ def ranks(
     micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """The results of rank 0 and rank 1."""
-    return run_pair(tmp_path_factory.mktemp("pair"), micro_base, scenes_corpus, "fast")
+    return run_pair("tests.scaling.steps", tmp_path_factory.mktemp("pair"), micro_base, scenes_corpus, "fast")
 
 
 @pytest.fixture(scope="module")
 def ranks_of_long_cases(
     micro_base: Path, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    return run_pair(tmp_path_factory.mktemp("long"), micro_base, scenes_corpus, "long")
+    return run_pair("tests.scaling.steps", tmp_path_factory.mktemp("long"), micro_base, scenes_corpus, "long")
 
 
-def run_pair(folder: Path, base: Path, corpus: Path, cases: str) -> list[dict[str, Any]]:
-    """Run two processes of steps.py, and return the results of each."""
-    command = [sys.executable, "-m", "tests.scaling.steps"]
-    arguments = [str(folder), str(base), str(corpus), cases]
+def run_pair(module: str, folder: Path, *arguments: Path | str, seconds: float = 300) -> list[dict[str, Any]]:
+    """Run two processes of a module, and return the results of each.
+
+    Args:
+        module: Its ``__main__`` takes the rank, the folder of the results and ``arguments``.
+        folder, arguments: See above.
+        seconds: After this time, a hang is assumed.
+    """
+    command = [sys.executable, "-m", module]
     pair = [
         subprocess.Popen(
-            [*command, str(number), *arguments],
+            [*command, str(number), str(folder), *map(str, arguments)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -62,9 +69,10 @@ def run_pair(folder: Path, base: Path, corpus: Path, cases: str) -> list[dict[st
         )
         for number in range(2)
     ]
+    end = time.monotonic() + seconds
     try:
         for process in pair:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=max(1, end - time.monotonic()))
             assert process.returncode == 0, output[-4000:]
     finally:
         for process in pair:
@@ -239,7 +247,7 @@ def test_refine_rl_samples_and_learns_the_same(
     ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
 ) -> None:
     """Rewrites, rewards, anchors and mean gradients do not depend on which process holds an item."""
-    whole = refine_rl_step(micro_base, scenes_corpus)
+    whole = refine_rl_step(micro_base, of_one_task(scenes_corpus))
     for seen in ranks:
         for side in (0, 1):
             halves = [texts[side] for texts in seen["refine_rl"]["texts"]]
@@ -257,7 +265,7 @@ def test_refine_rl_samples_and_learns_the_same(
 def test_refine_rl_in_parts_exchanges_its_gradients_once(
     ranks: list[dict[str, Any]], micro_base: Path, scenes_corpus: Path
 ) -> None:
-    whole = refine_rl_step(micro_base, scenes_corpus)["gradients"]
+    whole = refine_rl_step(micro_base, of_one_task(scenes_corpus))["gradients"]
     for seen in (one["refine_rl ddp"] for one in ranks):
         assert seen["exchanged"] == seen["trained"] > 0
         assert seen["gradients"].keys() == whole.keys()

@@ -35,6 +35,7 @@ from rime_pl.preflight.plan.predict import (
 from rime_pl.preflight.plan.weightless import read_architecture, read_processor
 from rime_pl.processing import RimeProcessor
 from rime_pl.run_settings import RunSettings
+from rime_pl.scaling.sharding import check_sharding
 from rime_pl.types import Batch, Completions, Prompts, Rows
 
 GIB = 2**30
@@ -61,7 +62,7 @@ SAMPLE = 16
 #: Word tokens of an item, chat layout included, where no corpus is at hand.
 PROMPT_TOKENS = 64
 #: Parts that FSDP2 splits among processes; the scales of 4-bit weights are no parameters and stay whole.
-SHARDED = ("4-bit weights", "trained weights", "optimiser states")
+SHARDED = ("4-bit weights", "vision tower weights", "trained weights", "optimiser states")
 
 
 def make_plan(
@@ -73,6 +74,7 @@ def make_plan(
     """
     if settings.stage == "refine_rl" and settings.strategy == "fsdp":
         raise RimeError("trainer.strategy: Refine-RL runs on one process or with DDP, not with FSDP2.")
+    check_sharding(settings.backbone, settings.strategy == "fsdp")
     architecture = read_architecture(settings.backbone.name_or_path)
     processor = read_processor(settings.backbone, architecture)
     paths = Corpora.of(settings.values.data.path).weights

@@ -281,9 +281,13 @@ def static_numbers(backbone: WeightlessBackbone) -> Numbers:
     sizes = {"4-bit weights": 0, "other frozen weights": 0, "trained weights": 0}
     packed = {id(layer.weight): layer.weight for layer in linear_4bit_modules(backbone).values()}
     unpacked = sum(weight.quant_state.shape.numel() - weight.numel() for weight in packed.values())
+    frozen = dict.fromkeys(packed, "4-bit weights")
+    if backbone.config.shard_tower:
+        sizes |= {"vision tower weights": 0}
+        frozen |= {id(p): "vision tower weights" for p in backbone.language_model.model.visual.parameters()}
     for tensor in backbone.tensors():
-        trains = "trained weights" if tensor.requires_grad else "other frozen weights"
-        sizes["4-bit weights" if id(tensor) in packed else trains] += tensor.nbytes
+        part = frozen.get(id(tensor), "other frozen weights")
+        sizes["trained weights" if tensor.requires_grad else part] += tensor.nbytes
     trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in backbone.parameters()) + unpacked
     weights: Numbers = {("weights", part): size for part, size in sizes.items()}

@@ -171,7 +171,7 @@ class WeightlessBackbone(Backbone):
         architecture: From :func:`read_architecture`; the processor from :func:`read_processor`.
 
     Raises:
-        RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model.
+        RimeError: If ``lora_targets`` or ``lora_tower`` does not fit the layers of the checkpoint.
     """
 
     def __init__(
