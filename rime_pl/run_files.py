@@ -19,6 +19,7 @@ NUMBERS = "numbers"
 _GROUPS = ("recall@1", "trace", "rewrite", "oracle", "milliseconds", "crossed")
 _RESULTS: dict[str, Any] = {name: {"": NUMBERS} for name in _GROUPS}
 _RESULTS |= {"ci": {"": (int | float,)}, "": NUMBERS}
+_OF_TASK = _RESULTS | {"modality": {"": str}}
 #: File -> what its values must be where they are there. "" stands for every other key of an object, [x] for a
 #: list of at least one x, (x,) for any list of x.
 SHAPES: dict[str, Any] = {
@@ -32,8 +33,8 @@ SHAPES: dict[str, Any] = {
         **{
             "after": _RESULTS,
             "before": _RESULTS,
-            "per_task": {"": _RESULTS},
-            "per_task_before": {"": _RESULTS},
+            "per_task": {"": _OF_TASK},
+            "per_task_before": {"": _OF_TASK},
         },
         **{"all_gallery": _RESULTS, "seconds": {"": int | float}, "history": list},
         **{"gallery": int | float, "chance": int | float, "queries": int},
