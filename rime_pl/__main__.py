@@ -33,9 +33,9 @@ COMMANDS = {
         "run": "train a stage, and before it whatever it needs and is missing",
     },
     "data and models": {
-        "shards": "build or check a corpus: openmoji, scenes, a public training set, or your own folder",
+        "shards": "build, check or inspect a corpus: openmoji, scenes, a public set, or your own folder",
         "rewrite": "let a larger model write the rewrites of a corpus or a table",
-        "base": "make the tiny base model from the captions of a corpus",
+        "base": "make the tiny base model from the captions or training pairs of a corpus",
     },
     "look at runs": {
         "runs": "list runs side by side: state, recalls and what differs from the recipe",

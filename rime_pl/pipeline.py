@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rime_pl.corpus_places import find_tiny_base
+from rime_pl.corpus_places import BUILT_IN, find_tiny_base
 from rime_pl.errors import RimeError
 from rime_pl.options.words import CONFIGS, in_our_spelling, read_settings
 from rime_pl.run_folder import RUNS, RunFolder
@@ -31,6 +31,9 @@ BASE_OPTIONS = {
         *("--vision_steps", "400"),
     )
 }
+#: Settings of a tiny model on data of one's own: it reads and writes less than people write, and tells what was
+#: cut.
+OF_OWN_DATA = ["--data.too_long", "cut"]
 #: Settings that follow from the options of `rime run`, and the option to use instead.
 DECIDED = {
     "run_dir": "the run's folder follows from --corpus, --recipe and --seed",
@@ -96,6 +99,7 @@ class Pipeline:
             as_recipe: Whether the settings that were typed are left out.
         """
         words = [word for file in self.configs(stage) for word in ("--config", str(file))]
+        words += [] if self.base or self.corpus.name in BUILT_IN or not self.tiny_base else OF_OWN_DATA
         words += () if as_recipe else self.given.get(stage, ())
         # last, because a settings file among the typed words may name another corpus or seed
         words += ["--data.path", str(self.corpus), "--seed_everything", str(self.seed)]

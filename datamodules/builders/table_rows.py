@@ -357,7 +357,7 @@ def captioned(values: dict[str, Any], rewrites: bool = False) -> list[dict[str, 
     if values.get("content_id"):
         both |= {f"{side}_content_id": values["content_id"] for side in SIDES}
     caption = values.get("caption")
-    if rewrites:
+    if rewrites and caption and any(values.get(kind) for kind in MEDIA):  # else the row is refused
         both |= {f"{side}_rewrite": caption for side in SIDES}
     find = {f"target_{kind}": values.get(kind) for kind in kinds} | {"query_text": caption}
     tell = {f"query_{kind}": values.get(kind) for kind in kinds} | {"target_text": caption}

@@ -96,7 +96,7 @@ def run(
     """
     goal = stage.replace("-", "_")
     name, files = find_recipe(recipe)
-    if base is not None:
+    if base is not None and goal != "base":
         check_base(base)
     place, table = find_corpus(corpus)
     pipeline = Pipeline(place, files, name, seed, base, sort_settings(goal, settings), table)
