@@ -60,19 +60,16 @@ def read_captions(
         seed: Seed of that choice.
 
     Raises:
-        DataError: If the corpus has no such split, or no sample that can be read.
+        DataError: If the corpus has no split "train", or no sample that can be read.
         RimeError: If it has no such task, or pictures but none with a text.
     """
-    splits = read_corpus(data)["splits"]
-    if SPLIT in splits:
+    words = read_words(data, tasks)
+    if SPLIT in read_corpus(data)["splits"]:
         found = _of_split(data)
-    elif "train" in splits:
-        found = _of_training(of_tasks(read_split(data, "train"), tasks, data), data, picture_side, most, seed)
     else:
-        raise DataError(
-            f"{data}: a base model is made from the split 'train', but the corpus has only {sorted(splits)}."
-        )
-    found.texts += read_words(data, tasks)
+        entries = of_tasks(read_split(data, "train"), tasks or None, data)
+        found = _of_training(entries, data, picture_side, most, seed)
+    found.texts += words
     return found
 
 

@@ -31,8 +31,7 @@ BASE_OPTIONS = {
         *("--vision_steps", "400"),
     )
 }
-#: Settings of a tiny model on data of one's own: it reads and writes less than people write, and tells what was
-#: cut.
+#: Settings of a tiny model on other data: it reads and writes less than people do, and what was cut is told.
 OF_OWN_DATA = ["--data.too_long", "cut"]
 #: Settings that follow from the options of `rime run`, and the option to use instead.
 DECIDED = {
