@@ -17,6 +17,8 @@ from rime_pl.places import tried
 
 #: Kinds of model in a config.json that a base model may be of, and what people call them.
 FAMILIES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
+#: No organisation of the hub, also where the folder is not there yet.
+_OUR_FOLDERS = ("models", "runs", "data")
 #: A checkpoint has one of them: the second is that of older ones.
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -90,7 +92,7 @@ def _downloaded(named: str, folder: Path) -> Path | None:
     """Return the config.json of a download, None if there is none; refuse what can only be a folder."""
     parts = Path(named).parts
     hub = len(parts) == 2 and named.count("/") == 1 and parts[0] not in (".", "..", "~", "/")
-    if not hub or Path(parts[0]).is_dir() or folder.exists():
+    if not hub or parts[0] in _OUR_FOLDERS or Path(parts[0]).is_dir() or folder.exists():
         known = [path.name for path in folder.parent.glob("*") if (path / "config.json").is_file()]
         near = "".join(
             f" Did you mean {folder.with_name(name)}?" for name in get_close_matches(folder.name, known, 1)
@@ -102,7 +104,10 @@ def _downloaded(named: str, folder: Path) -> Path | None:
         )
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(named, "config.json")
+    try:
+        found = try_to_load_from_cache(named, "config.json")
+    except ValueError as error:  # of the hub's client, about letters that no name has
+        raise RimeError(f"--base {named}: is neither a folder nor a name of the hub ({error}).") from error
     return Path(found) if isinstance(found, str) else None
 
 

@@ -148,9 +148,12 @@ def refuse_untrainable(stage: str, words: list[str]) -> None:
         RimeError: If a split is missing, or settings and training pairs do not fit together.
     """
     given = StageWords((Path(f"{stage}.yaml"),), stage, tuple(words), f"rime {stage.replace('_', '-')} fit")
-    data = given.read().data(None)
-    data.plan_training()
-    data.corpora.refuse_missing_splits(data.tests)
+    try:
+        data = given.read().data(None)
+        data.plan_training()
+        data.corpora.refuse_missing_splits(data.tests)
+    except RimeError as error:
+        raise type(error)(f"{error} Give a setting to this stage as --{stage}.NAME VALUE.") from error
 
 
 def _backbone(values: Any) -> BackboneConfig:

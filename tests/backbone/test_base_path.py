@@ -44,6 +44,7 @@ def test_a_base_model_passes(micro_base: Path, tmp_path: Path, monkeypatch: pyte
         ("./nowhere/at-all", "does not exist"),
         ("mine", "must be the folder of a base model or a name of the Hugging Face hub.* does not exist"),
         ("a/b/c", "does not exist"),
+        ("no name/of the hub", "is neither a folder nor a name of the hub"),
         ("file.txt", "is a file"),
         (
             "models/llava",

@@ -125,8 +125,10 @@ def test_each_picture_has_the_captions_of_its_rows(here: Path) -> None:
         ["a blue circle", "seen again"],
         ["a red circle", "seen again"],
     ]
-    few = read_captions(Path("data/mine"), None, 96, 5, 0).samples
-    assert len(few) == 5 and few[0][1] != read_captions(Path("data/mine"), None, 96, 5, 1).samples[0][1]
+    few, other = (read_captions(Path("data/mine"), None, 96, 5, seed).samples for seed in (0, 1))
+    assert len(few) == len(other) == 5 and [several for _, several in few] != [
+        several for _, several in other
+    ]
 
 
 def test_texts_alone_make_a_base_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,9 +170,7 @@ def test_a_table_or_its_folder_names_the_corpus(here: Path) -> None:
     (here / "mine" / "more.jsonl").write_text("{}")
     with pytest.raises(RimeError, match=r"must hold one table, but has captions\.csv, more\.jsonl"):
         find_corpus("mine")
-    own_folder(here / "scenes-of-mine", captions()).rename(here / "x")
-    (here / "x").rename(here / "pictures")
-    (here / "pictures" / "captions.csv").rename(here / "pictures" / "scenes.csv")
+    own_folder(here / "pictures", captions(), "scenes.csv")
     with pytest.raises(RimeError, match=r"scenes is the name of a built-in corpus. Rename the table"):
         find_corpus("pictures/scenes.csv")
 
@@ -195,7 +195,7 @@ def test_a_corpus_of_another_state_of_the_table_is_not_taken(here: Path) -> None
     ("rows", "options", "message"),
     [
         (texts(), (), "At least one training pair must have a rewrite on both sides, but of 18 none has"),
-        (captions(), (), "has 18 training pairs, fewer than a batch"),
+        (captions(), (), "must be at most 18, but is 32: a batch holds one task"),
         (
             captions(),
             ("--caption_rewrites", "false"),
@@ -230,10 +230,11 @@ def test_a_corpus_without_a_split_to_validate_with(here: Path, capsys: pytest.Ca
 
 
 def test_five_rows_are_refused_by_the_builder(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    own_folder(here / "five", [{"image": f"{n}.png", "caption": f"thing {n}"} for n in range(5)])
+    rows = [{"image": f"{n}.png", "caption": f"thing {n}", "split": "train"} for n in range(5)]
+    own_folder(here / "five", rows)
     assert main(["run", "cma", "--corpus", "five"]) == 2
     said = capfd.readouterr().err
-    assert "split 'test' must have rows, but has none" in said
+    assert "split 'val' must have rows, but has none (train 10, val 0" in said
     assert "To give options of its own, build it first: rime shards folder --table five/captions.csv" in said
 
 
