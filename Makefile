@@ -14,10 +14,11 @@ RIME := $(VENV)/bin/rime
 sft = $(patsubst --%,--sft.%,$(SFT_ARGS))
 cma = $(sft) $(patsubst --%,--cma.%,$(CMA_ARGS))
 refine-rl = $(cma)
-train = $(RIME) run $(1) --corpus $(DATA) --recipe $(CONFIG) --seed $(2) $($(1)) $(ARGS)
+base = $(if $(BASE),--base $(BASE))
+train = $(RIME) run $(1) --corpus $(DATA) --recipe $(CONFIG) --seed $(2) $(base) $($(1)) $(ARGS)
 folder = $$($(train) --print_folder)
 $(if $(ANNOTATED),$(error ANNOTATED is gone. Use ARGS="--data.annotated_share $(ANNOTATED)"))
-OUTPUT = runs/$(notdir $(DATA))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
+OUTPUT = runs/$(basename $(notdir $(DATA:/=)))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \
@@ -25,7 +26,7 @@ OUTPUT = runs/$(notdir $(DATA))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\n  DATA=openmoji|scenes|mini|FOLDER  CONFIG=tiny|2b|FOLDER  SEED=0  SEEDS="0 1 2" (compare-rl)\n'
+	@printf '\n  DATA=openmoji|scenes|mini|FOLDER|TABLE.csv  BASE=FOLDER  CONFIG=tiny|2b|FOLDER  SEED=0  SEEDS="0 1 2" (compare-rl)\n'
 	@printf '  ARGS="--model.temperature 0.1" goes to the stage named, SFT_ARGS and CMA_ARGS to the stages before it.\n'
 
 setup: $(READY) ## make .venv and install everything from constraints.txt
@@ -37,9 +38,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 data: ## build the corpus of DATA as WebDataset shards
-base: ## make the tiny base model for DATA
+base: ## make the tiny base model for DATA, from its training texts and pictures
 data base: $(READY)
-	$(RIME) run $@ --corpus $(DATA) --recipe $(CONFIG)
+	$(RIME) run $@ --corpus $(DATA) --recipe $(CONFIG) $(base)
 
 train-sft: ## stage 1: learn to rewrite and to embed
 train-cma: ## stage 2: align the modes (trains whatever is missing before it)

@@ -59,7 +59,7 @@ def check_table(
     Raises:
         DataError: If the table as a whole cannot be read.
     """
-    found = read_table(table, media)
+    found = read_table(table, media, caption_rewrites=True)  # as the build does by default
     rows = deal(found.rows, seed, *shares)
     check = PairCheck(limits, processor, found.faults, found.notes, joint="_")
     everything = [(split, row) for split in SPLITS for row in rows[split]]

@@ -75,6 +75,16 @@ class Corpora:
         """Return a split of the first corpus; see ``read_split``."""
         return read_split(self.first, name, tasks, cache=self.cache)
 
+    def refuse_missing_splits(self, tests: bool) -> None:
+        """Raise a DataError unless the first corpus has the splits to validate and to test with."""
+        remedy = {"val": "", "test": ", or set data.test_modes to [] for no test"}
+        for split in ("val", "test") if tests else ("val",):
+            if split not in self.splits:
+                raise DataError(
+                    f"{self.first}: a training needs the split {split!r}, but the corpus has only "
+                    f"{sorted(self.splits)}. Build it again with rows of this split{remedy[split]}."
+                )
+
     def train(self, tasks: Sequence[str] | None) -> Samples:
         """Return the training samples of all corpora.
 

@@ -33,10 +33,10 @@ COMMANDS = {
         "run": "train a stage, and before it whatever it needs and is missing",
     },
     "data and models": {
-        "shards": "build or check a corpus: openmoji, scenes, mini, a public one, or your own folder",
+        "shards": "build, check or inspect a corpus: openmoji, scenes, mini, a public or your own one",
         "rewrite": "let a larger model write the rewrites of a corpus or a table",
         "mine": "give the training pairs of a corpus hard negatives, found with a trained checkpoint",
-        "base": "make the tiny base model from the captions of a corpus",
+        "base": "make the tiny base model from the captions or training pairs of a corpus",
     },
     "look at runs": {
         "runs": "list runs side by side: state, recalls and what differs from the recipe",

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rime_pl.corpus_places import BUILT_IN, find_tiny_base
 from rime_pl.errors import RimeError
 from rime_pl.options.words import CONFIGS, in_our_spelling, read_settings
 from rime_pl.run_folder import RUNS, RunFolder
@@ -21,12 +22,8 @@ from rime_pl.run_folder import RUNS, RunFolder
 STAGES = ("sft", "cma", "refine_rl")
 #: Recipes that have a name: a folder with one YAML file for each stage.
 RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS, "2b-24gb": CONFIGS / "24gb"}
-#: Corpora that can be built without further input.
-BUILT_IN = ("openmoji", "scenes", "mini")
 #: A recipe with this base model trains on one that `rime base` makes for the corpus: models/tiny-<corpus>.
 TINY_BASE = "models/tiny-openmoji"
-#: The file of a base model that is written last.
-BASE_MARKER = "processor_config.json"
 #: Options of `rime base`. Words of other languages would take the room of those that are trained.
 BASE_OPTIONS = {
     "openmoji": (
@@ -34,6 +31,8 @@ BASE_OPTIONS = {
         *("--vision_steps", "400"),
     )
 }
+#: Settings of a tiny model on other data: it reads and writes less than people do, and what was cut is told.
+OF_OWN_DATA = ["--data.too_long", "cut"]
 #: Settings that follow from the options of `rime run`, and the option to use instead.
 DECIDED = {
     "run_dir": "the run's folder follows from --corpus, --recipe and --seed",
@@ -57,6 +56,7 @@ class Pipeline:
     seed: int
     base: str | None  # base model in place of the recipe's
     given: Mapping[str, list[str]]  # stage -> settings that were typed, as words of the command line
+    table: Path | None = None  # the table that the corpus is built from
 
     @property
     def folder(self) -> Path:
@@ -75,7 +75,7 @@ class Pipeline:
                 f"--recipe {self.recipe}: sft.yaml must name a base model (model.backbone.name_or_path), but "
                 "does not. Add it, or give --base."
             )
-        return Path(f"models/tiny-{self.corpus.name}") if named == TINY_BASE else None
+        return find_tiny_base(self.corpus) if named == TINY_BASE else None
 
     def file(self, stage: str) -> Path:
         """Return the recipe's file of a stage."""
@@ -98,6 +98,7 @@ class Pipeline:
             as_recipe: Whether the settings that were typed are left out.
         """
         words = [word for file in self.configs(stage) for word in ("--config", str(file))]
+        words += [] if self.base or self.corpus.name in BUILT_IN or not self.tiny_base else OF_OWN_DATA
         words += () if as_recipe else self.given.get(stage, ())
         # last, because a settings file among the typed words may name another corpus or seed
         words += ["--data.path", str(self.corpus), "--seed_everything", str(self.seed)]
@@ -133,24 +134,6 @@ def find_recipe(recipe: str) -> tuple[str, Path]:
         )
     names = {place: name for name, place in RECIPES.items()}
     return names.get(folder, folder.name), folder
-
-
-def find_corpus(corpus: str) -> Path:
-    """Return the folder of a corpus: a built-in one, one below data/, or the folder given.
-
-    Raises:
-        RimeError: If it is not built in and not there.
-    """
-    below = Path("data") / corpus
-    if corpus in BUILT_IN:
-        return below
-    for folder in (Path(corpus), below):
-        if (folder / "corpus.json").is_file():
-            return folder
-    raise RimeError(
-        f"--corpus {corpus}: no corpus.json in {corpus} or in {below}. Give {' or '.join(BUILT_IN)}, or "
-        f"build your own: rime shards folder --table pairs.csv --media pictures --output {below}"
-    )
 
 
 def sort_settings(goal: str, words: Sequence[str]) -> dict[str, list[str]]:

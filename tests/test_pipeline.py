@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rime_pl.corpus_places import find_corpus
 from rime_pl.errors import RimeError
 from rime_pl.pipeline import (
     CONFIGS,
@@ -16,7 +17,6 @@ from rime_pl.pipeline import (
     Pipeline,
     describe,
     differences,
-    find_corpus,
     find_recipe,
     find_run,
     sort_settings,
@@ -90,12 +90,14 @@ def test_recipes_and_corpora_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RimeError, match=r"--recipe .*mine: cma.yaml is missing"):
         Pipeline(Path("c"), tmp_path / "mine", "mine", 0, None, {}).file("cma")
 
-    assert find_corpus("scenes") == Path("data/scenes")  # built on demand
-    with pytest.raises(RimeError, match=r"--corpus shapes: no corpus\.json in shapes or in data/shapes"):
+    assert find_corpus("scenes") == (Path("data/scenes"), None)  # built on demand
+    with pytest.raises(
+        RimeError, match=r"--corpus shapes: no corpus\.json in shapes or in data/shapes, and no table"
+    ):
         find_corpus("shapes")
     (tmp_path / "data" / "shapes").mkdir(parents=True)
     (tmp_path / "data" / "shapes" / "corpus.json").touch()
-    assert find_corpus("shapes") == find_corpus("data/shapes") == Path("data/shapes")
+    assert find_corpus("shapes") == find_corpus("data/shapes") == (Path("data/shapes"), None)
 
 
 @pytest.mark.parametrize(

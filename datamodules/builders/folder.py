@@ -27,12 +27,14 @@ from rime_pl.datamodules.builders.planning import (
 from rime_pl.datamodules.builders.sources.drafts import Draft
 from rime_pl.datamodules.builders.sources.records import Place, Record, SourceFile
 from rime_pl.datamodules.builders.table import Table, read_table
+from rime_pl.datamodules.builders.table_file import table_hash
 from rime_pl.datamodules.builders.table_rows import MediaSettings, Row
 from rime_pl.datamodules.faults import Fault, counted, listed, place_of
 from rime_pl.datamodules.shard_writer import write_corpus_file
 from rime_pl.errors import DataError, RimeError
 
 _SHOWN = 20  # faults that an error lists
+_FEW = 30  # contents of a test split, below which its results say little
 
 
 def build(
@@ -45,6 +47,7 @@ def build(
     licence: str = "not stated",
     val_share: float = 0.1,
     test_share: float = 0.1,
+    caption_rewrites: bool = True,
     skip_broken: bool = False,
     frames: int = MediaSettings.frames,
     frame_side: int = MediaSettings.frame_side,
@@ -64,6 +67,8 @@ def build(
         licence: Licence of your data, recorded in corpus.json.
         val_share: Share of the contents in the validation split, for rows without a split.
         test_share: Share of the contents in the test split, for rows without a split.
+        caption_rewrites: Whether a caption is also the rewrite of its picture and of itself, so that a table
+            of captions trains the generative mode.
         skip_broken: Whether faulty rows are left out and listed in broken.txt of the corpus.
         frames: Number of frames of a video.
         frame_side: Pixels of the longer side of a frame; larger ones are made smaller.
@@ -73,12 +78,14 @@ def build(
     Raises:
         RimeError: If the table has faulty rows (they are listed), or a split that is needed gets no rows.
     """
-    found = read_table(table, media, MediaSettings(frames, frame_side, page_side))
+    found = read_table(table, media, MediaSettings(frames, frame_side, page_side), caption_rewrites)
     splits = deal(found.rows, seed, val_share, test_share)
     wanted = {split: len(rows) for split, rows in splits.items()}
     if not found.faults:
         missing_splits(table, wanted)  # raises before any medium is opened
-    arguments = {"table": table.name, "val_share": val_share, "test_share": test_share}
+        found.notes += _few_to_test(splits)
+    arguments: dict[str, Any] = {"table": table.name, "table_sha256": table_hash(table)}
+    arguments |= {"val_share": val_share, "test_share": test_share, "caption_rewrites": caption_rewrites}
     source = _Rows(name, licence, table, [row for rows in splits.values() for row in rows], arguments)
     plan = _plan(source, wanted, (seed, frames, frame_side, page_side))
     faults = _write(Path(output), source, plan, found, seed, workers, skip_broken)
@@ -168,6 +175,17 @@ def _plan(source: _Rows, wanted: Mapping[str, int], settings: Sequence[Any]) -> 
         digest.update(repr((row.where, row.pair, looks)).encode(errors="surrogatepass"))
     plan.fingerprint = digest.hexdigest()
     return plan
+
+
+def _few_to_test(splits: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Return a note if training is possible, but its test would say little."""
+    contents = len({row.pair.target.content_id for row in splits["test"]})
+    if not splits["train"] or contents >= _FEW:
+        return []
+    return [
+        f"The test split has {counted(contents, 'target', 'targets')}, so one right answer more changes a "
+        f"result by {1 / contents:.0%}. --test_share makes the split larger."
+    ]
 
 
 def deal(rows: Sequence[Row], seed: int, val_share: float, test_share: float) -> dict[str, list[Row]]:

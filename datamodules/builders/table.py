@@ -20,6 +20,7 @@ from rich.progress import track
 from rime_pl.datamodules.builders.sources.drafts import Refused
 from rime_pl.datamodules.builders.sources.json_files import strict_json
 from rime_pl.datamodules.builders.sources.parquet_files import ParquetFile
+from rime_pl.datamodules.builders.table_file import TABLES
 from rime_pl.datamodules.builders.table_rows import (
     CAPTION_COLUMNS,
     COLUMNS,
@@ -34,7 +35,6 @@ from rime_pl.datamodules.faults import Fault
 from rime_pl.errors import DataError
 
 _DELIMITERS = (",", ";", "\t", "|")
-_KINDS = (".csv", ".tsv", ".jsonl", ".parquet")
 _KNOWN = {*COLUMNS, *CAPTION_COLUMNS}
 
 
@@ -52,6 +52,7 @@ def read_table(
     path: Path,
     media: Path | None = None,
     settings: MediaSettings = MediaSettings(),  # noqa: B008 - frozen
+    caption_rewrites: bool = False,
 ) -> Table:
     """Return the rows of a table and the faults of all others.
 
@@ -61,6 +62,7 @@ def read_table(
             UTF-16 with a mark at its start, or Windows-1252.
         media: Folder of the media; that of the table if None.
         settings: How media are taken.
+        caption_rewrites: Whether a caption is also the rewrite of its picture and of itself.
 
     Raises:
         DataError: If there is no such table or folder, or if the table as a whole cannot be understood.
@@ -82,7 +84,7 @@ def read_table(
         lines, f"rows of {path.name}", transient=True, disable=not sys.stdout.isatty()
     ):
         both = "caption" in values
-        for part, pair in enumerate(captioned(values) if both else [values]):
+        for part, pair in enumerate(captioned(values, caption_rewrites) if both else [values]):
             before = len(found.faults)
             key = f"row-{number:08d}" + (f"-{part}" if part else "")
             line = Line(where, pair, media, found.faults, settings)
@@ -93,6 +95,12 @@ def read_table(
             (found.rows if len(found.faults) == before else found.faulty).append(row)
             if len(found.faults) > before:
                 break  # the other direction would tell the same
+    if caption_rewrites and any(row.captioned for row in found.rows):
+        found.notes.append(
+            f"{path.name} has no rewrites, so each caption is also the rewrite of its picture and of itself. "
+            "`rime rewrite --again` lets a larger model write better ones; --caption_rewrites false leaves "
+            "them out."
+        )
     return found
 
 
@@ -102,7 +110,7 @@ def _kind(path: Path) -> str:
         wrong = "is no file" if path.exists() else "does not exist"
         raise DataError(f"--table must be a CSV or JSONL file, but {path} {wrong}.")
     kind = path.suffix.lower()
-    if kind not in _KINDS:
+    if kind not in TABLES:
         hint = " Save it as CSV (UTF-8)." if kind in (".xlsx", ".xls", ".ods") else ""
         raise DataError(f"--table must end in .csv or .jsonl, but {path} ends in {path.suffix!r}.{hint}")
     return kind

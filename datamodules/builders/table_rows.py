@@ -339,8 +339,12 @@ def _content(text: str, files: tuple[TableFile, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def captioned(values: dict[str, Any]) -> list[dict[str, Any]]:
+def captioned(values: dict[str, Any], rewrites: bool = False) -> list[dict[str, Any]]:
     """Return the two pairs that a row of a table of captions stands for: each side finds the other.
+
+    Args:
+        values: Column -> value.
+        rewrites: Whether the caption is also the rewrite of both sides.
 
     >>> [sorted(row) for row in captioned({"image": "a.png", "caption": "A cup."})]
     [['gallery', 'query_text', 'target_image', 'task'], ['gallery', 'query_image', 'target_text', 'task']]
@@ -351,6 +355,8 @@ def captioned(values: dict[str, Any]) -> list[dict[str, Any]]:
     if values.get("content_id"):
         both |= {f"{side}_content_id": values["content_id"] for side in SIDES}
     caption = values.get("caption")
+    if rewrites and caption and any(values.get(kind) for kind in MEDIA):  # else the row is refused
+        both |= {f"{side}_rewrite": caption for side in SIDES}
     find = {f"target_{kind}": values.get(kind) for kind in kinds} | {"query_text": caption}
     tell = {f"query_{kind}": values.get(kind) for kind in kinds} | {"target_text": caption}
     return [

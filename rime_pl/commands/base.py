@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.progress import (
     BarColumn,
@@ -14,13 +13,14 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    track,
 )
 
-from rime_pl.datamodules.shards import ShardReader, of_tasks, read_split
+from rime_pl.corpus_places import BASE_RECORD
+from rime_pl.datamodules.captions import read_captions
+from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.miniature.tiny import TinyConfig, make_base
-from rime_pl.types import Medium, Pair
+from rime_pl.run_folder import write_json
 
 
 def run(
@@ -29,6 +29,8 @@ def run(
     output: Path,
     seed: int = 0,
     tasks: list[str] | None = None,
+    picture_side: int = 96,
+    max_pictures: int = 4000,
     vision_steps: int = TinyConfig.vision_steps,
     copy_steps: int = TinyConfig.copy_steps,
     num_steps: int = TinyConfig.num_steps,
@@ -37,23 +39,43 @@ def run(
 ) -> int:
     """Make the tiny base model: a small Qwen3-VL that learns to caption what a corpus shows.
 
+    The captions are those of the split 'captions', or else the texts and pictures of the training pairs. No
+    other split is read.
+
     Args:
-        data: Corpus folder with a captions split.
+        data: Corpus folder.
         output: Hugging Face folder to write.
         seed: Seed of the weights and of the order of the captions.
-        tasks: Tasks whose words the tokenizer learns (default: all of the corpus).
+        tasks: Tasks whose words the tokenizer learns, and whose pictures are captioned where the corpus has
+            no split 'captions' (default: all of the corpus).
+        picture_side: Pixels of the longer side of a picture, where the corpus has no split 'captions'. A
+            larger one is made smaller here, and whenever the model sees it later.
+        max_pictures: Largest number of pictures, where the corpus has no split 'captions'.
         vision_steps: Training steps of the vision tower, on the words of the captions.
         copy_steps: Training steps of the decoder, on copying words.
         num_steps: Training steps of the decoder, on captions.
         batch_size: Texts or captions of a step.
         num_threads: CPU threads.
     """
+    for name, value, least in (("picture_side", picture_side, 24), ("max_pictures", max_pictures, 2)):
+        if value < least:
+            raise RimeError(f"--{name} must be {least} or more, but is {value}.")
     torch.set_num_threads(num_threads)
+    captions = read_captions(data, tasks, picture_side, max_pictures, seed)
+    for note in captions.notes:
+        print(note)
     config = TinyConfig(
-        vision_steps=vision_steps, copy_steps=copy_steps, num_steps=num_steps, batch_size=batch_size
+        vision_steps=0 if captions.without_pictures else vision_steps,
+        copy_steps=copy_steps,
+        num_steps=num_steps,
+        batch_size=batch_size,
     )
-    samples, texts = read_captions(data)
-    texts += read_words(data, tasks)
+    about = read_corpus(data)
+    output.mkdir(parents=True, exist_ok=True)
+    # first: a model without this record counts as one of an earlier version, made from any corpus
+    write_json(
+        output / BASE_RECORD, {"corpus": about.get("name"), "data_hash": about["data_hash"], "seed": seed}
+    )
     columns = (
         TextColumn("pre-training"),
         BarColumn(),
@@ -65,40 +87,10 @@ def run(
         total = config.vision_steps + config.copy_steps + config.num_steps
         task = progress.add_task("", total=total, loss=float("nan"))
         on_step = partial(_advance, progress, task)
-        make_base(output, samples, texts, config, seed, on_step)
+        make_base(output, captions.samples, captions.texts, config, seed, on_step)
     print(f"base model: {output}")
     return 0
 
 
-def read_captions(data: Path) -> tuple[list[tuple[Medium, list[str]]], list[str]]:
-    """Return pictures, clips and pages of the captions split with their captions, and all its texts."""
-    reader = ShardReader(read_split(data, "captions"))
-    pairs = [reader.read(n) for n in track(range(len(reader)), "reading captions")]
-    samples = [(pair.query.media[0], pair.target.text.split("\n")) for pair in pairs if pair.query]
-    return samples, [text for pair in pairs for text in _texts(pair)]
-
-
-def read_words(data: Path, tasks: list[str] | None) -> list[str]:
-    """Return texts of the training pairs, for the tokenizer only: a downloaded one would know their words.
-
-    Raises:
-        RimeError: If the corpus has no such task.
-    """
-    entries = read_split(data, "train")
-    known = {entries.tasks[code] for code in np.unique(entries.task_codes()).tolist()}
-    if unknown := set(tasks or ()) - known:
-        raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
-    train = ShardReader(of_tasks(entries, tasks or None, data))
-    step = max(1, len(train) // 4000)
-    return [
-        text for n in track(range(0, len(train), step), "reading words") for text in _texts(train.read(n))
-    ]
-
-
 def _advance(progress: Progress, task: TaskID, step: int, loss: float) -> None:
     progress.update(task, completed=step + 1, loss=loss)
-
-
-def _texts(pair: Pair) -> list[str]:
-    items = [pair.target, *([pair.query] if pair.query else [])]
-    return [f"{item.instruction} {item.text}\n{item.rewrite or ''}" for item in items]

@@ -18,21 +18,20 @@ from typing import Any, Literal
 from rich.console import Console
 
 from rime_pl.backbone.adapters import CONTRACT_FILE, read_contract
+from rime_pl.backbone.base_path import check_base
 from rime_pl.checkpoints import global_step
-from rime_pl.commands.settings import complete_settings, split_words
+from rime_pl.commands.settings import complete_settings, refuse_untrainable, split_words
+from rime_pl.corpus_places import BASE_MARKER, BUILT_IN, find_corpus
 from rime_pl.datamodules.corpus_file import CORPUS_FILE, read_corpus
 from rime_pl.errors import RimeError, StoppedError
 from rime_pl.options.parser import options_of
 from rime_pl.options.parser import parse as parse_options
 from rime_pl.options.words import nearest, options_given
 from rime_pl.pipeline import (
-    BASE_MARKER,
     BASE_OPTIONS,
-    TINY_BASE,
     Pipeline,
     describe,
     differences,
-    find_corpus,
     find_recipe,
     find_run,
     sort_settings,
@@ -85,24 +84,33 @@ def run(
 
     Args:
         stage: Stage to train. data and base make only the corpus, or the tiny base model.
-        corpus: Corpus: openmoji, scenes or mini, built on demand into data/, or a folder of shards.
+        corpus: Corpus: openmoji, scenes or mini, built on demand into data/, or a folder of shards. A table
+            of your own pairs, or the folder that it lies in, is built into data/, too.
         recipe: Recipe: tiny, 2b (12 GB) or 2b-24gb, or a folder with one YAML file for each stage.
         seed: Seed of every stage.
-        base: Base model, a folder or a name (default: the one of the recipe).
+        base: Base model of the Qwen-VL family, a folder or a name (default: the one of the recipe, which for
+            tiny is made from the training data of the corpus).
         dry_run: Whether to say only what would be done.
         print_folder: Whether to print only the folder of the stage's run.
         settings: Settings of the stages, as words of the command line.
     """
     goal = stage.replace("-", "_")
     name, files = find_recipe(recipe)
-    pipeline = Pipeline(find_corpus(corpus), files, name, seed, base, sort_settings(goal, settings))
+    if base is not None and goal != "base":
+        check_base(base)
+    place, table = find_corpus(corpus)
+    pipeline = Pipeline(place, files, name, seed, base, sort_settings(goal, settings), table)
     only_look = dry_run or print_folder
     console = Console(quiet=print_folder, soft_wrap=True, highlight=False, markup=False)
     if goal == "refine_rl":
         pipeline = with_few_rewrites(pipeline, complete_settings)
     # all of them now: a typing error is told before hours of training
     parsed = {one: complete_settings(one, pipeline.words(one)) for one in pipeline.stages_to(goal)}
-    place = _prepare(pipeline, goal, only_look, console)
+    _prepare_data(pipeline, only_look, console)
+    if pipeline.corpus.name not in BUILT_IN and (pipeline.corpus / CORPUS_FILE).is_file():
+        for one in parsed:
+            refuse_untrainable(one, pipeline.words(one))
+    place = _prepare_base(pipeline, goal, only_look, console)
     before: RunFolder | None = None
     for one, values in parsed.items():
         step = _next_step(pipeline, one, values, before)
@@ -118,17 +126,25 @@ def run(
     return 0
 
 
-def _prepare(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -> Path:
-    """Build the corpus and the tiny base model if they are missing; return what was asked for."""
-    corpus, base = pipeline.corpus, None if pipeline.base else pipeline.tiny_base
-    if not (corpus / CORPUS_FILE).is_file():
-        console.print(f"data: building {corpus}")
-        if not only_look:
-            _make("data", ["shards", corpus.name, "--output", str(corpus)])
-    else:
+def _prepare_data(pipeline: Pipeline, only_look: bool, console: Console) -> None:
+    """Build the corpus if it is missing."""
+    corpus, table = pipeline.corpus, pipeline.table
+    if (corpus / CORPUS_FILE).is_file():
         console.print(f"data: found in {corpus}")
-        if goal != "data" and base is not None and not (base / BASE_MARKER).is_file():
-            _need_captions(corpus)
+        return
+    console.print(f"data: building {corpus}" + (f" from {table}" if table else ""))
+    if only_look:
+        return
+    if table is None:
+        _make("data", ["shards", corpus.name, "--output", str(corpus)])
+        return
+    words = ["shards", "folder", "--table", str(table), "--output", str(corpus)]
+    _make("data", words, f" To give options of its own, build it first: rime {' '.join(words)}")
+
+
+def _prepare_base(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -> Path:
+    """Make the tiny base model if it is needed and missing; return the folder of what was asked for."""
+    corpus, base = pipeline.corpus, None if pipeline.base else pipeline.tiny_base
     if goal == "base" and base is None:
         named = f"--base {pipeline.base}" if pipeline.base else f"the recipe {pipeline.recipe_name}"
         raise RimeError(f"{named} names a base model, so there is none to make.")
@@ -144,19 +160,12 @@ def _prepare(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -
     return base
 
 
-def _need_captions(corpus: Path) -> None:
-    """Refuse a corpus that no tiny base model can be made from."""
-    if "captions" not in read_corpus(corpus)["splits"]:
-        raise RimeError(
-            f"--base must name a base model, because {corpus} has no split 'captions' to make a tiny one "
-            f"from. Add --base {TINY_BASE}, which `rime run base --corpus openmoji` makes, or --recipe 2b."
-        )
-
-
 def _next_step(pipeline: Pipeline, stage: str, settings: dict[str, Any], before: RunFolder | None) -> Step:
     """Return what is to be done for one stage, once the run before it is known."""
     words, usual = pipeline.words(stage), pipeline.words(stage, as_recipe=True)
     differing = differences(settings, complete_settings(stage, usual)) if words != usual else {}
+    if base := pipeline.base or pipeline.tiny_base:  # which one is known only since the corpus is there
+        settings["model"]["backbone"]["name_or_path"] = str(base)
     if before:
         settings["model"]["init_adapter_from"] = str(before.adapter)
     start = _start_of(pipeline.corpus, settings)
@@ -224,12 +233,12 @@ def _train(step: Step) -> None:
     raise RimeError(f"{step.stage} stopped (exit code {code}). {where}{its}")
 
 
-def _make(name: str, words: list[str]) -> None:
+def _make(name: str, words: list[str], hint: str = "") -> None:
     code = _start(words)
     if code in STOPPED:
         raise StoppedError(f"{name} was stopped.", STOPPED[code])
     if code:
-        raise RimeError(f"{name} stopped (exit code {code}); the reason is above.")
+        raise RimeError(f"{name} stopped (exit code {code}); the reason is above.{hint}")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.corpus_places import BUILT_IN
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
 from rime_pl.datamodules.shards import DISTRACTORS, ShardReader, read_split
@@ -24,7 +25,6 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.retriever import MODES, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source
-from rime_pl.pipeline import BUILT_IN
 from rime_pl.prompts import PromptConfig
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.table import Table

@@ -137,6 +137,25 @@ def complete_settings(stage: str, words: list[str]) -> dict[str, Any]:
     return SettingsReader(stage, ["--run_dir", "runs/none", *words], command).settings
 
 
+def refuse_untrainable(stage: str, words: list[str]) -> None:
+    """Raise what would stop a training on its corpus, as far as the index shows: before a model is made.
+
+    Args:
+        stage: Whose settings they are.
+        words: The settings, as words of the command line.
+
+    Raises:
+        RimeError: If a split is missing, or settings and training pairs do not fit together.
+    """
+    given = StageWords((Path(f"{stage}.yaml"),), stage, tuple(words), f"rime {stage.replace('_', '-')} fit")
+    try:
+        data = given.read().data(None)
+        data.plan_training()
+        data.corpora.refuse_missing_splits(data.tests)
+    except RimeError as error:
+        raise type(error)(f"{error} Give a setting to this stage as --{stage}.NAME VALUE.") from error
+
+
 def _backbone(values: Any) -> BackboneConfig:
     given = dict(values.model.backbone.as_dict())
     return BackboneConfig(**given | {"prompt": PromptConfig(**given["prompt"])})

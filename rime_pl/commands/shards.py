@@ -1,4 +1,4 @@
-"""Build a corpus folder (WebDataset shards), or check one, or the table of one, before training."""
+"""Build a corpus folder (WebDataset shards), check one or the table of one, or look at what is in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from rime_pl.commands.shards_inspect import inspect
 from rime_pl.datamodules import plain_tars
 from rime_pl.datamodules.builders import folder
 from rime_pl.datamodules.builders.mini import builder as mini
@@ -88,18 +89,21 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {
     "rime-json": ume_json.build_rime_json,
     "llava-hound": llava_hound.build,
     "check": check,
+    "inspect": inspect,
     "index": plain_tars.index,
 }
 
 
 def run(name: str, options: dict[str, Any]) -> int:
-    """Build a corpus and print what is in it, or check one.
+    """Build a corpus and print what is in it, or check or inspect one.
 
     Args:
         name: A key of ``SUBCOMMANDS``.
         options: Arguments of its function.
     """
     result = SUBCOMMANDS[name](**options)
+    if name == "inspect":
+        return 0
     if isinstance(result, Checked):
         return int(result.problems > 0)
     output = options["path" if name == "index" else "output"]

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 
-import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from rime_pl.media import thinned
+from rime_pl.report.drawing import (
+    CARD,
+    GAP,
+    INK,
+    LINE,
+    PAPER,
+    PLAIN,
+    QUERY,
+    RIGHT,
+    SOFT,
+    WRONG,
+    cut,
+    font,
+    side_by_side,
+    wrapped,
+)
 from rime_pl.types import THUMBNAIL, Clip, Item, Medium, frames_of
 
-INK, SOFT, PAPER, CARD = "#1f2933", "#6b7785", "#ffffff", "#f6f7f9"
-RIGHT, WRONG, QUERY, PLAIN = "#1a9c5b", "#d64545", "#2f6bde", "#cfd6df"
 SIDE = THUMBNAIL  # width and height of a card's picture
-GAP = 14
-LINE = 17  # height of a line of text
 CAPTION_LINES = 3
 CLIP_FRAMES = 3  # of a clip on a card
 
@@ -58,7 +67,7 @@ def sheet(rows: Sequence[SheetRow], title: str = "") -> Image.Image:
     paper = Image.new("RGB", (width, top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(paper)
     if title:
-        draw.text((GAP, 14), _cut(title, _font(16, True), width - 2 * GAP), INK, _font(16, True))
+        _line(draw, (GAP, 14), title, width - 2 * GAP, 16, INK, True)
     for row, height in zip(rows, heights, strict=True):
         _draw_row(paper, draw, row, top, width)
         top += height
@@ -73,10 +82,10 @@ def _row_height(row: SheetRow) -> int:
 def _draw_row(paper: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int, width: int) -> None:
     room = width - 2 * GAP
     if row.title:
-        draw.text((GAP, top), _cut(row.title, _font(13, True), room), INK, _font(13, True))
+        _line(draw, (GAP, top), row.title, room, 13, INK, True)
         top += LINE + 4
     for note in row.notes:
-        draw.text((GAP, top), _cut(note, _font(12), room), SOFT, _font(12))
+        _line(draw, (GAP, top), note, room, 12, SOFT)
         top += LINE
     top += 6
     _draw_card(paper, draw, row.query, GAP, top, QUERY)
@@ -96,71 +105,36 @@ def _draw_card(
     inside = SIDE - 2 * thick - 8
     if card.item.media:
         frames = [frame for medium in card.item.media for frame in frames_of(shown(medium))]
-        picture = _collage(frames, inside)
+        picture = side_by_side(frames, inside, inside)
         paper.paste(picture, (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2))
     else:
-        lines = _wrapped(card.item.text, _font(14), inside, (inside - 8) // 19)
+        used = font(14, text=card.item.text)
+        lines = wrapped(card.item.text, used, inside, (inside - 8) // 19)
         start = top + (SIDE - 19 * len(lines)) // 2
         for number, line in enumerate(lines):
-            draw.text((left + SIDE / 2, start + 19 * number), line, INK, _font(14), anchor="ma")
+            draw.text((left + SIDE / 2, start + 19 * number), line, INK, used, anchor="ma")
     if card.right is not None:
-        mark = _font(13, True)
+        mark = font(13, True)
         draw.ellipse((left + SIDE - 24, top + 4, left + SIDE - 4, top + 24), colour)
         draw.text((left + SIDE - 14, top + 14), "✓" if card.right else "✗", PAPER, mark, anchor="mm")
-    for number, line in enumerate(_wrapped(card.caption, _font(12), SIDE, CAPTION_LINES)):
-        draw.text((left + 1, top + SIDE + 7 + LINE * number), line, INK if number == 0 else SOFT, _font(12))
+    used = font(12, text=card.caption)
+    for number, line in enumerate(wrapped(card.caption, used, SIDE, CAPTION_LINES)):
+        draw.text((left + 1, top + SIDE + 7 + LINE * number), line, INK if number == 0 else SOFT, used)
+
+
+def _line(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    width: int,
+    size: int,
+    colour: str,
+    bold: bool = False,
+) -> None:
+    used = font(size, bold, text)
+    draw.text(place, cut(text, used, width), colour, used)
 
 
 def shown(medium: Medium) -> Medium:
     """Return a medium as a card shows it: of a clip the first, the middle and the last frame."""
     return thinned(medium, CLIP_FRAMES) if isinstance(medium, Clip) else medium
-
-
-def _collage(images: Sequence[Image.Image], side: int) -> Image.Image:
-    """Return all pictures of an item side by side, ``side`` pixels wide; small pictures are enlarged."""
-    share = (side - 4 * (len(images) - 1)) // len(images)
-    parts = []
-    for image in images:
-        scale = share / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        parts.append(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    canvas = Image.new("RGB", (share * len(parts) + 4 * (len(parts) - 1), max(p.height for p in parts)), CARD)
-    for number, part in enumerate(parts):
-        canvas.paste(
-            part, (number * (share + 4) + (share - part.width) // 2, (canvas.height - part.height) // 2)
-        )
-    return canvas
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Return the font that comes with matplotlib, because it is the same on every machine."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the text as one line, shortened with an ellipsis if it is too long."""
-    line = " ".join(text.split())
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(line + "…") > width:
-        line = line[:-1]
-    return line.rstrip() + "…"
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, num_lines: int) -> list[str]:
-    """Return the text in at most ``num_lines`` lines; line breaks are kept, text that does not fit is cut."""
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}".strip()
-            if line and font.getlength(longer) > width:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
-    if len(lines) > num_lines:
-        lines = [*lines[: num_lines - 1], " ".join(lines[num_lines - 1 :])]
-    return [_cut(line, font, width) for line in lines]

@@ -13,9 +13,9 @@ import torch
 from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands import run as command
+from rime_pl.corpus_places import BASE_MARKER
 from rime_pl.datamodules.split_index import FORMAT_VERSION
 from rime_pl.errors import StoppedError
-from rime_pl.pipeline import BASE_MARKER
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.run_lock import locked
 
@@ -120,17 +120,6 @@ def test_openmoji_gets_its_own_base(stages: Stages) -> None:
         *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
         *("--vision_steps", "400"),
     ]
-
-
-@pytest.mark.parametrize("more", [[], ["--dry_run"]])
-def test_a_corpus_without_captions_needs_a_base_model(
-    more: list[str], stages: Stages, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("data/own").mkdir(parents=True)
-    write_json(Path("data/own/corpus.json"), {"format": FORMAT_VERSION, "data_hash": "d", "splits": {}})
-    assert main(["run", "sft", "--corpus", "own", *more]) == 2
-    assert "Add --base models/tiny-openmoji" in capsys.readouterr().err and not stages.started
-    assert main(["run", "sft", "--corpus", "own", "--base", "models/tiny-openmoji", *more]) == 0
 
 
 def test_other_settings_get_their_own_folder(stages: Stages, capsys) -> None:
