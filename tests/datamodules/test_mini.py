@@ -44,10 +44,11 @@ def things(text: str) -> set[str]:
 
 
 def entries(text: str) -> set[str]:
-    """Table entries in any of the wordings: 'figs 3', 'figs at 3', '3 for figs', 'the price of figs is 3'."""
+    """Table entries in any of the wordings: 'figs 3', 'figs at 3', 'figs cost 3', 'the price of figs is 3'."""
     names = "|".join(tables.NAMES)
-    found = re.findall(rf"({names})(?: at| is)? (\d)", text) or [
-        (name, number) for number, name in re.findall(rf"(\d) (?:for|is the price of) ({names})", text)
+    text = text.lower()
+    found = re.findall(rf"({names})(?: at| is| cost)? (\d)", text) or [
+        (name, number) for number, name in re.findall(rf"(\d) is the price of ({names})", text)
     ]
     return {f"{name} {number}" for name, number in found}
 
@@ -196,7 +197,7 @@ def test_no_training_medium_shows_what_is_held_out(
 
 def test_descriptions_are_parsed() -> None:
     assert things("A red ring, then an orange star.") == {"red ring", "orange star"}
-    for text in ("figs at 3 and nuts at 4", "3 for figs, 4 for nuts", "figs 3, nuts 4"):
+    for text in ("figs at 3 and nuts at 4", "Figs cost 3, nuts cost 4.", "figs 3, nuts 4"):
         assert entries(text) == {"figs 3", "nuts 4"}, text
     assert entries("the price of figs is 3") == {"figs 3"}
     assert entries("3 is the price of figs, 4 is the price of nuts") == {"figs 3", "nuts 4"}

@@ -113,7 +113,7 @@ def rewrite(move: Move, rng: random.Random) -> str:
     return rng.choice(
         (
             f"{a(move.mover).capitalize()} moves {move.direction}, {a(move.still)} stays.",
-            f"{a(move.still).capitalize()} stays, {a(move.mover)} moves {move.direction}.",
+            f"{a(move.mover).capitalize()} goes {move.direction} past {a(move.still)}.",
         )
     )
 

@@ -84,12 +84,12 @@ def _any_order(sheet: Sheet, rng: random.Random) -> list[Entry]:
 
 
 def rewrite(sheet: Sheet, rng: random.Random) -> str:
-    """Return the answer in words. Query and target choose wording and order separately."""
-    one, other = _any_order(sheet, rng)
+    """Return the answer in words, by the alphabet. Query and target choose their wording separately."""
+    one, other = sheet.first, sheet.second
     return rng.choice(
         (
             f"A list with {one.name} at {one.number} and {other.name} at {other.number}.",
-            f"It costs {one.number} for {one.name}, {other.number} for {other.name}.",
+            f"{one.name.capitalize()} cost {one.number}, {other.name} cost {other.number}.",
         )
     )
 
