@@ -44,7 +44,7 @@ def things(text: str) -> set[str]:
 
 
 def entries(text: str) -> set[str]:
-    """Table entries in any of the wordings: 'figs 3', 'figs at 3', 'figs cost 3', 'the price of figs is 3'."""
+    """Table entries in any of the wordings: 'figs 3', 'figs at 3', 'the price of figs is 3'."""
     names = "|".join(tables.NAMES)
     text = text.lower()
     found = re.findall(rf"({names})(?: at| is| cost)? (\d)", text) or [
