@@ -148,7 +148,7 @@ def test_an_endpoint_of_no_use_is_a_clear_stop(
         assert main([*arguments, "--teacher.retries", "1", "--teacher.timeout", "0.3"]) == 2
     told = capsys.readouterr()
     assert told.err.startswith(message) and "Traceback" not in told.err
-    assert files(tmp_path) == before and time.monotonic() - began < 20
+    assert files(tmp_path) == before and time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

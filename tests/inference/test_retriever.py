@@ -188,7 +188,7 @@ def test_gallery_is_encoded_once_for_each_adapter_mode_and_content(
     before = loaded.search("a ring").hits
     assert loaded.run is not None
     files = sorted((loaded.run.path / CACHE).iterdir())
-    monkeypatch.setattr(loaded, "_encode", None)  # encoding anything again would fail
+    monkeypatch.setattr(loaded, "encode_modes", None)  # encoding anything again would fail
     loaded.index(pictures[:3])
     assert sorted((loaded.run.path / CACHE).iterdir()) == files
     monkeypatch.undo()
