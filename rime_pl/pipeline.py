@@ -30,7 +30,7 @@ BASE_OPTIONS = {
         *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
         *("--vision_steps", "400"),
     ),
-    "mini": ("--vision_steps", "700", "--num_steps", "900"),  # three kinds of media are to be read
+    "mini": ("--vision_steps", "600", "--num_steps", "800"),  # three kinds of media are to be read
 }
 #: Settings of a tiny model on other data: it reads and writes less than people do, and what was cut is told.
 OF_OWN_DATA = ["--data.too_long", "cut"]

@@ -1,4 +1,4 @@
-"""Builds the mini corpus: pictures, clips and pages in one, each found only by working out an answer.
+"""Builds the mini corpus: pictures, clips and pages in one, most of them found by working out an answer.
 
 Pictures are those of `scenes`. A clip shows two things, of which one moves; a page shows two numbers in a
 table. Called by `rime shards mini`.
@@ -69,26 +69,26 @@ def contents(seed: int, val: int, test: int) -> dict[str, Contents]:
     Raises:
         DataError: If training keeps nothing.
     """
-    couples, sheets = scenes.all_couples(), tables.all_sheets()
-    if val < 1 or test < 1 or val + test >= min(len(couples), len(sheets)):
+    couples, blocks = scenes.all_couples(), tables.blocks()
+    most = min(len(couples), sum(map(len, blocks)))
+    if val < 1 or test < 1 or val + test >= most:
         raise DataError(
             f"--val_contents {val} and --test_contents {test} must be at least 1 each and leave some of the "
-            f"{min(len(couples), len(sheets))} contents for training."
+            f"{most} contents for training."
         )
     rng = random.Random(f"mini {seed}")
     rng.shuffle(couples)
-    rng.shuffle(sheets)
+    rng.shuffle(blocks)
+    # couple by couple and block by block: what is most alike is in the gallery together
+    sheets = [sheet for block in blocks for sheet in block]
     parts = {"test": slice(test), "val": slice(test, test + val), "train": slice(test + val, None)}
     found = {}
     for split, part in parts.items():
-        of_split = couples[part]
-        mirrored = [scene for one, two in of_split for scene in (Scene(one, two), Scene(two, one))]
-        # couple by couple: the movements that are most alike are in the gallery together
-        moves = [move for one, two in of_split for move in moving.moves_of(one, two)]
-        if split == "train":
-            rng.shuffle(moves)
-        rng.shuffle(mirrored)
+        mirrored = [scene for one, two in couples[part] for scene in (Scene(one, two), Scene(two, one))]
+        moves = [move for one, two in couples[part] for move in moving.moves_of(one, two)]
         found[split] = Contents(mirrored, moves, sheets[part])
+    for contents_of_training in (found["train"].scenes, found["train"].moves, found["train"].sheets):
+        rng.shuffle(contents_of_training)
     return found
 
 
@@ -186,7 +186,7 @@ def make_pair(task: str, number: int, answer: Any, size: int, rng: random.Random
 def split_pairs(
     split: str, contents: Contents, per_task: int, size: int, seed: int, held: Held
 ) -> Iterator[Pair]:
-    """Yield ``per_task`` pairs of each task; the targets take turns, so that every content occurs."""
+    """Yield ``per_task`` pairs of each task; the contents take turns as targets."""
     for offset, (task, (_, found)) in enumerate(TASKS.items()):
         rng = random.Random(f"{split} {task} {seed}")
         answers = contents.of(found)
@@ -239,8 +239,8 @@ def build(
     val_per_task: int = 32,
     test_per_task: int = 160,
     captions: int = 12000,
-    val_contents: int = 60,
-    test_contents: int = 240,
+    val_contents: int = 63,
+    test_contents: int = 243,
 ) -> None:
     """Draw the mini corpus, with pictures, clips and pages, and write its shards.
 

@@ -16,6 +16,8 @@ from rime_pl.types import Page
 
 NAMES = ("apples", "beans", "eggs", "figs", "leeks", "nuts", "pears", "plums")
 LARGEST = 9
+#: Numbers next to each other that the pages of a block have.
+SPAN = 3
 #: A page is divided into rows of this share of its height: a head and two entries.
 ROWS = 3
 
@@ -46,11 +48,17 @@ class Sheet:
         return f"page: {self.first} | {self.second}"
 
 
-def all_sheets() -> list[Sheet]:
-    """Return all contents that a page can have."""
-    entries = [Entry(name, number) for name in NAMES for number in range(1, LARGEST + 1)]
-    couples = itertools.combinations(entries, 2)
-    return [Sheet(first, second) for first, second in couples if first.name != second.name]
+def blocks() -> list[list[Sheet]]:
+    """Return all contents that a page can have, in blocks of nine: two names, and three numbers for each.
+
+    A page of a block shares an entry with four others, so that one entry does not tell which page is right.
+    """
+    spans = [range(first, first + SPAN) for first in range(1, LARGEST + 1, SPAN)]
+    return [
+        [Sheet(Entry(one, a), Entry(other, b)) for a in left for b in right]
+        for one, other in itertools.combinations(NAMES, 2)
+        for left, right in itertools.product(spans, repeat=2)
+    ]
 
 
 def sheet(one: Entry, other: Entry) -> Sheet:
@@ -130,7 +138,7 @@ def ask_sum(found: Sheet, rng: random.Random) -> tuple[str, str]:
 def ask_update(found: Sheet, rng: random.Random) -> tuple[str, Sheet, str]:
     """Show another page; the text names the change that makes it the page to be found."""
     one, other = _any_order(found, rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 and one.number != other.number:
         before = sheet(Entry(one.name, other.number), Entry(other.name, one.number))
         return "swap the two prices", before, f"before: {before}; swapped."
     more = rng.choice([d for d in range(-3, 4) if d and 1 <= one.number - d <= LARGEST])

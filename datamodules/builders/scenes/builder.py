@@ -122,9 +122,9 @@ def another_thing(rng: random.Random, *things: Thing) -> Thing:
 
 def swapped(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     """Return an exchange of sides or colours in words, and the scene before it."""
-    if rng.random() < 0.5:
-        return "swap the sides", Scene(scene.right, scene.left)
     left, right = scene.left, scene.right
+    if rng.random() < 0.5 or left.colour == right.colour:
+        return "swap the sides", Scene(right, left)
     return "swap the colours", Scene(Thing(right.colour, left.shape), Thing(left.colour, right.shape))
 
 
@@ -216,7 +216,7 @@ def caption_pair(
 ) -> Pair:
     """Return a picture with plain captions, one per line: which things are where, and how many.
 
-    Of the things in it, no two are one of the couples in ``held_out``.
+    No two things in it are one of the couples in ``held_out``.
     """
     for _ in range(TRIES):
         cells, lines = _caption(rng.choice(scenes), rng)
@@ -305,7 +305,7 @@ def split_pairs(
     seed: int,
     held_out: Set[Couple],
 ) -> Iterator[Pair]:
-    """Yield ``per_task`` pairs of each task; the targets take turns, so that every scene occurs."""
+    """Yield ``per_task`` pairs of each task; the scenes take turns as targets."""
     for offset, task in enumerate(tasks):
         rng = random.Random(f"{split} {task} {seed}")
         for number in range(per_task):
