@@ -18,7 +18,9 @@ base = $(if $(BASE),--base $(BASE))
 train = $(RIME) run $(1) --corpus $(DATA) --recipe $(CONFIG) --seed $(2) $(base) $($(1)) $(ARGS)
 folder = $$($(train) --print_folder)
 $(if $(ANNOTATED),$(error ANNOTATED is gone. Use ARGS="--data.annotated_share $(ANNOTATED)"))
-OUTPUT = runs/$(basename $(notdir $(DATA:/=)))-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
+# The name of a table without its ending, as `rime run` names the corpus that it builds.
+stem = $(patsubst %.csv,%,$(patsubst %.tsv,%,$(patsubst %.jsonl,%,$(patsubst %.parquet,%,$(notdir $(DATA:/=))))))
+OUTPUT = runs/$(stem)-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \

@@ -93,12 +93,12 @@ def find_tiny_base(corpus: Path) -> Path:
     """Return where the tiny base model of a corpus lies or will lie: models/tiny-<corpus> or the next number.
 
     A model that was made from other shards of the same name is never taken, because it may have seen what
-    this corpus tests. One of an earlier version has no record, and is taken.
+    this corpus tests. Nor is one of an earlier version, which has no record of its shards.
     """
     wanted = _about(corpus).get("data_hash")
     for number in count(1):
         folder = Path(f"models/tiny-{corpus.name}" + (f"-{number}" if number > 1 else ""))
-        if not (folder / BASE_MARKER).is_file() or _made_from(folder) in (None, wanted) or wanted is None:
+        if not (folder / BASE_MARKER).is_file() or wanted in (None, _made_from(folder)):
             return folder
     raise AssertionError("count never ends")
 

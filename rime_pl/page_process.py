@@ -53,6 +53,8 @@ class PageProcess:
             request = json.dumps({"path": str(path.absolute()), "number": number, "side": side, "most": most})
             try:
                 return self._answer(request.encode() + b"\n", time.monotonic() + seconds)
+            except PageError:  # an ordinary refusal; the process goes on
+                raise
             except TimeoutError as error:
                 self._end()
                 raise PageError(f"it takes longer than {seconds:g} seconds") from error

@@ -99,7 +99,7 @@ class Pipeline:
             as_recipe: Whether the settings that were typed are left out.
         """
         words = [word for file in self.configs(stage) for word in ("--config", str(file))]
-        words += [] if self.base or self.corpus.name in BUILT_IN or not self.tiny_base else OF_OWN_DATA
+        words += [] if self.corpus.name in BUILT_IN or not self.tiny_base else OF_OWN_DATA
         words += () if as_recipe else self.given.get(stage, ())
         # last, because a settings file among the typed words may name another corpus or seed
         words += ["--data.path", str(self.corpus), "--seed_everything", str(self.seed)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from rime_pl.datamodules.mining.items import Asked, Catalogue
 from rime_pl.datamodules.mining.rules import ALREADY, CONTENT, PICTURES, TEXT
 
+#: One of the things by which a query is the same as another one, and its code.
+QueryKey: TypeAlias = tuple[str, int]
 #: What is compared, and the rule that it counts for: a column of ``Compared.codes`` each.
 _KINDS = (
     *((0, CONTENT), (3, CONTENT), (1, TEXT), (2, PICTURES)),
@@ -53,7 +56,7 @@ class Identical:
     A candidate is right for a query if it has
 
     - the content of the query, of its target, of a further right answer, or of a right answer of another pair
-      whose query has the same content;
+      whose query is the same: of the same content, or of equal text and media. A caption names several;
     - the text of one of these, normalised, if neither has media;
     - the pictures of one of these, whatever its text.
 
@@ -79,12 +82,13 @@ class Identical:
         self._codes = [(one.content, one.text, one.pictures, row + 1) for row, one in enumerate(known)]
         self.codes = torch.tensor(self._codes, dtype=torch.int64).reshape(-1, 4)
         self._counts = [Counter(codes) for codes in zip(*self._codes, strict=True)] or [Counter()] * 4
-        self._answers: dict[int, set[int]] = {}  # content of a query -> its right answers
-        self._contents: dict[int, set[int]] = {}  # content of a query -> their contents
+        self._answers: dict[QueryKey, set[int]] = {}  # what a query is -> its right answers
+        self._contents: dict[QueryKey, set[int]] = {}  # what a query is -> their contents
         for one in asked:
-            self._answers.setdefault(one.content, set()).update(one.answers)
-            self._contents.setdefault(one.content, {one.content}).update(one.contents)
-        self._right: dict[int, list[set[int]]] = {}
+            for key in self._query_keys(one):
+                self._answers.setdefault(key, set()).update(one.answers)
+                self._contents.setdefault(key, set()).update(one.contents)
+        self._right: dict[tuple[int, int], list[set[int]]] = {}  # by content and number of a query
         #: content -> numbers of candidates that have it beside the content of their code
         self._further: dict[int, set[int]] = {}
         for content, numbers in catalogue.further_contents.items():
@@ -120,11 +124,15 @@ class Identical:
 
     def _wanted(self, asked: Asked) -> list[list[int]]:
         """Return the codes of each of ``_KINDS`` that are right for a query, if a candidate has them."""
-        if asked.content not in self._right:
-            answers = [self.catalogue.identities[number] for number in self._answers[asked.content]]
+        name = asked.content, asked.query
+        if name not in self._right:
+            keys = self._query_keys(asked)
+            numbers = set().union(*(self._answers[key] for key in keys))
+            contents = {asked.content}.union(*(self._contents[key] for key in keys))
+            answers = [self.catalogue.identities[number] for number in numbers]
             texts, pictures = {one.text for one in answers}, {one.pictures for one in answers}
-            self._right[asked.content] = self._codes_like(self._contents[asked.content], texts, pictures)
-        contents, rows, texts, pictures = self._right[asked.content]
+            self._right[name] = self._codes_like(contents, texts, pictures)
+        contents, rows, texts, pictures = self._right[name]
         query = self.catalogue.identities[asked.query]
         texts = texts | self._known(1, {query.text})
         if not self.query_pictures:
@@ -134,6 +142,11 @@ class Identical:
             {one.content for one in had}, {one.text for one in had}, {one.pictures for one in had}
         )
         return [list(one) for one in (contents, rows, texts, pictures, *already)]
+
+    def _query_keys(self, asked: Asked) -> list[QueryKey]:
+        """Return by what a query is the same as another: its content, all that is embedded, and its text."""
+        text = self.catalogue.identities[asked.query].text
+        return [("content", asked.content), ("look", asked.query), *([("text", text)] if text else [])]
 
     def _codes_like(self, contents: set[int], texts: set[int], pictures: set[int]) -> list[set[int]]:
         """Return which of these some candidate has; its further contents are told by its number."""

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rime_pl.corpus_places import BASE_RECORD
+from rime_pl.corpus_places import BASE_MARKER, BASE_RECORD
 from rime_pl.datamodules.captions import read_captions
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.errors import RimeError
@@ -72,7 +72,7 @@ def run(
     )
     about = read_corpus(data)
     output.mkdir(parents=True, exist_ok=True)
-    # first: a model without this record counts as one of an earlier version, made from any corpus
+    (output / BASE_MARKER).unlink(missing_ok=True)  # a stop must not leave an old model with a new record
     write_json(
         output / BASE_RECORD, {"corpus": about.get("name"), "data_hash": about["data_hash"], "seed": seed}
     )

@@ -72,12 +72,14 @@ def run(
     """
     stage, about = RunFolder.with_adapter(run), read_corpus(corpus)
     pairs = _checked(DEFAULT_MODES if modes is None else modes, batch_size)
+    _refuse_untrained(stage, pairs)
     refuse_output(output, corpus)
     order = Order(stage, corpus, about, output, pairs, rules, existing, query_pictures, batch_size)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     catalogue = order.look(console)
     model = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"), base)
     console.print(f"run: {stage}")
+    _warn_of_two_spaces(stage, pairs, console)
     return order.mine(catalogue, model, console)
 
 
@@ -91,6 +93,26 @@ def _checked(modes: Sequence[str], batch_size: int) -> list[str]:
     if batch_size < 1:
         raise RimeError(f"--batch_size must be 1 or more, but is {batch_size}.")
     return list(dict.fromkeys(modes))
+
+
+def _refuse_untrained(stage: RunFolder, pairs: Sequence[str]) -> None:
+    """Raise if a mode pair needs what the run did not train: its scores would be noise."""
+    written = [pair for pair in pairs if "gen" in pair]
+    if written and stage.settings.get("data", {}).get("rewrites") == "none":
+        raise RimeError(
+            f"--modes must be disc-disc, because {stage} was trained without rewrites (data.rewrites none), "
+            f"but names {written[0]}."
+        )
+
+
+def _warn_of_two_spaces(stage: RunFolder, pairs: Sequence[str], console: Console) -> None:
+    mixed = [pair for pair in pairs if len(set(pair.split("-"))) > 1]
+    model = stage.settings.get("model", {})
+    if mixed and "lambda_ce" in model and "lambda_cma" not in model:
+        console.print(
+            f"warning: {stage} is a run of SFT, whose two modes lie in two spaces, so the candidates of "
+            f"{' and '.join(mixed)} are nearly by chance. Use a run of CMA."
+        )
 
 
 @dataclass(frozen=True)

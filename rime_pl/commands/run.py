@@ -163,9 +163,9 @@ def _prepare_base(pipeline: Pipeline, goal: str, only_look: bool, console: Conso
 def _next_step(pipeline: Pipeline, stage: str, settings: dict[str, Any], before: RunFolder | None) -> Step:
     """Return what is to be done for one stage, once the run before it is known."""
     words, usual = pipeline.words(stage), pipeline.words(stage, as_recipe=True)
-    differing = differences(settings, complete_settings(stage, usual)) if words != usual else {}
     if base := pipeline.base or pipeline.tiny_base:  # which one is known only since the corpus is there
         settings["model"]["backbone"]["name_or_path"] = str(base)
+    differing = differences(settings, complete_settings(stage, usual)) if words != usual else {}
     if before:
         settings["model"]["init_adapter_from"] = str(before.adapter)
     start = _start_of(pipeline.corpus, settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 import rime_pl
@@ -256,6 +257,19 @@ def test_what_cannot_be_is_refused_before_anything_is_read(
     given = {name: str(scenes_corpus) if value == "CORPUS" else value for name, value in given.items()}
     assert main(["mine", *(word for pair in given.items() for word in pair)]) == 2
     assert says in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+def test_a_mode_that_the_run_did_not_train_is_refused_or_told(
+    run: Path, scenes_corpus: Path, tmp_path: Path, capsys
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    settings["data"]["rewrites"] = "none"
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert main(words(other, scenes_corpus, tmp_path / "new")) == 2
+    assert "was trained without rewrites (data.rewrites none), but names gen-gen" in capsys.readouterr().err
+    assert main(words(run, scenes_corpus, tmp_path / "new", "--modes", "gen-disc")) == 0
+    assert "is a run of SFT, whose two modes lie in two spaces" in capsys.readouterr().out
 
 
 def test_a_corpus_without_training_pairs_is_refused(

@@ -80,6 +80,10 @@ def same_pictures(one: Item, other: Item) -> bool:
     return bool(one.media) and key(one)[2] == key(other)[2]
 
 
+def same_query(one: Item, other: Item) -> bool:
+    return one.content_id == other.content_id or same_text(one, other) or key(one) == key(other)
+
+
 def vector(item: Item, mode: Mode) -> torch.Tensor:
     """Small numbers on a grid: their products are exact, and many scores tie."""
     generator = torch.Generator().manual_seed(content_hash(repr((key(item), mode))) % 2**31)
@@ -106,7 +110,7 @@ def by_loops(
     for pair in mine_:
         if pair.query is None:
             continue
-        alike = [one for one in mine_ if one.query and one.query.content_id == pair.query.content_id]
+        alike = [one for one in mine_ if one.query and same_query(one.query, pair.query)]
         right = [item for one in alike for item in (one.target, *one.positives)]
         right_contents = {pair.query.content_id, *(item.content_id for item in right)}
         had = pair.hard_negatives if keep else ()
@@ -220,6 +224,18 @@ def mined_of(catalogue: Catalogue, rules: Rules | None = None, **more: Any) -> M
     group = catalogue.groups["one", "texts"]
     unlimited = Rules(num_negatives=9, relative_margin=None)
     return mine(group, catalogue, embedded_of(catalogue, "one"), ["disc-disc"], rules or unlimited, **more)
+
+
+def test_a_caption_of_two_pictures_makes_neither_a_negative(tmp_path: Path) -> None:
+    """The content of a caption is that of its own picture, so only the words say that the two are alike."""
+    pairs = [
+        Pair(f"pair-{n}", "one", "texts", text(words, f"p{n}"), Item("", (picture(n),), f"p{n}"))
+        for n, words in enumerate(["a man on a wave", "A man on a wave.", "a dog", "a cat"])
+    ]
+    catalogue = catalogue_of(tmp_path, *pairs)
+    chosen = mined_of(catalogue).chosen
+    found = [{catalogue.stored(one.item).content_id for one in chosen[row]} for row in range(4)]
+    assert found == [{"p2", "p3"}, {"p2", "p3"}, {"p0", "p1", "p3"}, {"p0", "p1", "p2"}]
 
 
 def chosen_texts(catalogue: Catalogue, mined: Mined, row: int = 0) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from rime_pl.datamodules.builders.sources.drafts import Refused
 from rime_pl.datamodules.builders.sources.records import Place, Record, SourceFile
+from rime_pl.datamodules.corpus_file import refuse_constant
 from rime_pl.errors import DataError
 
 _CHUNK = 1 << 20  # bytes that are read at once
@@ -32,7 +33,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _PLAIN = json.JSONDecoder()
-_STRICT = json.JSONDecoder(object_pairs_hook=_no_repeats)
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_repeats, parse_constant=refuse_constant)
 
 
 def strict_json(text: str) -> Any:
@@ -40,9 +41,9 @@ def strict_json(text: str) -> Any:
 
     Raises:
         Refused: If an object names a key twice.
-        ValueError: If it is no JSON.
+        ValueError: If it is no JSON, or holds NaN or Infinity.
     """
-    return json.loads(text, object_pairs_hook=_no_repeats)
+    return _STRICT.decode(text)
 
 
 class JsonFile(SourceFile):
