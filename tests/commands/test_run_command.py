@@ -13,7 +13,7 @@ import torch
 from rime_pl.__main__ import main
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE
 from rime_pl.commands import run as command
-from rime_pl.corpus_places import BASE_MARKER
+from rime_pl.corpus_places import BASE_MARKER, BASE_RECORD
 from rime_pl.datamodules.split_index import FORMAT_VERSION
 from rime_pl.errors import StoppedError
 from rime_pl.run_folder import RunFolder, write_json
@@ -51,6 +51,9 @@ class Stages:
         elif words[0] == "base":
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir(parents=True)
+            corpus = Path(words[words.index("--data") + 1])
+            about = json.loads((corpus / "corpus.json").read_text())
+            write_json(folder / BASE_RECORD, {"data_hash": about["data_hash"]})
             (folder / BASE_MARKER).touch()
             (folder / "model.safetensors").write_text(f"weights {len(self.started)}")
         else:
