@@ -87,7 +87,7 @@ def make_plan(
     own = stages[settings.stage]
     timed = own if usual is batch else predict(settings, settings.module_class, architecture, usual)
     flops, num_steps = timed.flops * share, steps or count_steps(settings, data)
-    batch_size = settings.values.data.batch_size
+    size = settings.values.data.batch_size
     return {
         "stage": settings.stage,
         "checkpoint": settings.backbone.name_or_path,
@@ -95,8 +95,7 @@ def make_plan(
         "trained_parameters": own.trained,
         "processes": settings.num_processes,
         "strategy": settings.strategy,
-        "batch_size": batch_size,
-        "negatives_per_query": batch_size - 1 if settings.stage in CONTRASTIVE else None,
+        **{"batch_size": size, "negatives_per_query": size - 1 if settings.stage in CONTRASTIVE else None},
         "tokens_per_batch": round(num_tokens(usual) * share) * settings.num_processes,
         "longest_row": max(int(side.lengths().sum(1).max()) for side in batch.sides),
         "lengths": source,
