@@ -84,11 +84,18 @@ def build(
     if not found.faults:
         missing_splits(table, wanted)  # raises before any medium is opened
         found.notes += _few_to_test(splits)
-    arguments: dict[str, Any] = {"table": table.name, "table_sha256": table_hash(table)}
-    arguments |= {"val_share": val_share, "test_share": test_share, "caption_rewrites": caption_rewrites}
+    arguments: dict[str, Any] = {"val_share": val_share, "test_share": test_share}
+    arguments |= _origin(table, caption_rewrites)
     source = _Rows(name, licence, table, [row for rows in splits.values() for row in rows], arguments)
     plan = _plan(source, wanted, (seed, frames, frame_side, page_side))
-    faults = _write(Path(output), source, plan, found, seed, workers, skip_broken)
+    _tell_left_out(_write(Path(output), source, plan, found, seed, workers, skip_broken), output)
+
+
+def _origin(table: Path, caption_rewrites: bool) -> dict[str, Any]:
+    return {"table": table.name, "table_sha256": table_hash(table), "caption_rewrites": caption_rewrites}
+
+
+def _tell_left_out(faults: Sequence[Fault], output: Path) -> None:
     if faults:
         were = counted(_num_rows(faults), "row was", "rows were")
         say(f"{were} left out. {output / 'broken.txt'} lists them:\n{listed(faults, _SHOWN)}")

@@ -48,6 +48,12 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
+_CAPTIONS_AS_REWRITES = (
+    " has no rewrites, so each caption is also the rewrite of its picture and of itself. `rime rewrite "
+    "--again` lets a larger model write better ones; --caption_rewrites false leaves them out."
+)
+
+
 def read_table(
     path: Path,
     media: Path | None = None,
@@ -96,11 +102,7 @@ def read_table(
             if len(found.faults) > before:
                 break  # the other direction would tell the same
     if caption_rewrites and any(row.captioned for row in found.rows):
-        found.notes.append(
-            f"{path.name} has no rewrites, so each caption is also the rewrite of its picture and of itself. "
-            "`rime rewrite --again` lets a larger model write better ones; --caption_rewrites false leaves "
-            "them out."
-        )
+        found.notes.append(path.name + _CAPTIONS_AS_REWRITES)
     return found
 
 

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from rime_pl.corpus_places import BASE_MARKER, BASE_RECORD
-from rime_pl.datamodules.captions import read_captions
+from rime_pl.datamodules.captions import Captions, read_captions
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.miniature.tiny import TinyConfig, make_base
@@ -64,18 +64,24 @@ def run(
     captions = read_captions(data, tasks, picture_side, max_pictures, seed)
     for note in captions.notes:
         print(note)
-    config = TinyConfig(
-        vision_steps=0 if captions.without_pictures else vision_steps,
-        copy_steps=copy_steps,
-        num_steps=num_steps,
-        batch_size=batch_size,
-    )
+    seen = 0 if captions.without_pictures else vision_steps
+    config = TinyConfig(vision_steps=seen, copy_steps=copy_steps, num_steps=num_steps, batch_size=batch_size)
+    _begin(output, data, seed)
+    _train(captions, config, output, seed)
+    print(f"base model: {output}")
+    return 0
+
+
+def _begin(output: Path, data: Path, seed: int) -> None:
+    """Keep what the model is made from. A stop must not leave an old model with this record."""
     about = read_corpus(data)
     output.mkdir(parents=True, exist_ok=True)
-    (output / BASE_MARKER).unlink(missing_ok=True)  # a stop must not leave an old model with a new record
-    write_json(
-        output / BASE_RECORD, {"corpus": about.get("name"), "data_hash": about["data_hash"], "seed": seed}
-    )
+    (output / BASE_MARKER).unlink(missing_ok=True)
+    record = {"corpus": about.get("name"), "data_hash": about["data_hash"], "seed": seed}
+    write_json(output / BASE_RECORD, record)
+
+
+def _train(captions: Captions, config: TinyConfig, output: Path, seed: int) -> None:
     columns = (
         TextColumn("pre-training"),
         BarColumn(),
@@ -88,8 +94,6 @@ def run(
         task = progress.add_task("", total=total, loss=float("nan"))
         on_step = partial(_advance, progress, task)
         make_base(output, captions.samples, captions.texts, config, seed, on_step)
-    print(f"base model: {output}")
-    return 0
 
 
 def _advance(progress: Progress, task: TaskID, step: int, loss: float) -> None:

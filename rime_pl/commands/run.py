@@ -100,30 +100,43 @@ def run(
         check_base(base)
     place, table = find_corpus(corpus)
     pipeline = Pipeline(place, files, name, seed, base, sort_settings(goal, settings), table)
-    only_look = dry_run or print_folder
     console = Console(quiet=print_folder, soft_wrap=True, highlight=False, markup=False)
     if goal == "refine_rl":
         pipeline = with_few_rewrites(pipeline, complete_settings)
     # all of them now: a typing error is told before hours of training
     parsed = {one: complete_settings(one, pipeline.words(one)) for one in pipeline.stages_to(goal)}
+    only_look = dry_run or print_folder
     _prepare_data(pipeline, only_look, console)
-    if pipeline.corpus.name not in BUILT_IN and (pipeline.corpus / CORPUS_FILE).is_file():
-        for one in parsed:
-            refuse_untrainable(one, pipeline.words(one))
+    _refuse_untrainable(pipeline, parsed)
     place = _prepare_base(pipeline, goal, only_look, console)
-    before: RunFolder | None = None
-    for one, values in parsed.items():
-        step = _next_step(pipeline, one, values, before)
+    steps = _train_all(pipeline, parsed, only_look, console)
+    if print_folder:
+        print(steps[-1][0] if steps else place)
+    elif steps and steps[-1][1]:
+        console.print(f"\n{steps[-1][0].summary_text.read_text()}")
+    return 0
+
+
+def _refuse_untrainable(pipeline: Pipeline, stages: Iterable[str]) -> None:
+    """Tell what own data lack for a stage before a base model is made."""
+    if pipeline.corpus.name not in BUILT_IN and (pipeline.corpus / CORPUS_FILE).is_file():
+        for stage in stages:
+            refuse_untrainable(stage, pipeline.words(stage))
+
+
+def _train_all(
+    pipeline: Pipeline, parsed: dict[str, dict[str, Any]], only_look: bool, console: Console
+) -> list[tuple[RunFolder, bool]]:
+    """Train what is missing; return each run, and whether it was finished before."""
+    steps: list[tuple[RunFolder, bool]] = []
+    for stage, values in parsed.items():
+        step = _next_step(pipeline, stage, values, steps[-1][0] if steps else None)
         found = step.run.finished
         console.print(_line(step))
         if not found and not only_look:
             _train(step)
-        before, place = step.run, step.run.path
-    if print_folder:
-        print(place)
-    elif before and found:
-        console.print(f"\n{before.summary_text.read_text()}")
-    return 0
+        steps.append((step.run, found))
+    return steps
 
 
 def _prepare_data(pipeline: Pipeline, only_look: bool, console: Console) -> None:
