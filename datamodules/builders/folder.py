@@ -67,8 +67,7 @@ def build(
         licence: Licence of your data, recorded in corpus.json.
         val_share: Share of the contents in the validation split, for rows without a split.
         test_share: Share of the contents in the test split, for rows without a split.
-        caption_rewrites: Whether a caption is also the rewrite of its picture and of itself, so that a table
-            of captions trains the generative mode.
+        caption_rewrites: Whether a caption is also the rewrite of its picture and of itself.
         skip_broken: Whether faulty rows are left out and listed in broken.txt of the corpus.
         frames: Number of frames of a video.
         frame_side: Pixels of the longer side of a frame; larger ones are made smaller.
@@ -82,17 +81,21 @@ def build(
     splits = deal(found.rows, seed, val_share, test_share)
     wanted = {split: len(rows) for split, rows in splits.items()}
     if not found.faults:
-        missing_splits(table, wanted)  # raises before any medium is opened
+        missing_splits(table, wanted)
         found.notes += _few_to_test(splits)
-    arguments: dict[str, Any] = {"val_share": val_share, "test_share": test_share}
-    arguments |= _origin(table, caption_rewrites)
-    source = _Rows(name, licence, table, [row for rows in splits.values() for row in rows], arguments)
+    arguments = _origin(table, caption_rewrites, val_share=val_share, test_share=test_share)
+    source = _Rows(name, licence, table, _all(splits), arguments)
     plan = _plan(source, wanted, (seed, frames, frame_side, page_side))
-    _tell_left_out(_write(Path(output), source, plan, found, seed, workers, skip_broken), output)
+    _tell_left_out(_write(output, source, plan, found, seed, workers, skip_broken), output)
 
 
-def _origin(table: Path, caption_rewrites: bool) -> dict[str, Any]:
-    return {"table": table.name, "table_sha256": table_hash(table), "caption_rewrites": caption_rewrites}
+def _origin(table: Path, caption_rewrites: bool, **shares: float) -> dict[str, Any]:
+    made = {"table": table.name, "table_sha256": table_hash(table)}
+    return {**made, **shares, "caption_rewrites": caption_rewrites}
+
+
+def _all(splits: Mapping[str, Sequence[Row]]) -> list[Row]:
+    return [row for rows in splits.values() for row in rows]
 
 
 def _tell_left_out(faults: Sequence[Fault], output: Path) -> None:
