@@ -1,4 +1,4 @@
-"""The rules that tell a hard negative from a right answer that nobody has marked, as pure functions.
+"""The rules that tell a hard negative from a right answer that is not annotated, as pure functions.
 
 Called by choosing.py with the nearest candidates of some queries. Every rule is a comparison of numbers, so a
 test can write it again as a loop.

@@ -20,9 +20,9 @@ from rime_pl.report.drawing import (
     PLAIN,
     RIGHT,
     SOFT,
-    cut,
     font,
     side_by_side,
+    text_line,
     wrapped,
 )
 from rime_pl.types import Clip, Item, Medium, Page, Pair, frames_of
@@ -58,15 +58,15 @@ def contact_sheet(sections: Sequence[Section], title: str) -> Image.Image:
     heights = [_SECTION_HEAD + LINE + sum(_HEAD + pair.height + GAP for pair in pairs) for pairs in laid_out]
     paper = Image.new("RGB", (width, 44 + sum(heights)), PAPER)
     draw = ImageDraw.Draw(paper)
-    _line(draw, GAP, 14, title, width - 2 * GAP, 16, INK, bold=True)
+    text_line(draw, (GAP, 14), title, width - 2 * GAP, 16, INK, bold=True)
     top = 44
     for section, pairs, height in zip(sections, laid_out, heights, strict=True):
-        _line(draw, GAP, top, section.title, HALF, 14, INK, bold=True)
+        text_line(draw, (GAP, top), section.title, HALF, 14, INK, bold=True)
         for left, name in ((GAP, "query"), (2 * GAP + HALF, "target")):
-            _line(draw, left, top + LINE + 6, name, HALF, 12, INK, bold=True)
+            text_line(draw, (left, top + LINE + 6), name, HALF, 12, INK, bold=True)
         place = top + _SECTION_HEAD
         for pair in pairs:
-            _line(draw, GAP, place, pair.name, 2 * HALF + GAP, 12, SOFT)
+            text_line(draw, (GAP, place), pair.name, 2 * HALF + GAP, 12, SOFT)
             for left, item in zip((GAP, 2 * GAP + HALF), pair.items, strict=True):
                 _draw_item(paper, draw, item, (left, place + _HEAD), pair.height)
             place += _HEAD + pair.height + GAP
@@ -160,17 +160,3 @@ def _draw_item(
         start += item.room + GAP
     for number, (line, used, colour) in enumerate(item.lines):
         draw.text((start, top + _EDGE - 1 + LINE * number), line, colour, used)
-
-
-def _line(
-    draw: ImageDraw.ImageDraw,
-    left: int,
-    top: int,
-    text: str,
-    width: int,
-    size: int,
-    colour: str,
-    bold: bool = False,
-) -> None:
-    used = font(size, bold, text)
-    draw.text((left, top), cut(text, used, width), colour, used)

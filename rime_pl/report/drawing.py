@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 INK, SOFT, PAPER, CARD = "#1f2933", "#6b7785", "#ffffff", "#f6f7f9"
 RIGHT, WRONG, QUERY, PLAIN = "#1a9c5b", "#d64545", "#2f6bde", "#cfd6df"
@@ -104,6 +104,20 @@ def wrapped(text: str, used: ImageFont.FreeTypeFont, width: int, num_lines: int)
     if len(lines) > num_lines:
         lines = [*lines[: num_lines - 1], " ".join(lines[num_lines - 1 :])]
     return [cut(line, used, width) for line in lines]
+
+
+def text_line(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    width: int,
+    size: int,
+    colour: str,
+    bold: bool = False,
+) -> None:
+    """Draw a text on one line, cut to ``width`` pixels; ``place`` is its left upper corner."""
+    used = font(size, bold, text)
+    draw.text(place, cut(text, used, width), colour, used)
 
 
 def side_by_side(images: Sequence[Image.Image], width: int, height: int) -> Image.Image:

@@ -22,9 +22,9 @@ from rime_pl.report.drawing import (
     RIGHT,
     SOFT,
     WRONG,
-    cut,
     font,
     side_by_side,
+    text_line,
     wrapped,
 )
 from rime_pl.types import THUMBNAIL, Clip, Item, Medium, frames_of
@@ -67,7 +67,7 @@ def sheet(rows: Sequence[SheetRow], title: str = "") -> Image.Image:
     paper = Image.new("RGB", (width, top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(paper)
     if title:
-        _line(draw, (GAP, 14), title, width - 2 * GAP, 16, INK, True)
+        text_line(draw, (GAP, 14), title, width - 2 * GAP, 16, INK, True)
     for row, height in zip(rows, heights, strict=True):
         _draw_row(paper, draw, row, top, width)
         top += height
@@ -82,10 +82,10 @@ def _row_height(row: SheetRow) -> int:
 def _draw_row(paper: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int, width: int) -> None:
     room = width - 2 * GAP
     if row.title:
-        _line(draw, (GAP, top), row.title, room, 13, INK, True)
+        text_line(draw, (GAP, top), row.title, room, 13, INK, True)
         top += LINE + 4
     for note in row.notes:
-        _line(draw, (GAP, top), note, room, 12, SOFT)
+        text_line(draw, (GAP, top), note, room, 12, SOFT)
         top += LINE
     top += 6
     _draw_card(paper, draw, row.query, GAP, top, QUERY)
@@ -120,19 +120,6 @@ def _draw_card(
     used = font(12, text=card.caption)
     for number, line in enumerate(wrapped(card.caption, used, SIDE, CAPTION_LINES)):
         draw.text((left + 1, top + SIDE + 7 + LINE * number), line, INK if number == 0 else SOFT, used)
-
-
-def _line(
-    draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    width: int,
-    size: int,
-    colour: str,
-    bold: bool = False,
-) -> None:
-    used = font(size, bold, text)
-    draw.text(place, cut(text, used, width), colour, used)
 
 
 def shown(medium: Medium) -> Medium:

@@ -118,7 +118,7 @@ class Client:
             base_url=self.teacher.base_url,
             timeout=self.teacher.timeout,
             max_retries=0,
-            # a redirect would take pictures and texts to an address that nobody has given
+            # a redirect would send pictures and texts to an address that the user has not named
             http_client=self.openai.DefaultAsyncHttpxClient(follow_redirects=False),
         ) as self._client:
             workers = [asyncio.create_task(work()) for _ in range(self.teacher.concurrency)]
