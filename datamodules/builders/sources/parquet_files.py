@@ -67,12 +67,8 @@ class ParquetFile(SourceFile):
     def _open(self) -> Any:
         if not self.path.is_file():
             raise DataError(f"{self.path} must be a Parquet file, but there is none.")
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise DataError(
-                f"{self.path}: Parquet needs one more package: pip install 'rime_pl[parquet]'."
-            ) from error
+        import pyarrow.parquet
+
         with _told(self.path):
             return pyarrow.parquet.ParquetFile(self.path)
 
