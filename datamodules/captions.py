@@ -87,7 +87,7 @@ def read_words(data: Path, tasks: Collection[str] | None) -> list[str]:
     if unknown := set(tasks or ()) - known:
         raise RimeError(f"--tasks {' '.join(sorted(unknown))}: no such task in {data}.")
     reader = TextReader(of_tasks(entries, tasks or None, data))
-    pairs = track(read_texts(reader, _TOKENIZER_PAIRS), "reading words", min(len(reader), _TOKENIZER_PAIRS))
+    pairs = read_texts(reader, _TOKENIZER_PAIRS, "reading words")
     return [text for pair in pairs for text in _texts(pair)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.progress import track
 
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import ShardReader
@@ -27,15 +28,16 @@ class TextReader(ShardReader):
         return _PLACEHOLDER
 
 
-def read_texts(reader: TextReader, most: int | None = None) -> Iterator[Pair]:
+def read_texts(reader: TextReader, most: int | None = None, progress: str = "") -> Iterator[Pair]:
     """Yield the pairs of a split; broken ones are left out, because training has counted them.
 
     Args:
         reader: Of the split.
         most: About how many pairs, of every task; None for all.
+        progress: Title of a progress bar; empty for no bar.
     """
     codes = reader.entries.task_codes() if isinstance(reader.entries, Samples) else np.zeros(len(reader))
-    for index in _spread(codes, most):
+    for index in track(_spread(codes, most), progress, disable=not progress):
         try:
             yield reader.read(index)
         except DataError:
