@@ -15,6 +15,9 @@ from rime_pl.types import Item
 
 #: What the official result files call a candidate; numbers stay numbers.
 Name: TypeAlias = str | int
+#: Content id of an item that has neither text nor media: a few candidates of OK-VQA are the empty string. The
+#: protocol embeds them, too, while a search refuses such an item.
+BLANK = "blank"
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,15 @@ class BenchmarkTask:
     info: Sequence[Mapping[str, Any]] = ()  # Q or none: lines of the official info file
     version: str = ""  # of the data, such as "page sets fixed (2025-11)"
     notes: Sequence[str] = field(default=())  # what differs from the official counts
+
+
+@dataclass(frozen=True)
+class MissingTask:
+    """A task whose files are not there. Its place in the report holds ``code`` instead of scores."""
+
+    benchmark: str
+    name: str
+    modality: str
+    group: str
+    code: str  # "FILE_N/A": no annotations; "DIR_N/A": no folder of pictures, frames or pages
+    reason: str  # what is missing, and where it was looked for
