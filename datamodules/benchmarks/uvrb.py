@@ -188,20 +188,20 @@ def _instances(
 ) -> tuple[dict[Name, dict[int, None]], dict[Name, tuple[int, ...]]]:
     """Return places of the right clips of each query, and its candidates where they are local."""
     right: dict[Name, dict[int, None]] = {}
-    pools: dict[Name, tuple[int, ...]] = {}
+    pools: dict[Name, dict[int, None]] = {}
     for row in _rows(task, folder, "instances"):
         query, places = row.name("qid"), _places(row, "pos", corpus)
         if not places:
             continue  # officially without a right clip, and not asked
         right.setdefault(query, {}).update(dict.fromkeys(places))
         if task.name in _LOCAL:
-            pool = dict.fromkeys((*pools.get(query, ()), *places, *_pool(task, row, corpus)))
-            pools[query] = tuple(pool)
+            pools.setdefault(query, {}).update(dict.fromkeys(_pool(task, row, corpus)))
+    pools = {query: {**right[query], **pool} for query, pool in pools.items()}
     if odd := [query for query, pool in pools.items() if len(pool) != _POOL]:
         raise DataError(
             f"{task.name}: each query must have {_POOL} candidates, but {odd[0]!r} has {len(pools[odd[0]])}."
         )
-    return right, pools
+    return right, {query: tuple(pool) for query, pool in pools.items()}
 
 
 def _pool(task: UVRBTask, row: Row, corpus: Candidates[_Entry]) -> Sequence[int]:
