@@ -52,12 +52,15 @@ class Candidates(Generic[T]):
     def __init__(self) -> None:
         self.places: dict[Name, int] = {}
         self.rows: list[T] = []
+        self._repeats = 0
 
     def add(self, name: Name, row: T) -> int:
         """Return the place of a candidate; a name that is there already keeps its content."""
         place = self.places.setdefault(name, len(self.rows))
         if place == len(self.rows):
             self.rows.append(row)
+        else:
+            self._repeats += 1
         return place
 
     @property
@@ -65,11 +68,19 @@ class Candidates(Generic[T]):
         """The names in the order of their places."""
         return list(self.places)
 
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about a corpus: there, no name should come twice."""
+        return (
+            [f"{self._repeats:,} rows of the corpus repeat an id, and are left out"] if self._repeats else []
+        )
+
 
 class StoredPictures:
     """Pictures whose bytes lie in a column of Parquet files.
 
-    Who reads them in order reads each row group once; a step back begins its group again.
+    Who reads them in order reads each row group once. A step back begins its group again, and groups
+    in between are not read.
 
     Args:
         files: The files, opened with ``column`` among their media.
@@ -79,7 +90,7 @@ class StoredPictures:
     def __init__(self, files: Sequence[ParquetFile], column: str) -> None:
         self.files, self.column = files, column
         self._places: dict[int, list[Place]] = {}
-        self._next = (-1, 0)  # file and row that the reader yields next
+        self._last = (-1, Place(0, 0))  # file and place of the row that the reader gave last
         self._reader: Any = None
         self._lock = Lock()  # a retriever opens items in several threads
 
@@ -102,15 +113,15 @@ class StoredPictures:
         return open_picture(data, where)
 
     def _value(self, file: int, place: Place) -> Any:
-        at, row = self._next
-        if at != file or row > place.row:
+        at, last = self._last
+        if at != file or last.row >= place.row or place.at > last.at + 1:
             later = [one for one in self._places.get(file, ()) if one.row >= place.row]
             self._reader = self.files[file].read(later)
         for record in self._reader:
-            self._next = (file, record.place.row + 1)
+            self._last = (file, record.place)
             if record.place == place:
                 if isinstance(record.values, Refused):
                     raise DataError(f"{self.files[file].where(place.row)}: {record.values.says}")
                 return record.values[self.column]
-        self._next = (-1, 0)
+        self._last = (-1, place)
         raise DataError(f"{self.files[file].where(place.row)} is not there any more: the file has changed.")

@@ -74,7 +74,7 @@ def read_documents(task: MMEBTask, root: Path, options: ReadOptions) -> Benchmar
         candidates.names,
         labels,
         version=f"{version}{options.told}",
-        notes=[*counted(task, len(queries)), *notes, *more],
+        notes=[*counted(task, len(queries)), *notes, *candidates.notes, *more],
     )
 
 

@@ -182,7 +182,7 @@ def read_mrmr(task: MRMRTask, root: Path, options: ReadOptions) -> BenchmarkTask
         _pools(task, queries.sides, documents.places, labels),
         categories,
         version=f"setting: {setting}; {options.told}",
-        notes=[*notes, *more],
+        notes=[*notes, *documents.notes, *more],
     )
 
 

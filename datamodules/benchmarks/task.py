@@ -15,14 +15,14 @@ from rime_pl.types import Item
 
 #: What the official result files call a candidate; numbers stay numbers.
 Name: TypeAlias = str | int
-#: Content id of an item that has neither text nor media: a few candidates of OK-VQA are the empty string. The
-#: protocol embeds them, too, while a search refuses such an item.
-BLANK = "blank"
 
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """One task. Items are read when they are asked for; their media may be paths."""
+    """One task. Items are read when they are asked for; their media may be paths.
+
+    An item may have neither text nor media: a few candidates of OK-VQA are the empty string, and count.
+    """
 
     benchmark: str  # "mmeb-v2", "mrmr" or "uvrb"
     name: str  # key of the task in the official report

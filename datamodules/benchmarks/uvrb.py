@@ -139,7 +139,9 @@ def read_uvrb(task: UVRBTask, root: Path, options: ReadOptions) -> BenchmarkTask
     queries = [_query(row) for row in _rows(task, folder, "queries")]
     corpus: Candidates[_Entry] = Candidates()
     for row in _rows(task, folder, "corpus"):
-        corpus.add(row.name("id"), _Entry(row.name("id"), video=_given(row, "video")))
+        if not (video := _given(row, "video")):
+            raise DataError(f"{row.where} must name a video, but 'video' is empty.")
+        corpus.add(row.name("id"), _Entry(row.name("id"), video=video))
     right, pools = _instances(task, folder, corpus)
     asked = [one for one in queries if one.name in right]
     if unknown := right.keys() - {one.name for one in queries}:
@@ -162,7 +164,7 @@ def read_uvrb(task: UVRBTask, root: Path, options: ReadOptions) -> BenchmarkTask
         [dict.fromkeys(right[one.name], 1.0) for one in asked],
         [pools[one.name] for one in asked] if pools else None,
         version=options.told,
-        notes=[*_counted(task, asked, queries, corpus), *media.notes],
+        notes=[*_counted(task, asked, queries, corpus), *corpus.notes, *media.notes],
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from rime_pl.datamodules.benchmarks.options import ReadOptions
-from rime_pl.datamodules.benchmarks.task import BLANK
 from rime_pl.types import Item, Medium
 
 #: Mark of a picture in stored instructions; also where the item has no picture (WebQA, EDIS).
@@ -82,9 +81,5 @@ def item_of(
         media: Pictures, clips and pages, or their paths.
     """
     if options.wording == "official" or layout == "raw":
-        item = Item(official_text(layout, instruction, text), media)
-    else:
-        item = Item((text or "").strip(), media, instruction=instruction.strip())
-    if item.text.strip() or media:
-        return item
-    return Item(item.text, (), BLANK, item.instruction)
+        return Item(official_text(layout, instruction, text), media)
+    return Item((text or "").strip(), media, instruction=instruction.strip())

@@ -12,7 +12,7 @@ import pytest
 
 from rime_pl.datamodules.benchmarks.options import ReadOptions
 from rime_pl.datamodules.benchmarks.reading import read_task, read_tasks, task_names
-from rime_pl.datamodules.benchmarks.task import BLANK, BenchmarkTask, MissingTask
+from rime_pl.datamodules.benchmarks.task import BenchmarkTask, MissingTask
 from rime_pl.types import Clip
 from tests.datamodules.benchmarks.official_copies import (
     Expected,
@@ -172,13 +172,12 @@ def test_a_missing_instruction_is_that_of_the_table(tmp_path: Path) -> None:
     check(expected, tmp_path)
 
 
-def test_the_empty_string_stays_a_candidate_and_has_a_mark(tmp_path: Path) -> None:
+def test_the_empty_string_stays_a_candidate(tmp_path: Path) -> None:
     write_image_task(tmp_path, "OK-VQA")
     task = read_task("mmeb-v2", tmp_path, "OK-VQA")
     place = list(task.names).index("")
     blank = task.candidates[place]
-    assert (blank.text, blank.media, blank.content_id) == ("", (), BLANK)
-    assert all(item.content_id != BLANK for n, item in enumerate(task.candidates) if n != place)
+    assert (blank.text, blank.media, blank.instruction) == ("", (), "")
     assert task.pools is not None
     assert place in task.pools[1]
 
