@@ -6,8 +6,9 @@ Called by mmeb_v2.py. Each has three tables: queries, corpus and qrels, which sa
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -114,14 +115,12 @@ class _Pages:
 def file_of_page(name: Name, parser: str) -> str:
     """Return the file that the official code dumps a page to.
 
-    >>> file_of_page(7, "vidore"), file_of_page("a/b.png", "visrag")
-    ('7.png', 'a/b_8a5bb3ad.png')
+    >>> file_of_page(7, "vidore"), file_of_page("page 7.png", "visrag")
+    ('7.png', 'page 7_a321c3bb.png')
     """
     if parser == "vidore":
         return f"{name}.png"
-    path = PurePosixPath(str(name))
-    suffix = path.suffix
-    stem = str(name)[: len(str(name)) - len(suffix)]
+    stem, suffix = os.path.splitext(str(name))  # noqa: PTH122 - a name that ends in a dot counts as officially
     return f"{stem[:_STEM]}_{hashlib.md5(str(name).encode()).hexdigest()[:8]}{suffix}"
 
 
