@@ -129,7 +129,7 @@ def read_momentseeker(video: VideoTask) -> BenchmarkTask:
         candidates.names,
         labels,
         pools,
-        version=f"{_version(len(queries))}; {video.options.told}",
+        version=f"{_version(len(queries))}; {video.options.told_of_clips}",
         notes=[*counted(task, len(queries)), *_pools_that_differ(pools)],
     )
 

@@ -146,7 +146,7 @@ class VideoTask:
     ) -> BenchmarkTask:
         """Return the task; ``more`` are further fields of it."""
         task = self.task
-        more.setdefault("version", self.options.told)
+        more.setdefault("version", self.options.told_of_clips)
         return BenchmarkTask(
             *("mmeb-v2", task.name, task.modality, task.group, task.metric),
             *(queries, candidates, names, labels, pools),
@@ -177,14 +177,24 @@ def read_classes(video: VideoTask) -> BenchmarkTask:
         video.items(frames, candidates.rows),
         candidates.names,
         labels,
-        notes=counted(task, len(queries), len(candidates.rows)),
+        notes=[*counted(task, len(queries), len(candidates.rows)), *_lacking(video, candidates.names)],
     )
+
+
+def _lacking(video: VideoTask, names: Sequence[Name]) -> list[str]:
+    """Return what to do if classes without a row are not known: fewer candidates make each query easier."""
+    if video.task.name in CLASSES or len(names) >= int(video.task.pool_size):
+        return []
+    return [f"classes without a row are missing: list all in {_labels(video)}, one in each line"]
+
+
+def _labels(video: VideoTask) -> str:
+    return f"{_DATA}/{PurePosixPath(video.task.annotations).stem}_labels.txt"
 
 
 def _further_classes(video: VideoTask) -> list[str]:
     """Return the fixed list of classes; a file beside the annotations may hold another one."""
-    stem = PurePosixPath(video.task.annotations).stem
-    path = video.root / _DATA / f"{stem}_labels.txt"
+    path = video.root / _labels(video)
     if not path.is_file():
         return CLASSES.get(video.task.name, "").split()
     try:

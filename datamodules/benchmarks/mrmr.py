@@ -7,7 +7,6 @@ Source: the hub organisation MRMRbenchmark and the official runner (rebeccaz4/MR
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from rime_pl.datamodules.benchmarks.qrels import labels_of, read_qrels
 from rime_pl.datamodules.benchmarks.rows import find_files, find_folder, open_rows, rows_of
 from rime_pl.datamodules.benchmarks.task import BenchmarkTask, Name
 from rime_pl.datamodules.benchmarks.wording import item_of
+from rime_pl.datamodules.builders.sources.drafts import Refused
+from rime_pl.datamodules.builders.sources.json_files import strict_json
 from rime_pl.datamodules.builders.sources.parquet_files import ParquetFile
 from rime_pl.datamodules.builders.sources.records import Place
 from rime_pl.errors import DataError
@@ -96,7 +97,7 @@ _CATEGORY_OF = {name: category for category, names in CATEGORIES.items() for nam
 class _Side:
     """A query or a document that nobody has opened."""
 
-    name: Name
+    name: str
     text: str
     shown: bool  # whether it has a picture
     file: int
@@ -124,7 +125,8 @@ class _Table:
         for number, row in rows_of(files):
             self.pictures.add(number, row.place)
             shown = column == "vision" or "image" in row.text("modality").split(",")
-            self.sides.append(_Side(row.name("id"), row.text_or("text", ""), shown, number, row.place))
+            # officially ids are compared as texts, whichever type a table has
+            self.sides.append(_Side(str(row.name("id")), row.text_or("text", ""), shown, number, row.place))
             self.categories.append(row.text_or("category", row.text_or("domain", "")))
 
     def media(self, side: _Side) -> tuple[Any, ...]:
@@ -156,7 +158,7 @@ def read_mrmr(task: MRMRTask, root: Path, options: ReadOptions) -> BenchmarkTask
     documents: Candidates[_Side] = Candidates()
     for side in corpus.sides:
         documents.add(side.name, side)
-    qrels = read_qrels(folder, _files(task, folder, "qrels"), _QUERY, _DOCUMENT)
+    qrels = read_qrels(folder, _files(task, folder, "qrels"), _QUERY, _DOCUMENT, as_text=True)
     labels, notes = labels_of(task.name, [side.name for side in queries.sides], documents.places, qrels)
 
     def ask(side: _Side) -> Item:
@@ -236,13 +238,13 @@ def _captions(folder: Path, name: str) -> dict[str, dict[str, str]]:
     """Return the captions of each query: mark, such as "image 1", and text."""
     path = folder / f"all_captions_{name}.json"
     try:
-        entries = json.loads(path.read_text("utf-8"))
+        entries = strict_json(path.read_text("utf-8"))
         return {
             str(entry["item_id"]): {mark: one["caption"] for mark, one in entry["captions"].items()}
             for entry in entries
             if entry["subset"] == "query"
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, Refused) as error:
         raise DataError(
             f"{path} must be a list of objects with 'subset', 'item_id' and 'captions', but cannot be read: "
             f"{type(error).__name__}: {error}."
@@ -254,7 +256,7 @@ def _with_captions(side: _Side, captions: Mapping[str, Mapping[str, str]]) -> st
 
     A picture without a mark has its caption behind the text.
     """
-    mine = captions.get(str(side.name), {})
+    mine = captions.get(side.name, {})
     marks = _MARK.findall(side.text) or (["image"] if side.shown else [])
     if missing := [mark for mark in marks if not isinstance(mine.get(mark), str)]:
         raise DataError(f"query {side.name!r} must have captions of {marks}, but lacks {missing}.")

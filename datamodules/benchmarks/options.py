@@ -27,9 +27,13 @@ class ReadOptions:
 
     @property
     def told(self) -> str:
-        """The settings in words, for ``BenchmarkTask.version``."""
-        wording = "instruction in its own place" if self.wording == "parts" else "official text"
-        return f"{wording}; short clips {'padded to 8 frames' if self.pad_clips else 'not padded'}"
+        """The wording in words, for ``BenchmarkTask.version``."""
+        return "instruction in its own place" if self.wording == "parts" else "official text"
+
+    @property
+    def told_of_clips(self) -> str:
+        """The wording, and what becomes of short clips."""
+        return f"{self.told}; short clips {'padded to 8 frames' if self.pad_clips else 'not padded'}"
 
 
 DEFAULT = ReadOptions()

@@ -17,7 +17,11 @@ _SHOWN = 3  # faults that an error names
 
 
 def read_qrels(
-    root: Path, paths: Sequence[Path], query: Sequence[str], document: Sequence[str]
+    root: Path,
+    paths: Sequence[Path],
+    query: Sequence[str],
+    document: Sequence[str],
+    as_text: bool = False,
 ) -> dict[Name, dict[Name, float]]:
     """Return the grades of the documents of each query, in the order of the files.
 
@@ -28,6 +32,7 @@ def read_qrels(
         paths: Parquet files with the column ``score``.
         query: Spellings of the column with the id of the query.
         document: Spellings of the column with the id of the document.
+        as_text: Whether ids that are numbers become texts.
 
     Raises:
         DataError: If a column is missing, or a row cannot be used.
@@ -39,8 +44,9 @@ def read_qrels(
     for _, row in rows_of(open_rows(root, paths, (asked, found, "score"))):
         score = row.grade("score")
         if score > 0:
-            of_query = grades.setdefault(row.name(asked), {})
-            name = row.name(found)
+            of, name = row.name(asked), row.name(found)
+            of, name = (str(of), str(name)) if as_text else (of, name)
+            of_query = grades.setdefault(of, {})
             of_query[name] = max(score, of_query.get(name, 0.0))
     return grades
 
@@ -65,7 +71,8 @@ def labels_of(
     if without := [name for name in queries if name not in grades]:
         raise DataError(
             f"{task}: each query must have a document with a score above 0, but {len(without):,} of "
-            f"{len(queries):,} have none. The first: {without[:_SHOWN]}."
+            f"{len(queries):,} have none. The first: {without[:_SHOWN]}. A number and a text are different "
+            "ids."
         )
     unknown = [name for query in queries for name in grades[query] if name not in places]
     if unknown:

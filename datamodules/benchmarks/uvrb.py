@@ -163,7 +163,7 @@ def read_uvrb(task: UVRBTask, root: Path, options: ReadOptions) -> BenchmarkTask
         corpus.names,
         [dict.fromkeys(right[one.name], 1.0) for one in asked],
         [pools[one.name] for one in asked] if pools else None,
-        version=options.told,
+        version=options.told_of_clips,
         notes=[*_counted(task, asked, queries, corpus), *corpus.notes, *media.notes],
     )
 

@@ -261,3 +261,19 @@ def test_raw_videos_of_uvrb_are_taken_where_there_are_no_frames(tmp_path: Path) 
     task = read_task("uvrb", tmp_path, "CRB-G")
     assert [item.media for item in task.candidates] == [(folder / f"videos/v{n}.mp4",) for n in range(4)]
     assert any("raw video" in note for note in task.notes)
+
+
+def test_ids_of_mrmr_are_compared_as_texts(tmp_path: Path) -> None:
+    write_mrmr_task(tmp_path, "traffic")
+    for table, change in (
+        ("query", lambda row: row | {"id": int(row["id"][1:])}),
+        ("corpus", lambda row: row | {"id": row["id"][1:]}),
+        (
+            "qrels",
+            lambda row: {"query-id": row["query-id"][1:], "corpus-id": int(row["corpus-id"][1:]), "score": 1},
+        ),
+    ):
+        file = tmp_path / "traffic" / table / "test-00000-of-00001.parquet"
+        write_parquet(file, [change(row) for row in pyarrow.parquet.read_table(file).to_pylist()])
+    task = read_task("mrmr", tmp_path, "traffic")
+    assert (list(task.names), list(task.labels)) == (["0", "1", "2", "3"], [{0: 1.0}, {1: 1.0}, {2: 1.0}])

@@ -126,6 +126,9 @@ def test_classes_without_a_row_are_candidates_too(name: str, count: int, tmp_pat
 def test_a_file_of_classes_takes_the_place_of_the_list(tmp_path: Path) -> None:
     write_video_task(tmp_path, "K700")
     path = tmp_path / "video-tasks/data/k700_labels.txt"
-    assert len(read_task("mmeb-v2", tmp_path, "K700").names) == 2
+    task = read_task("mmeb-v2", tmp_path, "K700")
+    assert len(task.names) == 2
+    assert "2 candidates were read, but officially there are 700" in task.notes
+    assert any("list all in video-tasks/data/k700_labels.txt" in note for note in task.notes)
     path.write_text("waiting_in_line\narchery\n")
     assert list(read_task("mmeb-v2", tmp_path, "K700").names) == ["waiting_in_line", "own label", "archery"]
