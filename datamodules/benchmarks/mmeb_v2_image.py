@@ -27,6 +27,8 @@ from rime_pl.datamodules.benchmarks.wording import Layout, item_of, without_mark
 from rime_pl.errors import DataError
 from rime_pl.types import Item
 
+#: Folders that may hold the rows of the tasks.
+_ANNOTATIONS = ("image-query", "image-tasks", "MMEB_Test_Instruct", "image-tasks/MMEB")
 _TEXTS = ("cls", "qa", "i2t")  # parsers whose candidates are texts
 _STRIPPED = ("qa", "i2i_vg")  # parsers that take spaces off both ends of the query's instruction
 
@@ -57,7 +59,7 @@ def read_image_task(task: MMEBTask, root: Path, options: ReadOptions) -> Benchma
         MissingFilesError: If there are no annotations, or no folder of pictures.
         DataError: If a row cannot be used, or pictures are missing.
     """
-    places = [f"{folder}/{task.annotations}/{task.split}-*.parquet" for folder in _annotation_folders()]
+    places = [f"{folder}/{task.annotations}/{task.split}-*.parquet" for folder in _ANNOTATIONS]
     paths = find_files(root, places, f"{task.name}: the rows of {task.hub}")
     read = _Read()
     for _, row in rows_of(open_rows(root, paths)):
@@ -83,12 +85,8 @@ def read_image_task(task: MMEBTask, root: Path, options: ReadOptions) -> Benchma
     )
 
 
-def _annotation_folders() -> tuple[str, ...]:
-    return ("image-query", "image-tasks", "MMEB_Test_Instruct", "image-tasks/MMEB")
-
-
 def _sizes_that_differ(task: MMEBTask, sizes: set[int]) -> list[str]:
-    if sizes == {int(task.pool_size)}:
+    if sizes <= {int(task.pool_size)}:
         return []
     found = " to ".join(str(size) for size in sorted({min(sizes), max(sizes)}))
     return [f"a query has {found} candidates, but officially {task.pool_size}"]

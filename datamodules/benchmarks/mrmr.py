@@ -18,7 +18,7 @@ from PIL.Image import Resampling
 from rime_pl.datamodules.benchmarks.items import Candidates, LazyItems, StoredPictures
 from rime_pl.datamodules.benchmarks.options import ReadOptions
 from rime_pl.datamodules.benchmarks.qrels import labels_of, read_qrels
-from rime_pl.datamodules.benchmarks.rows import find_files, find_folder, open_rows, rows_of
+from rime_pl.datamodules.benchmarks.rows import Row, find_files, find_folder, open_rows, rows_of
 from rime_pl.datamodules.benchmarks.task import BenchmarkTask, Name
 from rime_pl.datamodules.benchmarks.wording import item_of
 from rime_pl.datamodules.builders.sources.drafts import Refused
@@ -124,9 +124,11 @@ class _Table:
         self.categories: list[str] = []
         for number, row in rows_of(files):
             self.pictures.add(number, row.place)
-            shown = column == "vision" or "image" in row.text("modality").split(",")
+            shown, text = column == "vision" or _has_picture(row), row.text_or("text", "")
+            if not shown and not text.strip():
+                raise DataError(f"{row.where} must have a text or a picture, but has neither.")
             # officially ids are compared as texts, whichever type a table has
-            self.sides.append(_Side(str(row.name("id")), row.text_or("text", ""), shown, number, row.place))
+            self.sides.append(_Side(str(row.name("id")), text, shown, number, row.place))
             self.categories.append(row.text_or("category", row.text_or("domain", "")))
 
     def media(self, side: _Side) -> tuple[Any, ...]:
@@ -137,6 +139,13 @@ class _Table:
         if self.task.resized and max(picture.size) > _LONGEST_SIDE:
             picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Resampling.LANCZOS)
         return (picture,)
+
+
+def _has_picture(row: Row) -> bool:
+    kinds = [kind.strip() for kind in row.text("modality").split(",")]
+    if not set(kinds) <= {"text", "image"}:
+        raise DataError(f"{row.where}: 'modality' must be 'text', 'image' or 'image,text', but is {kinds}.")
+    return "image" in kinds
 
 
 def read_mrmr(task: MRMRTask, root: Path, options: ReadOptions) -> BenchmarkTask:

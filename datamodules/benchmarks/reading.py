@@ -78,7 +78,7 @@ def _each(
             yield task
 
 
-def read_task(benchmark: str, root: Path, name: str, options: ReadOptions = DEFAULT) -> BenchmarkTask:
+def read_task(benchmark: str, root: str | Path, name: str, options: ReadOptions = DEFAULT) -> BenchmarkTask:
     """Return one task of a benchmark.
 
     Args:
@@ -91,6 +91,7 @@ def read_task(benchmark: str, root: Path, name: str, options: ReadOptions = DEFA
         MissingFilesError: If files are missing. Its ``code`` is what the official report holds then.
         DataError: If the name is not known, or the files cannot be used.
     """
+    root = Path(root)
     if name not in task_names(benchmark):
         raise DataError(f"A task of {benchmark} must be among {task_names(benchmark)}, but is {name!r}.")
     if benchmark == "mmeb-v2":

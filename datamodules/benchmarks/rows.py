@@ -139,12 +139,15 @@ class Row:
         value = self._value(field)
         if not isinstance(value, str):
             raise self._fault(field, "a text")
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise self._fault(field, "text without half characters (surrogates)") from error
+        self._refuse_half(field, value)
         return value
+
+    def _refuse_half(self, field: str, text: str) -> None:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON can hold half a character
+                raise self._fault(field, "text without half characters (surrogates)") from error
 
     def text_or(self, field: str, default: str) -> str:
         """Return a text, or ``default`` if the field is not there or null."""
@@ -155,6 +158,8 @@ class Row:
         value = self._value(field)
         if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
             raise self._fault(field, "a list of texts, one or more")
+        for text in value:
+            self._refuse_half(field, text)
         return value
 
     def list(self, field: str) -> list[Any]:

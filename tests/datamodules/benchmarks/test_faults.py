@@ -280,6 +280,13 @@ def test_pages_are_read_in_any_order(tmp_path: Path) -> None:
 MRMR: list[tuple[str, str, Any, str]] = [
     ("knowledge", "query", put(0, category="Cooking"), r"must be one of .* but there are \['Cooking'\]"),
     ("knowledge", "query", drop("modality"), r"must have the columns \['modality'\]"),
+    (
+        "knowledge",
+        "query",
+        put(0, modality="video"),
+        "must be 'text', 'image' or 'image,text', but is .'video'",
+    ),
+    ("knowledge", "corpus", put(0, text=None), "row 1 must have a text or a picture, but has neither"),
     ("knowledge", "qrels", drop("corpus_id"), r"must have the columns \['corpus_id'\]"),
     ("negation", "corpus", lambda rows: rows.pop(), r"for query 'q2', but lacks \['q2_4'\]"),
     ("negation", "qrels", put(0, **{"corpus-id": "q1_1"}), "a right document of query 'q0' must be one of"),
