@@ -75,6 +75,7 @@ def test_a_faulty_row_of_pictures(task: str, change: Any, says: str, tmp_path: P
 
 
 VIDEO: list[tuple[str, str, Any, str]] = [
+    ("SmthSmthV2", "ssv2", put(1, neg_text=["own label", "\ud800"]), "half characters"),
     ("K700", "k700", put(1, pos_text=None), "row 2: 'pos_text' must be a text, but is None"),
     ("K700", "k700", put(1, video_id=True), "'video_id' must be an id, a text or a whole number"),
     ("K700", "k700", put(1, video_id="gone"), "1 are missing. The first: gone"),
@@ -144,6 +145,22 @@ def test_a_file_that_is_no_json(content: bytes, says: str, tmp_path: Path) -> No
     (tmp_path / DATA / "k700.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=says):
         read_task("mmeb-v2", tmp_path, "K700")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("SUN397", f"image-tasks/SUN397/{PARQUET}"),
+        ("CIRR", f"image-tasks/CIRR/{PARQUET}"),
+        ("ViDoRe_tatdqa", f"visdoc-tasks/data/tatdqa_test_beir/queries/{PARQUET}"),
+    ],
+)
+def test_a_table_without_rows(name: str, file: str, tmp_path: Path) -> None:
+    (write_document_task if name.startswith("V") else write_image_task)(tmp_path, name)
+    table = pyarrow.parquet.read_table(tmp_path / file)
+    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / file)
+    with pytest.raises(DataError, match=f"{name}: its files must have rows, but have none"):
+        read_task("mmeb-v2", tmp_path, name)
 
 
 def test_classes_that_are_not_utf8(tmp_path: Path) -> None:
