@@ -117,11 +117,12 @@ class StoredPictures:
         if at != file or last.row >= place.row or place.at > last.at + 1:
             later = [one for one in self._places.get(file, ()) if one.row >= place.row]
             self._reader = self.files[file].read(later)
+        self._last = (-1, place)  # should the file be damaged, the next call begins anew
         for record in self._reader:
             self._last = (file, record.place)
             if record.place == place:
                 if isinstance(record.values, Refused):
                     raise DataError(f"{self.files[file].where(place.row)}: {record.values.says}")
                 return record.values[self.column]
-        self._last = (-1, place)
+        self._last = (-1, place)  # no more rows
         raise DataError(f"{self.files[file].where(place.row)} is not there any more: the file has changed.")

@@ -102,7 +102,7 @@ def read_momentseeker(video: VideoTask) -> BenchmarkTask:
     by_text, by_picture, by_clip = task.query_instruction.split("|")
     queries: list[tuple[ClipWords, str]] = []  # words, and the picture
     candidates: Candidates[ClipWords] = Candidates()
-    labels, pools = [], []
+    labels, pools, odd = [], [], 0
     columns = ("query", "input_frames", "positive_frames", "negative_frames")
     for row in video.rows(columns, (), _places(video)):
         shown, text = row.text_or("input_frames", ""), row.text("query")
@@ -111,6 +111,7 @@ def read_momentseeker(video: VideoTask) -> BenchmarkTask:
         elif shown.endswith(".jpg"):
             queries.append((ClipWords("clip", by_picture, text), _picture(frames, shown)))
         else:
+            odd += bool(shown)
             queries.append((ClipWords("words", by_text, text), ""))
         sides = []
         for side in ("positive_frames", "negative_frames"):
@@ -130,8 +131,14 @@ def read_momentseeker(video: VideoTask) -> BenchmarkTask:
         labels,
         pools,
         version=f"{_version(len(queries))}; {video.options.told_of_clips}",
-        notes=[*counted(task, len(queries)), *_pools_that_differ(pools)],
+        notes=[*counted(task, len(queries)), *_pools_that_differ(pools), *_not_shown(odd)],
     )
+
+
+def _not_shown(count: int) -> list[str]:
+    if not count:
+        return []
+    return [f"{count:,} queries name neither .jpg nor .mp4, and are texts only, as officially"]
 
 
 def _queries(

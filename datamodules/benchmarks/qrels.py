@@ -82,4 +82,14 @@ def labels_of(
         )
     labels = [{places[name]: grade for name, grade in grades[query].items()} for query in queries]
     left = len(grades.keys() - set(queries))
-    return labels, [f"qrels name {left:,} queries that do not exist"] if left else []
+    return labels, [*repeated(queries), *([f"qrels name {left:,} queries that do not exist"] if left else [])]
+
+
+def repeated(queries: Sequence[Name]) -> list[str]:
+    """Return in words how many queries have an id that another one before has; each counts.
+
+    >>> repeated(["a", "b", "a"]), repeated(["a", "b"])
+    (['1 queries repeat an id, and count'], [])
+    """
+    more = len(queries) - len(set(queries))
+    return [f"{more:,} queries repeat an id, and count"] if more else []

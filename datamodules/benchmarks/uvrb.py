@@ -19,6 +19,7 @@ from typing import Any
 from rime_pl.datamodules.benchmarks.frames import clip_in
 from rime_pl.datamodules.benchmarks.items import Candidates, LazyItems
 from rime_pl.datamodules.benchmarks.options import ReadOptions
+from rime_pl.datamodules.benchmarks.qrels import repeated
 from rime_pl.datamodules.benchmarks.rows import (
     Row,
     file_in,
@@ -240,6 +241,7 @@ def _counted(
     ):
         if read != official:
             notes.append(f"{read:,} {what} were read, but officially there are {official:,}")
+    notes += repeated([one.name for one in asked])
     if len(asked) < len(queries):
         notes.append(f"{len(queries) - len(asked):,} queries have no right clip, and are not asked")
     return notes
