@@ -19,7 +19,10 @@ Name: TypeAlias = str | int
 
 @dataclass(frozen=True)
 class BenchmarkTask:
-    """One task. Items are read when they are asked for; their media may be paths."""
+    """One task. Items are read when they are asked for; their media may be paths.
+
+    An item may have neither text nor media: a few candidates of OK-VQA are the empty string, and count.
+    """
 
     benchmark: str  # "mmeb-v2", "mrmr" or "uvrb"
     name: str  # key of the task in the official report
@@ -37,3 +40,15 @@ class BenchmarkTask:
     info: Sequence[Mapping[str, Any]] = ()  # Q or none: lines of the official info file
     version: str = ""  # of the data, such as "page sets fixed (2025-11)"
     notes: Sequence[str] = field(default=())  # what differs from the official counts
+
+
+@dataclass(frozen=True)
+class MissingTask:
+    """A task whose files are not there. Its place in the report holds ``code`` instead of scores."""
+
+    benchmark: str
+    name: str
+    modality: str
+    group: str
+    code: str  # "FILE_N/A": no annotations; "DIR_N/A": no folder of pictures, frames or pages
+    reason: str  # what is missing, and where it was looked for
