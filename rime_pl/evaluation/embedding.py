@@ -210,9 +210,9 @@ class Embedder(L.LightningModule):
             place = int(found[1] or 0)
             return f"{_shown(piece.asked.side)} {piece.rows[place]}" if place < len(piece.rows) else found[0]
 
-        return type(error)(
-            f"{self.task_name}: {re.sub(r'the item|item ([0-9]+)', number, str(error), count=1)}"
-        )
+        kind = DataError if isinstance(error, DataError) else RimeError
+        told = re.sub(r"the item|item ([0-9]+)", number, str(error), count=1)
+        return kind(f"{self.task_name}: {told}")
 
 
 def _shown(side: Side) -> str:
@@ -220,7 +220,15 @@ def _shown(side: Side) -> str:
 
 
 def store_of(cache: Path, model: Retriever) -> Store:
-    """Return the embeddings that are kept of a model on its kind of device."""
+    """Return the embeddings that are kept of a model on its kind of device.
+
+    Raises:
+        RimeError: If the model has no name: its embeddings could be taken for those of another.
+    """
+    if not model.name:
+        raise RimeError(
+            "A model whose embeddings are kept must have a name, but has none. Load it from a run."
+        )
     device = next(model.backbone.parameters()).device.type
     return Store(cache / hashlib.sha256(f"{model.name} {device}".encode()).hexdigest()[:16])
 

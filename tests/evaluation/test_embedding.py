@@ -117,6 +117,8 @@ def test_a_stopped_command_goes_on_and_damage_is_made_again(
 def test_another_model_has_a_store_of_its_own(model: Retriever, tmp_path: Path) -> None:
     other = Retriever(model.backbone, name="other")
     assert store_of(tmp_path, model).folder != store_of(tmp_path, other).folder
+    with pytest.raises(RimeError, match="must have a name"):
+        store_of(tmp_path, Retriever(model.backbone))
 
 
 @pytest.mark.parametrize("lazy", [False, True])
