@@ -41,6 +41,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
 WARNINGS = (
     "`is_gradient_checkpointing` is deprecated",  # peft, in transformers
     "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning, in torch
+    "predict returned None",  # on purpose: the parts are on disk
+    "Total length of `DataLoader` across ranks is zero",  # all is embedded already
 )
 #: Seconds after which tqdm shows a bar: weights of a small model load in less, a download takes more.
 BAR_DELAY = "2"

@@ -21,9 +21,8 @@ from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone, load_backbone
 from rime_pl.errors import DataError, RimeError
-from rime_pl.generation.decoding import embed_completions, prefill
-from rime_pl.generation.rewriting import write_rewrites
-from rime_pl.inference.batching import Batches, up_to
+from rime_pl.inference.batching import Batches
+from rime_pl.inference.encoding import Meter, encode_batch
 from rime_pl.inference.gallery_cache import Encoded, identity, keep_encoded, read_encoded
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.sources import Source, checked, content_digest, is_one, one_item
@@ -56,6 +55,7 @@ class Retriever:
         self.tasks = dict(tasks or {})
         self.run = run
         self.name = name
+        self.meter = Meter()  # of all that was encoded
         self.gallery: Sequence[Source] = ()
         self.unusable: dict[int, str] = {}  # number of a gallery item that was left out -> what is wrong
         self._encoded: dict[Mode, Encoded] = {}
@@ -220,15 +220,7 @@ class Retriever:
 
     def _encode_batch(self, prompts: Prompts, modes: Sequence[Mode]) -> tuple[Tensor, list[str]]:
         """Return embeddings (R, modes, D) of R prompts, and rewrites; without the generative mode empty."""
-        prompts = prompts.to(next(self.backbone.parameters()).device)
-        if "generative" not in modes:
-            short = up_to(prompts, self.backbone.processor.disc_id)
-            return self.backbone(short).disc.float().cpu().unsqueeze(1), [""] * len(prompts)
-        read = prefill(self.backbone, prompts, 1)
-        written = write_rewrites(self.backbone, prompts, state=read).completions
-        vectors = {"discriminative": read.disc, "generative": embed_completions(self.backbone, read, written)}
-        embeddings = torch.stack([vectors[mode].float() for mode in modes], dim=1).cpu()
-        return embeddings, self.backbone.processor.decode(written)
+        return encode_batch(self.backbone, prompts, modes, self.meter)
 
     def _refuse_damaged(self, vectors: Tensor) -> None:
         if not bool(vectors.isfinite().all()):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,14 @@ SUFFIXES = {
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"}
 #: What the size of a video file is taken for before it is decoded: frames, height and width.
 _VIDEO_SHAPE = (8, 480, 640)
+
+
+@dataclass(frozen=True)
+class Blank(Item):
+    """An item with neither text nor media that is to be embedded all the same, such as a blank answer.
+
+    Public benchmarks have some among their candidates. From a user, a blank item is a mistake.
+    """
 
 
 def is_one(items: Source | Iterable[Source]) -> bool:
@@ -228,7 +236,8 @@ def _check(source: Any, name: str) -> None:
         if not isinstance(source.text, str) or not isinstance(source.instruction, str):
             raise RimeError(f"{name}: text and instruction of an Item must be str.")
     text = source if isinstance(source, str) else source.text if isinstance(source, Item) else None
-    if text is not None and not text.strip() and not (isinstance(source, Item) and _media(source)):
+    blank = text is not None and not text.strip() and not (isinstance(source, Item) and _media(source))
+    if blank and not isinstance(source, Blank):
         raise RimeError(f"{name} must have a text or a medium, but has neither.")
 
 

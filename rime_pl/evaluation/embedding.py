@@ -1,0 +1,253 @@
+"""Embeds the items of a task in parts, on one or several processes, and goes on where it was stopped.
+
+Called by `rime eval`. Lightning's ``Trainer.predict`` starts the processes. Each process hashes a share of
+the items, all learn the hashes, and each embeds every n-th part that is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from rime_pl.datamodules.benchmarks.task import BenchmarkTask
+from rime_pl.errors import DataError, RimeError
+from rime_pl.evaluation.digests import as_source, item_digest
+from rime_pl.evaluation.store import Part, Store
+from rime_pl.inference.encoding import Meter
+from rime_pl.inference.retriever import Retriever
+from rime_pl.inference.sources import holds_opened
+from rime_pl.types import Item, Mode, Side
+
+#: Items of a part: what a kill costs at most, on each process.
+PART = 128
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The items of one side of a task, and the modes to embed them in."""
+
+    side: Side
+    items: Sequence[Item]
+    modes: tuple[Mode, ...]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """The hashes of both sides of a task, one for each item."""
+
+    queries: list[bytes]
+    candidates: list[bytes]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part that is to be written."""
+
+    name: str
+    asked: Asked
+    rows: list[int]
+    digests: list[bytes]
+    modes: tuple[Mode, ...]
+    opened: bool  # whether some media are in memory as soon as the item is read
+
+
+class Rows(Sequence[Item]):
+    """Some items of a sequence, each read when it is asked for."""
+
+    def __init__(self, items: Sequence[Item], rows: Sequence[int]) -> None:
+        self.items, self.rows = items, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Rows(self.items, self.rows[index])
+        return as_source(self.items[self.rows[index]])
+
+
+def sides_of(task: BenchmarkTask, pairs: Sequence[str]) -> tuple[Asked, Asked]:
+    """Return the sides of a task with the modes that some pairs of modes need, such as "gen-disc"."""
+    names: dict[str, Mode] = {"disc": "discriminative", "gen": "generative"}
+    halves = [pair.split("-") for pair in pairs]
+    queries, targets = (
+        tuple(mode for name, mode in names.items() if any(half[at] == name for half in halves))
+        for at in range(2)
+    )
+    return Asked("query", task.queries, queries), Asked("target", task.candidates, targets)
+
+
+class Embedder(L.LightningModule):
+    """Embeds one task after the other; the model is no part of this module, because it is on its device.
+
+    Args:
+        model: The trained model.
+        store: Where embeddings are kept.
+        batch_size: Largest number of items in a forward.
+        progress: Called with the number of contents of the task that all processes have embedded, and with
+            the number that was missing.
+    """
+
+    def __init__(
+        self,
+        model: Retriever,
+        store: Store,
+        batch_size: int,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> None:
+        super().__init__()
+        self.retriever, self.store, self.batch_size, self.progress = model, store, batch_size, progress
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer parts than processes
+        self.task_name = ""
+        self.asked: tuple[Asked, Asked] | None = None
+        self.found = Digests([], [])
+        self.pieces: list[_Piece] = []
+
+    def embed(self, trainer: L.Trainer, name: str, asked: tuple[Asked, Asked]) -> Digests:
+        """Embed what is missing of a task and return its hashes. All processes must call it.
+
+        Args:
+            trainer: Starts the processes at the first call.
+            name: Name of the task in errors.
+            asked: The queries and the candidates.
+
+        Raises:
+            DataError: If an item cannot be embedded: task, side and number of the item are named.
+        """
+        self.task_name, self.asked = name, asked
+        trainer.predict(self, return_predictions=False)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        self.store.refresh()
+        self._tell()
+        return self.found
+
+    def predict_dataloader(self) -> DataLoader[int]:
+        """Return the numbers of the parts that this process embeds."""
+        assert self.asked is not None, "embed() says what to embed"
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        self.store.refresh()
+        hashed = [self._hashed(asked, rank, world) for asked in self.asked]
+        self.found = Digests(*([digest for digest, _ in rows] for rows in hashed))
+        self.pieces = list(self._missing(hashed))
+        self._tell()
+        return DataLoader(range(rank, len(self.pieces), world), batch_size=None)  # type: ignore[arg-type]
+
+    def predict_step(self, number: int) -> None:
+        """Embed a part and write it."""
+        piece = self.pieces[number]
+        if self.store.has(piece.name):
+            return
+        items: Sequence[Item] = Rows(piece.asked.items, piece.rows)
+        if not piece.opened:
+            items = list(items)  # then the retriever sorts them by length
+        self.retriever.meter = Meter()
+        try:
+            made = self.retriever.encode_modes(items, piece.modes, self.batch_size)
+        except RimeError as error:
+            raise self._named(error, piece) from error
+        rewrites = made["generative"].rewrites if "generative" in made else None
+        vectors = {mode: encoded.embeddings for mode, encoded in made.items()}
+        self.store.write(piece.name, Part(piece.digests, vectors, rewrites, self.retriever.meter))
+        self._tell()
+
+    def _hashed(self, asked: Asked, rank: int, world: int) -> list[tuple[bytes, bool]]:
+        """Return hash, and whether its media are opened, of each item; each process makes a share."""
+        mine = []
+        for row in range(rank, len(asked.items), world):
+            try:
+                item = asked.items[row]
+                mine.append((item_digest(item), holds_opened(item)))
+            except (DataError, OSError) as error:
+                raise DataError(
+                    f"{self.task_name}: {_shown(asked.side)} {row} cannot be read: {error}"
+                ) from error
+        if world == 1:
+            return mine
+        shares: list[Any] = [None] * world
+        torch.distributed.all_gather_object(shares, mine)
+        return [shares[row % world][row // world] for row in range(len(asked.items))]
+
+    def _missing(self, hashed: Sequence[Sequence[tuple[bytes, bool]]]) -> Iterator[_Piece]:
+        """Yield the parts that are missing; the same on all processes, and after a kill."""
+        planned: dict[bytes, set[Mode]] = {}
+        for asked, rows in zip(self.asked or (), hashed, strict=True):
+            first: dict[bytes, int] = {}
+            for row, (digest, _) in enumerate(rows):
+                first.setdefault(digest, row)
+            distinct = list(first.items())
+            for start in range(0, len(distinct), PART):  # of all contents, so that a kill moves no border
+                groups: dict[tuple[Mode, ...], list[tuple[bytes, int]]] = {}
+                for digest, row in distinct[start : start + PART]:
+                    others = planned.setdefault(digest, set())
+                    lacks = tuple(m for m in self.store.lacks(digest, asked.modes) if m not in others)
+                    others.update(lacks)
+                    if lacks:
+                        groups.setdefault(lacks, []).append((digest, row))
+                for modes, group in groups.items():
+                    digests, numbers = [digest for digest, _ in group], [row for _, row in group]
+                    key = hashlib.sha256("-".join(modes).encode() + b"".join(digests)).hexdigest()[:32]
+                    opened = any(rows[row][1] for row in numbers)
+                    yield _Piece(key, asked, numbers, digests, modes, opened)
+
+    def _tell(self) -> None:
+        if self.trainer.is_global_zero:
+            sizes = [(len(piece.rows), self.store.has(piece.name)) for piece in self.pieces]
+            self.progress(sum(size for size, done in sizes if done), sum(size for size, _ in sizes))
+
+    def _named(self, error: RimeError, piece: _Piece) -> RimeError:
+        """Return the error with the number of the item in its task."""
+
+        def number(found: re.Match[str]) -> str:
+            place = int(found[1] or 0)
+            return f"{_shown(piece.asked.side)} {piece.rows[place]}" if place < len(piece.rows) else found[0]
+
+        kind = DataError if isinstance(error, DataError) else RimeError
+        told = re.sub(r"the item|item ([0-9]+)", number, str(error), count=1)
+        return kind(f"{self.task_name}: {told}")
+
+
+def _shown(side: Side) -> str:
+    return "query" if side == "query" else "candidate"
+
+
+def store_of(cache: Path, model: Retriever) -> Store:
+    """Return the embeddings that are kept of a model on its kind of device.
+
+    Raises:
+        RimeError: If the model has no name: its embeddings could be taken for those of another.
+    """
+    if not model.name:
+        raise RimeError(
+            "A model whose embeddings are kept must have a name, but has none. Load it from a run."
+        )
+    device = next(model.backbone.parameters()).device.type
+    return Store(cache / hashlib.sha256(f"{model.name} {device}".encode()).hexdigest()[:16])
+
+
+def make_trainer(accelerator: str, devices: int) -> L.Trainer:
+    """Return what runs the embedding on one or several processes.
+
+    Args:
+        accelerator: "cpu" or "gpu".
+        devices: Number of processes, each with a device of its own.
+    """
+    return L.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        use_distributed_sampler=False,  # the module divides the parts
+        inference_mode=False,  # weights that are merged for a while must stay ordinary tensors
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
