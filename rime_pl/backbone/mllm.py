@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from rime_pl.backbone import tower
 from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, read_contract
 from rime_pl.backbone.base_path import find_base
-from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.config import BackboneConfig, LoadSettings
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.head import Sampling, Table, token_logprobs
 from rime_pl.backbone.lora import add_in_place, trained_table
@@ -39,7 +39,8 @@ from rime_pl.backbone.precision import check_device
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
-from rime_pl.processing import RimeProcessor
+from rime_pl.processing import CONTRACT_FILE, RimeProcessor
+from rime_pl.prompts import PromptConfig
 from rime_pl.types import Completions, Prompts
 
 #: Kind of media ("image", "video") -> their features, as the Hugging Face model takes them.
@@ -65,10 +66,15 @@ class Backbone(nn.Module):
         config: Checkpoint, bits and adapter.
         processor: Its tokenizer knows the ids of the mode tokens.
         device: Device of the weights; None is the CPU.
+        lora: False for a checkpoint into which LoRA was merged, which needs none.
     """
 
     def __init__(
-        self, config: BackboneConfig, processor: RimeProcessor, device: str | torch.device | None = None
+        self,
+        config: BackboneConfig,
+        processor: RimeProcessor,
+        device: str | torch.device | None = None,
+        lora: bool = True,
     ):
         super().__init__()
         self.config = config
@@ -76,9 +82,9 @@ class Backbone(nn.Module):
         model = _load(config, device)
         self.base_hash = base_fingerprint(config.name_or_path)
         self.old_base_hash = embedding_fingerprint(model)  # before rows are added
-        self.adapt(model)
+        self.adapt(model, lora)
 
-    def adapt(self, model: Any) -> None:
+    def adapt(self, model: Any, lora: bool = True) -> None:
         """Freeze a loaded model, add rows for new mode tokens and attach the adapters."""
         config, processor = self.config, self.processor
         if config.attn_implementation == "sdpa":
@@ -93,7 +99,7 @@ class Backbone(nn.Module):
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
         if processor.new_tokens:
             _start_new_rows(model, processor)
-        self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id])
+        self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id], lora)
         add_in_place(self.peft)
         keep_packed_weights(self)
         if config.gradient_checkpointing:
@@ -296,6 +302,7 @@ def load_backbone(
     adapter: str | Path,
     device: str | torch.device | None = None,
     base: str | Path | None = None,
+    settings: LoadSettings = LoadSettings(),
 ) -> Backbone:
     """Load the trained backbone of an adapter folder, in eval mode.
 
@@ -303,17 +310,55 @@ def load_backbone(
         adapter: The folder.
         device: Device of the weights; None is the CPU.
         base: Folder or Hugging Face name of the base model (default: where the adapter says that it lies).
+        settings: What is to be otherwise than in training.
 
     Raises:
         RimeError: If the folder holds no adapter, or one that does not fit its base model.
     """
     contract = read_contract(adapter)
-    config = BackboneConfig(**contract["backbone"])
+    config = BackboneConfig(**settings.applied(contract["backbone"]))
     config.name_or_path = find_base(adapter, contract, base)
     processor = RimeProcessor.from_adapter(adapter)
     config.prompt = processor.prompt
     backbone = Backbone(config, processor, device)
     load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash, backbone.old_base_hash)
+    return backbone.eval()
+
+
+def load_whole(
+    folder: str | Path,
+    contract: dict[str, Any],
+    device: str | torch.device | None = None,
+    settings: LoadSettings = LoadSettings(),
+) -> Backbone:
+    """Load a checkpoint into which an adapter was merged, in eval mode.
+
+    Args:
+        folder: Of the checkpoint, with its processor.
+        contract: Its contract: prompt, ids of the mode tokens, settings, fingerprint of the weights.
+        device: Device of the weights; None is the CPU.
+        settings: What is to be otherwise than when it was written.
+
+    Raises:
+        RimeError: If processor or weights are not those of the contract.
+    """
+    prompt = PromptConfig(**contract["prompt"])
+    config = BackboneConfig(**settings.applied(contract["backbone"]), prompt=prompt)
+    config.name_or_path = str(folder)
+    processor = RimeProcessor.from_pretrained(str(folder), prompt)
+    ids = {"disc_token_id": processor.disc_id, "gen_token_id": processor.gen_id}
+    if processor.new_tokens or any(contract[name] != number for name, number in ids.items()):
+        found = ", ".join(f"{name} {number}" for name, number in ids.items())
+        raise RimeError(
+            f"{folder}: the tokenizer must have the mode tokens {prompt.disc_token} and {prompt.gen_token} "
+            f"with the ids of {CONTRACT_FILE}, but gives {found}. Copy the folder again."
+        )
+    backbone = Backbone(config, processor, device, lora=False)
+    if backbone.base_hash != contract["weights_hash"]:
+        raise RimeError(
+            f"{folder}: the weights must be those that {CONTRACT_FILE} was written for, with fingerprint "
+            f"{contract['weights_hash'][:12]}, but have {backbone.base_hash[:12]}. Copy the folder again."
+        )
     return backbone.eval()
 
 
@@ -326,6 +371,7 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             quantization_config=quantization_config(config),
             attn_implementation=config.attn_implementation,
             device_map={"": device or "cpu"},
+            use_safetensors=True,  # a pickle can run code
         )
     except ValueError as error:
         if "attn_implementation" not in str(error):

@@ -1,0 +1,116 @@
+"""Read a released checkpoint of this family, such as UME-R1: what its own files say, and what they do not.
+
+Called by loading.py for a folder without our contract. The tokenizer says which mode tokens there are, its
+chat template says the system prompt, and config.json says the family. No file says with which words the
+model is asked for a rewrite, so these must be given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor
+
+from rime_pl.backbone.base_path import check_base
+from rime_pl.backbone.fingerprint import base_fingerprint
+from rime_pl.errors import RimeError
+from rime_pl.prompts import TURN_END, TURN_START, PromptConfig
+
+#: Names of the mode tokens in the checkpoints that we know of.
+KNOWN = {"disc_token": "<disc_emb>", "gen_token": "<gen_emb>"}
+
+
+def released_contract(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the contract of a released checkpoint, from its files and from what the user gives.
+
+    Args:
+        folder: With config.json, safetensors and processor.
+        given: Settings of ``PromptConfig``; ``rewrite_instruction`` is needed.
+
+    Raises:
+        RimeError: If the checkpoint is of another family or quantised, if it has no mode tokens, or if
+            something that its files do not tell is not given.
+    """
+    check_base(str(folder))
+    config = json.loads((folder / "config.json").read_bytes())
+    if config.get("quantization_config"):
+        raise RimeError(
+            f"{folder}: the weights must be whole, but config.json has a quantization_config. Take the "
+            "checkpoint that is not quantised, and give load_in_4bit=True."
+        )
+    prompt = _prompt(folder, given)
+    try:
+        processor = AutoProcessor.from_pretrained(str(folder))
+    except Exception as error:  # damaged files fail in any place of transformers
+        raise RimeError(f"{folder}: its processor cannot be loaded ({error}). Copy it again.") from error
+    vocabulary = processor.tokenizer.get_vocab()
+    for name, token in (("disc_token", prompt["disc_token"]), ("gen_token", prompt["gen_token"])):
+        if token not in vocabulary:
+            raise RimeError(
+                f"{folder}: the tokenizer must have the token {token}, at which an embedding is read, but "
+                f"does not. Give the name of its own token as prompt={{{name!r}: ...}}; a plain base model "
+                "has none, and is no trained model."
+            )
+    prompt.setdefault("system_prompt", _system_prompt(folder, processor))
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return {
+        "base": str(folder),
+        "base_hash": (fingerprint := base_fingerprint(str(folder))),
+        "weights_hash": fingerprint,
+        "disc_token_id": vocabulary[prompt["disc_token"]],
+        "gen_token_id": vocabulary[prompt["gen_token"]],
+        "prompt": prompt,
+        "backbone": {
+            "name_or_path": str(folder),
+            "load_in_4bit": False,
+            "dtype": "float32" if dtype == "float32" else "bfloat16",
+        },
+        "tasks": {},
+    }
+
+
+def _prompt(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the prompt that were given, with the known names of the mode tokens."""
+    known = [field.name for field in fields(PromptConfig)]
+    if unknown := sorted(set(given) - set(known)):
+        raise RimeError(f"prompt must hold {', '.join(known)}, but holds {unknown[0]!r}.")
+    if not isinstance(given.get("rewrite_instruction"), str):
+        raise RimeError(
+            f"{folder} is a whole checkpoint without rime.json. No file of it says with which words it is "
+            "asked for a rewrite. Give them, as its model card has them: "
+            'prompt={"rewrite_instruction": "..."} ("" if there are none, or if you need only the '
+            "discriminative mode)."
+        )
+    prompt = KNOWN | dict(given)
+    PromptConfig(**prompt)  # refuses what cannot be
+    return prompt
+
+
+def _system_prompt(folder: Path, processor: Any) -> str:
+    """Return the system prompt that the checkpoint's own chat template writes before a user's turn.
+
+    Raises:
+        RimeError: If the template writes something else there, or if there is none.
+    """
+    message = [{"role": "user", "content": [{"type": "text", "text": "A"}]}]
+    try:
+        written = processor.apply_chat_template(message, tokenize=False)
+    except Exception as error:  # no template, or one that fails
+        raise RimeError(
+            f"{folder}: its chat template cannot be rendered ({error}), so the system prompt is not known. "
+            'Give it: prompt={"system_prompt": "..."} ("" for none).'
+        ) from error
+    before, _, rest = written.partition(f"{TURN_START}user\nA")
+    if rest and not before:
+        return ""
+    start, end = f"{TURN_START}system\n", f"{TURN_END}\n"
+    if rest and before.startswith(start) and before.endswith(end):
+        return str(before[len(start) : -len(end)])
+    raise RimeError(
+        f"{folder}: its chat template must begin with a system prompt or the user's turn, but writes "
+        f"{written[:90]!r}. Give the system prompt of the training: prompt={{'system_prompt': '...'}}."
+    )
