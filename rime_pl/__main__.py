@@ -43,6 +43,7 @@ COMMANDS = {
     },
     "use": {
         "search": "search the pictures of a finished run, or a folder of your own",
+        "export": "write a trained model for sentence-transformers, transformers, vLLM or PEFT",
     },
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",

@@ -67,7 +67,7 @@ def attach_adapters(
     rows = {"embed_tokens": token_ids}
     if not model.config.tie_word_embeddings:
         rows["lm_head"] = token_ids  # an untied output layer needs its own row to predict <gen_emb>
-    lora = LoraConfig(
+    settings = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
@@ -78,7 +78,7 @@ def attach_adapters(
     )
     # Trained weights are float32 even if the base model is bfloat16. At the learning rate of
     # configs/refine_rl.yaml, most updates are too small to change a bfloat16 number.
-    return get_peft_model(model, lora, autocast_adapter_dtype=True)
+    return get_peft_model(model, settings, autocast_adapter_dtype=True)
 
 
 def _check_tower(config: BackboneConfig, linears: list[str]) -> None:
