@@ -29,10 +29,10 @@ def run(
 ) -> int:
     """Write a trained model as a folder that other libraries load without our code.
 
-    LoRA and the rows of the mode tokens are merged into the weights. A chat template gives the messages of any
-    library the tokens of our prompt. Then each library embeds items of every kind in its own way. If a vector
-    has a cosine below 0.999 with ours, nothing is left of the export. parity.json and README.md, a model card,
-    lie in the folder.
+    LoRA and the rows of the mode tokens are merged into the weights. A chat template gives the messages of
+    any library the tokens of our prompt. Then each library embeds items of every kind in its own way. If a
+    vector has a cosine below 0.999 with ours, nothing is left of the export. parity.json and README.md, a
+    model card, lie in the folder.
 
     Args:
         to: sentence-transformers writes a folder for that library, transformers and vLLM; huggingface the

@@ -64,12 +64,13 @@ def write_card(
     results = _results(stage, measured)
     if measured is not None:
         write_json(folder / RANGES_FILE, measured.ranges)
+    base = facts.base_name or source.backbone.config.name_or_path
     parts = [
         f"---\n{_metadata(facts, stage, contract, results)}\n---",
         f"# {facts.name}",
         _opening(facts, source, contract),
         *_tables(facts, stage, results, measured),
-        snippets.of(facts.to, facts.output, facts.prompts, source.backbone, parity),
+        snippets.of(facts.to, facts.output, base, facts.prompts, source.backbone, parity),
         _limits(source, parity),
     ]
     write_text(folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
@@ -182,7 +183,7 @@ def _of_run(stage: RunFolder | None, results: Mapping[str, float]) -> Table:
     ]
     note = (
         f"Test split of {_corpus(stage)}: {summary['queries']} queries, {summary['gallery']} distinct "
-        f"targets in the smallest gallery, chance {summary['chance']:.4f}. Measured by the run, before the merge."
+        f"targets in the smallest one, chance {summary['chance']:.4f}. Measured by the run before the merge."
     )
     return Table("", ["query mode - target mode", "recall@1", "95 % interval"], rows, note=note)
 

@@ -254,7 +254,8 @@ class _Exported:
             raise RimeError(f"--to peft needs a run with an adapter, but {self.order.run} is a whole model.")
         adapter = stage.adapter if stage else self.order.run
         base = find_base(adapter, contract_in(adapter / CONTRACT_FILE), self.order.base)
-        write_adapter(adapter, backbone.processor, self.folder, self.order.base_name or base)
+        named = self.order.base_name or base
+        write_adapter(adapter, backbone.processor, self.folder, named, self.order.output)
         return in_peft(self.folder, base, backbone, self.items, trained)
 
     def _accept(self, name: str, agreement: Agreement, remedy: str = "") -> None:

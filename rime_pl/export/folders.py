@@ -15,10 +15,11 @@ from typing import Any
 
 from PIL import Image
 
-from rime_pl.backbone.adapters import WEIGHTS_FILE
+from rime_pl.backbone.adapters import WEIGHTS_FILE, contract_in
 from rime_pl.backbone.fingerprint import base_fingerprint
 from rime_pl.errors import DataError
 from rime_pl.export.chat_template import chat_template
+from rime_pl.places import places_of
 from rime_pl.processing import CONTRACT_FILE, RimeProcessor
 from rime_pl.run_folder import write_json
 from rime_pl.types import Clip, Item
@@ -150,7 +151,7 @@ def _version(package: str) -> str:
         return "6.2.0" if package == "sentence-transformers" else ""
 
 
-def write_adapter(adapter: Path, processor: RimeProcessor, folder: Path, base: str) -> None:
+def write_adapter(adapter: Path, processor: RimeProcessor, folder: Path, base: str, output: Path) -> None:
     """Copy an adapter so that PEFT loads it without our code, with the chat template beside it.
 
     Args:
@@ -158,9 +159,11 @@ def write_adapter(adapter: Path, processor: RimeProcessor, folder: Path, base: s
         processor: Of the run.
         folder: Exists and is empty.
         base: Folder or Hugging Face name of the base model, for PEFT's own config.
+        output: Where the folder will lie; the base model is looked for from there.
     """
-    for name in (WEIGHTS_FILE, CONTRACT_FILE):
-        shutil.copy(adapter / name, folder / name)
+    shutil.copy(adapter / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    contract = contract_in(adapter / CONTRACT_FILE)
+    write_json(folder / CONTRACT_FILE, {**contract, "base": base, "base_paths": places_of(base, output)})
     config = json.loads((adapter / "adapter_config.json").read_text())
     write_json(folder / "adapter_config.json", {**config, "base_model_name_or_path": base})
     write_processor(processor, folder)

@@ -88,7 +88,7 @@ def greedy(backbone: Backbone) -> GenerationConfig:
     )
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=processor.prompt.max_rewrite_tokens + 1,
+        max_new_tokens=processor.prompt.max_rewrite_tokens,
         eos_token_id=[processor.gen_id, processor.turn_end_id],
         pad_token_id=processor.pad_id,
         suppress_tokens=never,

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rime_pl.backbone.mllm import Backbone
-from rime_pl.backbone.quantization import quantization_config
+from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.errors import RimeError
 from rime_pl.export.probes import REWRITE, clip_times, messages, one_input
 from rime_pl.generation.rewriting import write_rewrites
@@ -117,6 +117,7 @@ def in_peft(
     )
     if len(backbone.processor.tokenizer) > whole.get_input_embeddings().num_embeddings:
         whole.resize_token_embeddings(len(backbone.processor.tokenizer), mean_resizing=False)
+    keep_packed_weights(whole)
     model = PeftModel.from_pretrained(whole, str(folder)).eval().get_base_model()
     return _with_messages(model, folder, backbone, items, ours, rewrites=False)
 

@@ -21,6 +21,11 @@ _BITS = """, quantization_config=BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.@DTYPE@,
     llm_int8_skip_modules=["model.visual", "lm_head"],
 )"""
+#: Some processors repack 4-bit weights in place, which fails for widths that are no multiple of 64.
+_PACKED = """
+for module in base.modules():
+    if hasattr(module, "support_avx512bf16_for_cpu"):  # on a CPU, 4-bit weights stay as they are
+        module.support_avx512bf16_for_cpu = False"""
 _POSITIONS = """
 
 Where a clip has more pairs of frames than visual tokens along its longer side, vLLM gives the text behind it
@@ -34,13 +39,19 @@ _SECTIONS = {
 
 
 def of(
-    to: str, folder: str, prompts: Mapping[str, str], backbone: Backbone, parity: Mapping[str, Any]
+    to: str,
+    folder: str,
+    base: str,
+    prompts: Mapping[str, str],
+    backbone: Backbone,
+    parity: Mapping[str, Any],
 ) -> str:
     """Return the sections with code of a card.
 
     Args:
         to: Kind of the export.
         folder: Its path, as the user named it.
+        base: Folder or Hugging Face name of the base model.
         prompts: Instructions; that of queries is shown.
         backbone: The trained one.
         parity: Says whether clips can be read.
@@ -49,14 +60,15 @@ def of(
     four_bit, clips = config.load_in_4bit and to == "peft", "clip" in parity["probes"]
     older = type(backbone.language_model).__name__.startswith(("Qwen2VL", "Qwen2_5_VL"))
     ends = [backbone.processor.gen_id, backbone.processor.turn_end_id]
-    settings = f", do_sample=False, max_new_tokens={prompt.max_rewrite_tokens + 1}, eos_token_id={ends}"
+    settings = f", do_sample=False, max_new_tokens={prompt.max_rewrite_tokens}, eos_token_id={ends}"
     filled = {
         "BITS": _BITS if four_bit else "",
+        "PACKED": _PACKED if four_bit else "",
         "IMPORT": ", BitsAndBytesConfig" if four_bit else "",
         "GENERATE": settings if to == "peft" else "",  # the others have it in generation_config.json
         "FOLDER": json.dumps(folder),
         "PATH": folder,
-        "BASE": json.dumps(config.name_or_path),
+        "BASE": json.dumps(base),
         "DTYPE": config.dtype,
         "QUERY": json.dumps(prompts["query"], ensure_ascii=False),
         "DISC": f"`{prompt.disc_token}`",
