@@ -70,7 +70,7 @@ def write_card(
         f"# {facts.name}",
         _opening(facts, source, contract),
         *_tables(facts, stage, results, measured),
-        snippets.of(facts.to, facts.output, base, facts.prompts, source.backbone, parity),
+        snippets.of(facts.to, facts.output, base, facts.prompts, source.tasks, source.backbone, parity),
         _limits(source, parity),
     ]
     write_text(folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")

@@ -127,16 +127,13 @@ def _dimensions(source: Retriever) -> list[int]:
 
 
 def _prompts(source: Retriever, task: str | None) -> dict[str, str]:
-    """Return name -> instruction: query and document, and those of each task under its name."""
+    """Return the instructions of a task, as the prompts query and document."""
     if not source.tasks:
         return dict.fromkeys(SIDES, "")
     if task is None and not any(one.from_text and one.to_picture for one in source.tasks.values()):
         task = next(iter(source.tasks)) if len(source.tasks) == 1 else None
     chosen = choose_task(source.tasks, task)
-    found = {name: chosen.of(side) for name, side in SIDES.items()}
-    for name, one in source.tasks.items():
-        found |= {f"{name}_{shown}": one.of(side) for shown, side in SIDES.items()}
-    return found
+    return {name: chosen.of(side) for name, side in SIDES.items()}
 
 
 def _versions() -> dict[str, str]:

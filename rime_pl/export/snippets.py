@@ -12,6 +12,8 @@ from importlib import resources
 from typing import Any
 
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.report.table import Table
+from rime_pl.training_texts import TaskInstructions
 
 #: NF4 as in training, for the base model of an adapter.
 _BITS = """, quantization_config=BitsAndBytesConfig(
@@ -43,6 +45,7 @@ def of(
     folder: str,
     base: str,
     prompts: Mapping[str, str],
+    tasks: Mapping[str, TaskInstructions],
     backbone: Backbone,
     parity: Mapping[str, Any],
 ) -> str:
@@ -53,6 +56,7 @@ def of(
         folder: Its path, as the user named it.
         base: Folder or Hugging Face name of the base model.
         prompts: Instructions; that of queries is shown.
+        tasks: Of the training, by name; their instructions are listed.
         backbone: The trained one.
         parity: Says whether clips can be read.
     """
@@ -74,12 +78,21 @@ def of(
         "DISC": f"`{prompt.disc_token}`",
         "GEN": f"`{prompt.gen_token}`",
         "CLIP": '{"video": clip, "text": "in the evening"},' if clips else "",
+        "TASKS": _listed(tasks),
         "POSITIONS": _POSITIONS if older and clips else "",
     }
     text = "\n".join("".join(map(_read, names.split("+"))) for names in _SECTIONS[to])
     for name, value in filled.items():
         text = text.replace(f"@{name}@", value)
     return text.strip()
+
+
+def _listed(tasks: Mapping[str, TaskInstructions]) -> str:
+    """Return the instructions of tasks as a table; nothing of one task, which is in the prompts."""
+    if len(tasks) < 2:
+        return ""
+    rows = [[name, task.of("query") or "-", task.of("target") or "-"] for name, task in tasks.items()]
+    return "\n" + Table("", ["task", "instruction of queries", "of documents"], rows).markdown() + "\n"
 
 
 def _read(name: str) -> str:

@@ -69,7 +69,8 @@ def test_prompts_are_the_instructions_of_the_task(
     run = rime_pl.load(family_run("qwen2_vl"))
     assert cosine(model.encode_query("a cat"), run.encode_query("a cat")) >= 0.9999
     assert cosine(model.encode_document("a cat"), run.encode_target("a cat")) >= 0.9999
-    words = model.encode("a cat", prompt_name="words_document")
+    assert model.prompts == {"query": "Find the cat.", "document": ""}
+    words = model.encode("a cat", prompt="A word.")
     assert cosine(words, run.encode_target("a cat", task="words")) >= 0.9999
     assert cosine(words, run.encode("a cat")) < 0.9999, "the instruction changes the vector"
 
@@ -126,7 +127,9 @@ def test_another_template_is_refused_and_nothing_is_left(
 ) -> None:
     right = folders.chat_template
     monkeypatch.setattr(
-        folders, "chat_template", lambda *args: right(*args).replace("{{- found.text +", "{{- ' ' + found.text +")
+        folders,
+        "chat_template",
+        lambda *args: right(*args).replace("{{- found.text +", "{{- ' ' + found.text +"),
     )
     order = Order("huggingface", family_run("qwen2_vl"), tmp_path / "out")
     with pytest.raises(RimeError, match="was not written: in transformers, its template gives other tokens"):
