@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.errors import RimeError
-from rime_pl.export.probes import REWRITE, clip_times, messages, one_input
+from rime_pl.export.probes import clip_times, messages, one_input, rewrite_for
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.types import Item
 
@@ -70,7 +70,7 @@ def our_vectors(backbone: Backbone, items: Mapping[str, Item]) -> Vectors:
     """Return the vectors of our forward: discriminative, and generative with the rewrite of the probes."""
     found: Vectors = {"discriminative": {}, "generative": {}}
     device = _device(backbone)
-    completions = backbone.processor.completions([REWRITE]).to(device)
+    completions = backbone.processor.completions([rewrite_for(backbone.processor)]).to(device)
     for name, item in items.items():
         output = backbone(backbone.processor.prompts([item]).to(device), completions)
         assert output.gen is not None, "completions were given"
@@ -129,7 +129,7 @@ def _with_messages(
     found: Vectors = {"discriminative": {}, "generative": {}}
     tokens, written = {}, {}
     for name, item in items.items():
-        for mode, rewrite in (("discriminative", None), ("generative", REWRITE)):
+        for mode, rewrite in (("discriminative", None), ("generative", rewrite_for(backbone.processor))):
             inputs = _inputs(processor, item, rewrite).to(model.device)
             hidden = model.model(**inputs).last_hidden_state  # behind the last norm, unlike hidden_states[-1]
             found[mode][name] = hidden[0, -1].float().cpu()
@@ -190,7 +190,7 @@ def in_sentence_transformers(
             tokens[name] = rows[0].tolist() == expected[: expected.index(backbone.processor.disc_id) + 1]
     for name, item in items.items():
         if not clip_times(item):  # messages carry no times of a clip
-            vector = model.encode([messages(item, REWRITE)], convert_to_tensor=True)
+            vector = model.encode([messages(item, rewrite_for(backbone.processor))], convert_to_tensor=True)
             found["generative"][name] = vector[0].float().cpu()
     transformer: Any = model[0]
     kernel = str(transformer.model.config._attn_implementation)

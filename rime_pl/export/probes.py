@@ -13,8 +13,7 @@ from PIL import Image
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Clip, Item
 
-#: The rewrite that each probe is given, where both sides must read the same one.
-REWRITE = "A red ring on white ground."
+_REWRITE = "A red ring on white ground."
 Messages = list[dict[str, Any]]
 
 
@@ -39,6 +38,14 @@ def probes(processor: RimeProcessor, instruction: str, clips: bool) -> dict[str,
         frames = tuple(_picture(20 + n, 96, 64) for n in range(min(4, processor.prompt.frame_limit)))
         found["clip"] = Item("", (Clip(frames, tuple(n / 2 for n in range(len(frames)))),))
     return found
+
+
+def rewrite_for(processor: RimeProcessor) -> str:
+    """Return the rewrite that each probe is given, so that both sides read the same one."""
+    words = _REWRITE.split()
+    while words and len(processor.tokenizer(" ".join(words)).input_ids) > processor.prompt.max_rewrite_tokens:
+        words.pop()
+    return " ".join(words)
 
 
 def _picture(seed: int, width: int, height: int) -> Image.Image:

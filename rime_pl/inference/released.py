@@ -55,7 +55,8 @@ def released_contract(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
                 f"does not. Give the name of its own token as prompt={{{name!r}: ...}}; a plain base model "
                 "has none, and is no trained model."
             )
-    prompt.setdefault("system_prompt", _system_prompt(folder, processor))
+    if "system_prompt" not in prompt:
+        prompt["system_prompt"] = _system_prompt(folder, processor)
     dtype = config.get("dtype") or config.get("torch_dtype")
     return {
         "base": str(folder),
