@@ -168,7 +168,7 @@ def _compared(measured: Measured) -> Table:
     sides = {"recall@1 of the run": measured.run}
     if measured.export is not None:
         sides["recall@1 of these weights"] = measured.export
-    rows = [[pair, *(f"{side[pair]:.3f}" for side in sides.values())] for pair in MODE_PAIRS]
+    rows = [[pair, *(f"{side[pair]:.3f}" for side in sides.values())] for pair in measured.run]
     note = f"{measured.queries} queries, {measured.gallery} targets, mean over {', '.join(measured.tasks)}."
     return Table("", ["query mode - target mode", *sides], rows, note=note)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +23,7 @@ from rime_pl.backbone.base_path import find_base
 from rime_pl.errors import RimeError
 from rime_pl.export.card import Facts, write_card
 from rime_pl.export.folders import reason_for_no_clips, write_adapter, write_checkpoint, write_modules
-from rime_pl.export.measuring import Measured, measure
+from rime_pl.export.measuring import Measured, corpus_of, measure
 from rime_pl.export.merging import Weights, merged_model
 from rime_pl.export.parity import (
     LEAST,
@@ -90,14 +91,19 @@ def export(
             "--truncate_dim must be a length that was trained (model.dimensions), "
             f"{' or '.join(map(str, dimensions)) or 'but none was'}, but is {order.truncate_dim}."
         )
+    if order.measure:
+        corpus_of(source, order.run)
+    if not source.tasks:
+        say("warning: the model keeps no instructions of tasks, so the prompts query and document are empty")
     prompts = _prompts(source, order.task)
-    folder = order.output.with_name(order.output.name + ".half")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    output = order.output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{output.name}.half-", dir=output.parent))
+    folder.chmod(0o755)  # as other new folders
     try:
         facts = Facts(order.to, str(order.output), order.licence, order.base_name, dimensions, prompts)
         parity = _Exported(order, source, folder, facts, say).make()
-        folder.replace(order.output)
+        folder.replace(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return parity
@@ -106,6 +112,11 @@ def export(
 def _refuse(order: Order) -> None:
     if order.output.exists() and (not order.output.is_dir() or any(order.output.iterdir())):
         raise RimeError(f"--output {order.output} must be a new or empty folder, but is there already.")
+    if order.to == "sentence-transformers" and find_spec("sentence_transformers") is None:
+        raise RimeError(
+            "--to sentence-transformers compares the vectors of that library with ours, but it is not "
+            "installed. Run pip install 'rime_pl[sentence-transformers]'."
+        )
     if order.to == "peft":
         given = {
             "weights": order.weights != "trained",
@@ -229,7 +240,9 @@ class _Exported:
         kernel = exported.backbone.config.attn_implementation
         merge = Agreement(kernel, cosines(trained, ours), equal_rewrites=equal)
         if self.order.weights == "trained":
-            self._accept("the run itself", merge, "Give --dtype float32: a rounded sum loses small changes.")
+            rounded = exported.backbone.config.dtype != "float32"
+            remedy = "Give --dtype float32: a rounded sum loses small changes." if rounded else ""
+            self._accept("the run itself", merge, remedy)
         elif self.source.backbone.config.load_in_4bit:
             self.say(
                 f"merged into the base model's original weights: lowest cosine {merge.lowest():.4f} with the "
@@ -258,7 +271,7 @@ class _Exported:
     def _accept(self, name: str, agreement: Agreement, remedy: str = "") -> None:
         if wrong := agreement.wrong():
             raise RimeError(
-                f"{self.order.output} was not written: in {name}, {wrong}, but must be at least {LEAST}. "
+                f"{self.order.output} was not written: in {name}, {wrong}. "
                 f"{remedy or 'Please report it, with the versions of `rime doctor`.'}"
             )
         self.say(f"{name}: lowest cosine {agreement.lowest():.7f}, attention {agreement.attention}")

@@ -24,7 +24,7 @@ from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.metrics.modes import dimension_results
 from rime_pl.metrics.retrieval import RecallMetric
 from rime_pl.run_folder import RunFolder
-from rime_pl.types import MODE_PAIRS, Side, content_hash
+from rime_pl.types import MODE_PAIRS, Mode, Side, content_hash
 
 #: Targets of the training split that say in which range each number of an embedding lies.
 CALIBRATION = 1000
@@ -78,17 +78,14 @@ def measure(source: Retriever, exported: Retriever | None, run: Path, say: Calla
     Raises:
         RimeError: If there is no run, or its corpus is gone.
     """
-    stage = source.run
-    corpus = stage.corpus if stage is not None else None
-    if stage is None or corpus is None:
-        raise RimeError(
-            f"--measure needs a run whose corpus is at hand, but {run} has none. Leave --measure out, or put "
-            "the corpus back where the run looks for it."
-        )
+    stage, corpus = corpus_of(source, run)
     split = _test_split(stage, corpus)
     say(f"measuring {len(split.queries)} queries among {len(split.gallery)} targets of {corpus}")
-    ours = _vectors(source, split)
-    theirs = ours if exported is None else _vectors(exported, split)
+    measured = stage.summary["after"].get("recall@1", {}) if stage.tested else dict.fromkeys(MODE_PAIRS)
+    pairs = [pair for pair in MODE_PAIRS if pair in measured]  # a run may be tested in one mode only
+    modes = MODES if len(pairs) > 1 else MODES[:1]
+    ours = _vectors(source, split, modes)
+    theirs = ours if exported is None else _vectors(exported, split, modes)
     training = list(read_split(corpus, "train", split.tasks))
     chosen = training[:: -(-len(training) // CALIBRATION)]
     targets = (exported or source).encode(_Items(chosen, "target"))
@@ -96,11 +93,22 @@ def measure(source: Retriever, exported: Retriever | None, run: Path, say: Calla
         len(split.queries),
         len(split.gallery),
         split.tasks,
-        _recalls(split, *ours),
-        None if exported is None else _recalls(split, *theirs),
+        _recalls(split, *ours, pairs),
+        None if exported is None else _recalls(split, *theirs, pairs),
         _stored(split, *theirs, targets),
         {"least": targets.amin(0).tolist(), "greatest": targets.amax(0).tolist()},
     )
+
+
+def corpus_of(source: Retriever, run: Path) -> tuple[RunFolder, Path]:
+    """Return the run of a model and the folder of its corpus; raises as :func:`measure`."""
+    corpus = source.run.corpus if source.run is not None else None
+    if source.run is None or corpus is None:
+        raise RimeError(
+            f"--measure needs a run whose corpus is at hand, but {run} has none. Leave --measure out, or put "
+            "the corpus back where the run looks for it."
+        )
+    return source.run, corpus
 
 
 def _test_split(stage: RunFolder, corpus: Path) -> _Split:
@@ -120,15 +128,16 @@ def _test_split(stage: RunFolder, corpus: Path) -> _Split:
 _Side = dict[str, Tensor]  # view ("disc", "gen") -> (N, D)
 
 
-def _vectors(model: Retriever, split: _Split) -> tuple[_Side, _Side]:
-    """Return the vectors of queries and gallery in both modes."""
+_VIEWS: dict[Mode, str] = {"discriminative": "disc", "generative": "gen"}
+
+
+def _vectors(model: Retriever, split: _Split, modes: Sequence[Mode]) -> tuple[_Side, _Side]:
+    """Return the vectors of queries and gallery in some modes."""
     found = []
     sides: tuple[tuple[list[Any], Side], ...] = ((split.queries, "query"), (split.gallery, "target"))
     for entries, side in sides:
-        encoded = model.encode_modes(_Items(entries, side), MODES, 32)
-        found.append(
-            {mode[: 4 if mode == "discriminative" else 3]: encoded[mode].embeddings for mode in MODES}
-        )
+        encoded = model.encode_modes(_Items(entries, side), modes, 32)
+        found.append({_VIEWS[mode]: encoded[mode].embeddings for mode in modes})
     return found[0], found[1]
 
 

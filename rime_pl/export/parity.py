@@ -6,7 +6,6 @@ media. An export is given out only if all of them agree.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
-from rime_pl.errors import RimeError
 from rime_pl.export.probes import clip_times, messages, one_input, rewrite_for
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.types import Item
@@ -46,7 +44,10 @@ class Agreement:
         for mode, cosines in self.cosines.items():
             for probe, cosine in cosines.items():
                 if not cosine >= LEAST:  # also where it is no number
-                    return f"the {mode} vector of the probe {probe!r} has a cosine of {cosine:.6f} with ours"
+                    return (
+                        f"the {mode} vector of the probe {probe!r} must have a cosine of at least {LEAST} "
+                        f"with ours, but has a cosine of {cosine:.6f}"
+                    )
         return ""
 
     def lowest(self) -> float:
@@ -167,11 +168,6 @@ def in_sentence_transformers(
     folder: Path, backbone: Backbone, items: Mapping[str, Item], ours: Vectors
 ) -> Agreement:
     """Compare sentence-transformers on the folder, loaded plainly: all probes in one batch."""
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise RimeError(
-            "--to sentence-transformers compares the vectors of that library with ours, but it is not "
-            "installed. Run pip install 'rime_pl[sentence-transformers]'."
-        )
     from sentence_transformers import SentenceTransformer
 
     settings = {"dtype": backbone.config.dtype}
