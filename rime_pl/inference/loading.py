@@ -68,6 +68,8 @@ def load(
             f"prompt is for a released checkpoint, but {folder} holds an adapter, which keeps its own. Leave "
             "prompt out."
         )
+    if (folder / "adapter_config.json").is_file():  # an adapter that is not in a run
+        refuse_pickles(folder)
     stage = None if (folder / WEIGHTS_FILE).is_file() else RunFolder.with_adapter(folder)
     return _adapter(stage.adapter if stage else folder, stage, device, base, settings)
 

@@ -42,19 +42,24 @@ def released_contract(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             f"{folder}: the weights must be whole, but config.json has a quantization_config. Take the "
             "checkpoint that is not quantised, and give load_in_4bit=True."
         )
-    prompt = _prompt(folder, given)
+    if unknown := sorted(set(given) - {field.name for field in fields(PromptConfig)}):
+        known = ", ".join(field.name for field in fields(PromptConfig))
+        raise RimeError(f"prompt must hold settings of a prompt, {known}, but holds {unknown[0]!r}.")
+    prompt = KNOWN | dict(given)
     try:
         processor = AutoProcessor.from_pretrained(str(folder))
     except Exception as error:  # damaged files fail in any place of transformers
         raise RimeError(f"{folder}: its processor cannot be loaded ({error}). Copy it again.") from error
     vocabulary = processor.tokenizer.get_vocab()
-    for name, token in (("disc_token", prompt["disc_token"]), ("gen_token", prompt["gen_token"])):
-        if token not in vocabulary:
+    for name in KNOWN:
+        if prompt[name] not in vocabulary:
             raise RimeError(
-                f"{folder}: the tokenizer must have the token {token}, at which an embedding is read, but "
-                f"does not. Give the name of its own token as prompt={{{name!r}: ...}}; a plain base model "
+                f"{folder}: the tokenizer must have the token {prompt[name]}, at which an embedding is read, "
+                f"but does not. Give the name of its own token as prompt={{{name!r}: ...}}; a plain base model "
                 "has none, and is no trained model."
             )
+    _need_instruction(folder, prompt)
+    PromptConfig(**prompt)  # refuses what cannot be
     if "system_prompt" not in prompt:
         prompt["system_prompt"] = _system_prompt(folder, processor)
     dtype = config.get("dtype") or config.get("torch_dtype")
@@ -74,21 +79,15 @@ def released_contract(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the prompt that were given, with the known names of the mode tokens."""
-    known = [field.name for field in fields(PromptConfig)]
-    if unknown := sorted(set(given) - set(known)):
-        raise RimeError(f"prompt must hold {', '.join(known)}, but holds {unknown[0]!r}.")
-    if not isinstance(given.get("rewrite_instruction"), str):
+def _need_instruction(folder: Path, prompt: Mapping[str, Any]) -> None:
+    """Raise a RimeError unless the words that ask for a rewrite are given."""
+    if not isinstance(prompt.get("rewrite_instruction"), str):
         raise RimeError(
             f"{folder} is a whole checkpoint without rime.json. No file of it says with which words it is "
             "asked for a rewrite. Give them, as its model card has them: "
             'prompt={"rewrite_instruction": "..."} ("" if there are none, or if you need only the '
             "discriminative mode)."
         )
-    prompt = KNOWN | dict(given)
-    PromptConfig(**prompt)  # refuses what cannot be
-    return prompt
 
 
 def _system_prompt(folder: Path, processor: Any) -> str:

@@ -96,6 +96,14 @@ def test_pickles_are_refused_by_name(name: str, run_folder: Path, whole: Path, t
             rime_pl.load(folder)
 
 
+def test_an_adapter_by_itself_that_is_a_pickle(run_folder: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(run_folder / "cma" / "adapter", tmp_path / "adapter"))
+    assert rime_pl.load(adapter).encode("a red ring").shape == (64,)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(RimeError, match=r"adapter_model\.bin is a pickle"):
+        rime_pl.load(adapter)
+
+
 def test_a_base_model_that_is_a_pickle_is_not_read(
     run_folder: Path, micro_base: Path, tmp_path: Path
 ) -> None:

@@ -92,7 +92,10 @@ def test_it_can_be_exported(released: Path, tmp_path: Path) -> None:
     ("prompt", "said"),
     [
         (None, r"No file of it says with which words .* prompt=\{\"rewrite_instruction\": \"...\"\}"),
-        ({"rewrite_instruction": "x", "instruction": "y"}, "prompt must hold .* but holds 'instruction'"),
+        (
+            {"rewrite_instruction": "x", "instruction": "y"},
+            "prompt must hold settings of a prompt, .* but holds 'instruction'",
+        ),
         (
             {"rewrite_instruction": "x", "disc_token": "<emb>"},
             r"must have the token <emb>, .* does not. Give the name of its own token",
@@ -109,7 +112,7 @@ def test_a_base_model_and_other_checkpoints_are_refused(released: Path, tmp_path
     words = {"rewrite_instruction": "x"}
     base = save_family("qwen3_vl", tmp_path / "base")
     with pytest.raises(RimeError, match="a plain base model has none, and is no trained model"):
-        rime_pl.load(base, prompt=words)
+        rime_pl.load(base)
     copy = Path(shutil.copytree(released, tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
