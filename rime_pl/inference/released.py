@@ -16,6 +16,7 @@ from typing import Any
 from transformers import AutoProcessor
 
 from rime_pl.backbone.base_path import check_base
+from rime_pl.backbone.contract import wrong_field
 from rime_pl.backbone.fingerprint import base_fingerprint
 from rime_pl.errors import RimeError
 from rime_pl.prompts import TURN_END, TURN_START, PromptConfig
@@ -46,37 +47,37 @@ def released_contract(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         known = ", ".join(field.name for field in fields(PromptConfig))
         raise RimeError(f"prompt must hold settings of a prompt, {known}, but holds {unknown[0]!r}.")
     prompt = KNOWN | dict(given)
+    processor, ids = _tokens(folder, prompt)
+    _need_instruction(folder, prompt)
+    if "system_prompt" not in prompt:
+        prompt["system_prompt"] = _system_prompt(folder, processor)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    settings = {"load_in_4bit": False, "dtype": "float32" if dtype == "float32" else "bfloat16"}
+    fingerprint = base_fingerprint(str(folder))
+    contract = {
+        **{"base": str(folder), "base_hash": fingerprint, "weights_hash": fingerprint, **ids},
+        **{"prompt": prompt, "backbone": {"name_or_path": str(folder), **settings}, "tasks": {}},
+    }
+    if wrong := wrong_field(contract):
+        raise RimeError(f"{folder}: {wrong}. Correct it in the prompt that you give.")
+    return contract
+
+
+def _tokens(folder: Path, prompt: Mapping[str, Any]) -> tuple[Any, dict[str, int]]:
+    """Return the processor of a checkpoint, and the ids of its mode tokens by their names in a contract."""
     try:
         processor = AutoProcessor.from_pretrained(str(folder))
     except Exception as error:  # damaged files fail in any place of transformers
         raise RimeError(f"{folder}: its processor cannot be loaded ({error}). Copy it again.") from error
     vocabulary = processor.tokenizer.get_vocab()
     for name in KNOWN:
-        if prompt[name] not in vocabulary:
+        if not isinstance(prompt[name], str) or prompt[name] not in vocabulary:
             raise RimeError(
                 f"{folder}: the tokenizer must have the token {prompt[name]}, at which an embedding is read, "
-                f"but does not. Give the name of its own token as prompt={{{name!r}: ...}}; a plain base model "
-                "has none, and is no trained model."
+                f"but does not. Give the name of its own as prompt={{{name!r}: ...}}; a plain base model has "
+                "none, and is no trained model."
             )
-    _need_instruction(folder, prompt)
-    PromptConfig(**prompt)  # refuses what cannot be
-    if "system_prompt" not in prompt:
-        prompt["system_prompt"] = _system_prompt(folder, processor)
-    dtype = config.get("dtype") or config.get("torch_dtype")
-    return {
-        "base": str(folder),
-        "base_hash": (fingerprint := base_fingerprint(str(folder))),
-        "weights_hash": fingerprint,
-        "disc_token_id": vocabulary[prompt["disc_token"]],
-        "gen_token_id": vocabulary[prompt["gen_token"]],
-        "prompt": prompt,
-        "backbone": {
-            "name_or_path": str(folder),
-            "load_in_4bit": False,
-            "dtype": "float32" if dtype == "float32" else "bfloat16",
-        },
-        "tasks": {},
-    }
+    return processor, {f"{name}_id": vocabulary[prompt[name]] for name in KNOWN}
 
 
 def _need_instruction(folder: Path, prompt: Mapping[str, Any]) -> None:

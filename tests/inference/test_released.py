@@ -98,9 +98,11 @@ def test_it_can_be_exported(released: Path, tmp_path: Path) -> None:
         ),
         (
             {"rewrite_instruction": "x", "disc_token": "<emb>"},
-            r"must have the token <emb>, .* does not. Give the name of its own token",
+            r"must have the token <emb>, .* does not. Give the name of its own as",
         ),
         ({"rewrite_instruction": "<disc_emb>"}, "must not contain '<disc_emb>'"),
+        ({"rewrite_instruction": "x", "max_rewrite_tokens": "8"}, "'prompt.max_rewrite_tokens' must be int"),
+        ({"rewrite_instruction": "x", "disc_token": ["a"]}, "must have the token"),
     ],
 )
 def test_what_cannot_be_known_is_asked_for(prompt: dict[str, Any] | None, said: str, released: Path) -> None:
