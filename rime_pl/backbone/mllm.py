@@ -39,8 +39,7 @@ from rime_pl.backbone.precision import check_device
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
-from rime_pl.processing import CONTRACT_FILE, RimeProcessor
-from rime_pl.prompts import PromptConfig
+from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts
 
 #: Kind of media ("image", "video") -> their features, as the Hugging Face model takes them.
@@ -322,43 +321,6 @@ def load_backbone(
     config.prompt = processor.prompt
     backbone = Backbone(config, processor, device)
     load_adapter_weights(backbone.peft, adapter, processor, backbone.base_hash, backbone.old_base_hash)
-    return backbone.eval()
-
-
-def load_whole(
-    folder: str | Path,
-    contract: dict[str, Any],
-    device: str | torch.device | None = None,
-    settings: LoadSettings = LoadSettings(),
-) -> Backbone:
-    """Load a checkpoint into which an adapter was merged, in eval mode.
-
-    Args:
-        folder: Of the checkpoint, with its processor.
-        contract: Its contract: prompt, ids of the mode tokens, settings, fingerprint of the weights.
-        device: Device of the weights; None is the CPU.
-        settings: What is to be otherwise than when it was written.
-
-    Raises:
-        RimeError: If processor or weights are not those of the contract.
-    """
-    prompt = PromptConfig(**contract["prompt"])
-    config = BackboneConfig(**settings.applied(contract["backbone"]), prompt=prompt)
-    config.name_or_path = str(folder)
-    processor = RimeProcessor.from_pretrained(str(folder), prompt)
-    ids = {"disc_token_id": processor.disc_id, "gen_token_id": processor.gen_id}
-    if processor.new_tokens or any(contract[name] != number for name, number in ids.items()):
-        found = ", ".join(f"{name} {number}" for name, number in ids.items())
-        raise RimeError(
-            f"{folder}: the tokenizer must have the mode tokens {prompt.disc_token} and {prompt.gen_token} "
-            f"with the ids of {CONTRACT_FILE}, but gives {found}. Copy the folder again."
-        )
-    backbone = Backbone(config, processor, device, lora=False)
-    if backbone.base_hash != contract["weights_hash"]:
-        raise RimeError(
-            f"{folder}: the weights must be those that {CONTRACT_FILE} was written for, with fingerprint "
-            f"{contract['weights_hash'][:12]}, but have {backbone.base_hash[:12]}. Copy the folder again."
-        )
     return backbone.eval()
 
 

@@ -20,6 +20,7 @@ import torch
 from rime_pl import __version__
 from rime_pl.backbone.adapters import contract_in
 from rime_pl.backbone.base_path import find_base
+from rime_pl.backbone.config import Dtype
 from rime_pl.errors import RimeError
 from rime_pl.export.card import Facts, write_card
 from rime_pl.export.folders import reason_for_no_clips, write_adapter, write_checkpoint, write_modules
@@ -51,22 +52,49 @@ Kind = Literal["peft", "huggingface", "sentence-transformers"]
 SIDES: dict[str, Side] = {"query": "query", "document": "target"}
 
 
-@dataclass(frozen=True)
-class Order:
-    """What is to be exported, and how."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is exported.
 
-    to: Kind
-    run: Path
-    output: Path
+    Args:
+        weights: Values that LoRA is merged into. trained are those of its training, dequantised if the base
+            model is in 4 bits; original are those of the base model's files, for which LoRA was not trained.
+        dtype: Type of the written weights (default: that of the training).
+        task: Task whose instructions are the prompts query and document (default: the first that asks in
+            words alone for a picture).
+        truncate_dim: Length to which sentence-transformers cuts vectors, one of model.dimensions (default:
+            the whole length).
+        measure: Whether recall on the run's test split is measured, of run and export, also for shorter,
+            int8 and binary vectors.
+        base_name: Hugging Face name of the base model, for the model card (default: as the run names it).
+        licence: Licence of the weights, for the model card.
+        device: Device for comparing and measuring, such as cpu or cuda (default: cuda if there is one).
+        base: Folder or Hugging Face name of the base model (default: where it was in training).
+    """
+
     weights: Weights = "trained"
-    dtype: str | None = None  # of the exported weights; None: that of the training
-    task: str | None = None  # whose instructions are the prompts query and document
+    dtype: Dtype | None = None
+    task: str | None = None
     truncate_dim: int | None = None
     measure: bool = False
-    base_name: str | None = None  # Hugging Face name of the base model, for the card
+    base_name: str | None = None
     licence: str = "unknown"
-    device: str = "cpu"
+    device: str | None = None
     base: str | None = None
+
+
+@dataclass(frozen=True)
+class Order(Settings):
+    """What is to be exported, as what, and where to."""
+
+    to: Kind
+    run: Path  # a run, or a folder with whole weights
+    output: Path
+
+    @property
+    def place(self) -> str:
+        """The device."""
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def export(
@@ -84,7 +112,7 @@ def export(
             left of the export.
     """
     _refuse(order)
-    source = load(order.run, order.device, order.base, prompt=prompt)
+    source = load(order.run, order.place, order.base, prompt=prompt)
     dimensions = _dimensions(source)
     if order.truncate_dim is not None and order.truncate_dim not in dimensions:
         raise RimeError(
@@ -182,7 +210,7 @@ class _Exported:
             merge = None
         else:
             self._write(contract)
-            exported = load(self.folder, self.order.device)
+            exported = load(self.folder, self.order.place)
             ours = our_vectors(exported.backbone, self.items)
             merge = self._merge(trained, ours, rewrites, exported)
             loaders = self._compare(exported, ours)
@@ -284,7 +312,7 @@ class _Exported:
             "least": LEAST,
             "compared_with": f"vectors {told}",
             "dtype": contract["backbone"]["dtype"] if merge else self.source.backbone.config.dtype,
-            "device": self.order.device,
+            "device": self.order.place,
             "versions": package_versions() | _versions(),
             "probes": {name: item.kinds for name, item in self.items.items()},
             "left_out": {"clip": self.no_clips} if self.no_clips else {},
@@ -293,5 +321,5 @@ class _Exported:
         }
 
     def _measure(self) -> Measured:
-        exported = None if self.order.to == "peft" else load(self.folder, self.order.device)
+        exported = None if self.order.to == "peft" else load(self.folder, self.order.place)
         return measure(self.source, exported, self.order.run, self.say)

@@ -127,13 +127,11 @@ def write_modules(
     modes = {f"pooling_mode_{mode}": False for mode in _POOLING_MODES}
     pooling = {"word_embedding_dimension": width, **modes, "pooling_mode_lasttoken": True}
     write_json(folder / "1_Pooling" / "config.json", {**pooling, "include_prompt": True})
+    versions = {"sentence_transformers": "sentence-transformers", "transformers": "transformers"}
+    versions |= {"pytorch": "torch"}
     whole = {
         "model_type": "SentenceTransformer",
-        "__version__": {
-            "sentence_transformers": _version("sentence-transformers"),
-            "transformers": _version("transformers"),
-            "pytorch": _version("torch"),
-        },
+        "__version__": {key: metadata.version(name) for key, name in versions.items()},
         "requirements": REQUIREMENTS,
         "prompts": dict(prompts),
         "default_prompt_name": None,
@@ -142,13 +140,6 @@ def write_modules(
         "matryoshka_dimensions": list(dimensions),
     }
     write_json(folder / "config_sentence_transformers.json", whole)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "6.2.0" if package == "sentence-transformers" else ""
 
 
 def write_adapter(adapter: Path, processor: RimeProcessor, folder: Path, base: str, output: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from rime_pl.backbone.adapters import WEIGHTS_FILE, contract_in, read_contract
 from rime_pl.backbone.config import LoadSettings
-from rime_pl.backbone.mllm import load_backbone, load_whole
+from rime_pl.backbone.mllm import load_backbone
+from rime_pl.backbone.whole import load_whole
 from rime_pl.errors import RimeError
 from rime_pl.inference.gallery_cache import identity
 from rime_pl.inference.released import released_contract
