@@ -59,7 +59,7 @@ class Settings:
     Args:
         weights: Values that LoRA is merged into. trained are those of its training, dequantised if the base
             model is in 4 bits; original are those of the base model's files, for which LoRA was not trained.
-        dtype: Type of the written weights (default: that of the training).
+        dtype: Type of the written weights, float32 or bfloat16 (default: that of the training).
         task: Task whose instructions are the prompts query and document (default: the first that asks in
             words alone for a picture).
         truncate_dim: Length to which sentence-transformers cuts vectors, one of model.dimensions (default:
