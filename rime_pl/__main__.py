@@ -44,6 +44,7 @@ COMMANDS = {
     "use": {
         "search": "search the pictures of a finished run, or a folder of your own",
         "eval": "score a run on a local copy of a public benchmark: MMEB-V2, MRMR or UVRB",
+        "export": "write a trained model for sentence-transformers, transformers, vLLM or PEFT",
     },
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",

@@ -83,8 +83,10 @@ class PromptConfig:
                     f"model.backbone.prompt.{name} must be text, but holds half a character (a surrogate). "
                     "Remove it."
                 )
-        for name in ("rewrite_instruction", "system_prompt"):
-            if found := [token for token in (*chat, *modes) if token in getattr(self, name)]:
+        # UME-R1's instruction names <gen_emb>, which is read in the completion only
+        names = {"rewrite_instruction": (*chat, self.disc_token), "system_prompt": (*chat, *modes)}
+        for name, special in names.items():
+            if found := [token for token in special if token in getattr(self, name)]:
                 raise RimeError(
                     f"model.backbone.prompt.{name} must not contain {found[0]!r}, because it is a special "
                     "token of the model. Remove it."

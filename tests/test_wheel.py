@@ -76,6 +76,11 @@ def in_the_repository() -> set[str]:
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.yaml")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "datamodules").rglob("*.csv")}
     return {module.as_posix() for module in modules}
+    texts = [
+        *(ROOT / "rime_pl" / "export").glob("*.jinja"),
+        *(ROOT / "rime_pl" / "export").glob("cards/*.md"),
+    ]
+    return {module.as_posix() for module in (*modules, *(file.relative_to(ROOT) for file in texts))}
 
 
 def outside_a_checkout(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,13 +33,16 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _AGAIN = "Copy it again, or train the stage again."
 
 
-def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: list[int]) -> PeftModel:
+def attach_adapters(
+    model: PreTrainedModel, config: BackboneConfig, token_ids: list[int], lora: bool = True
+) -> PeftModel:
     """Freeze the model and add LoRA matrices and trainable rows for the mode tokens, all in float32.
 
     Args:
         model: The loaded checkpoint, quantised or not.
         config: Rank, scale, dropout and target pattern of LoRA.
         token_ids: Ids of ``<disc_emb>`` and ``<gen_emb>``.
+        lora: False leaves the LoRA matrices out, for a model into which they were merged.
 
     Raises:
         RimeError: If ``lora_targets`` matches no linear layer, or one outside the language model, or if
@@ -63,18 +67,18 @@ def attach_adapters(model: PreTrainedModel, config: BackboneConfig, token_ids: l
     rows = {"embed_tokens": token_ids}
     if not model.config.tie_word_embeddings:
         rows["lm_head"] = token_ids  # an untied output layer needs its own row to predict <gen_emb>
-    lora = LoraConfig(
+    settings = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=config.lora_pattern,
+        target_modules=config.lora_pattern if lora else DUMMY_TARGET_MODULES,
         trainable_token_indices=rows,
         # not "CAUSAL_LM", because that class expects a forward with text only
         task_type=None,
     )
     # Trained weights are float32 even if the base model is bfloat16. At the learning rate of
     # configs/refine_rl.yaml, most updates are too small to change a bfloat16 number.
-    return get_peft_model(model, lora, autocast_adapter_dtype=True)
+    return get_peft_model(model, settings, autocast_adapter_dtype=True)
 
 
 def _check_tower(config: BackboneConfig, linears: list[str]) -> None:
@@ -260,6 +264,15 @@ def read_contract(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / CONTRACT_FILE
     if not path.is_file() or not (Path(folder) / WEIGHTS_FILE).is_file():
         raise RimeError(f"{folder} must hold an adapter, with the files {CONTRACT_FILE} and {WEIGHTS_FILE}.")
+    return contract_in(path)
+
+
+def contract_in(path: Path) -> dict[str, Any]:
+    """Return the contract in a file, of an adapter or of a whole model.
+
+    Raises:
+        RimeError: If the file is damaged.
+    """
     try:
         contract = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:

@@ -6,12 +6,14 @@ One dataclass inside the YAML of each stage; mllm.py builds the model from it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from rime_pl.errors import RimeError
 from rime_pl.prompts import PromptConfig
 
+#: The types that weights and matrix products may have.
+Dtype = Literal["float32", "bfloat16"]
 #: A higher rank of LoRA than this has more values than the matrices that it changes.
 MAX_RANK = 16_384
 #: All linear layers of the decoder and no others: the MLPs of a vision tower also have gate/up/down_proj.
@@ -47,7 +49,7 @@ class BackboneConfig:
 
     name_or_path: str
     load_in_4bit: bool = True
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     lora_r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.0
@@ -88,3 +90,46 @@ class BackboneConfig:
     def trains_tower(self) -> bool:
         """Return whether a part of the vision tower trains."""
         return self.lora_tower != "none"
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """What a user changes when a trained model is loaded; None leaves it as it was in training.
+
+    Args:
+        dtype: Type of frozen weights that are not 4-bit and of matrix products: "float32" or "bfloat16".
+        load_in_4bit: Storage of the decoder's linear layers as NF4.
+        attn_implementation: Attention kernel, as ``BackboneConfig`` has it.
+    """
+
+    dtype: str | None = None
+    load_in_4bit: bool | None = None
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in get_args(Dtype):
+            raise RimeError(
+                f"dtype must be {' or '.join(map(repr, get_args(Dtype)))}, or None for that of the training, "
+                f"but is {self.dtype!r}."
+            )
+        if self.load_in_4bit not in (None, True, False):
+            raise RimeError(f"load_in_4bit must be True, False or None, but is {self.load_in_4bit!r}.")
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are changed, by their names in ``BackboneConfig``."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def applied(self, backbone: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a backbone with these changes.
+
+        Raises:
+            RimeError: If a flash kernel of attention would get float32.
+        """
+        changed = backbone | self.given()
+        kernel = self.attn_implementation or ""
+        if "flash" in kernel and changed.get("dtype", "bfloat16") == "float32":
+            raise RimeError(
+                f"attn_implementation={kernel!r} needs half precision, but the dtype is float32. Give "
+                "dtype='bfloat16', or attn_implementation='sdpa'."
+            )
+        return changed

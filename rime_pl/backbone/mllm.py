@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from rime_pl.backbone import tower
 from rime_pl.backbone.adapters import attach_adapters, load_adapter_weights, read_contract
 from rime_pl.backbone.base_path import find_base
-from rime_pl.backbone.config import BackboneConfig
+from rime_pl.backbone.config import BackboneConfig, LoadSettings
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.head import Sampling, Table, token_logprobs
 from rime_pl.backbone.lora import add_in_place, trained_table
@@ -65,10 +65,15 @@ class Backbone(nn.Module):
         config: Checkpoint, bits and adapter.
         processor: Its tokenizer knows the ids of the mode tokens.
         device: Device of the weights; None is the CPU.
+        lora: False for a checkpoint into which LoRA was merged, which needs none.
     """
 
     def __init__(
-        self, config: BackboneConfig, processor: RimeProcessor, device: str | torch.device | None = None
+        self,
+        config: BackboneConfig,
+        processor: RimeProcessor,
+        device: str | torch.device | None = None,
+        lora: bool = True,
     ):
         super().__init__()
         self.config = config
@@ -76,9 +81,9 @@ class Backbone(nn.Module):
         model = _load(config, device)
         self.base_hash = base_fingerprint(config.name_or_path)
         self.old_base_hash = embedding_fingerprint(model)  # before rows are added
-        self.adapt(model)
+        self.adapt(model, lora)
 
-    def adapt(self, model: Any) -> None:
+    def adapt(self, model: Any, lora: bool = True) -> None:
         """Freeze a loaded model, add rows for new mode tokens and attach the adapters."""
         config, processor = self.config, self.processor
         if config.attn_implementation == "sdpa":
@@ -93,7 +98,7 @@ class Backbone(nn.Module):
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
         if processor.new_tokens:
             _start_new_rows(model, processor)
-        self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id])
+        self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id], lora)
         add_in_place(self.peft)
         keep_packed_weights(self)
         if config.gradient_checkpointing:
@@ -296,6 +301,7 @@ def load_backbone(
     adapter: str | Path,
     device: str | torch.device | None = None,
     base: str | Path | None = None,
+    settings: LoadSettings = LoadSettings(),
 ) -> Backbone:
     """Load the trained backbone of an adapter folder, in eval mode.
 
@@ -303,12 +309,13 @@ def load_backbone(
         adapter: The folder.
         device: Device of the weights; None is the CPU.
         base: Folder or Hugging Face name of the base model (default: where the adapter says that it lies).
+        settings: What is to be otherwise than in training.
 
     Raises:
         RimeError: If the folder holds no adapter, or one that does not fit its base model.
     """
     contract = read_contract(adapter)
-    config = BackboneConfig(**contract["backbone"])
+    config = BackboneConfig(**settings.applied(contract["backbone"]))
     config.name_or_path = find_base(adapter, contract, base)
     processor = RimeProcessor.from_adapter(adapter)
     config.prompt = processor.prompt
@@ -326,6 +333,7 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
             quantization_config=quantization_config(config),
             attn_implementation=config.attn_implementation,
             device_map={"": device or "cpu"},
+            use_safetensors=True,  # a pickle can run code
         )
     except ValueError as error:
         if "attn_implementation" not in str(error):

@@ -23,8 +23,9 @@ from rime_pl.datamodules.mining.rules import Rules
 from rime_pl.datamodules.mining.writing import TRAIN, write_mined, write_trace
 from rime_pl.datamodules.shards import read_split
 from rime_pl.errors import RimeError
+from rime_pl.inference.loading import load
 from rime_pl.inference.parts import PARTS, encode_in_parts
-from rime_pl.inference.retriever import Retriever, load
+from rime_pl.inference.retriever import Retriever
 from rime_pl.processing import RimeProcessor
 from rime_pl.run_folder import RunFolder
 from rime_pl.teacher.writing import refuse_output

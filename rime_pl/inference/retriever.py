@@ -1,6 +1,6 @@
-"""Use a trained model: load a run, encode texts and pictures, search among them.
+"""Use a trained model: encode texts and pictures, search among them.
 
-Called by ``rime_pl.load(run)`` in a notebook and by ``rime search`` in a terminal.
+Made by loading.py, for a notebook (``rime_pl.load``) or a terminal (``rime search``).
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from rime_pl.backbone.adapters import read_contract
 from rime_pl.backbone.lora import merged
-from rime_pl.backbone.mllm import Backbone, load_backbone
+from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.batching import Batches
 from rime_pl.inference.encoding import Meter, encode_batch
-from rime_pl.inference.gallery_cache import Encoded, identity, keep_encoded, read_encoded
+from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.sources import Source, checked, content_digest, is_one, one_item
 from rime_pl.run_folder import RunFolder
-from rime_pl.training_texts import TaskInstructions, choose_task, tasks_from_json, unknown_words
+from rime_pl.training_texts import TaskInstructions, choose_task, unknown_words
 from rime_pl.types import Mode, Prompts, Side
 
 MODES: tuple[Mode, ...] = ("discriminative", "generative")
@@ -350,36 +349,10 @@ class Retriever:
 
 
 def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -> Retriever:
-    """Return the model of a run, ready to encode.
+    """Return ``loading.load(run, device, base)``."""
+    from rime_pl.inference.loading import load as load_model  # it imports this file
 
-    Args:
-        run: The folder of a run (``runs/<name>/cma``), or one above, if there is one adapter below it.
-        device: Device of the model, e.g. "cuda".
-        base: Folder or Hugging Face name of the base model (default: where it was in training).
-
-    Raises:
-        RimeError: If there is no adapter or more than one, or if its base model cannot be loaded.
-    """
-    folder = RunFolder.with_adapter(run)
-    contract = read_contract(folder.adapter)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises both
-        raise RimeError(
-            f"device must be one that torch can use here, such as 'cpu', but is {device!r}."
-        ) from error
-    try:
-        backbone = load_backbone(folder.adapter, device, base)
-    except RimeError as error:
-        if base is not None or contract.get("base_paths") or Path(contract["base"]).is_dir():
-            raise
-        # an earlier version kept the path only as it was typed, and it may also be the name of a download
-        raise RimeError(
-            f"{folder.adapter}: its base model {contract['base']} must be a folder, counted from "
-            f"{Path.cwd()}, or a Hugging Face name that can be loaded, but is neither. Give the folder as "
-            "base (--base)."
-        ) from error
-    return Retriever(backbone, tasks_from_json(contract), folder, identity(contract))
+    return load_model(run, device, base)
 
 
 def _known(mode: Mode) -> Mode:
