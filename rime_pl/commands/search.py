@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.commands.search_index import IndexSettings, choose_threshold, search_index
 from rime_pl.corpus_places import BUILT_IN
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
@@ -24,13 +25,20 @@ from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.retriever import MODES, Retriever, load
-from rime_pl.inference.sources import SUFFIXES, Source
+from rime_pl.inference.sources import SUFFIXES, Source, to_item
+from rime_pl.options.parser import parse_with_optional
 from rime_pl.prompts import PromptConfig
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.table import Table
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
+
+
+def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments; the words of the query may be left out next to a picture, or to calibrate."""
+    instead = "calibrate" if any(word.startswith("--calibrate") for word in words) else "query_media"
+    return parse_with_optional(function, prog, words, instead)
 
 
 def run(
@@ -46,8 +54,9 @@ def run(
     batch_size: int = 32,
     device: str | None = None,
     base: str | None = None,
+    common: IndexSettings = IndexSettings(),  # noqa: B008 - frozen
 ) -> int:
-    """Search the pictures of a run's corpus, or a folder of pictures, with a trained model.
+    """Search the pictures of a run's corpus, a folder of pictures, or an index, with a trained model.
 
     Embeddings are kept in the run's folder. Pictures that cannot be used are left out, and listed at the end.
 
@@ -64,34 +73,56 @@ def run(
         batch_size: Pictures encoded at a time.
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
+        common: How an index is searched.
     """
-    _check(query, top_k, output)
-    modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
+    _check(top_k, output, images, common)
+    asked = "" if common.calibrate else common.query(query)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    gallery: Sequence[Source] = folder_pictures(images) if images else corpus_pictures(stage, console)
+    indexed = common.calibrate or common.index is not None
+    gallery: Sequence[Source] = () if indexed else _gallery(stage, images, console)
     retriever = _load(stage, device, base, console, gallery)
-    asked = _instruction(retriever, "query", task) if instruction is None else instruction
-    _try(retriever, query, asked)
-    target = _instruction(retriever, "target", task)
-    retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
+    if common.calibrate:
+        return choose_threshold(retriever, console)
+    wording = _instruction(retriever, "query", task) if instruction is None else instruction
+    _try(retriever, asked, wording)
     _tell_unknown(retriever, query, console)
-    found = search_modes(retriever, query, modes, top_k, asked)
+    shown = to_item(asked, wording)
+    if common.index is not None:
+        found, index = search_index(retriever, asked, mode, top_k, wording, common)
+        title = f"index: {common.index}, {counted(len(index), 'item', 'items')}"
+        console.print(f"{title}   query: {_called(query, common)}")
+        show(found, shown, output, f"{_called(query, common)}   ({title})")
+        return 0
+    target = _instruction(retriever, "target", task)
+    modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
+    retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
+    found = search_modes(retriever, asked, modes, top_k, wording)
     pictures = counted(len(gallery) - len(retriever.unusable), "picture", "pictures")
-    console.print(f"gallery: {pictures}{_place(gallery)}   query: {query}")
-    show(found, Item(query, instruction=asked), output, f"{query}   ({pictures})", images)
+    console.print(f"gallery: {pictures}{_place(gallery)}   query: {_called(query, common)}")
+    show(found, shown, output, f"{_called(query, common)}   ({pictures})", images)
     _list_unusable(retriever, console)
     return 0
 
 
-def _check(query: str, top_k: int, output: Path) -> None:
-    if not query.strip():
-        raise RimeError("The query must have at least one word, but is empty.")
+def _gallery(stage: RunFolder, images: Path | None, console: Console) -> Sequence[Source]:
+    return folder_pictures(images) if images else corpus_pictures(stage, console)
+
+
+def _called(query: str, given: IndexSettings) -> str:
+    return " + ".join(part for part in (query, str(given.query_media or "")) if part.strip())
+
+
+def _check(top_k: int, output: Path, images: Path | None, given: IndexSettings) -> None:
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise RimeError(f"--output must be the name of a picture, such as search.png, but is {output}.")
+    if given.index is None:
+        given.refuse_without_index()
+    elif images is not None:
+        raise RimeError("--images and --index name two places to search. Give one of them.")
 
 
 def _load(
@@ -117,7 +148,7 @@ def _place(gallery: Sequence[Source]) -> str:
     return f", of {gallery.place}" if isinstance(gallery, CorpusPictures) else ""
 
 
-def _try(retriever: Retriever, query: str, instruction: str) -> None:
+def _try(retriever: Retriever, query: Source, instruction: str) -> None:
     """Raise what is wrong with the query before minutes go into the gallery."""
     try:
         retriever.encode(query, instruction=instruction)
@@ -140,7 +171,9 @@ def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
     return retriever.instruction(side, task) if retriever.tasks or task else ""
 
 
-def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images: Path | None = None) -> None:
+def show(
+    found: Mapping[Any, Found], query: Item, output: Path, title: str, images: Path | None = None
+) -> None:
     """Print a table for each mode and write the sheet of pictures; file names count from ``images``."""
     console = Console(highlight=False, markup=False, emoji=False)  # brackets in a rewrite are no markup
     for mode, result in found.items():
@@ -151,8 +184,8 @@ def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images
 
 
 def search_modes(
-    retriever: Retriever, query: str, modes: Sequence[Mode], top_k: int, instruction: str
-) -> dict[Mode, Found]:
+    retriever: Retriever, query: Source, modes: Sequence[Mode], top_k: int, instruction: str
+) -> dict[str, Found]:
     """One search per mode, each for the second time: the first forward of a process is slow."""
     for mode in modes:
         retriever.search(query, mode, top_k, instruction=instruction)
@@ -258,7 +291,7 @@ def _name(hit: Hit, images: Path | None) -> str:
     return str(Path(hit.name).relative_to(images)) if images else hit.name
 
 
-def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
+def result_table(mode: str, found: Found, images: Path | None = None) -> Table:
     """Rank, score and name of each picture; the query's rewrite and the time in the title."""
     title = f"{mode}: query in {found.encode_ms:.1f} ms, search in {found.search_ms:.2f} ms"
     head = ["#", "cosine", "picture"]
@@ -269,12 +302,20 @@ def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
     return Table(title, [*head, "its rewrite"], rewritten, f'the query as rewritten: "{found.rewrite}"')
 
 
-def sheet_row(query: Item, mode: Mode, found: Found, images: Path | None = None) -> SheetRow:
+def sheet_row(query: Item, mode: str, found: Found, images: Path | None = None) -> SheetRow:
     """One row of the PNG; nothing is marked, as nobody knows what is right."""
     cards = [
-        Card(hit.item.thumbnail(), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
+        Card(_item(hit), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
         for rank, hit in enumerate(found.hits, 1)
     ]
     notes = [f"rewritten: {found.rewrite}"] if found.rewrite is not None else []
     title = f"{mode}   {found.encode_ms:.1f} ms + {found.search_ms:.2f} ms"
     return SheetRow(Card(query, "query"), cards, title, notes)
+
+
+def _item(hit: Hit) -> Item:
+    """Return what a card shows: the item, or its name where its media are not there any more."""
+    try:
+        return hit.item.thumbnail()
+    except DataError:
+        return Item(hit.name)
