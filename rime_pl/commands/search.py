@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,41 +77,78 @@ def run(
     """
     _check(top_k, output, images, common)
     asked = "" if common.calibrate else common.query(query)
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
-    console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
+    console, stage = _begin(run)
     indexed = common.calibrate or common.index is not None
     gallery: Sequence[Source] = () if indexed else _gallery(stage, images, console)
     retriever = _load(stage, device, base, console, gallery)
     if common.calibrate:
         return choose_threshold(retriever, console)
-    wording = _instruction(retriever, "query", task) if instruction is None else instruction
-    _try(retriever, asked, wording)
-    _tell_unknown(retriever, query, console)
-    shown = to_item(asked, wording)
-    if common.index is not None:
-        found, index = search_index(retriever, asked, mode, top_k, wording, common)
-        title = f"index: {common.index}, {counted(len(index), 'item', 'items')}"
-        console.print(f"{title}   query: {_called(query, common)}")
-        show(found, shown, output, f"{_called(query, common)}   ({title})")
+    call = _Call(retriever, query, asked, mode, top_k, output, task, instruction, common, console)
+    return call.search_pictures(gallery, images, batch_size) if not indexed else call.search_index()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the command."""
+
+    retriever: Retriever
+    words: str  # of the query
+    query: Source
+    mode: str
+    top_k: int
+    output: Path
+    task: str | None
+    instruction: str | None
+    given: IndexSettings
+    console: Console
+
+    def search_index(self) -> int:
+        wording = self._wording()
+        found, index = search_index(self.retriever, self.query, self.mode, self.top_k, wording, self.given)
+        self._tell_unknown()
+        title = f"{self.given.index}, {counted(len(index), 'item', 'items')}"
+        called = self.given.called(self.words)
+        self.console.print(f"index: {title}   query: {called}")
+        show(found, to_item(self.query, wording), self.output, f"{called}   ({title})")
         return 0
-    target = _instruction(retriever, "target", task)
-    modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
-    retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
-    found = search_modes(retriever, asked, modes, top_k, wording)
-    pictures = counted(len(gallery) - len(retriever.unusable), "picture", "pictures")
-    console.print(f"gallery: {pictures}{_place(gallery)}   query: {_called(query, common)}")
-    show(found, shown, output, f"{_called(query, common)}   ({pictures})", images)
-    _list_unusable(retriever, console)
-    return 0
+
+    def search_pictures(self, gallery: Sequence[Source], images: Path | None, batch_size: int) -> int:
+        wording, target = self._wording(), _instruction(self.retriever, "target", self.task)
+        modes: Sequence[Mode] = MODES if self.mode == "both" else (self.mode,)  # type: ignore[assignment]
+        self.retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
+        self._tell_unknown()
+        found = search_modes(self.retriever, self.query, modes, self.top_k, wording)
+        pictures = counted(len(gallery) - len(self.retriever.unusable), "picture", "pictures")
+        called = self.given.called(self.words)
+        self.console.print(f"gallery: {pictures}{_place(gallery)}   query: {called}")
+        show(found, to_item(self.query, wording), self.output, f"{called}   ({pictures})", images)
+        _list_unusable(self.retriever, self.console)
+        return 0
+
+    def _wording(self) -> str:
+        """Return the instruction of the query, which is tried before minutes go into the gallery."""
+        if self.instruction is not None:
+            wording = self.instruction
+        else:
+            wording = _instruction(self.retriever, "query", self.task)
+        _try(self.retriever, self.query, wording)
+        return wording
+
+    def _tell_unknown(self) -> None:
+        if words := self.retriever.unknown_words(self.words):
+            told = f"in no training text: {', '.join(words)}. The model may not know what this means."
+            self.console.print(told)
+
+
+def _begin(run: Path | None) -> tuple[Console, RunFolder]:
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
+    console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
+    return console, stage
 
 
 def _gallery(stage: RunFolder, images: Path | None, console: Console) -> Sequence[Source]:
     return folder_pictures(images) if images else corpus_pictures(stage, console)
-
-
-def _called(query: str, given: IndexSettings) -> str:
-    return " + ".join(part for part in (query, str(given.query_media or "")) if part.strip())
 
 
 def _check(top_k: int, output: Path, images: Path | None, given: IndexSettings) -> None:
@@ -154,11 +191,6 @@ def _try(retriever: Retriever, query: Source, instruction: str) -> None:
         retriever.encode(query, instruction=instruction)
     except DataError as error:
         raise DataError(str(error).replace("the item", "the query", 1)) from error
-
-
-def _tell_unknown(retriever: Retriever, query: str, console: Console) -> None:
-    if words := retriever.unknown_words(query):
-        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
 
 
 def _list_unusable(retriever: Retriever, console: Console) -> None:

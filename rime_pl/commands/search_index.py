@@ -59,6 +59,10 @@ class IndexSettings:
         if given := [f"--{name}" for name in names if getattr(self, name) != getattr(plain, name)]:
             raise RimeError(f"{', '.join(given)} needs --index FOLDER. `rime index` makes one.")
 
+    def called(self, text: str) -> str:
+        """Return what a person calls the query."""
+        return " + ".join(part for part in (text, str(self.query_media or "")) if part.strip())
+
     def query(self, text: str) -> Source:
         """Return the query.
 
