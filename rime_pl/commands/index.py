@@ -122,6 +122,8 @@ def _check(source: str, from_parquet: Path | None, given: IndexedSettings) -> No
         raise RimeError("--from_parquet takes the place of the source, so give one of them.")
     if from_parquet is None and not source:
         raise RimeError("The source must be a folder or a file, but is empty.")
+    if from_parquet is not None and not from_parquet.is_file():
+        raise RimeError(f"--from_parquet must be a Parquet file, but there is none: {from_parquet}.")
 
 
 def _embed(scan: Scan, output: Path, retriever: Retriever, given: IndexedSettings) -> Counts:
