@@ -81,7 +81,7 @@ def run(
     console, stage = _begin(run)
     indexed = common.calibrate or common.index is not None
     gallery: Sequence[Source] = () if indexed else _gallery(stage, images, console)
-    retriever = _load(stage, device, base, console, gallery)
+    retriever = load_with_tasks(stage, device, base, console, gallery)
     if common.calibrate:
         return choose_threshold(retriever, console)
     call = _Call(retriever, query, asked, mode, top_k, output, task, instruction, common, console)
@@ -165,8 +165,8 @@ def _check(top_k: int, output: Path, images: Path | None, given: IndexSettings) 
     _ = IndexFolder(given.index).facts  # refuses a folder that is none, before the model is loaded
 
 
-def _load(
-    stage: RunFolder, device: str | None, base: str | None, console: Console, gallery: Sequence[Source]
+def load_with_tasks(
+    stage: RunFolder, device: str | None, base: str | None, console: Console, gallery: Sequence[Source] = ()
 ) -> Retriever:
     """Load the model; its instructions come from the corpus if the adapter is of an earlier version.
 
