@@ -42,9 +42,10 @@ COMMANDS = {
         "runs": "list runs side by side: state, recalls and what differs from the recipe",
     },
     "use": {
-        "search": "search the pictures of a finished run, or a folder of your own",
         "eval": "score a run on a local copy of a public benchmark: MMEB-V2, MRMR or UVRB",
         "export": "write a trained model for sentence-transformers, transformers, vLLM or PEFT",
+        "search": "search the pictures of a finished run, a folder of your own, or an index",
+        "index": "embed a collection once: folders, PDF files, tables, texts or a corpus",
     },
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",
