@@ -40,6 +40,7 @@ COMMANDS = {
     },
     "look at runs": {
         "runs": "list runs side by side: state, recalls and what differs from the recipe",
+        "report": "write one HTML file about runs: modes, cost, examples, curves, settings",
     },
     "use": {
         "search": "search the pictures of a finished run, or a folder of your own",

@@ -74,6 +74,7 @@ def in_the_repository() -> set[str]:
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "callbacks").rglob("*.py")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "datamodules").rglob("*.py")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.yaml")}
+    modules |= {file.relative_to(ROOT) for file in (ROOT / "rime_pl").rglob("*.css")}
     return {module.as_posix() for module in modules}
 
 
