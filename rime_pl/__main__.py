@@ -43,7 +43,8 @@ COMMANDS = {
         "report": "write one HTML file about runs: modes, cost, examples, curves, settings",
     },
     "use": {
-        "search": "search the pictures of a finished run, or a folder of your own",
+        "search": "search the pictures of a finished run, a folder of your own, or an index",
+        "index": "embed a collection once: folders, PDF files, tables, texts or a corpus",
     },
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",

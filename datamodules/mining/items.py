@@ -6,21 +6,17 @@ embed it. Called by the command, and by the other files here.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, overload
 
-from PIL import Image, ImageFile
-
 from rime_pl.datamodules.faults import first_lines
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import ShardReader
-from rime_pl.datamodules.stored import StoredReader
+from rime_pl.datamodules.stored import StoredReader, look_of, media_digest
 from rime_pl.errors import DataError
-from rime_pl.types import Clip, Item, Pair, content_hash, frames_of
+from rime_pl.types import Item, Pair, content_hash
 
 #: Largest share of the training samples that may be unreadable.
 MAX_BROKEN = 0.05
@@ -82,26 +78,13 @@ def normalised(text: str) -> str:
 
 def identity_of(item: Item) -> Identity:
     """Return what makes an item the same as another one; its pictures are undecoded, from a StoredReader."""
-    media = hashlib.sha256()
-    for medium in item.media:
-        times = medium.times if isinstance(medium, Clip) else ()
-        media.update(json.dumps([type(medium).__name__, times, len(frames_of(medium))]).encode())
-        for frame in frames_of(medium):
-            media.update(hashlib.sha256(_stored(frame)).digest())
-    pictures = media.hexdigest() if item.media else ""
-    look = hashlib.blake2b(json.dumps([item.instruction, item.text, pictures]).encode(), digest_size=16)
+    pictures = media_digest(item)
     text = normalised(item.text) if not item.media else ""
-    return Identity(look.digest(), content_hash(item.content_id), _code(text), _code(pictures))
+    return Identity(look_of(item, pictures), content_hash(item.content_id), _code(text), _code(pictures))
 
 
 def _code(text: str) -> int:
     return content_hash(text) if text else 0
-
-
-def _stored(frame: Image.Image) -> bytes:
-    assert isinstance(frame, ImageFile.ImageFile) and frame.fp, "an undecoded picture"
-    frame.fp.seek(0)
-    return frame.fp.read()
 
 
 class Catalogue:

@@ -35,7 +35,8 @@ class Hit:
 class Found:
     """The results of one search."""
 
-    hits: list[Hit]  # best first
-    rewrite: str | None  # rewrite of the query
+    hits: Sequence[Hit]  # best first
+    rewrite: str | None  # rewrite of the query; None: none was written
     encode_ms: float  # time to encode the query, in ms: with its rewrite in the generative mode
-    search_ms: float  # time to compare it with the gallery, in ms
+    search_ms: float  # time to compare it with the gallery, in ms; of many queries both are means
+    margin: float | None = None  # of an adaptive search: best score minus second best, discriminative

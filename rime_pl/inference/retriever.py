@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from operator import itemgetter
@@ -176,8 +176,9 @@ class Retriever:
         instruction: str = "",
         progress: str = "",
         skip_unusable: bool = False,
+        each: Callable[[int], object] = lambda count: None,
     ) -> dict[Mode, Encoded]:
-        """Return the results of ``encode_full`` in some modes; each picture is read once for all."""
+        """Return what ``encode_full`` does, in some modes; ``each`` gets the size of each batch."""
         if batch_size < 1:
             raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
         rows = self._checked(items, skip_unusable)
@@ -201,6 +202,7 @@ class Retriever:
                     self._refuse_damaged(vectors)
                     found += zip(batch.numbers, vectors, written, strict=True)
                 bar.advance(shown, batch.done)
+                each(batch.done)
         if not found:
             raise DataError(
                 f"At least one item must be usable, but none of {len(rows)} is. The first: {unusable[0]}"

@@ -197,6 +197,25 @@ def parse(
     return arguments(function, {name: values[name] for name in options_of(function)})
 
 
+def parse_with_optional(
+    function: Callable[..., Any], prog: str, words: Sequence[str], instead: str
+) -> dict[str, Any]:
+    """Return what ``parse`` does; the argument by its place is "" if it is left out next to ``--instead``."""
+    given = any(
+        re.fullmatch(f"--{instead}(=.*)?", word.replace("-", "_").replace("__", "--", 1)) for word in words
+    )
+    try:
+        return parse(function, prog, words)
+    except RimeError:
+        if not given:
+            raise
+        try:
+            return parse(function, prog, ["", *words])
+        except RimeError:
+            pass
+        raise
+
+
 def arguments(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``function`` for options: those of ``common`` become its dataclass."""
     if (common := common_of(function)) is None:
