@@ -45,6 +45,7 @@ COMMANDS = {
     "use": {
         "search": "search the pictures of a finished run, a folder of your own, or an index",
         "index": "embed a collection once: folders, PDF files, tables, texts or a corpus",
+        "demo": "serve a search page: words, pictures or clips, and what each mode pair finds",
     },
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",
