@@ -52,8 +52,7 @@ class Guard:
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
+                headers.update(HEADERS)
             await send(message)
 
         if refused := self._refused(Headers(scope=scope)):

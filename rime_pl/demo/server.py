@@ -90,7 +90,8 @@ class Page:
         data = await self.pictures.run(partial(self.searcher.picture, id))
         if data is None:
             raise HTTPException(404, "There is no picture of this item.")
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        # not cached: another index at this port has another picture in this row
+        return Response(data, media_type="image/jpeg")
 
     @contextlib.asynccontextmanager
     async def life(self, app: Starlette) -> AsyncIterator[None]:

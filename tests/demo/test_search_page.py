@@ -1,4 +1,4 @@
-"""The search page in a real browser: by keyboard, by drop and paste, on a phone, and with hostile captions."""
+"""The search page in a real browser: keyboard, drop and paste, a phone, hostile captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `rime report` in a real browser: nothing runs, nothing is asked for, and a phone can read it."""
+"""The page of `rime report` in a real browser: no script, no request, and a phone can read it."""
 
 from __future__ import annotations
 
