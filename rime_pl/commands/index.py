@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,20 +19,53 @@ from rime_pl.inference import collection
 from rime_pl.inference.collection import Each, Scan
 from rime_pl.inference.corpus_targets import scan_corpus
 from rime_pl.inference.index import Counts, update_index
-from rime_pl.inference.index_folder import DTYPES, PART, Facts, IndexFolder
+from rime_pl.inference.index_folder import PART, Facts, IndexFolder
 from rime_pl.inference.index_import import import_vectors
 from rime_pl.inference.indexed_media import CorpusTargets, Files
 from rime_pl.inference.retriever import MODES, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, VIDEO_SUFFIXES
 from rime_pl.options.parser import parse_with_optional
 from rime_pl.run_folder import RUNS, RunFolder
-
-_SHOWN = {"discriminative": ("discriminative",), "both": MODES}
+from rime_pl.types import Mode
 
 
 def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments; the source is left out if vectors are read from a file."""
     return parse_with_optional(function, prog, words, "from_parquet")
+
+
+@dataclass(frozen=True)
+class IndexedSettings:
+    """What is indexed, and how.
+
+    Args:
+        splits: Splits of a corpus (default: of a built-in one test and distractors, of others all).
+        galleries: Galleries of a corpus, such as pictures (default: all).
+        mode: Vectors of each item; both lets every mode pair be searched.
+        dtype: Numbers of the vectors; float16 takes half the space.
+        task: Task whose target instruction is used (default: the first that asks in words alone for a
+            picture).
+        instruction: Instruction of the items in the place of the task's.
+        batch_size: Items encoded at a time.
+        part_size: Items of a part; a stop loses one at most.
+    """
+
+    splits: list[str] | None = None
+    galleries: list[str] | None = None
+    mode: Literal["both", "discriminative"] = "both"
+    dtype: Literal["float32", "float16"] = "float32"
+    task: str | None = None
+    instruction: str | None = None
+    batch_size: int = 32
+    part_size: int = PART
+
+    def facts(self, retriever: Retriever) -> Facts:
+        """Return what index.json will say."""
+        wording = self.instruction
+        if wording is None:
+            wording = retriever.instruction("target", self.task) if retriever.tasks or self.task else ""
+        modes: list[Mode] = list(MODES) if self.mode == "both" else ["discriminative"]
+        return Facts(retriever.name, retriever.dimension, modes, wording, self.dtype)
 
 
 def run(
@@ -40,17 +74,10 @@ def run(
     output: Path,
     run: Path | None = None,
     media: Path | None = None,
-    splits: list[str] | None = None,
-    galleries: list[str] | None = None,
-    mode: Literal["both", "discriminative"] = "both",
-    dtype: Literal["float32", "float16"] = "float32",
-    task: str | None = None,
-    instruction: str | None = None,
-    batch_size: int = 32,
-    part_size: int = PART,
     from_parquet: Path | None = None,
     device: str | None = None,
     base: str | None = None,
+    common: IndexedSettings = IndexedSettings(),
 ) -> int:
     """Embed a collection with a trained model, into a folder that `rime search --index` searches.
 
@@ -63,65 +90,52 @@ def run(
         output: Folder of the index.
         run: Folder of a run (default: the one in runs/ that finished last).
         media: Folder of the files that a table names (default: that of the table).
-        splits: Splits of a corpus (default: of a built-in one test and distractors, of others all).
-        galleries: Galleries of a corpus, such as pictures (default: all).
-        mode: Vectors of each item; both lets every mode pair be searched.
-        dtype: Numbers of the vectors; float16 takes half the space.
-        task: Task whose target instruction is used (default: the first that asks in words alone for a
-            picture).
-        instruction: Instruction of the items in the place of the task's.
-        batch_size: Items encoded at a time.
-        part_size: Items of a part; a stop loses one at most.
-        from_parquet: Parquet file with vectors that this model made elsewhere, in the place of the source:
-            columns id, disc and gen or one of them, and if you like rewrite, media and text.
+        from_parquet: Parquet file with vectors that this model made elsewhere, in the place of the source.
+            It has the columns id, disc and gen or one of them, and if you like rewrite, media and text.
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
+        common: What is indexed, and how.
     """
-    for name, value in (("batch_size", batch_size), ("part_size", part_size)):
-        if value < 1:
-            raise RimeError(f"--{name} must be 1 or more, but is {value}.")
+    _check(source, from_parquet, common)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if from_parquet is not None:
-        if source:
-            raise RimeError("--from_parquet takes the place of the source, so give one of them.")
-        retriever = load(stage.path, device, base)
-        about = replace(_facts(retriever, mode, dtype, task, instruction), kind="vectors")
+        about = common.facts(load(stage.path, on, base))
         with _bar() as bar:
             counts, notes = import_vectors(output, from_parquet, about, media, _each(bar, "reading"))
         _tell(console, output, counts, notes)
         return 0
     with _bar() as bar:
-        scan = scan_source(Path(source), media, splits, galleries, _each(bar, "looking"))
-    retriever = load(stage.path, device, base)
-    most = retriever.backbone.processor.prompt.media_limit
-    scan.records = list(collection.checked_media(scan.records, most, scan))
-    opens = CorpusTargets(scan.root, most) if scan.kind == "corpus" else Files(scan.root)
-    about = _facts(retriever, mode, dtype, task, instruction)
-    with _bar() as bar:
-        counts = update_index(
-            output, scan, opens, retriever, about, batch_size, part_size, _each(bar, "embedding")
-        )
+        scan = scan_source(Path(source), media, common, _each(bar, "looking"))
+    counts = _embed(scan, output, load(stage.path, on, base), common)
     _tell(console, output, counts, scan.notes)
     return 0
 
 
-def _facts(retriever: Retriever, mode: str, dtype: str, task: str | None, instruction: str | None) -> Facts:
-    if instruction is None:
-        instruction = retriever.instruction("target", task) if retriever.tasks or task else ""
-    assert dtype in DTYPES
-    modes = list(_SHOWN[mode])
-    return Facts(retriever.name, retriever.dimension, modes, instruction, dtype)  # type: ignore[arg-type]
+def _check(source: str, from_parquet: Path | None, given: IndexedSettings) -> None:
+    for name in ("batch_size", "part_size"):
+        if getattr(given, name) < 1:
+            raise RimeError(f"--{name} must be 1 or more, but is {getattr(given, name)}.")
+    if from_parquet is not None and source:
+        raise RimeError("--from_parquet takes the place of the source, so give one of them.")
+    if from_parquet is None and not source:
+        raise RimeError("The source must be a folder or a file, but is empty.")
+
+
+def _embed(scan: Scan, output: Path, retriever: Retriever, given: IndexedSettings) -> Counts:
+    most = retriever.backbone.processor.prompt.media_limit
+    scan.records = list(collection.checked_media(scan.records, most, scan))
+    opens = CorpusTargets(scan.root, most) if scan.kind == "corpus" else Files(scan.root)
+    sizes = given.batch_size, given.part_size
+    with _bar() as bar:
+        each = _each(bar, "embedding")
+        return update_index(output, scan, opens, retriever, given.facts(retriever), *sizes, each)
 
 
 def scan_source(
-    source: Path,
-    media: Path | None,
-    splits: Sequence[str] | None,
-    galleries: Sequence[str] | None,
-    each: Each,
+    source: Path, media: Path | None, given: IndexedSettings, each: Each = lambda done, total: None
 ) -> Scan:
     """Return the items of whatever a source is.
 
@@ -131,12 +145,12 @@ def scan_source(
     kind = source.suffix.lower()
     is_corpus = (source / CORPUS_FILE).is_file()
     is_table = source.is_file() and kind in collection.TABLES
-    if (splits or galleries) and not is_corpus:
+    if (given.splits or given.galleries) and not is_corpus:
         raise RimeError(f"--splits and --galleries need a corpus as the source, but {source} is none.")
     if media is not None and not is_table:
         raise RimeError(f"--media needs a table as the source, but {source} is none.")
     if is_corpus:
-        return scan_corpus(source, splits, galleries, each)
+        return scan_corpus(source, given.splits, given.galleries, each)
     if source.is_dir():
         return collection.scan_folder(source, each)
     if not source.is_file():
@@ -178,7 +192,5 @@ def _tell(console: Console, output: Path, counts: Counts, notes: Sequence[str]) 
 
 
 def _reasons(file: Path) -> list[str]:
-    import json
-
     rows = map(json.loads, file.read_text().splitlines())
     return [row["reason"] if row["id"] in row["reason"] else f"{row['id']}: {row['reason']}" for row in rows]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.commands.search_index import IndexSettings, choose_threshold, search_index
 from rime_pl.corpus_places import BUILT_IN
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
@@ -24,13 +25,20 @@ from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.retriever import MODES, Retriever, load
-from rime_pl.inference.sources import SUFFIXES, Source
+from rime_pl.inference.sources import SUFFIXES, Source, to_item
+from rime_pl.options.parser import parse_with_optional
 from rime_pl.prompts import PromptConfig
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.table import Table
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
+
+
+def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments; the words of the query may be left out next to a picture, or to calibrate."""
+    instead = "calibrate" if any(word.startswith("--calibrate") for word in words) else "query_media"
+    return parse_with_optional(function, prog, words, instead)
 
 
 def run(
@@ -46,8 +54,9 @@ def run(
     batch_size: int = 32,
     device: str | None = None,
     base: str | None = None,
+    common: IndexSettings = IndexSettings(),  # noqa: B008 - frozen
 ) -> int:
-    """Search the pictures of a run's corpus, or a folder of pictures, with a trained model.
+    """Search the pictures of a run's corpus, a folder of pictures, or an index, with a trained model.
 
     Embeddings are kept in the run's folder. Pictures that cannot be used are left out, and listed at the end.
 
@@ -64,34 +73,93 @@ def run(
         batch_size: Pictures encoded at a time.
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
+        common: How an index is searched.
     """
-    _check(query, top_k, output)
-    modes: Sequence[Mode] = MODES if mode == "both" else (mode,)
+    _check(top_k, output, images, common)
+    asked = "" if common.calibrate else common.query(query)
+    console, stage = _begin(run)
+    indexed = common.calibrate or common.index is not None
+    gallery: Sequence[Source] = () if indexed else _gallery(stage, images, console)
+    retriever = _load(stage, device, base, console, gallery)
+    if common.calibrate:
+        return choose_threshold(retriever, console)
+    call = _Call(retriever, query, asked, mode, top_k, output, task, instruction, common, console)
+    return call.search_pictures(gallery, images, batch_size) if not indexed else call.search_index()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the command."""
+
+    retriever: Retriever
+    words: str  # of the query
+    query: Source
+    mode: str
+    top_k: int
+    output: Path
+    task: str | None
+    instruction: str | None
+    given: IndexSettings
+    console: Console
+
+    def search_index(self) -> int:
+        wording = self._wording()
+        found, index = search_index(self.retriever, self.query, self.mode, self.top_k, wording, self.given)
+        self._tell_unknown()
+        title = f"{self.given.index}, {counted(len(index), 'item', 'items')}"
+        called = self.given.called(self.words)
+        self.console.print(f"index: {title}   query: {called}")
+        show(found, to_item(self.query, wording), self.output, f"{called}   ({title})")
+        return 0
+
+    def search_pictures(self, gallery: Sequence[Source], images: Path | None, batch_size: int) -> int:
+        wording, target = self._wording(), _instruction(self.retriever, "target", self.task)
+        modes: Sequence[Mode] = MODES if self.mode == "both" else (self.mode,)  # type: ignore[assignment]
+        self.retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
+        self._tell_unknown()
+        found = search_modes(self.retriever, self.query, modes, self.top_k, wording)
+        pictures = counted(len(gallery) - len(self.retriever.unusable), "picture", "pictures")
+        called = self.given.called(self.words)
+        self.console.print(f"gallery: {pictures}{_place(gallery)}   query: {called}")
+        show(found, to_item(self.query, wording), self.output, f"{called}   ({pictures})", images)
+        _list_unusable(self.retriever, self.console)
+        return 0
+
+    def _wording(self) -> str:
+        """Return the instruction of the query, which is tried before minutes go into the gallery."""
+        if self.instruction is not None:
+            wording = self.instruction
+        else:
+            wording = _instruction(self.retriever, "query", self.task)
+        _try(self.retriever, self.query, wording)
+        return wording
+
+    def _tell_unknown(self) -> None:
+        if words := self.retriever.unknown_words(self.words):
+            told = f"in no training text: {', '.join(words)}. The model may not know what this means."
+            self.console.print(told)
+
+
+def _begin(run: Path | None) -> tuple[Console, RunFolder]:
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    gallery: Sequence[Source] = folder_pictures(images) if images else corpus_pictures(stage, console)
-    retriever = _load(stage, device, base, console, gallery)
-    asked = _instruction(retriever, "query", task) if instruction is None else instruction
-    _try(retriever, query, asked)
-    target = _instruction(retriever, "target", task)
-    retriever.index(gallery, modes, batch_size, None, target, progress=True, skip_unusable=True)
-    _tell_unknown(retriever, query, console)
-    found = search_modes(retriever, query, modes, top_k, asked)
-    pictures = counted(len(gallery) - len(retriever.unusable), "picture", "pictures")
-    console.print(f"gallery: {pictures}{_place(gallery)}   query: {query}")
-    show(found, Item(query, instruction=asked), output, f"{query}   ({pictures})", images)
-    _list_unusable(retriever, console)
-    return 0
+    return console, stage
 
 
-def _check(query: str, top_k: int, output: Path) -> None:
-    if not query.strip():
-        raise RimeError("The query must have at least one word, but is empty.")
+def _gallery(stage: RunFolder, images: Path | None, console: Console) -> Sequence[Source]:
+    return folder_pictures(images) if images else corpus_pictures(stage, console)
+
+
+def _check(top_k: int, output: Path, images: Path | None, given: IndexSettings) -> None:
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise RimeError(f"--output must be the name of a picture, such as search.png, but is {output}.")
+    if given.index is None:
+        given.refuse_without_index()
+    elif images is not None:
+        raise RimeError("--images and --index name two places to search. Give one of them.")
 
 
 def _load(
@@ -117,17 +185,12 @@ def _place(gallery: Sequence[Source]) -> str:
     return f", of {gallery.place}" if isinstance(gallery, CorpusPictures) else ""
 
 
-def _try(retriever: Retriever, query: str, instruction: str) -> None:
+def _try(retriever: Retriever, query: Source, instruction: str) -> None:
     """Raise what is wrong with the query before minutes go into the gallery."""
     try:
         retriever.encode(query, instruction=instruction)
     except DataError as error:
         raise DataError(str(error).replace("the item", "the query", 1)) from error
-
-
-def _tell_unknown(retriever: Retriever, query: str, console: Console) -> None:
-    if words := retriever.unknown_words(query):
-        console.print(f"in no training text: {', '.join(words)}. The model may not know what this means.")
 
 
 def _list_unusable(retriever: Retriever, console: Console) -> None:
@@ -140,7 +203,9 @@ def _instruction(retriever: Retriever, side: Side, task: str | None) -> str:
     return retriever.instruction(side, task) if retriever.tasks or task else ""
 
 
-def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images: Path | None = None) -> None:
+def show(
+    found: Mapping[Any, Found], query: Item, output: Path, title: str, images: Path | None = None
+) -> None:
     """Print a table for each mode and write the sheet of pictures; file names count from ``images``."""
     console = Console(highlight=False, markup=False, emoji=False)  # brackets in a rewrite are no markup
     for mode, result in found.items():
@@ -151,8 +216,8 @@ def show(found: dict[Mode, Found], query: Item, output: Path, title: str, images
 
 
 def search_modes(
-    retriever: Retriever, query: str, modes: Sequence[Mode], top_k: int, instruction: str
-) -> dict[Mode, Found]:
+    retriever: Retriever, query: Source, modes: Sequence[Mode], top_k: int, instruction: str
+) -> dict[str, Found]:
     """One search per mode, each for the second time: the first forward of a process is slow."""
     for mode in modes:
         retriever.search(query, mode, top_k, instruction=instruction)
@@ -258,7 +323,7 @@ def _name(hit: Hit, images: Path | None) -> str:
     return str(Path(hit.name).relative_to(images)) if images else hit.name
 
 
-def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
+def result_table(mode: str, found: Found, images: Path | None = None) -> Table:
     """Rank, score and name of each picture; the query's rewrite and the time in the title."""
     title = f"{mode}: query in {found.encode_ms:.1f} ms, search in {found.search_ms:.2f} ms"
     head = ["#", "cosine", "picture"]
@@ -269,12 +334,20 @@ def result_table(mode: Mode, found: Found, images: Path | None = None) -> Table:
     return Table(title, [*head, "its rewrite"], rewritten, f'the query as rewritten: "{found.rewrite}"')
 
 
-def sheet_row(query: Item, mode: Mode, found: Found, images: Path | None = None) -> SheetRow:
+def sheet_row(query: Item, mode: str, found: Found, images: Path | None = None) -> SheetRow:
     """One row of the PNG; nothing is marked, as nobody knows what is right."""
     cards = [
-        Card(hit.item.thumbnail(), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
+        Card(_item(hit), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
         for rank, hit in enumerate(found.hits, 1)
     ]
     notes = [f"rewritten: {found.rewrite}"] if found.rewrite is not None else []
     title = f"{mode}   {found.encode_ms:.1f} ms + {found.search_ms:.2f} ms"
     return SheetRow(Card(query, "query"), cards, title, notes)
+
+
+def _item(hit: Hit) -> Item:
+    """Return what a card shows: the item, or its name where its media are not there any more."""
+    try:
+        return hit.item.thumbnail()
+    except DataError:
+        return Item(hit.name)

@@ -96,7 +96,7 @@ def curve(asked: Asked) -> list[Point]:
     points: list[Point] = []
     for share in SHARES:
         count = round(share * len(ordered))
-        threshold = math.inf if count >= len(ordered) else float(ordered[count])
+        threshold = math.inf if count >= len(ordered) else float(ordered[count]) if count else 0.0
         if not points or threshold != points[-1].margin:
             points.append(point(asked, threshold))
     return points

@@ -32,12 +32,7 @@ def scan_corpus(
     Raises:
         RimeError: If there is no such split or gallery, or no target.
     """
-    about = read_corpus(corpus)
-    built_in = about.get("name") in BUILT_IN  # what its training has seen is no part of a demo
-    there = list(about["splits"])
-    if unknown := sorted(set(splits or ()) - set(there)):
-        raise RimeError(f"--splits must name splits of {corpus}, {sorted(there)}, but has {unknown}.")
-    chosen = splits or [name for name in there if not built_in or name in ("test", DISTRACTORS)]
+    chosen = _chosen(corpus, splits)
     entries = {split: read_split(corpus, split) for split in chosen}
     found, looks, again = Scan("corpus", corpus), set[bytes](), 0
     known, done, total = set[str](), 0, sum(map(len, entries.values()))
@@ -66,3 +61,12 @@ def scan_corpus(
     if again:
         found.notes.append(f"{counted(again, 'target shows', 'targets show')} the same as an earlier one.")
     return found
+
+
+def _chosen(corpus: Path, splits: Sequence[str] | None) -> Sequence[str]:
+    about = read_corpus(corpus)
+    built_in = about.get("name") in BUILT_IN  # what its training has seen is no part of a demo
+    there = list(about["splits"])
+    if unknown := sorted(set(splits or ()) - set(there)):
+        raise RimeError(f"--splits must name splits of {corpus}, {sorted(there)}, but has {unknown}.")
+    return splits or [name for name in there if not built_in or name in ("test", DISTRACTORS)]

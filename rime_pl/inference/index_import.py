@@ -61,14 +61,8 @@ def import_vectors(
         RimeError: If the file cannot be read, lacks a column, or its vectors have another dimension than the
             model; or the folder holds something else.
     """
-    if not source.is_file():
-        raise RimeError(f"--from_parquet must be a Parquet file, but there is none: {source}.")
-    if media is not None and not media.is_dir():
-        raise RimeError(f"--media must be a folder, but is {media}.")
     folder = IndexFolder(path)
-    refuse_other_folder(folder)
-    if folder.facts_file.is_file() and not folder.building.is_file():
-        raise RimeError(f"--output must be an empty folder, but {path} is an index. Choose another one.")
+    _check(folder, source, media)
     path.mkdir(parents=True, exist_ok=True)
     with told(source):
         file = pq.ParquetFile(source)
@@ -96,6 +90,16 @@ def import_vectors(
     normalised = counted(reader.normalised, "vector was", "vectors were")
     notes = [f"{normalised} not of length 1, and normalised."] if reader.normalised else []
     return Counts(total=start, kept=start, unusable=len(reader.unusable)), notes
+
+
+def _check(folder: IndexFolder, source: Path, media: Path | None) -> None:
+    if not source.is_file():
+        raise RimeError(f"--from_parquet must be a Parquet file, but there is none: {source}.")
+    if media is not None and not media.is_dir():
+        raise RimeError(f"--media must be a folder, but is {media}.")
+    refuse_other_folder(folder)
+    if folder.facts_file.is_file() and not folder.building.is_file():
+        raise RimeError(f"--output must be an empty folder, but {folder} is an index. Choose another one.")
 
 
 def _modes(schema: pa.Schema, source: Path, dimension: int) -> list[Mode]:

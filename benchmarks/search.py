@@ -1,0 +1,161 @@
+"""Two-step and adaptive search of trained runs: recall@1 against time, on the test split.
+
+`python -m benchmarks.search RUN ...`; several runs are seeds. All queries of the headline tasks are asked in
+batches, each in its own gallery. The threshold of the adaptive search is chosen on the validation split of
+the same run. Milliseconds are medians over rounds in which the ways to search take turns: to embed a batch of
+queries and to search an index of all targets. The last line is JSON, with means over the runs.
+
+- two-step: the 10 nearest in the discriminative mode, ranked again by generative vectors of the targets; the
+  query's vector is the generative one (`gen`, needs a rewrite) or the discriminative one (`disc`).
+- adaptive: a rewrite only where the discriminative margin is below the threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rime_pl.inference.adaptive import Point, curve, point
+from rime_pl.inference.calibration import SPLIT, Calibration, calibrate, measure
+from rime_pl.inference.labelled import Vectors
+from rime_pl.inference.retriever import MODES, Retriever, load
+from rime_pl.metrics.bootstrap import bootstrap_interval, macro_mean
+from rime_pl.metrics.retrieval import recall_at
+from rime_pl.metrics.top_k import top_k
+from rime_pl.report.adaptive_curve import Shown, adaptive_figure
+from rime_pl.report.figures import save_figure
+from rime_pl.types import Mode
+
+#: A gallery of OpenMoji has 100 items, so 100 candidates would be all of it.
+CANDIDATES = 10
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="Folders of runs, such as runs/NAME/cma")
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="Queries of a batch (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="Measured rounds (default: %(default)s)")
+    parser.add_argument("--picture", type=Path, help="PNG of the adaptive curve of the first run")
+    args = parser.parse_args(words)
+    found = []
+    for run in args.runs:
+        retriever = load(run)
+        chosen = calibrate(measure(retriever, SPLIT))
+        vectors = measure(retriever, "test")
+        result = {
+            **recalls(vectors, chosen),
+            **times(retriever, vectors, chosen, args.batch_size, args.rounds),
+        }
+        print(f"{run}: {json.dumps(result)}", flush=True)
+        found.append(result)
+        if args.picture and run == args.runs[0]:
+            draw(vectors, chosen, args.picture)
+    means = {name: round(statistics.mean(one[name] for one in found), 4) for name in found[0]}
+    print(json.dumps({"runs": len(found), **means}))
+
+
+def recalls(vectors: Vectors, chosen: Calibration) -> dict[str, float]:
+    """Return recall@1, the mean over tasks, of each way to search."""
+    asked = vectors.asked(chosen.target_mode)
+    ways: dict[str, Tensor] = {
+        "disc_disc": vectors.ranks("discriminative", "discriminative"),
+        "gen_gen": vectors.ranks("generative", "generative"),
+        "disc_gen": vectors.ranks("discriminative", "generative"),
+        "gen_disc": vectors.ranks("generative", "discriminative"),
+        "two_step_gen": vectors.two_step_ranks("generative", "generative", CANDIDATES),
+        "two_step_disc": vectors.two_step_ranks("discriminative", "generative", CANDIDATES),
+    }
+    result = {name: macro_mean(asked.groups(recall_at(ranks, 1))) for name, ranks in ways.items()}
+    for name in ("two_step_gen", "two_step_disc"):
+        result[f"{name}_over_gen_gen"] = result[name] / result["gen_gen"]
+    at = point(asked, chosen.chosen.margin)
+    never, always = (asked.groups(values) for values in (asked.never, asked.always))
+    return {
+        **result,
+        **{"adaptive": at.recall, "adaptive_low": at.low, "adaptive_high": at.high},
+        **{"adaptive_share": at.share, "never": macro_mean(never), "always": macro_mean(always)},
+        **{"always_low": bootstrap_interval(always)[0], "always_high": bootstrap_interval(always)[1]},
+    }
+
+
+def times(
+    retriever: Retriever, vectors: Vectors, chosen: Calibration, batch_size: int, rounds: int
+) -> dict[str, float]:
+    """Return milliseconds for each query, embedding and search, and their ratios to the discriminative."""
+    queries = [vectors.split.queries[n] for n in range(min(batch_size, len(vectors.split.queries)))]
+    calls = _calls(retriever, vectors, queries, chosen)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name in list(calls)[:: 1 if number % 2 else -1]:
+            began = time.perf_counter()
+            calls[name]()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    ms = {name: 1000 * statistics.median(took) / len(queries) for name, took in seconds.items()}
+    ratios = {f"{name}_over_disc_ms": ms[name] / ms["disc"] for name in ms if name != "disc"}
+    return {**{f"{name}_ms": value for name, value in ms.items()}, **ratios}
+
+
+def _calls(
+    retriever: Retriever, vectors: Vectors, queries: Sequence[Any], chosen: Calibration
+) -> dict[str, Callable[[], object]]:
+    targets = vectors.targets
+
+    def encode(modes: Sequence[Mode], items: Sequence[Any] = queries) -> dict[Mode, Tensor]:
+        return {
+            mode: one.embeddings for mode, one in retriever.encode_modes(items, modes, len(queries)).items()
+        }
+
+    def one_pass(mode: Mode) -> None:
+        top_k(encode((mode,))[mode], [targets[mode]], 10)
+
+    def two_step(mode: Mode) -> None:
+        found = encode(MODES if mode == "generative" else (mode,))
+        rows = top_k(found["discriminative"], [targets["discriminative"]], CANDIDATES)[1]
+        torch.einsum("qd,qcd->qc", found[mode], targets["generative"][rows]).topk(10)
+
+    def adaptive() -> None:
+        found = encode(("discriminative",))["discriminative"]
+        scores = top_k(found, [targets["discriminative"]], 10)[0]
+        unsure = (scores[:, 0] - scores[:, 1] < chosen.chosen.margin).nonzero().flatten().tolist()
+        if unsure:
+            again = encode(("generative",), [queries[n] for n in unsure])["generative"]
+            top_k(again, [targets[chosen.target_mode]], 10)
+
+    return {
+        "disc": lambda: one_pass("discriminative"),
+        "gen": lambda: one_pass("generative"),
+        "two_step_gen": lambda: two_step("generative"),
+        "two_step_disc": lambda: two_step("discriminative"),
+        "adaptive": adaptive,
+    }
+
+
+def draw(vectors: Vectors, chosen: Calibration, file: Path) -> None:
+    """Write the curve of the test split, with the threshold of the validation split."""
+    curves = {
+        f"rewritten queries against {mode} vectors": [_shown(one) for one in curve(vectors.asked(mode))]
+        for mode in MODES
+    }
+    at = point(vectors.asked(chosen.target_mode), chosen.chosen.margin)
+    title = "adaptive rewrites, test split; the threshold is that of the validation split"
+    save_figure(adaptive_figure(curves, _shown(at), title), file)
+
+
+def _shown(one: Point) -> Shown:
+    return Shown(one.share, one.recall, one.low, one.high)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
