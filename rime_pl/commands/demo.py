@@ -58,14 +58,7 @@ def run(
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
-    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise RimeError(f"The page needs {', '.join(missing)}: pip install 'rime_pl[demo-page]'.")
-    if host in EVERYWHERE and not names:
-        raise RimeError(
-            f"--host {host or repr(host)} lets the network in, so --names must say how browsers call this "
-            f"machine, such as --names {socket.gethostname()}. Other names are refused."
-        )
-    _check(top_k, port, media, index)
+    _check(top_k, port, media, index, host, names)
     listening = _listen(host, port)  # before minutes go into the gallery
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
@@ -83,7 +76,17 @@ def run(
     return 0
 
 
-def _check(top_k: int, port: int, media: Path | None, index: Path | None) -> None:
+def _check(
+    top_k: int, port: int, media: Path | None, index: Path | None, host: str, names: list[str] | None
+) -> None:
+    """Refuse what cannot be before a model is loaded."""
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise RimeError(f"The page needs {', '.join(missing)}: pip install 'rime_pl[demo-page]'.")
+    if host in EVERYWHERE and not names:
+        raise RimeError(
+            f"--host {host or repr(host)} lets the network in, so --names must say how browsers call this "
+            f"machine, such as --names {socket.gethostname()}. Other names are refused."
+        )
     if not 1 <= top_k <= 100:
         raise RimeError(f"--top_k must be 1 to 100, but is {top_k}.")
     if not 0 <= port <= 65535:

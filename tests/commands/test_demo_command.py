@@ -18,6 +18,7 @@ from rime_pl.types import MODE_PAIRS
 from tests.inference.conftest import run_folder  # noqa: F401 - a fixture
 
 
+@pytest.mark.long
 def test_it_serves_the_pictures_of_the_corpus_until_ctrl_c(run_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     words = ["demo", "--run", str(run_folder), "--device", "cpu", "--port", "0"]
     process = subprocess.Popen(

@@ -102,6 +102,7 @@ def test_every_answer_has_the_headers_and_only_known_hosts_get_one(made_up: Made
     for reply in (home, httpx.get(f"{address}page.js"), httpx.get(f"{address}none"), ask(address, "x")):
         assert reply.headers["x-content-type-options"] == "nosniff"
         assert reply.headers["referrer-policy"] == "no-referrer"
+        assert reply.headers["x-frame-options"] == "DENY" and reply.headers["cache-control"] == "no-store"
         policy = reply.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
     assert SCRIPT not in home.text and "&lt;script&gt;" in home.text
