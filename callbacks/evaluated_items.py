@@ -39,6 +39,7 @@ class Record:
     distractor: bool
     content: int  # of the right target
     kinds: str  # what the item consists of
+    gallery: str  # of a query: where it searches; of a target: where it is found
     rewrite: Rewrite | None  # None: not evaluated in the generative mode
 
 
@@ -103,8 +104,8 @@ def partners_of(queries: dict[int, Record]) -> dict[int, int]:
 def modality(task: str, records: Mapping[Side, Mapping[int, Record]]) -> dict[Side, str]:
     """Return what the queries of a task and their right targets consist of, such as "clip + text"."""
     queries = [record for record in records["query"].values() if record.task == task]
-    wanted = {record.content for record in queries}
-    targets = [record for record in records["target"].values() if record.content in wanted]
+    wanted = {(record.content, record.gallery) for record in queries}
+    targets = [one for one in records["target"].values() if (one.content, one.gallery) in wanted]
     named = {"query": queries, "target": targets}
     return {side: " or ".join(sorted({one.kinds for one in named[side]})) for side in records}
 

@@ -207,6 +207,7 @@ class RetrievalRecall(Callback):
             batch.distractor.tolist(),
             batch.relevant_ids.tolist(),
             [item.kinds for item in batch.items],
+            batch.galleries,
             rewrites_of(batch, written) if written else [None] * len(batch),
             strict=True,
         )

@@ -75,6 +75,8 @@ def in_the_repository() -> set[str]:
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "datamodules").rglob("*.py")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.yaml")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "datamodules").rglob("*.csv")}
+    for name in ("*.css", "*.html", "*.js"):
+        modules |= {file.relative_to(ROOT) for file in (ROOT / "rime_pl").rglob(name)}
     return {module.as_posix() for module in modules}
     texts = [
         *(ROOT / "rime_pl" / "export").glob("*.jinja"),

@@ -32,6 +32,7 @@ from rime_pl.types import THUMBNAIL, Clip, Item, Medium, frames_of
 SIDE = THUMBNAIL  # width and height of a card's picture
 CAPTION_LINES = 3
 CLIP_FRAMES = 3  # of a clip on a card
+_HEAD = 44  # height of the title
 
 
 @dataclass
@@ -61,8 +62,8 @@ def sheet(rows: Sequence[SheetRow], title: str = "") -> Image.Image:
         title: One line at the top.
     """
     columns = max(1 + len(row.found) for row in rows)
-    width = GAP + columns * (SIDE + GAP) + 2 * GAP
-    top = 44 if title else GAP
+    width = _width(columns)
+    top = _HEAD if title else GAP
     heights = [_row_height(row) for row in rows]
     paper = Image.new("RGB", (width, top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(paper)
@@ -74,9 +75,42 @@ def sheet(rows: Sequence[SheetRow], title: str = "") -> Image.Image:
     return paper
 
 
+def cards_of(picture: Image.Image, num_rows: int, num_notes: int) -> list[list[Image.Image]]:
+    """Cut a drawn sheet into its cards: for each row the query, then what was found, best first.
+
+    A narrow page then shows them below each other, where the sheet would not be readable.
+
+    Args:
+        picture: From :func:`sheet`, with a title, and with rows that have titles.
+        num_rows: Number of its rows.
+        num_notes: Number of notes of each row.
+
+    Returns:
+        The cards; nothing if the sheet was drawn in another way, as by another version.
+    """
+    columns = (picture.width - 3 * GAP) // (SIDE + GAP)
+    top, height = _HEAD, _height(LINE + 4, num_notes)
+    if picture.size != (_width(columns), top + num_rows * height):
+        return []
+    lefts = [GAP, *(GAP + SIDE + 2 * GAP + number * (SIDE + GAP) for number in range(columns - 1))]
+    rows = []
+    for number in range(num_rows):
+        end = top + (number + 1) * height
+        start = end - height + LINE + 4 + LINE * num_notes + 6
+        rows.append([picture.crop((left, start, left + SIDE + 1, end - GAP)) for left in lefts])
+    return rows
+
+
+def _width(columns: int) -> int:
+    return GAP + columns * (SIDE + GAP) + 2 * GAP
+
+
 def _row_height(row: SheetRow) -> int:
-    head = (LINE + 4 if row.title else 0) + LINE * len(row.notes)
-    return head + SIDE + 10 + CAPTION_LINES * LINE + 2 * GAP
+    return _height(LINE + 4 if row.title else 0, len(row.notes))
+
+
+def _height(title: int, num_notes: int) -> int:
+    return title + LINE * num_notes + SIDE + 10 + CAPTION_LINES * LINE + 2 * GAP
 
 
 def _draw_row(paper: Image.Image, draw: ImageDraw.ImageDraw, row: SheetRow, top: int, width: int) -> None:

@@ -31,9 +31,15 @@ _COST = (
 
 def summary_tables(summary: Summary) -> list[Table]:
     """Return all tables of a summary, in the order of reading."""
-    if not (after := summary["after"]):
+    if not summary["after"]:
         return []  # not tested
-    tables = [_recalls(summary)]
+    tables = [_recalls(summary), *gallery_tables(summary), *rewrite_tables(summary)]
+    return [*tables, cost_table(summary), _tasks(summary)]
+
+
+def gallery_tables(summary: Summary) -> list[Table]:
+    """Return the recalls among all distractors, and those of each memory task, where they were measured."""
+    tables = []
     if everything := summary["all_gallery"]:
         note = f"smallest gallery {everything['gallery']}, chance {everything['chance']:.5f}"
         tables.append(_modes("The same queries among all distractors", everything, note))
@@ -42,13 +48,24 @@ def summary_tables(summary: Summary) -> list[Table]:
         note = "Training showed these targets, and asked for them in other words. Not in the mean above.\n"
         note += f"{task['queries']} queries; gallery: {task['gallery']} distinct contents"
         tables.append(_modes(f"Memory of things seen: {name}", task, note))
+    return tables
+
+
+def rewrite_tables(summary: Summary) -> list[Table]:
+    """Return the rewrite ablation, and who writes by who embeds, where they were measured."""
+    after, tables = summary["after"], []
     if "trace" in after:
         title = "Rewrite ablation: recall@1 of gen-gen with this rewrite on the query side"
         rewrites = [(label, "trace", key) for key, label in REWRITES.items()]
         tables.append(_before_after(summary, title, rewrites, not_measured(summary)))
     if "crossed" in after:
         tables.append(crossed_table({key: f"{value:.3f}" for key, value in after["crossed"].items()}))
-    return [*tables, _before_after(summary, "Rewrites and their cost", _COST), _tasks(summary)]
+    return tables
+
+
+def cost_table(summary: Summary) -> Table:
+    """Return length, form and time of the rewrites."""
+    return _before_after(summary, "Rewrites and their cost", _COST)
 
 
 def crossed_table(cells: Mapping[str, str]) -> Table:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
+from rime_pl.report.events import read_events
 from rime_pl.run_folder import RunFolder
 from rime_pl.study.design import COMPARISONS, MEAN, Difference
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
@@ -107,8 +108,8 @@ def paired_difference(seeds: Sequence[Variants], difference: Difference) -> dict
     return {"mean": middle, "lower": lower, "upper": upper, "seeds": each}
 
 
-def hits(run: RunFolder, column: str) -> list[Tensor]:
-    """Return a (Q,) tensor for each headline task: 1 where a query ranked its answer first.
+def hits(run: RunFolder, column: str, k: int = 1) -> list[Tensor]:
+    """Return a (Q,) tensor for each headline task: 1 where a query ranked its answer among the first k.
 
     Queries are in the order of their keys. With MEAN it is the share of the modes in which it did.
     """
@@ -120,21 +121,18 @@ def hits(run: RunFolder, column: str) -> list[Tensor]:
                 f"{run.path}/ranks.json must hold {missing.pop()}, but does not: an older version wrote it. "
                 "Train the run again."
             )
-        found.setdefault(row["task"], []).append([row["ranks"][one] == 1.0 for one in columns])
-    headline = run.settings["recall"]["headline_tasks"] or found
+        found.setdefault(row["task"], []).append([0 < (row["ranks"][one] or 0) <= k for one in columns])
+    recall = run.settings["recall"]
+    # as in training: memory tasks are in no mean
+    headline = recall["headline_tasks"] or set(found) - set(recall.get("memory_tasks") or ()) or found
     return [torch.tensor(found[task]).float().mean(1) for task in sorted(headline)]
 
 
 def curve_means(run: RunFolder) -> dict[str, float]:
     """Return the means of CURVES over the logged steps of a Refine-RL run; empty for other stages."""
-    folder = run.path / "tensorboard"
-    if not folder.is_dir():
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    logged = [name for name in CURVES if f"train/{name}" in events.Tags()["scalars"]]
-    curves = {name: [event.value for event in events.Scalars(f"train/{name}")] for name in logged}
+    scalars = read_events(run.path / "tensorboard").scalars
+    logged = [name for name in CURVES if f"train/{name}" in scalars]
+    curves = {name: [value for _, value in scalars[f"train/{name}"]] for name in logged}
     means = {name: mean(values) for name, values in curves.items()}
     highest = {f"{name}_highest": max(curves[name]) for name in CURVES[-2:] if name in curves}
     return means | highest if "kl" in curves else {}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rime_pl.commands.runs import row
 from rime_pl.errors import RimeError
+from rime_pl.report.elements import html
 from rime_pl.report.figures import summary_figure
 from rime_pl.report.manifest import build_manifest, git_state
 from rime_pl.report.sheets import Card, SheetRow, sheet
@@ -20,6 +21,7 @@ from rime_pl.report.summary import build_summary
 from rime_pl.report.table import Table
 from rime_pl.run_folder import RunFolder, write_text
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION, Item
+from tests.report.pages import Read
 
 
 def overall(*recalls: float, empty: float = 0.1) -> dict[str, Any]:
@@ -210,6 +212,16 @@ def test_a_table_is_rendered_for_the_terminal_and_as_markdown() -> None:
     assert lines[:2] == ["Recall", "It rises."] and "Two modes." in lines
     assert any(line.endswith("[x]") for line in lines)  # brackets are no markup
     assert Table("", ["mode"], []).markdown() == "| mode |\n| --- |"
+
+
+def test_a_table_as_html_escapes_its_texts_and_scrolls() -> None:
+    hostile = "<script>'\"&\x00"
+    shown = html(Table(hostile, [hostile, "own -\nempty"], [[hostile, "0.5"]], hostile, hostile).html())
+    read = Read(shown)
+    assert "script" not in read.tags and "\x00" not in shown and read.text.count("<script>'\"&\ufffd") == 5
+    assert "own - empty" in read.text and ("td", "class", "number") in read.attributes
+    assert ("div", "tabindex", "0") in read.attributes and ("th", "scope", "row") in read.attributes
+    assert html(Table("", ["mode"], []).html()).count("<tr>") == 1
 
 
 def colours(figure: Figure) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""What searches for the page: an index and a gallery in memory find the same, and show pictures by row."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rime_pl.demo.searcher import SHORT, SIDE, GallerySearcher, IndexSearcher, Pictures, worth
+from rime_pl.demo.uploads import to_query
+from rime_pl.errors import RimeError
+from rime_pl.inference.retriever import Retriever
+from rime_pl.types import MODE_PAIRS, Clip, Item
+from tests.demo.conftest import SCRIPT
+
+
+@pytest.mark.parametrize("with_picture", [False, True])
+def test_a_gallery_in_memory_finds_what_an_index_finds(
+    with_picture: bool, index_searcher: IndexSearcher, loaded: Retriever, pictures: list[Item]
+) -> None:
+    query = Item("a red ring", pictures[2].media if with_picture else ())
+    items = [Item(f"a red ring {SCRIPT}"), *(Item("", item.media) for item in pictures)]
+    loaded.index(items, instruction="Find the picture.")
+    gallery = GallerySearcher(loaded, "memory")
+    assert gallery.about == "7 items of memory" and index_searcher.about == "7 items of photos"
+    ours, theirs = gallery.search(query, 4), index_searcher.search(query, 4)
+    assert ours.rewrite == theirs.rewrite and ours.adaptive == theirs.adaptive
+    for mine, other in zip(ours.columns, theirs.columns, strict=True):
+        assert mine.pair == other.pair and len(mine.results) == 4
+        for one, same in zip(mine.results, other.results, strict=True):
+            assert one.score == pytest.approx(same.score, abs=1e-5)
+            assert (one.text, one.rewrite, one.pictured) == (same.text, same.rewrite, same.pictured)
+            assert one.pictured == (one.text == "")
+
+
+def test_each_column_is_a_search_in_its_modes(index_searcher: IndexSearcher) -> None:
+    answer = index_searcher.search(Item("a red ring"), 7)
+    assert [column.pair for column in answer.columns] == list(MODE_PAIRS)
+    for column in answer.columns:
+        asked, target = (SHORT[name] for name in column.pair.split("-"))
+        found = index_searcher.index.search("a red ring", asked, target, 7)
+        assert [one.id for one in column.results] == [hit.place for hit in found.hits]
+
+
+def test_a_small_picture_of_each_row_and_of_a_clip_its_middle() -> None:
+    frames = tuple(Image.new("RGB", (600, 400), colour) for colour in ("red", "lime", "blue"))
+    rows = [Item("", (frames[0],)), Item("", (Clip(frames, (0, 1, 2)),)), Item("words"), Path("/none.png")]
+    shown = Pictures(rows)
+    for row, colour in ((0, (255, 0, 0)), (1, (0, 255, 0))):
+        data = shown.picture(row)
+        assert data is not None and data is shown.picture(row)  # opened once
+        picture = Image.open(io.BytesIO(data))
+        middle = picture.getpixel((SIDE // 2, SIDE // 3))
+        assert picture.size == (SIDE, SIDE * 2 // 3) and isinstance(middle, tuple)
+        assert all(abs(a - b) < 6 for a, b in zip(middle, colour, strict=True))
+    assert [shown.picture(row) for row in (2, 3, 4, -1)] == [None] * 4
+
+
+def test_one_item_alone_needs_no_rewrite(index_searcher: IndexSearcher) -> None:
+    assert "one item only" in worth(index_searcher.index.retriever, [0.5])
+
+
+def test_what_is_no_query_is_refused() -> None:
+    with pytest.raises(RimeError, match="Type some words"):
+        to_query(" ")
