@@ -43,11 +43,11 @@ COMMANDS = {
         "report": "write one HTML file about runs: modes, cost, examples, curves, settings",
     },
     "use": {
-        "eval": "score a run on a local copy of a public benchmark: MMEB-V2, MRMR or UVRB",
-        "export": "write a trained model for sentence-transformers, transformers, vLLM or PEFT",
         "search": "search the pictures of a finished run, a folder of your own, or an index",
         "index": "embed a collection once: folders, PDF files, tables, texts or a corpus",
         "demo": "serve a search page: words, pictures or clips, and what each mode pair finds",
+        "eval": "score a run on a local copy of a public benchmark: MMEB-V2, MRMR or UVRB",
+        "export": "write a trained model for sentence-transformers, transformers, vLLM or PEFT",
     },
     "before a run": {
         "plan": "predict memory, time and disk of a run, and what to change if it does not fit",

@@ -75,14 +75,9 @@ def in_the_repository() -> set[str]:
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "datamodules").rglob("*.py")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.yaml")}
     modules |= {Path("rime_pl", file.relative_to(ROOT)) for file in (ROOT / "datamodules").rglob("*.csv")}
-    for name in ("*.css", "*.html", "*.js"):
+    for name in ("*.css", "*.html", "*.js", "*.jinja", "cards/*.md"):
         modules |= {file.relative_to(ROOT) for file in (ROOT / "rime_pl").rglob(name)}
     return {module.as_posix() for module in modules}
-    texts = [
-        *(ROOT / "rime_pl" / "export").glob("*.jinja"),
-        *(ROOT / "rime_pl" / "export").glob("cards/*.md"),
-    ]
-    return {module.as_posix() for module in (*modules, *(file.relative_to(ROOT) for file in texts))}
 
 
 def outside_a_checkout(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
