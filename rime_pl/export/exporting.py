@@ -25,7 +25,7 @@ from rime_pl.errors import RimeError
 from rime_pl.export.card import Facts, write_card
 from rime_pl.export.folders import reason_for_no_clips, write_adapter, write_checkpoint, write_modules
 from rime_pl.export.measuring import Measured, corpus_of, measure
-from rime_pl.export.merging import Weights, merged_model
+from rime_pl.export.merging import Weights, greedy, merged_model
 from rime_pl.export.parity import (
     LEAST,
     Agreement,
@@ -294,6 +294,7 @@ class _Exported:
         base = find_base(adapter, contract_in(adapter / CONTRACT_FILE), self.order.base)
         named = self.order.base_name or base
         write_adapter(adapter, backbone.processor, self.folder, named, self.order.output)
+        greedy(backbone).save_pretrained(self.folder)
         return in_peft(self.folder, base, backbone, self.items, trained)
 
     def _accept(self, name: str, agreement: Agreement, remedy: str = "") -> None:

@@ -63,13 +63,12 @@ def of(
     config, prompt = backbone.config, backbone.processor.prompt
     four_bit, clips = config.load_in_4bit and to == "peft", "clip" in parity["probes"]
     older = type(backbone.language_model).__name__.startswith(("Qwen2VL", "Qwen2_5_VL"))
-    ends = [backbone.processor.gen_id, backbone.processor.turn_end_id]
-    settings = f", do_sample=False, max_new_tokens={prompt.max_rewrite_tokens}, eos_token_id={ends}"
+    settings = ", generation_config=GenerationConfig.from_pretrained(@FOLDER@)"
     filled = {
         "BITS": _BITS if four_bit else "",
         "PACKED": _PACKED if four_bit else "",
         "IMPORT": ", BitsAndBytesConfig" if four_bit else "",
-        "GENERATE": settings if to == "peft" else "",  # the others have it in generation_config.json
+        "GENERATE": settings if to == "peft" else "",  # the model of the others brings its own
         "FOLDER": json.dumps(folder),
         "PATH": folder,
         "BASE": json.dumps(base),
