@@ -24,6 +24,7 @@ def model(shared_backbone: Backbone) -> Retriever:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", ["discriminative", "generative"])
 def test_the_offline_check_of_mteb_passes(model: Retriever, mode: Any) -> None:
     told = mteb.mock_run(RimeEncoder(model, query_mode=mode))
