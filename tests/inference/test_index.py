@@ -22,6 +22,7 @@ from rime_pl.inference.indexed_media import CorpusTargets, Files
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.search import open_index
 from rime_pl.types import Item, Mode
+from tests.datamodules.tiny_sources import write_video
 
 INSTRUCTION = "Find the picture."
 
@@ -222,3 +223,23 @@ def test_a_damaged_or_unfinished_index_is_refused(loaded: Retriever, photos: Pat
     IndexFolder(path).facts_file.write_text("[")
     with pytest.raises(RimeError, match="is damaged"):
         open_index(path, loaded)
+
+
+def test_pages_and_videos_are_items(loaded: Retriever, tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    pages = [Image.new("RGB", (60, 80), colour) for colour in ("red", "blue")]
+    pages[0].save(folder / "manual.PDF", save_all=True, append_images=pages[1:])
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 no")
+    write_video(folder / "clip.mp4")
+    counts = update(tmp_path / "index", loaded, collection.scan_folder(folder))
+    assert (counts.total, counts.unusable) == (3, 1)
+    index = open_index(tmp_path / "index", loaded)
+    kinds = {hit.id: hit.item.kinds for hit in index.search("red", instruction="").hits}
+    assert kinds == {"manual.PDF#1": "page", "manual.PDF#2": "page", "clip.mp4": "clip"}
+    first, second = (
+        hit.item for hit in sorted(index.search("a", instruction="").hits, key=lambda h: h.name)[1:]
+    )
+    shown = [page.image.convert("RGB").getpixel((5, 5)) for item in (first, second) for page in item.media]
+    assert shown[0][0] > 200 > shown[1][0], "the first page is red"
