@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rime_pl.commands.search import load_with_tasks
 from rime_pl.datamodules.corpus_file import CORPUS_FILE
 from rime_pl.datamodules.faults import counted, first_lines
 from rime_pl.errors import RimeError
@@ -22,7 +22,7 @@ from rime_pl.inference.index import Counts, update_index
 from rime_pl.inference.index_folder import PART, Facts, IndexFolder
 from rime_pl.inference.index_import import import_vectors
 from rime_pl.inference.indexed_media import CorpusTargets, Files
-from rime_pl.inference.retriever import MODES, Retriever, load
+from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import SUFFIXES, VIDEO_SUFFIXES
 from rime_pl.options.parser import parse_with_optional
 from rime_pl.run_folder import RUNS, RunFolder
@@ -100,16 +100,15 @@ def run(
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    on = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if from_parquet is not None:
-        about = common.facts(load(stage.path, on, base))
+        about = common.facts(load_with_tasks(stage, device, base, console))
         with _bar() as bar:
             counts, notes = import_vectors(output, from_parquet, about, media, _each(bar, "reading"))
         _tell(console, output, counts, notes)
         return 0
     with _bar() as bar:
         scan = scan_source(Path(source), media, common, _each(bar, "looking"))
-    counts = _embed(scan, output, load(stage.path, on, base), common)
+    counts = _embed(scan, output, load_with_tasks(stage, device, base, console), common)
     _tell(console, output, counts, scan.notes)
     return 0
 
@@ -122,6 +121,8 @@ def _check(source: str, from_parquet: Path | None, given: IndexedSettings) -> No
         raise RimeError("--from_parquet takes the place of the source, so give one of them.")
     if from_parquet is None and not source:
         raise RimeError("The source must be a folder or a file, but is empty.")
+    if from_parquet is not None and not from_parquet.is_file():
+        raise RimeError(f"--from_parquet must be a Parquet file, but there is none: {from_parquet}.")
 
 
 def _embed(scan: Scan, output: Path, retriever: Retriever, given: IndexedSettings) -> Counts:

@@ -24,6 +24,7 @@ from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.hits import Found, Hit
+from rime_pl.inference.index_folder import IndexFolder
 from rime_pl.inference.retriever import MODES, Retriever, load
 from rime_pl.inference.sources import SUFFIXES, Source, to_item
 from rime_pl.options.parser import parse_with_optional
@@ -80,7 +81,7 @@ def run(
     console, stage = _begin(run)
     indexed = common.calibrate or common.index is not None
     gallery: Sequence[Source] = () if indexed else _gallery(stage, images, console)
-    retriever = _load(stage, device, base, console, gallery)
+    retriever = load_with_tasks(stage, device, base, console, gallery)
     if common.calibrate:
         return choose_threshold(retriever, console)
     call = _Call(retriever, query, asked, mode, top_k, output, task, instruction, common, console)
@@ -158,12 +159,14 @@ def _check(top_k: int, output: Path, images: Path | None, given: IndexSettings) 
         raise RimeError(f"--output must be the name of a picture, such as search.png, but is {output}.")
     if given.index is None:
         given.refuse_without_index()
-    elif images is not None:
+        return
+    if images is not None:
         raise RimeError("--images and --index name two places to search. Give one of them.")
+    _ = IndexFolder(given.index).facts  # refuses a folder that is none, before the model is loaded
 
 
-def _load(
-    stage: RunFolder, device: str | None, base: str | None, console: Console, gallery: Sequence[Source]
+def load_with_tasks(
+    stage: RunFolder, device: str | None, base: str | None, console: Console, gallery: Sequence[Source] = ()
 ) -> Retriever:
     """Load the model; its instructions come from the corpus if the adapter is of an earlier version.
 

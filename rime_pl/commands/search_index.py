@@ -96,12 +96,12 @@ def search_index(
         modes = (mode,)  # type: ignore[assignment]
     elif given.strategy == "one-pass":
         modes = MODES if given.target_mode else tuple(one for one in MODES if one in index.facts.modes)
-    found = {}
+    found: dict[str, Found] = {}
     for one in modes:
         options = (one, given.target_mode, top_k, given.strategy, given.candidates, given.threshold)
         index.search(query, *options, instruction=instruction)  # the first forward of a process is slow
         result = index.search(query, *options, instruction=instruction)
-        name = one or given.strategy
+        name: str = one or given.strategy
         if given.strategy == "adaptive":
             wrote = "no rewrite" if result.rewrite is None else "with a rewrite"
             name = f"adaptive, {wrote} (margin {result.margin:.3f})"

@@ -47,6 +47,7 @@ class Scan:
 
     kind: str  # see Facts.kind
     root: Path
+    source: str = ""  # see Facts.source
     records: list[Record] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)  # id -> reason
     notes: list[str] = field(default_factory=list)
@@ -119,7 +120,7 @@ def scan_folder(folder: Path, each: Each = lambda done, total: None) -> Scan:
 
 def scan_file(path: Path) -> Scan:
     """Return the item of one picture or video, or the pages of one PDF; its root is its folder."""
-    found = Scan("files", path.parent)
+    found = Scan("files", path.parent, path.name)
     _add_file(found, path.name)
     return found
 
@@ -162,7 +163,7 @@ def scan_texts(path: Path, each: Each = lambda done, total: None) -> Scan:
     Raises:
         RimeError: If it has no line with a text.
     """
-    found, total = Scan("files", path.parent), path.stat().st_size
+    found, total = Scan("files", path.parent, path.name), path.stat().st_size
     done = 0
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), b""), 1):
@@ -203,7 +204,7 @@ def scan_table(path: Path, media: Path | None = None, each: Each = lambda done, 
     file: SourceFile = (
         ParquetFile(path, path.name) if path.suffix.lower() == ".parquet" else JsonFile(path, path.name)
     )
-    found, ids = Scan("files", root), dict[str, bytes]()
+    found, ids = Scan("files", root, path.name), dict[str, bytes]()
     used, unused = set[str](), set[str]()
     for record in file.records():
         each(record.done, file.total)

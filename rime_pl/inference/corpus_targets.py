@@ -33,8 +33,9 @@ def scan_corpus(
         RimeError: If there is no such split or gallery, or no target.
     """
     chosen = _chosen(corpus, splits)
+    source = " ".join([*chosen, "galleries:", *galleries] if galleries else chosen)
     entries = {split: read_split(corpus, split) for split in chosen}
-    found, looks, again = Scan("corpus", corpus), set[bytes](), 0
+    found, looks, again = Scan("corpus", corpus, source), set[bytes](), 0
     known, done, total = set[str](), 0, sum(map(len, entries.values()))
     for split, samples in entries.items():
         reader = StoredReader(samples)

@@ -123,7 +123,7 @@ def update_index(
     folder = IndexFolder(path)
     refuse_other_folder(folder)
     path.mkdir(parents=True, exist_ok=True)
-    wanted = replace(wanted, kind=scan.kind, roots=places_of(scan.root, path))
+    wanted = replace(wanted, kind=scan.kind, source=scan.source, roots=places_of(scan.root, path))
     with locked(RunFolder(path)):
         old = folder.facts if folder.facts_file.is_file() else None
         if old is not None:
@@ -160,13 +160,13 @@ def refuse_other_folder(folder: IndexFolder) -> None:
 def refuse_other_index(folder: IndexFolder, old: Facts, wanted: Facts) -> None:
     """Raise a RimeError that says what differs, unless both are made alike and by the same model."""
     differs = model_difference(old.model, wanted.model)
-    for name in ("dimension", "modes", "instruction", "dtype", "kind"):
+    for name in ("dimension", "modes", "instruction", "dtype", "kind", "source"):
         there, new = getattr(old, name), getattr(wanted, name)
         if there != new:
             differs.append(f"{name} is {there!r} there and {new!r} here")
     if differs:
         raise RimeError(
-            f"{folder} must be an index of this model and these settings, but is not: {'; '.join(differs)}. "
+            f"{folder} must be an index of the same model and source, but is not: {'; '.join(differs)}. "
             "Choose another folder, or remove this one."
         )
 

@@ -54,6 +54,9 @@ class Facts:
     instruction: str  # of items without their own
     dtype: str = "float32"
     kind: str = "files"  # how media are found: files below the root, samples of a "corpus", or only "vectors"
+    source: str = (
+        ""  # what was given: "" for a folder, else the name of a file in the root, or parts of a corpus
+    )
     roots: list[str] = field(default_factory=list)  # where the root is: absolute, and as seen from the index
     count: int = 0
     unusable: int = 0
@@ -144,6 +147,7 @@ def _facts(values: Any, file: Path) -> Facts:
         raise RimeError(f"{file}: 'format' must be {FORMAT}, but is {found!r:.90}. {_AGAIN}")
     kinds: dict[str, Any] = {
         **{"model": str, "dimension": int, "modes": list, "instruction": str, "dtype": str, "kind": str},
+        **{"source": str},
         **{"roots": list, "count": int, "unusable": int, "format": int},
     }
     wrong = [name for name, kind in kinds.items() if type(values.get(name)) is not kind]

@@ -186,9 +186,14 @@ def test_another_model_and_other_settings_are_refused_by_name(
         open_index(photos, loaded)
     with pytest.raises(RimeError, match="an index or an empty folder, but"):
         update(photos, loaded, scan)
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "one.png")
+    with pytest.raises(
+        RimeError, match=r"source is '' there and '0.png' here"
+    ):  # not: all others are dropped
+        update(path, loaded, collection.scan_file(photos / "0.png"))
+    (tmp_path / "others").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "others" / "one.png")
     with pytest.raises(RimeError, match="has none of its items"):
-        update(path, loaded, collection.scan_file(tmp_path / "one.png"))
+        update(path, loaded, collection.scan_folder(tmp_path / "others"))
     assert records_of(IndexFolder(path).parts()[0]), "all is still there"
 
 
