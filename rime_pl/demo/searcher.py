@@ -96,6 +96,14 @@ class Pictures:
             found: Source = self._items[id]
             return found
 
+    def content(self, id: int) -> str:
+        """Return the content id of an item; "" if it has none, or has gone."""
+        try:
+            item = self.item(id)
+        except (DataError, OSError):
+            return ""
+        return item.content_id if isinstance(item, Item) else ""
+
     def _opened(self, id: int) -> bytes | None:
         try:
             media = to_item(self._items[id]).media
@@ -148,10 +156,11 @@ class IndexSearcher:
 
     def _result(self, hit: Hit) -> Result:
         record = self.index.record(hit.place)[0]
-        # a sample of a corpus tells what it holds when it is opened
-        opened = self.index.facts.kind == "corpus"
-        pictured = self.pictures.picture(hit.place) is not None if opened else bool(record.media)
-        return Result(hit.place, hit.score, record.id, record.text, hit.rewrite or "", pictured)
+        name, pictured = record.id, bool(record.media)
+        if self.index.facts.kind == "corpus":  # a sample tells what it holds when it is opened
+            name = self.pictures.content(hit.place) or name
+            pictured = self.pictures.picture(hit.place) is not None
+        return Result(hit.place, hit.score, name, record.text, hit.rewrite or "", pictured)
 
 
 class GallerySearcher:
@@ -226,7 +235,7 @@ def worth(retriever: Retriever, scores: Sequence[float]) -> str:
     try:
         limit = read_threshold(retriever).margin
     except RimeError:
-        return f"{told} The command rime search --calibrate true measures from where on a rewrite pays."
+        return f"{told} The command rime search --calibrate true measures below which one a rewrite pays."
     if margin < limit:
         return f"{told} That is less than {limit:.3f}, so a rewrite is worth writing."
     return f"{told} That is not less than {limit:.3f}, so no rewrite is needed."

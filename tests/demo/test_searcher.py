@@ -11,7 +11,12 @@ from PIL import Image
 from rime_pl.demo.searcher import SHORT, SIDE, GallerySearcher, IndexSearcher, Pictures, worth
 from rime_pl.demo.uploads import to_query
 from rime_pl.errors import RimeError
+from rime_pl.inference.corpus_targets import scan_corpus
+from rime_pl.inference.index import update_index
+from rime_pl.inference.index_folder import Facts
+from rime_pl.inference.indexed_media import CorpusTargets
 from rime_pl.inference.retriever import Retriever
+from rime_pl.inference.search import open_index
 from rime_pl.types import MODE_PAIRS, Clip, Item
 from tests.demo.conftest import SCRIPT
 
@@ -65,3 +70,22 @@ def test_one_item_alone_needs_no_rewrite(index_searcher: IndexSearcher) -> None:
 def test_what_is_no_query_is_refused() -> None:
     with pytest.raises(RimeError, match="Type some words"):
         to_query(" ")
+
+
+def test_items_of_a_corpus_are_named_by_what_they_show(
+    loaded: Retriever, scenes_corpus: Path, tmp_path: Path
+) -> None:
+    scan = scan_corpus(scenes_corpus, ["test"])
+    update_index(
+        tmp_path / "index",
+        scan,
+        CorpusTargets(scenes_corpus),
+        loaded,
+        Facts(loaded.name, loaded.dimension, ["discriminative"], "Find the picture."),
+    )
+    searcher = IndexSearcher(open_index(tmp_path / "index", loaded), "scenes")
+    results = searcher.search(Item("a red ring"), 5).columns[0].results
+    for one in results:
+        item = searcher.index[one.id]
+        assert one.name == item.content_id and one.pictured == bool(item.media) and one.text == item.text
+    assert len(results) == 5 and any(one.pictured for one in results)
