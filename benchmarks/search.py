@@ -27,7 +27,8 @@ from torch import Tensor
 from rime_pl.inference.adaptive import Point, curve, point
 from rime_pl.inference.calibration import SPLIT, Calibration, calibrate, measure
 from rime_pl.inference.labelled import Vectors
-from rime_pl.inference.retriever import MODES, Retriever, load
+from rime_pl.inference.loading import load
+from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.metrics.bootstrap import bootstrap_interval, macro_mean
 from rime_pl.metrics.retrieval import recall_at
 from rime_pl.metrics.top_k import top_k

@@ -13,7 +13,8 @@ from rich.console import Console
 from rime_pl.commands.search import corpus_pictures, corpus_tasks
 from rime_pl.demo.searcher import GallerySearcher, IndexSearcher, Searcher
 from rime_pl.errors import RimeError
-from rime_pl.inference.retriever import Retriever, load
+from rime_pl.inference.loading import load
+from rime_pl.inference.retriever import Retriever
 from rime_pl.inference.search import open_index
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item

@@ -22,7 +22,8 @@ from rime_pl.evaluation.embedding import Asked, Digests, Embedder, Rows, make_tr
 from rime_pl.evaluation.official import Metadata
 from rime_pl.evaluation.results import Evaluated, Results
 from rime_pl.evaluation.scoring import check, score
-from rime_pl.inference.retriever import Retriever, load
+from rime_pl.inference.loading import load
+from rime_pl.inference.retriever import Retriever
 from rime_pl.metrics.ranking import Ranking
 from rime_pl.run_folder import RunFolder
 from rime_pl.types import MODE_PAIRS, Mode, Side

@@ -25,7 +25,8 @@ from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.index_folder import IndexFolder
-from rime_pl.inference.retriever import MODES, Retriever, load
+from rime_pl.inference.loading import load
+from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import SUFFIXES, Source, to_item
 from rime_pl.options.parser import parse_with_optional
 from rime_pl.prompts import PromptConfig

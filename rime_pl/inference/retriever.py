@@ -350,13 +350,6 @@ class Retriever:
         return unknown_words(self.run.adapter, text) if self.run else []
 
 
-def load(run: str | Path, device: str = "cpu", base: str | Path | None = None) -> Retriever:
-    """Return ``loading.load(run, device, base)``."""
-    from rime_pl.inference.loading import load as load_model  # it imports this file
-
-    return load_model(run, device, base)
-
-
 def _known(mode: Mode) -> Mode:
     if mode not in MODES:
         raise RimeError(f"mode must be {' or '.join(map(repr, MODES))}, but is {mode!r}.")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rime_pl.backbone.adapters import CONTRACT_FILE, WEIGHTS_FILE, state_hash
 from rime_pl.checkpoints import global_step, logged_step
-from rime_pl.inference.retriever import load
+from rime_pl.inference.loading import load
 from tests.torture.damage import (
     BYTES,
     ODD_VALUES,
