@@ -18,7 +18,7 @@ from rime_pl.inference.collection import Scan, scan_table
 from rime_pl.inference.index import update_index
 from rime_pl.inference.index_folder import Facts, IndexFolder, records_of
 from rime_pl.inference.indexed_media import Files
-from rime_pl.inference.retriever import Retriever
+from rime_pl.inference.retriever import MODES, Retriever
 
 KILLS = 20
 
@@ -38,7 +38,7 @@ def collection(folder: Path) -> Scan:
 
 
 def build(path: Path, scan: Scan, model: Retriever) -> None:
-    facts = Facts(model.name, model.dimension, ["discriminative"], "")
+    facts = Facts(model.name, model.dimension, list(MODES), "")
     update_index(path, scan, Files(scan.root), model, facts, part_size=4)
 
 
@@ -74,6 +74,7 @@ def indexed(path: Path) -> set[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_twenty_kills_leave_the_same_index_and_embed_nothing_again(loaded: Retriever, tmp_path: Path) -> None:
     rng, scan = random.Random(0), collection(tmp_path / "items")
     began = time.monotonic()
