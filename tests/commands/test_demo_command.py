@@ -40,7 +40,7 @@ def test_it_serves_the_pictures_of_the_corpus_until_ctrl_c(run_folder: Path, tmp
         assert [column["pair"] for column in columns] == list(MODE_PAIRS)
         assert all(len(column["results"]) == 8 for column in columns)
         row = columns[0]["results"][0]["id"]
-        assert httpx.get(f"{found[1]}picture/{row}").headers["content-type"] == "image/jpeg"
+        assert httpx.get(f"{found[1]}picture/{row}", timeout=60).headers["content-type"] == "image/jpeg"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     finally:

@@ -18,6 +18,10 @@ from rime_pl.types import MODE_PAIRS
 from tests.demo.conftest import SCRIPT, MadeUp, Serve, png
 
 
+def get(address: str, **settings: Any) -> httpx.Response:
+    return httpx.get(address, timeout=60, **settings)
+
+
 def ask(
     address: str, text: str = "", file: tuple[str, bytes] | None = None, **headers: str
 ) -> httpx.Response:
@@ -78,7 +82,7 @@ def test_an_index_without_generative_vectors_fills_two_columns(
 def test_pictures_come_by_row_and_by_nothing_else(index_searcher: IndexSearcher, serve: Serve) -> None:
     address = serve(index_searcher)
     rows = {index_searcher.index.record(row)[0].id: row for row in range(7)}
-    picture = httpx.get(f"{address}picture/{rows['picture 3']}")
+    picture = get(f"{address}picture/{rows['picture 3']}")
     assert picture.status_code == 200 and picture.content[:3] == b"\xff\xd8\xff"
     assert picture.headers["content-type"] == "image/jpeg"
     for path in (
@@ -91,15 +95,15 @@ def test_pictures_come_by_row_and_by_nothing_else(index_searcher: IndexSearcher,
         "../page.html",
         "%00",
     ):
-        assert httpx.get(f"{address}picture/{path}").status_code == 404, path
+        assert get(f"{address}picture/{path}").status_code == 404, path
     for path in ("server.py", "page.html", "..%2fpyproject.toml", "%2e%2e/server.py", "/etc/passwd"):
-        assert httpx.get(f"{address}{path}").status_code == 404, path
+        assert get(f"{address}{path}").status_code == 404, path
 
 
 def test_every_answer_has_the_headers_and_only_known_hosts_get_one(made_up: MadeUp, serve: Serve) -> None:
     address = serve(made_up)
-    home = httpx.get(address)
-    for reply in (home, httpx.get(f"{address}page.js"), httpx.get(f"{address}none"), ask(address, "x")):
+    home = get(address)
+    for reply in (home, get(f"{address}page.js"), get(f"{address}none"), ask(address, "x")):
         assert reply.headers["x-content-type-options"] == "nosniff"
         assert reply.headers["referrer-policy"] == "no-referrer"
         assert reply.headers["x-frame-options"] == "DENY" and reply.headers["cache-control"] == "no-store"
@@ -108,12 +112,14 @@ def test_every_answer_has_the_headers_and_only_known_hosts_get_one(made_up: Made
     assert SCRIPT not in home.text and "&lt;script&gt;" in home.text
     for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80"):
         assert ask(address, "x", Host=host).status_code == 400, host
-        assert httpx.get(address, headers={"Host": host}).status_code == 400, host
-    assert httpx.get(address, headers={"Host": "localhost:1"}).status_code == 200
+        assert get(address, headers={"Host": host}).status_code == 400, host
+    assert get(address, headers={"Host": "localhost:1"}).status_code == 200
     asked = len(made_up.asked)
     assert ask(address, "x", Origin="http://evil.example").status_code == 403 and len(made_up.asked) == asked
+    for origin in ("null", "http://[", ""):  # a sandboxed page, and none that can be
+        assert ask(address, "x", Origin=origin).status_code == 403
     assert ask(address, "x", Origin=address.rstrip("/")).status_code == 200
-    assert httpx.get(f"{address}search").status_code == 405
+    assert get(f"{address}search").status_code == 405
 
 
 def test_words_that_cannot_be_searched_for_are_told(
@@ -159,7 +165,7 @@ def test_too_many_bytes_are_refused_before_they_are_kept(made_up: MadeUp, serve:
             yield bytes(1_000_000)
 
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    reply = httpx.post(f"{address}search", content=parts(), headers=headers)
+    reply = httpx.post(f"{address}search", content=parts(), headers=headers, timeout=60)
     assert reply.status_code == 413 and "32 MB" in reply.json()["error"]
     assert ask(address, "still there").status_code == 200
 
@@ -207,7 +213,7 @@ def test_fifty_uploads_at_once_are_answered_or_told_to_wait(made_up: MadeUp, ser
     with ThreadPoolExecutor(50) as pool:
         replies = [pool.submit(ask, address, str(n), ("a.png", png((600, 400)))) for n in range(50)]
         while sum(reply.done() for reply in replies) < 50 - server.QUERIES:
-            httpx.get(address).raise_for_status()  # the page itself still answers
+            get(address).raise_for_status()  # the page itself still answers
         made_up.gate.set()
         found = [reply.result() for reply in replies]
     codes = sorted(reply.status_code for reply in found)
