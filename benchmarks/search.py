@@ -2,8 +2,9 @@
 
 `python -m benchmarks.search RUN ...`; several runs are seeds. All queries of the headline tasks are asked in
 batches, each in its own gallery. The threshold of the adaptive search is chosen on the validation split of
-the same run. Milliseconds are medians over rounds in which the ways to search take turns: to embed a batch of
-queries and to search an index of all targets. The last line is JSON, with means over the runs.
+the same run. Milliseconds are CPU time (set OMP_NUM_THREADS=1), medians over rounds in which the ways to
+search take turns: to embed a batch of queries and to search an index of all targets. The last line is JSON,
+with means over the runs.
 
 - two-step: the 10 nearest in the discriminative mode, ranked again by generative vectors of the targets; the
   query's vector is the generative one (`gen`, needs a rewrite) or the discriminative one (`disc`).
@@ -93,16 +94,16 @@ def recalls(vectors: Vectors, chosen: Calibration) -> dict[str, float]:
 def times(
     retriever: Retriever, vectors: Vectors, chosen: Calibration, batch_size: int, rounds: int
 ) -> dict[str, float]:
-    """Return milliseconds for each query, embedding and search, and their ratios to the discriminative."""
+    """Return CPU milliseconds for each query, embedding and search, and ratios to the discriminative."""
     queries = [vectors.split.queries[n] for n in range(min(batch_size, len(vectors.split.queries)))]
     calls = _calls(retriever, vectors, queries, chosen)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name in list(calls)[:: 1 if number % 2 else -1]:
-            began = time.perf_counter()
+            began = time.process_time()
             calls[name]()
             if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     ms = {name: 1000 * statistics.median(took) / len(queries) for name, took in seconds.items()}
     ratios = {f"{name}_over_disc_ms": ms[name] / ms["disc"] for name in ms if name != "disc"}
     return {**{f"{name}_ms": value for name, value in ms.items()}, **ratios}
