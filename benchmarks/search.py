@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rime_pl.inference.adaptive import Point, curve, point
+from rime_pl.inference.adaptive import Point, curve, margins, point
 from rime_pl.inference.calibration import SPLIT, Calibration, calibrate, measure
+from rime_pl.inference.encoding import Wanted
 from rime_pl.inference.labelled import Vectors
 from rime_pl.inference.loading import load
 from rime_pl.inference.retriever import MODES, Retriever
@@ -114,10 +115,9 @@ def _calls(
 ) -> dict[str, Callable[[], object]]:
     targets = vectors.targets
 
-    def encode(modes: Sequence[Mode], items: Sequence[Any] = queries) -> dict[Mode, Tensor]:
-        return {
-            mode: one.embeddings for mode, one in retriever.encode_modes(items, modes, len(queries)).items()
-        }
+    def encode(modes: Sequence[Mode], wanted: Wanted | None = None) -> dict[Mode, Tensor]:
+        encoded = retriever.encode_modes(queries, modes, len(queries), wanted=wanted)
+        return {mode: one.embeddings for mode, one in encoded.items()}
 
     def one_pass(mode: Mode) -> None:
         top_k(encode((mode,))[mode], [targets[mode]], 10)
@@ -128,12 +128,15 @@ def _calls(
         torch.einsum("qd,qcd->qc", found[mode], targets["generative"][rows]).topk(10)
 
     def adaptive() -> None:
-        found = encode(("discriminative",))["discriminative"]
-        scores = top_k(found, [targets["discriminative"]], 10)[0]
-        unsure = (scores[:, 0] - scores[:, 1] < chosen.chosen.margin).nonzero().flatten().tolist()
-        if unsure:
-            again = encode(("generative",), [queries[n] for n in unsure])["generative"]
-            top_k(again, [targets[chosen.target_mode]], 10)
+        unsure: list[int] = []
+
+        def wanted(numbers: Sequence[int], disc: Tensor) -> Tensor:
+            which = margins(top_k(disc, [targets["discriminative"]], 10)[0]) < chosen.chosen.margin
+            unsure.extend(number for number, yes in zip(numbers, which.tolist(), strict=True) if yes)
+            return which
+
+        found = encode(MODES, wanted)["generative"]
+        top_k(found[unsure], [targets[chosen.target_mode]], 10)
 
     return {
         "disc": lambda: one_pass("discriminative"),

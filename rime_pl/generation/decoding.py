@@ -48,6 +48,12 @@ class DecodingState:
         self.cache.batch_select_indices(rows)
         self.mask, self.next_position = self.mask[rows], self.next_position[:, rows]
 
+    def select(self, rows: Tensor) -> DecodingState:
+        """Return a state of the given rows (int64 indices), with one row for each prompt; this one stays."""
+        chosen = self.copy()
+        chosen.keep(rows)
+        return replace(chosen, last=self.last[rows], disc=self.disc[rows])
+
 
 def join_states(states: list[DecodingState]) -> DecodingState:
     """Return one state of all rows, in the given order. The given ones are used up.

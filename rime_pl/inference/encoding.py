@@ -6,7 +6,7 @@ Called by the retriever. The meter is read by rime_pl/evaluation, whose tables s
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,10 @@ from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.inference.batching import up_to
 from rime_pl.types import Mode, Prompts
+
+#: Given the numbers of R items and their discriminative embeddings (R, D), returns which get a rewrite, (R,)
+#: bool.
+Wanted = Callable[[Sequence[int], Tensor], Tensor]
 
 
 @dataclass
@@ -69,3 +73,37 @@ def encode_batch(
     seconds["generative"] = time.perf_counter() - began
     meter.add(len(prompts), seconds, int(written.lengths.sum()))
     return torch.stack([found[mode] for mode in modes], dim=1), rewrites
+
+
+def encode_where(
+    backbone: Backbone, prompts: Prompts, wanted: Callable[[Tensor], Tensor], meter: Meter
+) -> tuple[Tensor, list[str]]:
+    """Return both embeddings of R prompts, where only some are worth a rewrite; each prompt is read once.
+
+    Args:
+        backbone: In eval mode; gradients are off.
+        prompts: R prompts on any device.
+        wanted: Given the discriminative embeddings (R, D), returns which prompts get a rewrite, (R,) bool.
+        meter: Where the batch is counted.
+
+    Returns:
+        (R, 2, D) float32 on the CPU, discriminative and generative; the latter is 0 without a rewrite. And R
+        rewrites, empty where there is none.
+    """
+    began = time.perf_counter()
+    prompts = prompts.to(next(backbone.parameters()).device)
+    read = prefill(backbone, prompts, 1)
+    disc = read.disc.float().cpu()
+    seconds: dict[Mode, float] = {"discriminative": time.perf_counter() - began}
+    gen, rewrites, tokens = torch.zeros_like(disc), [""] * len(prompts), 0
+    rows = wanted(disc).nonzero().flatten()
+    if len(rows):
+        chosen = read.select(rows.to(read.disc.device)) if len(rows) < len(prompts) else read
+        written = write_rewrites(backbone, prompts, state=chosen)
+        gen[rows] = embed_completions(backbone, chosen, written.completions).float().cpu()
+        for row, text in zip(rows.tolist(), backbone.processor.decode(written.completions), strict=True):
+            rewrites[row] = text
+        tokens = int(written.lengths.sum())
+    seconds["generative"] = time.perf_counter() - began
+    meter.add(len(prompts), seconds, tokens)
+    return torch.stack([disc, gen], dim=1), rewrites

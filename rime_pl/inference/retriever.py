@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.batching import Batches
-from rime_pl.inference.encoding import Meter, encode_batch
+from rime_pl.inference.encoding import Meter, Wanted, encode_batch, encode_where
 from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.sources import Source, checked, content_digest, is_one, one_item
@@ -176,8 +177,13 @@ class Retriever:
         progress: str = "",
         skip_unusable: bool = False,
         each: Callable[[int], object] = lambda count: None,
+        wanted: Wanted | None = None,
     ) -> dict[Mode, Encoded]:
-        """Return what ``encode_full`` does, in some modes; ``each`` gets the size of each batch."""
+        """Return what ``encode_full`` does, in some modes; ``each`` gets the size of each batch.
+
+        With ``wanted``, the modes must be ``MODES``, and only the items that it names get a rewrite. The
+        generative vectors of the others are 0.
+        """
         if batch_size < 1:
             raise RimeError(f"batch_size must be 1 or more, but is {batch_size}.")
         rows = self._checked(items, skip_unusable)
@@ -197,7 +203,11 @@ class Retriever:
             shown = bar.add_task(progress, total=len(rows))
             for batch in prepared:
                 if batch.prompts is not None:
-                    vectors, written = self._encode_batch(batch.prompts, modes)
+                    if wanted is None:
+                        vectors, written = self._encode_batch(batch.prompts, modes)
+                    else:
+                        which = partial(wanted, batch.numbers)
+                        vectors, written = encode_where(self.backbone, batch.prompts, which, self.meter)
                     self._refuse_damaged(vectors)
                     found += zip(batch.numbers, vectors, written, strict=True)
                 bar.advance(shown, batch.done)

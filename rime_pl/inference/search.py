@@ -19,6 +19,7 @@ from torch import Tensor
 from rime_pl.errors import RimeError
 from rime_pl.inference.adaptive import Threshold, margins, read_threshold
 from rime_pl.inference.approximate import EXACT_ITEMS, Approximate
+from rime_pl.inference.encoding import Wanted
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.index import model_difference
 from rime_pl.inference.index_folder import (
@@ -31,7 +32,7 @@ from rime_pl.inference.index_folder import (
     vectors_of,
 )
 from rime_pl.inference.indexed_media import CorpusTargets, Files, Media
-from rime_pl.inference.retriever import Retriever
+from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import Source, is_one
 from rime_pl.metrics.top_k import top_k as nearest
 from rime_pl.places import tried
@@ -295,32 +296,38 @@ class _Search:
         return self._found(best[:, : self.top_k], rows.gather(1, order)[:, : self.top_k])
 
     def adaptive(self, threshold: float) -> list[Found]:
-        vectors = self._encode(self.queries, ("discriminative",))["discriminative"]
-        scores, rows = self._nearest(vectors, "discriminative", max(2, self.top_k))
+        width = min(max(2, self.top_k), len(self.index))
+        scores = torch.empty(len(self.queries), width)
+        rows = torch.empty(len(self.queries), width, dtype=torch.int64)
+
+        def unsure(numbers: Sequence[int], vectors: Tensor) -> Tensor:
+            at = torch.tensor(numbers)
+            scores[at], rows[at] = self._nearest(vectors, "discriminative", width)
+            return margins(scores[at]) < threshold
+
+        vectors = self._encode(self.queries, MODES, unsure)["generative"]
         margin = margins(scores)
-        unsure = (margin < threshold).nonzero().flatten()
+        chosen = (margin < threshold).nonzero().flatten()
         scores, rows = scores[:, : self.top_k].clone(), rows[:, : self.top_k].clone()
-        if len(unsure):
-            chosen = unsure.tolist()
-            vectors = self._encode([self.queries[n] for n in chosen], ("generative",), chosen)["generative"]
-            again = self._nearest(vectors, self.target_mode, self.top_k)
-            scores[unsure], rows[unsure] = again
+        if len(chosen):
+            scores[chosen], rows[chosen] = self._nearest(vectors[chosen], self.target_mode, self.top_k)
+        sure = set(range(len(self.queries))) - set(chosen.tolist())
+        self.rewrites = [None if n in sure else text for n, text in enumerate(self.rewrites)]
         found = self._found(scores, rows)
         for one, value in zip(found, margin.tolist(), strict=True):
             one.margin = value
         return found
 
     def _encode(
-        self, queries: list[Source], modes: Sequence[Mode], places: Sequence[int] | None = None
+        self, queries: list[Source], modes: Sequence[Mode], wanted: Wanted | None = None
     ) -> dict[Mode, Tensor]:
-        began = time.perf_counter()
-        encoded = self.index.retriever.encode_modes(queries, modes, self.batch_size, self.instruction)
-        self.encode_seconds += time.perf_counter() - began
+        began, searched = time.perf_counter(), self.search_seconds
+        encoded = self.index.retriever.encode_modes(
+            queries, modes, self.batch_size, self.instruction, wanted=wanted
+        )
+        self.encode_seconds += time.perf_counter() - began - (self.search_seconds - searched)
         if "generative" in encoded:
-            for place, text in zip(
-                places or range(len(queries)), encoded["generative"].rewrites or [], strict=True
-            ):
-                self.rewrites[place] = text
+            self.rewrites = list(encoded["generative"].rewrites or [])
         return {mode: one.embeddings for mode, one in encoded.items()}
 
     def _nearest(self, vectors: Tensor, mode: Mode, count: int) -> tuple[Tensor, Tensor]:

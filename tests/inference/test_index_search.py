@@ -97,6 +97,20 @@ def test_adaptive_writes_a_rewrite_only_below_the_threshold(index: Index) -> Non
         assert one.rewrite == wanted.rewrite
 
 
+def test_adaptive_reads_each_query_once(index: Index, loaded: Retriever) -> None:
+    given: dict[str, Any] = {"instruction": "", "top_k": 3, "strategy": "adaptive"}
+    margins = sorted(one.margin or 0.0 for one in index.search_many(TEXTS, threshold=0.0, **given))
+    items, tokens = loaded.meter.items, loaded.meter.rewrite_tokens
+    middle = margins[len(margins) // 2]
+    some = index.search_many(TEXTS, threshold=middle, **given)
+    assert loaded.meter.items - items == len(TEXTS)
+    some_tokens = loaded.meter.rewrite_tokens - tokens
+    always = index.search_many(TEXTS, threshold=math.inf, **given)
+    assert 0 < some_tokens < loaded.meter.rewrite_tokens - tokens - some_tokens
+    assert sum(one.rewrite is not None for one in some) == sum(margin < middle for margin in margins) > 0
+    assert all(one.rewrite is not None for one in always)
+
+
 def test_the_threshold_comes_from_the_run_folder(index: Index, loaded: Retriever) -> None:
     assert loaded.run is not None
     file = loaded.run.path / FILE
