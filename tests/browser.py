@@ -6,6 +6,7 @@ Where RIME_NEEDS_CHROMIUM is set, as in .ci/run, a missing browser is a failure.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +62,14 @@ def scrolls_sideways(page: Any) -> bool:
     """Return whether the page is wider than the window."""
     wide: bool = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
     return wide
+
+
+def until(page: Any, condition: str, seconds: float = 30) -> None:
+    """Wait until a condition in JavaScript holds.
+
+    ``wait_for_function`` evaluates the condition within the page, whose policy forbids that.
+    """
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)

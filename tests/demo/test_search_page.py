@@ -6,7 +6,7 @@ import pytest
 
 from rime_pl.demo.searcher import IndexSearcher
 from rime_pl.types import MODE_PAIRS
-from tests.browser import WIDTHS, opened, scrolls_sideways
+from tests.browser import WIDTHS, opened, scrolls_sideways, until
 from tests.demo.conftest import SCRIPT, MadeUp, Serve, png
 
 #: Gives the page a file as a drag from the desktop does, or the clipboard.
@@ -36,7 +36,7 @@ def test_a_query_by_keyboard_alone_fills_four_columns(
         assert page.text_content("#rewrite") == found.rewrite
         assert "discriminative scores differ by" in page.inner_text("#adaptive")
         assert page.inner_text("#status") == "Found" and page.inner_text("#error") == ""
-        page.wait_for_function("[...document.images].every((one) => one.hidden || one.complete)")
+        until(page, "[...document.images].every((one) => one.hidden || one.complete)")
         shown = page.evaluate("[...document.querySelectorAll('li img')].map((one) => one.naturalWidth)")
         assert len(shown) >= 8 and min(shown) > 0
         assert not scrolls_sideways(page)
@@ -77,14 +77,14 @@ def test_captions_and_rewrites_are_shown_as_text(width: int, made_up: MadeUp, se
 def test_a_picture_is_dropped_or_pasted(event: str, made_up: MadeUp, serve: Serve) -> None:
     with opened(serve(made_up)) as page:
         assert page.evaluate(HAND_OVER, [event, "red.png", list(png((64, 48)))])
-        page.wait_for_function("document.getElementById('preview').naturalWidth === 64")
+        until(page, "document.getElementById('preview').naturalWidth === 64")
         page.click("form button[type=submit]")
         page.wait_for_selector("#gen-disc li")
         assert made_up.asked[-1].media[0].size == (64, 48) and made_up.asked[-1].text == ""
         page.click("#clear")
         assert page.is_hidden("#preview") and page.input_value("#file") == ""
         page.click("form button[type=submit]")
-        page.wait_for_function("document.getElementById('error').textContent !== ''")
+        until(page, "document.getElementById('error').textContent !== ''")
         assert "Type some words, or choose a picture" in page.inner_text("#error")
 
 
@@ -92,6 +92,6 @@ def test_what_goes_wrong_is_told_on_the_page(made_up: MadeUp, serve: Serve) -> N
     with opened(serve(made_up)) as page:
         assert page.evaluate(HAND_OVER, ["drop", "<b>cut.png", list(png((300, 300))[:120])])
         page.click("form button[type=submit]")
-        page.wait_for_function("document.getElementById('error').textContent !== ''")
+        until(page, "document.getElementById('error').textContent !== ''")
         assert page.inner_text("#error").startswith("<b>cut.png is cut off")
         assert not page.is_visible("#answer") and page.is_enabled("form button[type=submit]")

@@ -76,8 +76,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)  # else the client has gone
+        if not isinstance(sys.exc_info()[1], OSError | ValueError):  # the client has gone, the file is closed
+            super().handle_error(request, client_address)
 
 
 @contextmanager
