@@ -21,7 +21,7 @@ from torch import Tensor
 from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import DataError, RimeError
-from rime_pl.inference.batching import Batches
+from rime_pl.inference.batching import Batches, Prepared
 from rime_pl.inference.encoding import Meter, Wanted, encode_batch, encode_where
 from rime_pl.inference.gallery_cache import Encoded, keep_encoded, read_encoded
 from rime_pl.inference.hits import Found, Hit
@@ -202,14 +202,7 @@ class Retriever:
         ):
             shown = bar.add_task(progress, total=len(rows))
             for batch in prepared:
-                if batch.prompts is not None:
-                    if wanted is None:
-                        vectors, written = self._encode_batch(batch.prompts, modes)
-                    else:
-                        which = partial(wanted, batch.numbers)
-                        vectors, written = encode_where(self.backbone, batch.prompts, which, self.meter)
-                    self._refuse_damaged(vectors)
-                    found += zip(batch.numbers, vectors, written, strict=True)
+                found += self._encode_prepared(batch, modes, wanted)
                 bar.advance(shown, batch.done)
                 each(batch.done)
         if not found:
@@ -228,6 +221,20 @@ class Retriever:
 
     def _checked(self, items: Source | Iterable[Source], skip_unusable: bool) -> Sequence[Source]:
         return checked(items, not skip_unusable, self.backbone.processor.prompt.media_limit)
+
+    def _encode_prepared(
+        self, batch: Prepared, modes: Sequence[Mode], wanted: Wanted | None
+    ) -> list[tuple[int, Tensor, str]]:
+        """Return number, embeddings (modes, D) and rewrite of each item of a batch that can be used."""
+        if batch.prompts is None:
+            return []
+        if wanted is None:
+            vectors, written = self._encode_batch(batch.prompts, modes)
+        else:
+            which = partial(wanted, batch.numbers)
+            vectors, written = encode_where(self.backbone, batch.prompts, which, self.meter)
+        self._refuse_damaged(vectors)
+        return list(zip(batch.numbers, vectors, written, strict=True))
 
     def _encode_batch(self, prompts: Prompts, modes: Sequence[Mode]) -> tuple[Tensor, list[str]]:
         """Return embeddings (R, modes, D) of R prompts, and rewrites; without the generative mode empty."""
