@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import re
 import socket
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,8 +22,8 @@ from rime_pl.inference.search import open_index
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item
 
-#: Where others than this machine may reach the server.
-EVERYWHERE = ("0.0.0.0", "::", "")
+#: A name of a machine, or its address.
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 #: Connections at a time; uvicorn answers 503 to more.
 CONNECTIONS = 200
 _PACKAGES = ("starlette", "uvicorn", "jinja2", "python_multipart")
@@ -59,8 +62,8 @@ def run(
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
-    _check(top_k, port, media, index, host, names)
-    listening = _listen(host, port)  # before minutes go into the gallery
+    _check(top_k, port, media, index, names or [])
+    listening = _listen(host, port, names or [])  # before minutes go into the gallery
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
@@ -77,17 +80,13 @@ def run(
     return 0
 
 
-def _check(
-    top_k: int, port: int, media: Path | None, index: Path | None, host: str, names: list[str] | None
-) -> None:
+def _check(top_k: int, port: int, media: Path | None, index: Path | None, names: list[str]) -> None:
     """Refuse what cannot be before a model is loaded."""
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise RimeError(f"The page needs {', '.join(missing)}: pip install 'rime_pl[demo-page]'.")
-    if host in EVERYWHERE and not names:
-        raise RimeError(
-            f"--host {host or repr(host)} lets the network in, so --names must say how browsers call this "
-            f"machine, such as --names {socket.gethostname()}. Other names are refused."
-        )
+    for name in names:
+        if not _NAME.fullmatch(name):  # a star would let any site in
+            raise RimeError(f"--names must be names such as my-machine.local, but one is {name!r}.")
     if not 1 <= top_k <= 100:
         raise RimeError(f"--top_k must be 1 to 100, but is {top_k}.")
     if not 0 <= port <= 65535:
@@ -96,11 +95,23 @@ def _check(
         raise RimeError("--media is the folder of the media of an index, so it needs --index.")
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; a RimeError if somebody else does."""
+def _everywhere(listening: socket.socket) -> bool:
+    """Return whether the network can reach a socket at every address of this machine."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_unspecified
+
+
+def _listen(host: str, port: int, names: Sequence[str]) -> socket.socket:
+    """Return a socket that listens; a RimeError if somebody else does, or nobody says what it is called."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        found = socket.create_server((host, port), family=family)
+        if _everywhere(found) and not names:
+            found.close()
+            raise RimeError(
+                f"--host {host or repr(host)} lets the network in, so --names must say how browsers call "
+                f"this machine, such as --names {socket.gethostname()}. Other names are refused."
+            )
+        return found
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             told = f"--port {port} is in use already. Give another one, or --port 0 for a free one."
@@ -132,12 +143,13 @@ def _serve(
 
     from rime_pl.demo.server import LOCAL, Page, application
 
-    own = [] if host in EVERYWHERE else [host]
+    everywhere = _everywhere(listening)
+    own = [] if everywhere else [host]
     app = application(Page(searcher, run, top_k), [*LOCAL, *own, *names])
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, limit_concurrency=CONNECTIONS
     )
-    shown = names[0] if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+    shown = names[0] if everywhere else f"[{host}]" if ":" in host else host
     console.print(f"search page: http://{shown}:{listening.getsockname()[1]}/   Ctrl-C ends it.")
     console.file.flush()  # a program may wait for the address
     uvicorn.Server(config).run(sockets=[listening])

@@ -267,11 +267,12 @@ class _Exported:
         equal = {name: rewrites[name] == text for name, text in written.items()}
         kernel = exported.backbone.config.attn_implementation
         merge = Agreement(kernel, cosines(trained, ours), equal_rewrites=equal)
-        if self.order.weights == "trained":
+        in_4bit = self.source.backbone.config.load_in_4bit
+        if self.order.weights == "trained" or not in_4bit:  # without 4 bits both are the same weights
             rounded = exported.backbone.config.dtype != "float32"
             remedy = "Give --dtype float32: a rounded sum loses small changes." if rounded else ""
             self._accept("the run itself", merge, remedy)
-        elif self.source.backbone.config.load_in_4bit:
+        else:
             self.say(
                 f"merged into the base model's original weights: lowest cosine {merge.lowest():.4f} with the "
                 "run, which learnt for 4-bit weights"
@@ -304,6 +305,8 @@ class _Exported:
                 f"{remedy or 'Please report it, with the versions of `rime doctor`.'}"
             )
         self.say(f"{name}: lowest cosine {agreement.lowest():.7f}, attention {agreement.attention}")
+        if others := [probe for probe, equal in agreement.equal_rewrites.items() if not equal]:
+            self.say(f"warning: {name} writes another rewrite of: {', '.join(others)}")
 
     def _parity(
         self, contract: Mapping[str, Any], loaders: Mapping[str, Agreement], merge: Agreement | None

@@ -112,6 +112,31 @@ def choose(points: list[Point]) -> Point:
     return max(points, key=lambda one: (one.recall, -one.share))
 
 
+def limit_of(
+    retriever: Retriever, strategy: str, threshold: float | None, target_mode: Mode | None
+) -> Threshold | None:
+    """Return the threshold of an adaptive search; None for another one, which must have none.
+
+    Raises:
+        RimeError: If a threshold cannot be, is not there, or is of another mode.
+    """
+    if strategy != "adaptive":
+        if threshold is not None:
+            raise RimeError(f"threshold is of an adaptive search, but strategy is {strategy!r}.")
+        return None
+    if threshold is not None:
+        if not threshold >= 0:
+            raise RimeError(f"threshold must be 0 or more, but is {threshold}.")
+        return Threshold(threshold, target_mode or "generative")
+    found = read_threshold(retriever)
+    if target_mode not in (None, found.target_mode):
+        raise RimeError(
+            f"target_mode must be {found.target_mode!r}, for which the threshold was chosen, but is "
+            f"{target_mode!r}. Leave it out, or give a threshold."
+        )
+    return found
+
+
 def read_threshold(retriever: Retriever) -> Threshold:
     """Return the threshold that was chosen for a run.
 
@@ -138,6 +163,8 @@ def _threshold(file: Path, model: str) -> Threshold:
             type(None),
         ):
             raise ValueError("margin or target_mode cannot be")
+        if margin is not None and not margin >= 0:  # also where it is no number
+            raise ValueError(f"margin must be 0 or more, but is {margin}")
         made_by = values["model"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RimeError(f"{file} is damaged: {error}. Give `rime search --calibrate true` again.") from error

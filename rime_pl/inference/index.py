@@ -134,16 +134,16 @@ def update_index(
         counts, pending = _reconcile(folder, scan.records)
         known = building.known()
         pending = [one for one in pending if known.get(one.id, ("",))[0] != one.digest.hex()]
-        build = _Build(folder, building, media, retriever, batch_size, part_size)
-        build.embed(pending, counts, progress)
+        _Build(folder, building, media, retriever, batch_size, part_size).embed(pending, counts, progress)
         ids = {record.id for record in scan.records}
         unusable = {**scan.unusable, **{id: reason for id, _, reason, _ in building.refused if id in ids}}
         lines = [json.dumps({"id": id, "reason": why}, ensure_ascii=False) for id, why in unusable.items()]
         write_text(folder.unusable, "".join(line + "\n" for line in lines))
-        counts.total = sum(part.rows for part in folder.parts())
-        counts.unusable = len(unusable)
+        counts.total, counts.unusable = sum(part.rows for part in folder.parts()), len(unusable)
         folder.write_facts(replace(wanted, count=counts.total, unusable=counts.unusable))
         folder.building.unlink()
+    if not counts.total:
+        raise RimeError(f"{folder} must have a usable item, but has none: {folder.unusable} says why.")
     return counts
 
 

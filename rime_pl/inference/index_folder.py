@@ -135,6 +135,11 @@ class IndexFolder:
             start += rows
         return found
 
+    def state(self) -> list[tuple[str, int, int]]:
+        """Return name, size and time of the files, which another build changes."""
+        files = [self.facts_file, *sorted(self.path.glob("part-*.parquet"))]
+        return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
+
     def next_part(self, parts: Sequence[Part]) -> Path:
         """Return the name of a part behind all others."""
         number = int(parts[-1].path.stem.rpartition("-")[2]) + 1 if parts else 0

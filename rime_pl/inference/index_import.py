@@ -198,7 +198,5 @@ class _Reader:
         length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0:
             raise ValueError(f"field {name!r} must be a vector of length 1, but its length is {length}.")
-        if abs(length - 1) <= _LENGTH:
-            return vector
-        self.normalised += 1
+        self.normalised += abs(length - 1) > _LENGTH  # told; less is rounding
         return vector / length

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.errors import RimeError
-from rime_pl.inference.adaptive import Threshold, margins, read_threshold
+from rime_pl.inference.adaptive import limit_of, margins
 from rime_pl.inference.approximate import EXACT_ITEMS, Approximate
 from rime_pl.inference.encoding import Wanted
 from rime_pl.inference.hits import Found, Hit
@@ -85,6 +85,7 @@ class Index(Sequence[Source]):
     ) -> None:
         self.folder, self.facts, self.retriever, self.media = folder, folder.facts, retriever, media
         self.parts = folder.parts()
+        self._state = folder.state()
         self.approximate = len(self) > EXACT_ITEMS if approximate is None else approximate
         self._kept: dict[Mode, Tensor] = {}
         self._faiss: dict[Mode, Approximate] = {}
@@ -214,7 +215,10 @@ class Index(Sequence[Source]):
         """Return the results of ``search`` for many queries; all share each forward and each pass."""
         asked = list(queries)
         mode = mode or ("discriminative" if strategy == "one-pass" else "generative")
-        target_mode = target_mode or mode
+        if strategy == "adaptive" and mode != "generative":
+            raise RimeError("An adaptive search writes rewrites, so its mode must be 'generative'.")
+        limit = limit_of(self.retriever, strategy, threshold, target_mode)
+        target_mode = limit.target_mode if limit else target_mode or mode
         self._check(mode, target_mode, top_k, strategy, candidates)
         if instruction is None:
             instruction = self.retriever.instruction("query", task)
@@ -223,12 +227,12 @@ class Index(Sequence[Source]):
             return search.one_pass()
         if strategy == "two-step":
             return search.two_step(max(candidates, top_k))
-        limit = read_threshold(self.retriever) if threshold is None else Threshold(threshold, target_mode)
-        search.target_mode = limit.target_mode
-        self._need(limit.target_mode)
+        assert limit is not None, "the strategy is adaptive"
         return search.adaptive(limit.margin)
 
     def _check(self, mode: Mode, target_mode: Mode, top_k: int, strategy: str, candidates: int) -> None:
+        if self.folder.state() != self._state:
+            raise RimeError(f"{self.folder} was changed since it was opened. Open it again.")
         if strategy not in get_args(Strategy):
             raise RimeError(f"strategy must be {', '.join(get_args(Strategy))}, but is {strategy!r}.")
         if mode not in COLUMNS:
@@ -236,8 +240,6 @@ class Index(Sequence[Source]):
         self._need(target_mode)
         if strategy != "one-pass":
             self._need("discriminative")
-        if strategy == "adaptive" and mode != "generative":
-            raise RimeError("An adaptive search writes rewrites, so its mode must be 'generative'.")
         for name, value in (("top_k", top_k), ("candidates", candidates)):
             if value < 1:
                 raise RimeError(f"{name} must be 1 or more, but is {value}.")
@@ -375,6 +377,8 @@ def open_index(
             "made it (--run), or index again in another folder."
         )
     index = Index(there, retriever, _media_of(there, media), approximate)
+    if not len(index):
+        raise RimeError(f"{folder} must hold items to search, but holds none. Give `rime index` again.")
     if len(index) != facts.count:
         raise RimeError(
             f"{folder} must hold {facts.count} items, as index.json says, but its parts hold {len(index)}. "

@@ -61,7 +61,8 @@ def test_every_mode_pair_finds_what_the_search_in_memory_finds(
 def test_many_queries_are_answered_like_each_alone(index: Index) -> None:
     queries = TEXTS[:5]
     for strategy in ("one-pass", "two-step", "adaptive"):
-        given: dict[str, Any] = {"top_k": 3, "strategy": strategy, "instruction": "", "threshold": 0.01}
+        given: dict[str, Any] = {"top_k": 3, "strategy": strategy, "instruction": ""}
+        given |= {"threshold": 0.01} if strategy == "adaptive" else {}
         together = index.search_many(queries, **given)
         for query, found in zip(queries, together, strict=True):
             alone = index.search(query, **given)
@@ -111,6 +112,30 @@ def test_adaptive_reads_each_query_once(index: Index, loaded: Retriever) -> None
     assert all(one.rewrite is not None for one in always)
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"threshold": 0.1}, "threshold is of an adaptive search"),
+        ({"strategy": "adaptive", "threshold": math.nan}, "must be 0 or more, but is nan"),
+        ({"strategy": "adaptive", "threshold": -1.0}, "must be 0 or more"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused(index: Index, given: dict[str, Any], error: str) -> None:
+    with pytest.raises(RimeError, match=error):
+        index.search("a ring", instruction="", **given)
+
+
+def test_an_index_that_was_changed_is_not_searched_further(loaded: Retriever, tmp_path: Path) -> None:
+    opened = open_index(build(tmp_path / "texts", loaded, list(MODES)), loaded)
+    opened.search("a ring", instruction="")
+    facts = Facts(loaded.name, loaded.dimension, list(MODES), "", "float32")
+    lines = tmp_path / "texts.txt"
+    lines.write_text("\n".join(TEXTS[3:]))
+    update_index(tmp_path / "texts", scan_texts(lines), Files(tmp_path), loaded, facts, part_size=10)
+    with pytest.raises(RimeError, match="was changed since it was opened"):
+        opened.search("a ring", instruction="")
+
+
 def test_the_threshold_comes_from_the_run_folder(index: Index, loaded: Retriever) -> None:
     assert loaded.run is not None
     file = loaded.run.path / FILE
@@ -119,12 +144,15 @@ def test_the_threshold_comes_from_the_run_folder(index: Index, loaded: Retriever
     try:
         for values, error in (
             ({"model": loaded.name, "margin": "x", "target_mode": "generative"}, "is damaged"),
+            ({"model": loaded.name, "margin": math.nan, "target_mode": "generative"}, "is damaged"),
             ({"model": "other", "margin": 1.0, "target_mode": "generative"}, "must be of this adapter"),
         ):
             file.write_text(json.dumps(values))
             with pytest.raises(RimeError, match=error):
                 index.search("a ring", strategy="adaptive", instruction="")
         file.write_text(json.dumps({"model": loaded.name, "margin": None, "target_mode": "discriminative"}))
+        with pytest.raises(RimeError, match="target_mode must be 'discriminative'"):
+            index.search("a ring", target_mode="generative", strategy="adaptive", instruction="")
         found = index.search("a ring", strategy="adaptive", instruction="")
         assert found.rewrite is not None and found.margin is not None and found.margin < math.inf
         assert found.hits == index.search("a ring", "generative", "discriminative", instruction="").hits
