@@ -180,7 +180,8 @@ def in_natural_order(names: Sequence[str]) -> list[str]:
     return sorted(
         names,
         key=lambda name: [
-            (part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)
+            (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
+            for part in re.split(r"(\d+)", name)
         ],
     )
 

@@ -36,13 +36,14 @@ def clip_in(root: Path, folder: str, pad: bool = False, every: bool = False) -> 
         DataError: If the folder is missing, has no pictures, or leads outside ``root``.
     """
     place = folder_in(root, folder)
-    names = in_natural_order([one.name for one in place.iterdir() if one.suffix.lower() in _SUFFIXES])
+    files = [one.name for one in place.iterdir() if one.suffix.lower() in _SUFFIXES]
+    names = in_natural_order([name for name in files if not name.startswith("._")])  # macOS: not pictures
     if not names:
         raise DataError(f"{place} must hold the frames of a clip ({', '.join(_SUFFIXES)}), but holds none.")
     with told(folder):
         taken = frames_of_list(root, [f"{folder}/{name}" for name in names], len(names) if every else FRAMES)
     paths, times = list(taken.paths), list(taken.times)
-    while pad and len(paths) < FRAMES:
+    while pad and not every and len(paths) < FRAMES:
         paths.append(paths[-1])
         times.append(times[-1] + 0.5)
     frames: Any = tuple(paths)  # opened when their batch is due

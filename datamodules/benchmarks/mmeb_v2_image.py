@@ -97,7 +97,7 @@ def _add(read: _Read, task: MMEBTask, row: Row) -> None:
     instruction = without_mark(row.text_or("qry_inst", task.query_instruction))
     if task.parser in _STRIPPED:
         instruction = instruction.strip()
-    text = row.text_or("qry_text", "")
+    text = row.text("qry_text")
     if task.parser == "t2i":
         layout: Layout = "dialogue query" if task.name == "VisDial" else "text query"
         read.queries.append(_Words(layout, instruction, text))

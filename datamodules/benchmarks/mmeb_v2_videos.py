@@ -198,7 +198,7 @@ def _further_classes(video: VideoTask) -> list[str]:
     if not path.is_file():
         return CLASSES.get(video.task.name, "").split()
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} must be UTF-8 with a class in each line. Convert it.") from error
 

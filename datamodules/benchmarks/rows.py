@@ -7,6 +7,7 @@ rows would look like any other score.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +51,24 @@ def find_files(root: Path, patterns: Sequence[str], what: str) -> list[Path]:
     """
     for pattern in patterns:
         if found := files_in(root, pattern):
+            _refuse_incomplete(found, what)
             return found
     tried = ", ".join(patterns)
     raise MissingFilesError(f"{what} must lie below {root}, but there is none of: {tried}.", "FILE_N/A")
+
+
+def _refuse_incomplete(files: Sequence[Path], what: str) -> None:
+    """Raise a DataError unless numbered files, such as test-00000-of-00002.parquet, are one whole set."""
+    numbers = [found for file in files if (found := re.search(r"-(\d{5})-of-(\d{5})\.", file.name))]
+    if not numbers:
+        return
+    sizes = {int(found[2]) for found in numbers}
+    there = sorted(int(found[1]) for found in numbers)
+    if len(sizes) > 1 or len(numbers) < len(files) or there != list(range(max(sizes))):
+        raise DataError(
+            f"{what} must be one whole set of files, numbered up to {max(sizes)}, but there are: "
+            f"{', '.join(file.name for file in files[:9])}. Download the others, or remove the old set."
+        )
 
 
 def find_folder(root: Path, names: Sequence[str], what: str) -> Path:

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
+from rime_pl.datamodules.benchmarks.frames import FRAMES
 from rime_pl.datamodules.benchmarks.task import BenchmarkTask, MissingTask
 from rime_pl.errors import RimeError
 from rime_pl.evaluation.averages import Place
@@ -160,6 +161,8 @@ class Order:
                     console.print(f"{task.name} is missing: {task.reason}")
                 else:
                     self._evaluate(task, pairs, embedder, trainer, results)
+                    for note in task.notes:
+                        console.print(f"{task.name}: {note}")
                 one_more()
         if rank != "0":
             return 0
@@ -167,7 +170,7 @@ class Order:
         for table in results.tables():
             console.print(table.terminal())
         console.print(f"embeddings: {cache}\nresults: {results.output}")
-        return int(bool(results.missing))
+        return int(bool(results.missing or set(names) - set(results.done)))
 
     def _evaluate(
         self,
@@ -255,7 +258,7 @@ class Order:
         protocol = {
             "run": str(stage),
             "root": str(self.root),
-            "frames": 8,
+            "frames": min(FRAMES, model.backbone.processor.prompt.frame_limit),
             "wording": self.settings.wording,
             **{name: None if value is None else str(value) for name, value in self.reading.items()},
             "chat_layout_and_sizes": prompt,

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from rime_pl.inference.sources import Blank, is_one
+from rime_pl.media import open_picture
 from rime_pl.types import Clip, Item, Page, frames_of
 
 
@@ -46,6 +47,8 @@ def _medium(medium: Any) -> list[Any]:
 
 def _frame(frame: Any) -> str:
     if isinstance(frame, Image.Image):
+        if frame.mode not in ("RGB", "L") or frame.info:  # palettes, transparency, orientation
+            frame = open_picture(frame)
         head = f"{frame.mode} {frame.size}".encode()
         return hashlib.sha256(head + frame.tobytes()).hexdigest()
     with Path(frame).open("rb") as file:

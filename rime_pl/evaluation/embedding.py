@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from rime_pl import __version__
 from rime_pl.datamodules.benchmarks.task import BenchmarkTask
 from rime_pl.errors import DataError, RimeError
 from rime_pl.evaluation.digests import as_source, item_digest
@@ -24,6 +26,7 @@ from rime_pl.evaluation.store import Part, Store
 from rime_pl.inference.encoding import Meter
 from rime_pl.inference.retriever import Retriever
 from rime_pl.inference.sources import holds_opened
+from rime_pl.processing import CONTRACT_FILE
 from rime_pl.types import Item, Mode, Side
 
 #: Items of a part: what a kill costs at most, on each process.
@@ -230,7 +233,14 @@ def store_of(cache: Path, model: Retriever) -> Store:
             "A model whose embeddings are kept must have a name, but has none. Load it from a run."
         )
     device = next(model.backbone.parameters()).device.type
-    return Store(cache / hashlib.sha256(f"{model.name} {device}".encode()).hexdigest()[:16])
+    known = hashlib.sha256(f"{model.name} {device} {__version__}".encode())
+    for package in ("transformers", "torch", "pillow"):  # they decode pictures and make patches of them
+        known.update(f" {package} {metadata.version(package)}".encode())
+    if model.run is not None:  # sizes of pictures may stand only in these files
+        for file in sorted(model.run.adapter.glob("*.json")):
+            if file.name != CONTRACT_FILE:  # what it says of vectors is in the name
+                known.update(file.name.encode() + file.read_bytes())
+    return Store(cache / known.hexdigest()[:16])
 
 
 def make_trainer(accelerator: str, devices: int) -> L.Trainer:

@@ -202,7 +202,8 @@ class Results:
         ]
         rows += [[name, task.code, *["-"] * len(self.pairs), "-"] for name, task in self.missing.items()]
         head = ["task", "metric", *self.pairs, "queries with ties"]
-        return Table(f"{self.benchmark}: tasks", head, rows)
+        notes = [f"{name}: {note}." for name, one in self.done.items() for note in one.task.notes]
+        return Table(f"{self.benchmark}: tasks", head, rows, note="\n".join(notes))
 
 
 def _shown(value: float | None) -> str:

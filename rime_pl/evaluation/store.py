@@ -20,9 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rime_pl.errors import RimeError
 from rime_pl.inference.encoding import Meter
 from rime_pl.types import Mode
 
+#: How far the length of an embedding may be from 1.
+_LENGTH = 0.01
 _DIGESTS = "digests"
 
 
@@ -72,7 +75,7 @@ class Store:
                     cost = json.loads(opened.metadata()["cost"])
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 warnings.warn(f"{file} is damaged and will be made again: {error}", stacklevel=2)
-                file.unlink()
+                file.unlink(missing_ok=True)  # another process may have been first
                 continue
             self._meters[file] = Meter(**cost)
             for row, digest in enumerate(digests):
@@ -115,7 +118,15 @@ class Store:
             if found is None:
                 found = torch.empty(len(digests), vectors.shape[-1])
             found[numbers] = vectors[[places[number][1] for number in numbers]]
-        return torch.empty(0, 0) if found is None else found
+        if found is None:
+            return torch.empty(0, 0)
+        lengths = found.norm(dim=-1)
+        if not bool(((lengths - 1).abs() < _LENGTH).all()):  # also where one is no number
+            raise RimeError(
+                f"{self.folder} holds damaged embeddings: each must have the length 1. Remove the folder, "
+                "and give the same command again."
+            )
+        return found
 
     def rewrites(self, digests: Sequence[bytes]) -> list[str]:
         """Return the rewrites that the model wrote of contents with a generative embedding."""

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import DataError, RimeError
@@ -13,7 +15,8 @@ from rime_pl.evaluation import embedding
 from rime_pl.evaluation.digests import as_source, item_digest
 from rime_pl.evaluation.embedding import Embedder, Rows, make_trainer, sides_of, store_of
 from rime_pl.inference.retriever import Retriever
-from rime_pl.types import Item
+from rime_pl.run_folder import RunFolder
+from rime_pl.types import Clip, Item, Page
 from tests.evaluation.made_tasks import global_task, local_task, texts, with_main
 
 PAIRS = ("disc-disc", "gen-disc")
@@ -114,6 +117,30 @@ def test_a_stopped_command_goes_on_and_damage_is_made_again(
     assert not list(cache.rglob("*.half-*"))
 
 
+def test_vectors_that_are_damaged_within_are_refused(model: Retriever, tmp_path: Path) -> None:
+    _, found = embed(model, tmp_path, local_task(tmp_path / "task"), ("disc-disc",))
+    file = max(tmp_path.rglob("*.safetensors"), key=lambda one: one.stat().st_size)
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        told = opened.metadata()
+    tensors["discriminative"][0, 0] = torch.nan
+    save_file(tensors, file, told)
+    with pytest.raises(RimeError, match="holds damaged embeddings: each must have the length 1"):
+        for digests in (found.queries, found.candidates):
+            store_of(tmp_path, model).vectors(digests, "discriminative")
+
+
+def test_sizes_of_pictures_in_the_adapter_are_part_of_the_store(model: Retriever, tmp_path: Path) -> None:
+    adapter = tmp_path / "run" / "adapter"
+    adapter.mkdir(parents=True)
+    stores = []
+    for size in (100, 200):
+        (adapter / "processor_config.json").write_text(f'{{"longest_edge": {size}}}')
+        of_run = Retriever(model.backbone, name="micro", run=RunFolder(tmp_path / "run"))
+        stores.append(store_of(tmp_path, of_run).folder)
+    assert stores[0] != stores[1]
+
+
 def test_another_model_has_a_store_of_its_own(model: Retriever, tmp_path: Path) -> None:
     other = Retriever(model.backbone, name="other")
     assert store_of(tmp_path, model).folder != store_of(tmp_path, other).folder
@@ -158,5 +185,12 @@ def test_what_decides_an_embedding_decides_the_hash(tmp_path: Path) -> None:
         Item("a", (picture, picture)),
         Item("a", (Image.new("RGB", (16, 4), "red"),)),
     ]
+    palettes = [Image.new("P", (8, 8)) for _ in "ab"]
+    for palette, colour in zip(palettes, ((255, 0, 0), (0, 0, 255)), strict=True):
+        palette.putpalette(colour)
+    two = (picture, Image.new("RGB", (8, 8), "blue"))
+    items += [Item("a", (palettes[1],)), Item("a", (Page(picture),)), Item("a", (Clip(two, (0.0, 1.0)),))]
+    items += [Item("a", (Clip(two, (0.0, 2.0)),)), Item("a", (Clip(two[::-1], (0.0, 1.0)),))]
     assert len({item_digest(item) for item in items}) == len(items)
+    assert item_digest(Item("a", (palettes[0],))) == item_digest(items[4])  # as the model sees it
     assert item_digest(items[2]) == item_digest(Item("a", (str(tmp_path / "b.png"),), "7"))  # type: ignore[arg-type]

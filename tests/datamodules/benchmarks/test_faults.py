@@ -28,6 +28,7 @@ FRAMES = "video-tasks/frames"
     ("task", "change", "says"),
     [
         ("SUN397", drop("qry_img_path"), "row 1 must have the field 'qry_img_path', but has"),
+        ("SUN397", drop("qry_text"), "row 1 must have the field 'qry_text'"),
         ("SUN397", drop("tgt_text"), "row 1 must have the field 'tgt_text'"),
         ("SUN397", put(1, tgt_text=[]), "row 2: 'tgt_text' must be a list of texts, one or more"),
         ("SUN397", put(1, tgt_text=None), "row 2: 'tgt_text' must be a list of texts"),
@@ -142,6 +143,28 @@ def test_classes_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / DATA / "k700_labels.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="must be UTF-8 with a class in each line"):
         read_task("mmeb-v2", tmp_path, "K700")
+
+
+def test_an_incomplete_or_mixed_set_of_files_is_refused(tmp_path: Path) -> None:
+    write_image_task(tmp_path, "SUN397")
+    file = tmp_path / "image-tasks/SUN397" / PARQUET
+    shutil.copy(file, file.with_name("test-00000-of-00002.parquet"))
+    with pytest.raises(DataError, match="must be one whole set of files"):
+        read_task("mmeb-v2", tmp_path, "SUN397")
+    file.unlink()
+    with pytest.raises(DataError, match=r"numbered up to 2, but there are: test-00000-of-00002\.parquet"):
+        read_task("mmeb-v2", tmp_path, "SUN397")
+
+
+def test_files_that_are_no_frames(tmp_path: Path) -> None:
+    write_video_task(tmp_path, "K700")
+    folder = tmp_path / FRAMES / "video_cls/K700/clip 1"
+    before = read_task("mmeb-v2", tmp_path, "K700").queries[1].media
+    for file in [*folder.glob("*.jpg")]:
+        (folder / f"._{file.name}").write_bytes(b"of macOS")
+    assert read_task("mmeb-v2", tmp_path, "K700").queries[1].media == before
+    shutil.copy(next(folder.glob("[!.]*.jpg")), folder / "²9.jpg")  # a digit that is no number
+    assert read_task("mmeb-v2", tmp_path, "K700").queries[1].media != before
 
 
 def test_a_folder_without_frames_and_one_that_has_gone(tmp_path: Path) -> None:
