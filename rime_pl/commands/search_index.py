@@ -129,6 +129,9 @@ def choose_threshold(retriever: Retriever, console: Console) -> int:
             f"{name:<7} rewrites for {point.share:4.0%} of the queries: recall@1 {point.recall:.3f} "
             f"({point.low:.3f} to {point.high:.3f})"
         )
-    console.print(f"threshold: a margin below {chosen.margin:.4f}, against {found.target_mode} vectors")
+    if chosen.margin == 0:
+        console.print("threshold: 0, so adaptive never writes a rewrite: none raised recall@1 here")
+    else:
+        console.print(f"threshold: a margin below {chosen.margin:.4f}, against {found.target_mode} vectors")
     console.print(f"kept: {file}   picture: {picture}")
     return 0

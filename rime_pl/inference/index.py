@@ -186,11 +186,11 @@ def model_difference(there: str, here: str) -> list[str]:
         )
     except (ValueError, TypeError, AttributeError):
         return [f"the model is {there or 'unknown'!r:.80} there and {here or 'unknown'!r:.80} here"]
-    names = [name for name in first | second if first.get(name) != second.get(name)]
-    return [
-        f"the model's {name} is {first.get(name)!r:.60} there and {second.get(name)!r:.60} here"
-        for name in names
-    ]
+    values = {name: (first.get(name), second.get(name)) for name in first | second}
+    values = {name: both for name, both in values.items() if both[0] != both[1]}
+    short = [(name, *both) for name, both in values.items() if len(f"{both}") < 40]
+    told = [f"the model's {name} is {there!r} there and {here!r} here" for name, there, here in short]
+    return told[:3] or [f"the model's {', '.join(values)} differ"]
 
 
 def _refuse_other_items(folder: IndexFolder, old: Facts, scan: Scan, wanted: Facts) -> None:

@@ -28,7 +28,7 @@ FORMAT = 1
 #: Mode -> its column of vectors.
 COLUMNS: dict[Mode, str] = {"discriminative": "disc", "generative": "gen"}
 #: Items of a part, which is also one row group.
-PART = 2048
+PART = 512
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 _AGAIN = "Build the index again with `rime index`."
 

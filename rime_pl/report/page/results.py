@@ -31,8 +31,9 @@ def _modes_of(run: RunFacts) -> list[Element]:
     if not run.tested:
         return [el("p", NOT_TESTED)]
     summary, after = run.summary, run.summary["after"]
-    text = f"{summary['queries']} queries; the smallest gallery has {summary['gallery']} distinct contents, "
-    text += f"so chance of recall@1 is {summary['chance']:.4f}. Results are means over the tasks."
+    counted = ", ".join(name for name in summary["per_task"] if in_the_mean(run, name))
+    text = f"{summary['queries']} queries; the smallest gallery has {summary['gallery']} distinct contents. "
+    text += f"Chance of recall@1 is {summary['chance']:.4f}. All are means over the tasks {counted}."
     start = "" if run.before else " There is no run before it that was tested on the same data."
     ks = sorted((name for name in after if name.startswith("recall@")), key=lambda name: int(name[7:]))
     tables = [recall_table(run, k).html() for k in ks]
@@ -88,6 +89,14 @@ def _number(results: Mapping[str, Any], group: str, key: str, form: str = ".3f")
     return "-" if value is None else format(value, form)
 
 
+def in_the_mean(run: RunFacts, task: str) -> bool:
+    """Return whether a task counts in the results of a run: no memory task, no control."""
+    if task in run.summary.get("memory", ()):
+        return False
+    headline = (run.settings.get("recall") or {}).get("headline_tasks")
+    return not headline or task in headline
+
+
 def modalities(runs: Sequence[RunFacts]) -> list[Element]:
     """Return recall@1 by what queries and targets consist of, and of each task."""
     return of_each(runs, _modalities_of)
@@ -100,7 +109,7 @@ def _modalities_of(run: RunFacts) -> list[Element]:
     pairs = [pair for pair in MODE_PAIRS if pair in run.summary["after"]["recall@1"]]
     kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for name, task in tasks.items():
-        if name not in memory and (sides := task.get("modality")):
+        if in_the_mean(run, name) and (sides := task.get("modality")):
             kinds.setdefault((sides["query"], sides["target"]), []).append(task)
     rows = [
         [*kind, str(len(found)), *(f"{mean(one['recall@1'][pair] for one in found):.3f}" for pair in pairs)]
@@ -108,7 +117,8 @@ def _modalities_of(run: RunFacts) -> list[Element]:
     ]
     title = "recall@1 by what is asked with and what is found, mean over tasks"
     head = ["query", "target", "tasks", *pairs]
-    note = "Memory tasks are left out of these means." if memory & set(tasks) else ""
+    left_out = [name for name in tasks if not in_the_mean(run, name)]
+    note = f"Not in these means: {', '.join(left_out)}." if left_out else ""
     by_kind = Table(title, head, rows, note=note).html()
     if not kinds:
         by_kind = el("p", "The run does not keep what the queries and targets of its tasks consist of.")
@@ -116,7 +126,9 @@ def _modalities_of(run: RunFacts) -> list[Element]:
     for name, task in tasks.items():
         sides = task.get("modality") or {"query": "-", "target": "-"}
         found = [_number(task, "recall@1", pair) for pair in pairs]
-        label = f"{name} (memory)" if name in memory else name
+        label = name
+        if name in left_out:
+            label += " (memory)" if name in memory else " (not in the means)"
         of_task.append([label, sides["query"], sides["target"], str(task["gallery"]), *found])
     head = ["task", "query", "target", "gallery", *pairs]
     note = "Chance of recall@1 is 1 / gallery."
