@@ -140,6 +140,7 @@ class IndexSearcher:
         return self.pictures.picture(id)
 
     def search(self, query: Item, top_k: int) -> Answer:
+        self.index.refuse_change()
         query = replace(query, instruction=query.instruction or self.asked)
         encoded: dict[Mode, Encoded] = {}
         for mode in MODES:  # one after the other, because the page shows the time of each
@@ -152,7 +153,8 @@ class IndexSearcher:
             spent = 1000 * (time.perf_counter() - began)
             return Found(hits, one.rewrites[0] if one.rewrites else None, 1000 * one.seconds, spent)
 
-        return _answer(self.index.retriever, self.index.facts.modes, found, self._result, top_k)
+        retriever = self.index.retriever
+        return _answer(retriever, query, self.index.facts.modes, found, self._result, top_k)
 
     def _result(self, hit: Hit) -> Result:
         record = self.index.record(hit.place)[0]
@@ -186,7 +188,7 @@ class GallerySearcher:
         def found(asked: Mode, target: Mode) -> Found:
             return self.retriever.search(query, asked, max(2, top_k), target, instruction=self.asked)
 
-        return _answer(self.retriever, MODES, found, self._result, top_k)
+        return _answer(self.retriever, query, MODES, found, self._result, top_k)
 
     def _result(self, hit: Hit) -> Result:
         item = self.pictures.item(hit.place)
@@ -198,6 +200,7 @@ class GallerySearcher:
 
 def _answer(
     retriever: Retriever,
+    query: Item,
     modes: Sequence[Mode],
     search: Callable[[Mode, Mode], Found],
     result: Callable[[Hit], Result],
@@ -218,7 +221,9 @@ def _answer(
         if target == "discriminative":  # there, the rewrite of an item plays no part
             results = [replace(one, rewrite="") for one in results]
         columns.append(Column(pair, results, found.encode_ms, found.search_ms))
-    return Answer(columns, rewrite, adaptive)
+    if words := retriever.unknown_words(query.text):
+        adaptive += f" In no training text: {', '.join(words)}. The model may not know what this means."
+    return Answer(columns, rewrite, adaptive.strip())
 
 
 def worth(retriever: Retriever, scores: Sequence[float]) -> str:

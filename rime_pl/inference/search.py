@@ -231,8 +231,7 @@ class Index(Sequence[Source]):
         return search.adaptive(limit.margin)
 
     def _check(self, mode: Mode, target_mode: Mode, top_k: int, strategy: str, candidates: int) -> None:
-        if self.folder.state() != self._state:
-            raise RimeError(f"{self.folder} was changed since it was opened. Open it again.")
+        self.refuse_change()
         if strategy not in get_args(Strategy):
             raise RimeError(f"strategy must be {', '.join(get_args(Strategy))}, but is {strategy!r}.")
         if mode not in COLUMNS:
@@ -243,6 +242,11 @@ class Index(Sequence[Source]):
         for name, value in (("top_k", top_k), ("candidates", candidates)):
             if value < 1:
                 raise RimeError(f"{name} must be 1 or more, but is {value}.")
+
+    def refuse_change(self) -> None:
+        """Raise a RimeError if the index was built again since it was opened: old vectors, new items."""
+        if self.folder.state() != self._state:
+            raise RimeError(f"{self.folder} was changed since it was opened. Open it again.")
 
     def nearest(self, queries: Tensor, mode: Mode, count: int) -> tuple[Tensor, Tensor]:
         """Return scores and rows, each (Q, count), of the items nearest to queries (Q, D)."""

@@ -49,6 +49,23 @@ def test_each_column_is_a_search_in_its_modes(index_searcher: IndexSearcher) -> 
         assert [one.id for one in column.results] == [hit.place for hit in found.hits]
 
 
+def test_words_that_training_did_not_have_are_told(
+    index_searcher: IndexSearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_searcher.index.retriever, "unknown_words", lambda text: text.split()[1:])
+    assert index_searcher.search(Item("a quokka"), 2).adaptive.endswith(
+        "In no training text: quokka. The model may not know what this means."
+    )
+
+
+def test_an_index_that_was_built_again_is_not_searched(
+    index_searcher: IndexSearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_searcher.index, "_state", [])
+    with pytest.raises(RimeError, match="was changed since it was opened"):
+        index_searcher.search(Item("a red ring"), 2)
+
+
 def test_a_small_picture_of_each_row_and_of_a_clip_its_middle() -> None:
     frames = tuple(Image.new("RGB", (600, 400), colour) for colour in ("red", "lime", "blue"))
     rows = [Item("", (frames[0],)), Item("", (Clip(frames, (0, 1, 2)),)), Item("words"), Path("/none.png")]
