@@ -47,7 +47,12 @@ def even_times(seconds: float, count: int) -> list[float]:
     return [seconds * (number + 0.5) / count for number in range(count)]
 
 
-def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SECONDS) -> Clip:
+def read_video(
+    source: str | Path,
+    frames: int = 8,
+    max_seconds: float = MAX_SECONDS,
+    max_pixels: int | None = None,
+) -> Clip:
     """Return frames of a video file, one from the middle of each of ``frames`` equal parts.
 
     A video with fewer frames keeps those that it has. Pictures are upright, as a person would see them.
@@ -56,6 +61,7 @@ def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SEC
         source: The file.
         frames: Number of frames.
         max_seconds: Longest video.
+        max_pixels: Pixels of a frame, at most (default: those that a picture may have).
 
     Raises:
         DataError: If it is no video that can be decoded and used, or the package is missing.
@@ -70,7 +76,7 @@ def read_video(source: str | Path, frames: int = 8, max_seconds: float = MAX_SEC
         raise DataError(f"{path}: videos need one more package: pip install 'rime_pl[video]'.") from error
     try:
         with _opened(path) as container:
-            times, seconds = _frame_times(container, path, max_seconds)
+            times, seconds = _frame_times(container, path, max_seconds, max_pixels or MAX_PIXELS)
         wanted = sorted({_nearest(times, at) for at in even_times(seconds, frames)})
         with _opened(path) as container:
             pictures = _decoded(container, wanted)
@@ -97,7 +103,9 @@ def _opened(path: Path) -> Any:
         ) from error
 
 
-def _frame_times(container: Any, path: Path, max_seconds: float) -> tuple[list[float], float]:
+def _frame_times(
+    container: Any, path: Path, max_seconds: float, max_pixels: int
+) -> tuple[list[float], float]:
     """Return the time of each frame, and the seconds of the video; what the container claims can be wrong."""
     if not container.streams.video:
         raise DataError(f"{path} must be a video, but holds no pictures.")
@@ -106,9 +114,9 @@ def _frame_times(container: Any, path: Path, max_seconds: float) -> tuple[list[f
     for decoded, frame in enumerate(container.decode(stream)):
         if decoded == MAX_FRAMES:
             raise DataError(f"{path} must have at most {MAX_FRAMES:,} frames, but has more. Cut it.")
-        if frame.width * frame.height > MAX_PIXELS:
+        if frame.width * frame.height > max_pixels:
             raise DataError(
-                f"{path} must have frames of at most {MAX_PIXELS:,} pixels, but one has {frame.width} x "
+                f"{path} must have frames of at most {max_pixels:,} pixels, but one has {frame.width} x "
                 f"{frame.height}. Shrink it."
             )
         at = float(frame.time) if frame.time is not None else len(times) / float(stream.average_rate or 25)

@@ -21,6 +21,8 @@ MAX_TEXT = 2000
 MAX_PIXELS = 50_000_000
 #: Seconds of a clip.
 MAX_SECONDS = 120.0
+#: Pixels of a frame of a clip: 4K passes. A small file may hold hundreds of huge frames.
+MAX_FRAME = 9_000_000
 
 
 def to_query(text: str, file: Path | None = None, name: str = "") -> Item:
@@ -55,7 +57,7 @@ def _medium(file: Path, name: str) -> Medium:
             raise DataError(f"{name} must have one page, but has {count}. Save the page that you mean alone.")
         return next(read_pages(file))
     if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-        return read_video(file, max_seconds=MAX_SECONDS)
+        return read_video(file, max_seconds=MAX_SECONDS, max_pixels=MAX_FRAME)
     if (shape := picture_shape(file)) and shape[0] * shape[1] > MAX_PIXELS:
         raise DataError(
             f"{name} must have at most {MAX_PIXELS / 1e6:.0f} megapixels, but has {shape[1]:,} x "

@@ -84,6 +84,19 @@ def test_one_item_alone_needs_no_rewrite(index_searcher: IndexSearcher) -> None:
     assert "one item only" in worth(index_searcher.index.retriever, [0.5])
 
 
+def test_a_clip_of_huge_frames_is_refused_after_the_first(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "upload"), "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 4096, 2304, "yuvj420p"
+        frame = av.VideoFrame(4096, 2304, "yuvj420p")
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    with pytest.raises(RimeError, match=r"big\.mkv must have frames of at most 9,000,000 pixels"):
+        to_query("", tmp_path / "upload", "big.mkv")
+
+
 def test_what_is_no_query_is_refused() -> None:
     with pytest.raises(RimeError, match="Type some words"):
         to_query(" ")
