@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,22 @@ class RunFolder:
 
     def _read(self, name: str) -> Any:
         return read_facts(self._need(name))
+
+
+def headline_tasks(settings: Mapping[str, Any], tasks: Iterable[str]) -> list[str]:
+    """Return the tasks over which the results of a run are means: no memory task, no control.
+
+    Args:
+        settings: Of the run.
+        tasks: Those that have results.
+
+    Example:
+        >>> headline_tasks({"recall": {"memory_tasks": ["seen"]}}, ["seen", "new"])
+        ['new']
+    """
+    recall, there = settings.get("recall") or {}, set(tasks)
+    named = there & set(recall.get("headline_tasks") or ())
+    return sorted(named or there - set(recall.get("memory_tasks") or ()) or there)
 
 
 def write_json(path: Path, value: Any) -> None:

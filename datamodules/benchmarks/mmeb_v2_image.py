@@ -35,7 +35,7 @@ _STRIPPED = ("qa", "i2i_vg")  # parsers that take spaces off both ends of the qu
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """An item that nobody has opened."""
+    """An item that is not yet opened."""
 
     layout: Layout
     instruction: str = ""

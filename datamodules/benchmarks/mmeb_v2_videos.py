@@ -47,7 +47,7 @@ _RETRIEVAL = {
 
 @dataclass(frozen=True, slots=True)
 class ClipWords:
-    """An item of words, a clip, or both, that nobody has opened."""
+    """An item of words, a clip, or both, not yet opened."""
 
     layout: Layout
     instruction: str = ""

@@ -95,7 +95,7 @@ _CATEGORY_OF = {name: category for category, names in CATEGORIES.items() for nam
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A query or a document that nobody has opened."""
+    """A query or a document, not yet opened."""
 
     name: str
     text: str

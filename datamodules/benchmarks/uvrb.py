@@ -70,7 +70,7 @@ def uvrb_table() -> tuple[UVRBTask, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A query or a clip of the corpus that nobody has opened."""
+    """A query or a clip of the corpus, not yet opened."""
 
     name: Name
     text: str = ""

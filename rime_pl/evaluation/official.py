@@ -17,7 +17,7 @@ from rime_pl.evaluation.averages import Place
 from rime_pl.evaluation.scoring import Scored
 from rime_pl.metrics.ranking import Ranking
 
-#: What a report holds in the place of a task that nobody asked for.
+#: What a report holds in the place of a task that was not asked for.
 NOT_RUN = "FILE_N/A"
 
 

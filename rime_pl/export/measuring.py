@@ -23,7 +23,7 @@ from rime_pl.errors import RimeError
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.metrics.modes import dimension_results
 from rime_pl.metrics.retrieval import RecallMetric
-from rime_pl.run_folder import RunFolder
+from rime_pl.run_folder import RunFolder, headline_tasks
 from rime_pl.types import MODE_PAIRS, Mode, Side, content_hash
 
 #: Targets of the training split that say in which range each number of an embedding lies.
@@ -112,17 +112,16 @@ def corpus_of(source: Retriever, run: Path) -> tuple[RunFolder, Path]:
 
 
 def _test_split(stage: RunFolder, corpus: Path) -> _Split:
-    data, recall = stage.settings.get("data", {}), stage.settings.get("recall", {})
+    data = stage.settings.get("data", {})
     entries = read_split(corpus, "test", data.get("tasks"))
     for name in data.get("memory_splits") or []:
         entries = entries + read_split(corpus, name)
-    memory = set(recall.get("memory_tasks") or [])
     asked = [entry for entry in entries if entry.query_content is not None]
-    wanted = recall.get("headline_tasks") or sorted({entry.dataset for entry in asked} - memory)
+    wanted = headline_tasks(stage.settings, {entry.dataset for entry in asked})
     queries = [entry for entry in asked if entry.dataset in wanted]
     galleries = {entry.gallery for entry in queries}
     gallery = [entries[number] for number in gallery_of(entries)]
-    return _Split(queries, [entry for entry in gallery if entry.gallery in galleries], sorted(wanted))
+    return _Split(queries, [entry for entry in gallery if entry.gallery in galleries], wanted)
 
 
 _Side = dict[str, Tensor]  # view ("disc", "gen") -> (N, D)

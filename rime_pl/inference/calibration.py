@@ -12,7 +12,7 @@ from typing import Any
 
 from rime_pl.errors import RimeError
 from rime_pl.inference.adaptive import FILE, Point, choose, curve
-from rime_pl.inference.labelled import Vectors, embed_labelled, headline_tasks, read_labelled
+from rime_pl.inference.labelled import Vectors, embed_labelled, read_labelled
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.run_folder import write_json
 from rime_pl.types import Mode
@@ -65,7 +65,8 @@ def measure(retriever: Retriever, split: str, batch_size: int = 64, progress: bo
     """Return both vectors of the queries of a run's headline tasks and of their galleries."""
     assert retriever.run is not None, "corpus_of refuses it"
     limit = retriever.backbone.processor.prompt.media_limit
-    found = read_labelled(corpus_of(retriever), split, limit, headline_tasks(retriever.run))
+    settings = retriever.run.settings if retriever.run.config.is_file() else {}
+    found = read_labelled(corpus_of(retriever), split, limit, settings)
     return embed_labelled(retriever, found, batch_size, progress)
 
 

@@ -7,7 +7,7 @@ Shape legend: Q queries.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rime_pl.inference.index_folder import COLUMNS
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.metrics.retrieval import recall_at, retrieval_ranks
 from rime_pl.metrics.top_k import top_k
-from rime_pl.run_folder import RunFolder
+from rime_pl.run_folder import headline_tasks
 from rime_pl.types import Item, Mode, Side, content_hash
 
 
@@ -65,18 +65,24 @@ class Split:
     contents: Tensor  # int64 content_hash of each target
 
 
-def read_labelled(corpus: Path, split: str, max_media: int, tasks: Collection[str] | None = None) -> Split:
-    """Return the queries of a split, of some tasks or of all, and the distinct targets of their galleries.
+def read_labelled(corpus: Path, split: str, max_media: int, settings: Mapping[str, Any]) -> Split:
+    """Return the queries of a run's headline tasks in a split, and the distinct targets of their galleries.
+
+    Args:
+        corpus: Its folder.
+        split: Its name.
+        max_media: Largest number of media of an item.
+        settings: Of the run.
 
     Raises:
-        DataError: If the split has no query of these tasks.
+        DataError: If the split has no query of the tasks of the run.
     """
-    entries = read_split(corpus, split)
-    queries = [n for n, one in enumerate(entries) if one.has_query and (not tasks or one.dataset in tasks)]
+    named = (settings.get("data") or {}).get("tasks")
+    entries = read_split(corpus, split, named)
+    tasks = headline_tasks(settings, {one.dataset for one in entries if one.has_query})
+    queries = [n for n, one in enumerate(entries) if one.has_query and one.dataset in tasks]
     if not queries:
-        raise DataError(
-            f"{corpus}: split {split!r} must have queries of {sorted(tasks or ())}, but has none."
-        )
+        raise DataError(f"{corpus}: split {split!r} must have queries of {named or 'a task'}, but has none.")
     wanted = {entries[number].gallery for number in queries}
     targets = [number for number in gallery_of(entries) if entries[number].gallery in wanted]
     return Split(
@@ -173,9 +179,3 @@ def embed_labelled(
         {mode: one.embeddings for mode, one in found[side].items()} for side in ("queries", "targets")
     )
     return Vectors(split, queries, targets, of_gallery)
-
-
-def headline_tasks(run: RunFolder) -> list[str] | None:
-    """Return the tasks that the results of a run average over; None if it does not say."""
-    settings = run.settings if run.config.is_file() else {}
-    return (settings.get("recall") or {}).get("headline_tasks") or (settings.get("data") or {}).get("tasks")

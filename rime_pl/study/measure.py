@@ -18,7 +18,7 @@ from torch import Tensor
 from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.report.events import read_events
-from rime_pl.run_folder import RunFolder
+from rime_pl.run_folder import RunFolder, headline_tasks
 from rime_pl.study.design import COMPARISONS, MEAN, Difference
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
@@ -122,10 +122,8 @@ def hits(run: RunFolder, column: str, k: int = 1) -> list[Tensor]:
                 "Train the run again."
             )
         found.setdefault(row["task"], []).append([0 < (row["ranks"][one] or 0) <= k for one in columns])
-    recall = run.settings["recall"]
-    # as in training: memory tasks are in no mean
-    headline = recall["headline_tasks"] or set(found) - set(recall.get("memory_tasks") or ()) or found
-    return [torch.tensor(found[task]).float().mean(1) for task in sorted(headline)]
+    tasks = headline_tasks(run.settings, found)
+    return [torch.tensor(found[task]).float().mean(1) for task in tasks]
 
 
 def curve_means(run: RunFolder) -> dict[str, float]:

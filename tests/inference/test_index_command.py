@@ -83,11 +83,18 @@ def test_what_does_not_go_together_is_refused(
         assert told.startswith("rime: error: ") and error in told, told
 
 
+@pytest.mark.parametrize(
+    "recall",
+    [
+        {"headline_tasks": ["describe", "relative"]},
+        {"memory_tasks": ["composed", "count", "table", "twin"]},  # in no mean, as in training
+    ],
+)
 def test_calibrate_keeps_a_threshold_and_its_curve(
-    run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    recall: dict[str, list[str]], run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = run_folder / "cma"
-    settings = {"recall": {"headline_tasks": ["describe", "relative"]}}
+    settings = {"recall": recall}
     (stage / "config.yaml").write_text(yaml.safe_dump(settings))
     try:
         assert main(["search", "--calibrate", "--run", str(run_folder), "--device", "cpu"]) == 0

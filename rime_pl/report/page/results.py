@@ -16,6 +16,7 @@ from rime_pl.report.page.facts import RunFacts
 from rime_pl.report.page.parts import figure, of_each
 from rime_pl.report.table import Table
 from rime_pl.report.tables import cost_table, gallery_tables, rewrite_tables
+from rime_pl.run_folder import headline_tasks
 from rime_pl.types import MODE_PAIRS
 
 NOT_TESTED = "This run has no results of the test split yet."
@@ -91,10 +92,8 @@ def _number(results: Mapping[str, Any], group: str, key: str, form: str = ".3f")
 
 def in_the_mean(run: RunFacts, task: str) -> bool:
     """Return whether a task counts in the results of a run: no memory task, no control."""
-    if task in run.summary.get("memory", ()):
-        return False
-    headline = (run.settings.get("recall") or {}).get("headline_tasks")
-    return not headline or task in headline
+    tasks = set(run.summary["per_task"])
+    return task in headline_tasks(run.settings, tasks - set(run.summary.get("memory", ())) or tasks)
 
 
 def modalities(runs: Sequence[RunFacts]) -> list[Element]:
