@@ -38,10 +38,11 @@ class Sampling:
 
     temperature: float = 1.0  # > 0
     suppressed: Tensor | None = None  # (V,) bool: tokens that are never sampled
+    with_entropy: bool = False  # whether the entropy is wanted, too
 
 
 def token_logprobs(
-    hidden: Tensor, table: Table, labels: Tensor, sampling: Sampling = Sampling(), with_entropy: bool = False
+    hidden: Tensor, table: Table, labels: Tensor, sampling: Sampling = Sampling()
 ) -> tuple[Tensor, Tensor | None]:
     """Return the log-probability of each label, and the entropy of its distribution.
 
@@ -50,7 +51,6 @@ def token_logprobs(
         table: The head. Its frozen part gets no gradient.
         labels: (M,) int64; no suppressed tokens.
         sampling: The distribution.
-        with_entropy: Whether the entropy is wanted.
 
     Returns:
         (M,) float32, in nats; and the same for the entropy, without gradient, or None.
@@ -72,10 +72,9 @@ def token_logprobs(
             ),
             labels,
             sampling,
-            with_entropy,
             torch.is_grad_enabled(),
         )
-    return logprobs, entropy if with_entropy else None
+    return logprobs, entropy if sampling.with_entropy else None
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -89,7 +88,6 @@ class _TokenLogprobs(torch.autograd.Function):
         table: Table,  # of the type of hidden
         labels: Tensor,
         sampling: Sampling,
-        with_entropy: bool,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -103,12 +101,13 @@ class _TokenLogprobs(torch.autograd.Function):
             scores = _scores(hidden[part], table, sampling).log_softmax(dim=1, dtype=exact)
             picked = labels[part].unsqueeze(1)
             logprobs[part] = scores.gather(1, picked).squeeze(1)
-            if with_entropy:
-                finite = scores.clamp(min=torch.finfo(exact).min)  # 0 times -inf is no number
-                entropy[part] = -(finite.exp() * finite).sum(dim=1)
-                del finite
-            if gradient is not None:
-                slope = scores.exp_()  # probabilities less one at the label, (m, V)
+            if gradient is None and not sampling.with_entropy:
+                continue
+            slope = scores.exp() if sampling.with_entropy else scores.exp_()  # probabilities (m, V)
+            if sampling.with_entropy:
+                scores.clamp_(min=torch.finfo(exact).min)  # 0 times -inf is no number
+                entropy[part] = -torch.linalg.vecdot(slope, scores)
+            if gradient is not None:  # less one at the label
                 slope.scatter_add_(1, picked, slope.new_full(picked.shape, -1))
                 for number, token in enumerate(ids):
                     of_rows[part, number] = slope[:, token]
@@ -127,7 +126,7 @@ class _TokenLogprobs(torch.autograd.Function):
         scale = grad.unsqueeze(1) / -ctx.temperature  # (M, 1)
         for_hidden = (gradient * scale).to(hidden.dtype)
         for_trained = ((of_rows * scale).T @ hidden.to(of_rows.dtype)).to(trained.dtype)
-        return for_hidden, for_trained, None, None, None, None, None
+        return for_hidden, for_trained, None, None, None, None
 
 
 def logits(hidden: Tensor, table: Table) -> Tensor:

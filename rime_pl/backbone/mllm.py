@@ -25,18 +25,12 @@ from rime_pl.backbone.config import BackboneConfig, LoadSettings
 from rime_pl.backbone.fingerprint import base_fingerprint, embedding_fingerprint
 from rime_pl.backbone.head import Sampling, Table, token_logprobs
 from rime_pl.backbone.lora import add_in_place, trained_table
-from rime_pl.backbone.packing import (
-    TAKE_MASKS,
-    Packing,
-    continued_positions,
-    not_usable,
-    pack_rows,
-    parts,
-)
+from rime_pl.backbone.packing import TAKE_MASKS, Packing, not_usable, pack_rows
 from rime_pl.backbone.patch_embedding import multiply_patches
 from rime_pl.backbone.pooling import first_position, pool_at
 from rime_pl.backbone.precision import check_device
 from rime_pl.backbone.quantization import keep_packed_weights, quantization_config
+from rime_pl.backbone.shared_prompts import SharedPrompts, continued_positions
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
@@ -152,7 +146,6 @@ class Backbone(nn.Module):
                     self.head(),
                     labels[labelled],
                     sampling or Sampling(),
-                    with_entropy=sampling is not None,
                 )
         if alternatives is not None:
             last = self._hidden(prompts, [alternatives], features) if alone else hidden
@@ -185,42 +178,42 @@ class Backbone(nn.Module):
         self, prompts: Prompts, behind: list[Completions], features: MediaFeatures | None
     ) -> list[Tensor]:
         """Return the hidden states of prompts (R, P, D), then those of the completions behind, (N, C, D)."""
-        rows, length = prompts.input_ids.shape
-        widths = [part.ids.shape[1] for part in behind for _ in range(len(part) // rows)]
-        if len(widths) > 1 and self.config.attn_implementation not in TAKE_MASKS:
-            (repeats,) = {len(part) // rows for part in behind}
-            every = torch.arange(rows, device=prompts.input_ids.device).repeat_interleave(repeats)
+        counts = [len(part) // len(prompts) for part in behind]
+        several = sum(counts) > 1
+        if several and self.config.attn_implementation not in TAKE_MASKS:
+            (count,) = set(counts)
+            every = torch.arange(len(prompts), device=prompts.input_ids.device).repeat_interleave(count)
             read, *written = self._hidden(prompts.select(every), behind, None)
-            return [read[::repeats], *written]
+            return [read[::count], *written]
         features = self._encode_media(prompts) if features is None else features
-        ids = torch.cat([prompts.input_ids, *(part.ids.view(rows, -1) for part in behind)], dim=1)
-        valid = torch.cat([prompts.attention_mask, *(part.mask.view(rows, -1) for part in behind)], dim=1)
-        positions = continued_positions(self.prompt_positions(prompts), widths)
-        packing = Packing.of(valid)
-        ids = packing.pick(ids)
+        valid = [part.mask for part in behind]
+        dtype = self.language_model.get_input_embeddings().weight.dtype
+        packing = (
+            SharedPrompts.of(prompts.attention_mask, valid, dtype)
+            if several
+            else Packing.of(prompts.attention_mask, *valid)
+        )
+        read_at = self.prompt_positions(prompts)
         output = self.language_model.model(
-            input_ids=ids,
-            position_ids=packing.pick(positions),
-            **self._attention_inputs(packing, length, widths),
+            input_ids=packing.pick(prompts.input_ids, *(part.ids for part in behind)),
+            position_ids=packing.pick(read_at, *(continued_positions(read_at, part.ids) for part in behind)),
+            **self._attention_inputs(packing),
             **({} if features is None else {"mm_encoder_outputs": features}),
             use_cache=False,
         )
-        sizes = [length, *(part.ids.numel() // rows for part in behind)]
-        read, *written = packing.put_back(output.last_hidden_state).split(sizes, dim=1)
-        pairs = zip(written, behind, strict=True)
-        return [read, *(one.reshape(*part.ids.shape, -1) for one, part in pairs)]
+        return [*packing.put_back(output.last_hidden_state)]
 
-    def _attention_inputs(self, packing: Packing, length: int, widths: list[int]) -> dict[str, Any]:
-        """Return what tells attention the rows apart, and the completions of a row."""
+    def _attention_inputs(self, packing: Packing | SharedPrompts) -> dict[str, Any]:
+        """Return what tells attention the rows apart, and the completions of a prompt."""
         kernel = self.config.attn_implementation
-        if kernel not in TAKE_MASKS:
+        if isinstance(packing, Packing) and kernel not in TAKE_MASKS:
             return packing.borders()
-        if kernel == "sdpa" and len(widths) < 2:
+        if isinstance(packing, Packing) and kernel == "sdpa":
             return {"packing": packing}  # causal
         weight = self.language_model.get_input_embeddings().weight
-        packing = packing.with_masks(parts(length, widths, packing.columns.device), weight.dtype)
         # a mask of four dimensions goes through transformers as it is, in place of one of N * N numbers
-        return {"packing": packing, "attention_mask": weight.new_zeros(1, 1, 1, 1)}
+        whole = packing.with_masks(weight.dtype) if kernel == "eager" else packing
+        return {"packing": whole, "attention_mask": weight.new_zeros(1, 1, 1, 1)}
 
     def run(self, **inputs: Any) -> Any:
         """Run the model below its head; a sharded one gathers its weights as in ``forward``."""

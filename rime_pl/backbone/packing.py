@@ -1,20 +1,19 @@
 """The tokens of all rows in one row, without padding; several completions share one prompt.
 
 Called by mllm.py. Rows differ in length, and a linear layer has no use for padding, so all layers but
-attention see the tokens of a batch one after the other. Attention takes them apart, each row by itself. Where
-several completions stand behind one prompt, each sees the prompt and itself, and its positions continue at
-the end of the prompt: the prompt is computed once.
+attention see the tokens of a batch one after the other. Attention takes them apart, each row by itself.
+Several completions behind one prompt are in shared_prompts.py beside it.
 
 Shape legend: R rows, L tokens of a row with padding on either side; without padding T tokens of the longest
-row of a group and N of all rows; P tokens of a prompt, H heads, W width of a head, D width.
+row of a group and N of all rows; H heads, W width of a head, D width.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from rime_pl.errors import RimeError
 
+#: Queries, keys and values (R, H, T, W), and what is added to the scores -> (R, T, H, W).
+Kernel = Callable[..., Tensor]
 #: Kernels of attention that accept a mask of our own; with a flash kernel each completion needs its own row.
 TAKE_MASKS = ("sdpa", "eager")
 #: A row goes into a group of attention if it is at least this part of the longest there.
@@ -48,13 +49,13 @@ class Packing:
     seats: Tensor  # (N,) int64: its place among those of all groups, one group after the other
     groups: tuple[tuple[int, int], ...]  # of each group: rows, tokens of the longest
     lengths: Tensor  # (R,) int64: tokens of each row
-    padded: int  # L
+    widths: tuple[int, ...]  # of the parts of a padded row, L in all: a prompt, say, and its completion
     masks: tuple[Tensor, ...] | None = None  # what attention adds to the scores; None: it is causal
 
     @classmethod
-    def of(cls, valid: Tensor) -> Packing:
-        """Return the packing of rows (R, L) that are 0 at padding."""
-        kept = valid.bool()
+    def of(cls, *valid: Tensor) -> Packing:
+        """Return the packing of rows whose parts, one behind the other, are (R, width) and 0 at padding."""
+        kept = torch.cat(valid, dim=1).bool()
         lengths = kept.sum(dim=1)
         numbers = lengths.tolist()
         groups: list[tuple[int, int]] = []
@@ -65,29 +66,27 @@ class Packing:
             rows, longest = groups[-1]
             groups[-1] = rows + 1, longest
             starts[row], end = end, end + longest
-        seats = torch.tensor(starts, device=valid.device).unsqueeze(1) + kept.cumsum(dim=1) - 1
+        seats = torch.tensor(starts, device=kept.device).unsqueeze(1) + kept.cumsum(dim=1) - 1
         columns = kept.flatten().nonzero().squeeze(1)
-        return cls(columns, seats[kept], tuple(groups), lengths, valid.shape[1])
+        return cls(columns, seats[kept], tuple(groups), lengths, tuple(part.shape[1] for part in valid))
 
-    def with_masks(self, part: Tensor, dtype: torch.dtype) -> Packing:
-        """Return the packing of rows in which several completions share a prompt.
+    def with_masks(self, dtype: torch.dtype) -> Packing:
+        """Return the packing for a kernel that knows no causal attention; ``dtype`` is that of the scores."""
+        lowest, device = torch.finfo(dtype).min, self.seats.device
+        squares = (
+            torch.full((longest, longest), lowest, dtype=dtype, device=device) for _, longest in self.groups
+        )
+        return replace(self, masks=tuple(square.triu(1)[None, None] for square in squares))
 
-        Args:
-            part: (L,) from :func:`parts`.
-            dtype: Of the scores.
-        """
-        apart = self._apart(self.pick(part.expand(len(self.lengths), -1))[0])
-        return replace(self, masks=tuple(shared_prompt_mask(group, dtype) for group in apart))
+    def pick(self, *values: Tensor) -> Tensor:
+        """Return values of each part of a row, (..., R, width), in one row without padding: (..., 1, N)."""
+        return torch.cat(values, dim=-1).flatten(-2).index_select(-1, self.columns).unsqueeze(-2)
 
-    def pick(self, values: Tensor) -> Tensor:
-        """Return values (..., R, L) in one row, without padding: (..., 1, N)."""
-        return values.flatten(-2).index_select(-1, self.columns).unsqueeze(-2)
-
-    def put_back(self, hidden: Tensor) -> Tensor:
-        """Return hidden states (1, N, D) at their places in padded rows, (R, L, D); 0 at padding."""
-        rows, width = len(self.lengths), hidden.shape[-1]
-        padded = hidden.new_zeros(rows * self.padded, width).index_copy(0, self.columns, hidden[0])
-        return padded.view(rows, self.padded, width)
+    def put_back(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Return hidden states (1, N, D) as parts of padded rows, (R, width, D); 0 at padding."""
+        rows, size = len(self.lengths), hidden.shape[-1]
+        padded = hidden.new_zeros(rows * sum(self.widths), size).index_copy(0, self.columns, hidden[0])
+        return padded.view(rows, -1, size).split(self.widths, dim=1)
 
     def take_apart(self, states: Tensor) -> list[Tensor]:
         """Return states (1, H, N, W) of each group, (R, H, T, W); 0 behind the tokens of a row."""
@@ -96,6 +95,12 @@ class Packing:
     def bring_together(self, states: Sequence[Tensor]) -> Tensor:
         """Return states (R, T, H, W) of each group in one row, (1, N, H, W)."""
         return torch.cat([group.flatten(0, 1) for group in states])[self.seats].unsqueeze(0)
+
+    def attend(self, kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Let every token (1, H, N, W) attend to earlier ones of its row, and return (1, N, H, W)."""
+        apart = zip(*(self.take_apart(states) for states in (query, key, value)), strict=True)
+        masks = self.masks or [None] * len(self.groups)
+        return self.bring_together([kernel(*group, mask) for group, mask in zip(apart, masks, strict=True)])
 
     def borders(self) -> dict[str, Any]:
         """Return what flash kernels in transformers ask for."""
@@ -116,13 +121,20 @@ class Packing:
         return [group.unflatten(0, shape) for group, shape in pairs]
 
 
+class Rows(Protocol):
+    """Where the tokens of packed rows stand: a :class:`Packing`, or ``SharedPrompts``."""
+
+    def attend(self, kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Let every token (1, H, N, W) attend to those that it may see, and return (1, N, H, W)."""
+
+
 def attend_apart(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Packing | None = None,
+    packing: Rows | None = None,
     kernel: Any = sdpa_attention_forward,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -144,10 +156,12 @@ def attend_apart(
     if packing is None:
         found: tuple[Tensor, Tensor | None] = kernel(module, query, key, value, attention_mask, **more)
         return found
-    apart = zip(*(packing.take_apart(states) for states in (query, key, value)), strict=True)
-    masks = packing.masks or [None] * len(packing.groups)
-    pairs = zip(apart, masks, strict=True)
-    return packing.bring_together([kernel(module, *group, mask, **more)[0] for group, mask in pairs]), None
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        mixed: Tensor = kernel(module, query, key, value, mask, **more)[0]
+        return mixed
+
+    return packing.attend(attend, query, key, value), None
 
 
 def attend_apart_eagerly(
@@ -181,46 +195,3 @@ def not_usable(kernel: str) -> RimeError:
         "model.backbone.attn_implementation must be 'sdpa', 'eager' or a flash kernel that transformers "
         f"knows on this machine, but is {kernel!r}."
     )
-
-
-def parts(prompt: int, widths: Sequence[int], device: torch.device) -> Tensor:
-    """Return the part that each of L columns belongs to, (L,) int64: 0 is the prompt, 1 the first completion.
-
-    >>> parts(2, [1, 2], torch.device("cpu")).tolist()
-    [0, 0, 1, 2, 2]
-    """
-    number = torch.arange(len(widths) + 1, device=device)
-    tokens = torch.tensor([prompt, *widths], device=device)
-    return number.repeat_interleave(tokens, output_size=prompt + sum(widths))
-
-
-def shared_prompt_mask(part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what attention adds to its scores: 0 where a token attends to another, else the lowest number.
-
-    A token attends to earlier tokens of the prompt, and to itself and earlier ones of its own completion.
-
-    Args:
-        part: (R, T) int64, from :func:`parts`; anything behind the tokens of a row.
-        dtype: Of the scores.
-
-    Returns:
-        (R, 1, T, T), query by key.
-
-    Example:
-        >>> mask = shared_prompt_mask(torch.tensor([[0, 1, 2, 2]]), torch.float32)
-        >>> (mask == 0).int()[0, 0].tolist()
-        [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
-    """
-    related = (part == 0).unsqueeze(1) | (part.unsqueeze(2) == part.unsqueeze(1))  # (R, T, T)
-    mask = torch.zeros(related.shape, dtype=dtype, device=part.device)
-    return mask.masked_fill(~related.tril(), torch.finfo(dtype).min).unsqueeze(1)
-
-
-def continued_positions(prompt: Tensor, widths: Sequence[int]) -> Tensor:
-    """Return the rotary positions (3, R, L) of prompts (3, R, P) and their completions.
-
-    >>> continued_positions(torch.tensor([[[0, 1]]] * 3), [1, 2])[0].tolist()
-    [[0, 1, 2, 2, 3]]
-    """
-    after = [torch.arange(width, device=prompt.device) for width in widths]
-    return torch.cat([prompt, *(prompt[:, :, -1:] + 1 + places for places in after)], dim=2)

@@ -28,7 +28,7 @@ class Scores:
     """What one teacher-forced pass of a model gives for N rewrites of R items."""
 
     logprobs: Tensor  # (N, C) float32: log-probabilities of the sampled tokens, 0 elsewhere
-    entropy: Tensor  # (N, C) float32 without gradient, 0 elsewhere
+    entropy: Tensor | None  # (N, C) float32 without gradient, 0 elsewhere
     gen: Tensor  # (N, D) float32, normalised: generative embeddings
     disc: Tensor  # (R, D) float32, normalised: discriminative embeddings
 
@@ -137,7 +137,8 @@ def sample_rollouts(
             suppressed = suppressed_tokens(backbone.processor, logits.shape[-1], logits.device)
         return sample_tokens(distribution(logits, suppressed, temperature), numbers[rows, step])
 
-    backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
+    if training:  # gradient checkpointing would discard the cache of keys and values
+        backbone.eval()
     try:
         read = [
             prefill(backbone, part.prompts, len(part.numbers) // len(part.prompts), part.images)
@@ -145,7 +146,8 @@ def sample_rollouts(
         ]
         written = decode(backbone, join_states(read), numbers.shape[1], sampled)
     finally:
-        backbone.train(training)
+        if training:
+            backbone.train()
     sizes = [len(part.numbers) for part in parts]
     budget = numbers.shape[1] - 1
     return [finish_rewrites(rows, backbone.processor, budget) for rows in written.split(sizes)]
@@ -157,8 +159,9 @@ def score_rollouts(
     rollouts: Rollouts,
     temperature: float = 1.0,
     features: MediaFeatures | None = None,
+    with_entropy: bool = False,
 ) -> Scores:
-    """Return log-probabilities and entropy of the sampled tokens and both embeddings, from one forward.
+    """Return log-probabilities of the sampled tokens and both embeddings, from one forward.
 
     Args:
         backbone: Policy or reference, dropout off.
@@ -166,15 +169,16 @@ def score_rollouts(
         rollouts: N rows.
         temperature: The temperature of the sampling.
         features: From ``Backbone.encode_media``.
+        with_entropy: Whether the entropy of the tokens' distributions is wanted, too.
     """
     sampled = rollouts.labels != -100  # (N, C), M of them True
     suppressed = suppressed_tokens(backbone.processor, len(backbone.head().frozen), sampled.device)
-    sampling = Sampling(temperature, suppressed)
+    sampling = Sampling(temperature, suppressed, with_entropy)
     output = backbone(prompts, rollouts.completions, rollouts.labels, features, sampling=sampling)
     empty = torch.zeros(sampled.shape, device=sampled.device)
     return Scores(
         empty.masked_scatter(sampled, output.logprobs),
-        empty.masked_scatter(sampled, output.entropy),
+        None if output.entropy is None else empty.masked_scatter(sampled, output.entropy),
         output.gen,
         output.disc,
     )

@@ -184,8 +184,8 @@ class RefineRLModule(RimeModule):
                 "data.hard_negatives and data.positives must be 0 in Refine-RL, because a reward compares "
                 "with anchors only. Leave them out, or use them in SFT and CMA."
             )
-        parts = self.sample(batch)
-        rewards = self.scorer.rewards(parts, batch, self.anchor_embeddings(parts, batch))
+        parts, anchors = self.sample(batch)
+        rewards = self.scorer.rewards(parts, batch, anchors)
         advantages = [self.advantages_of(*one, batch) for one in zip(parts, rewards, strict=True)]
         divisors = self.count(parts)
         old_logprobs: list[Tensor] = []  # (R * G, C) of each part, before the first update
@@ -193,9 +193,11 @@ class RefineRLModule(RimeModule):
         for update in range(self.policy.num_updates):
             sums = torch.zeros(6, device=self.device)  # loss, k3, k2, clipped, entropy, reward
             for number, part in enumerate(parts):
+                temperature = self.rollouts.temperature
                 scores = score_rollouts(
-                    self.model, part.prompts, part.rollouts, self.rollouts.temperature, part.images
+                    self.model, part.prompts, part.rollouts, temperature, part.images, with_entropy=True
                 )
+                assert scores.entropy is not None, "it was asked for"
                 if update == 0:
                     old_logprobs.append(scores.logprobs.detach())
                 out = policy_loss(
@@ -219,8 +221,13 @@ class RefineRLModule(RimeModule):
         self.log_rollouts(len(batch), self.scorer.means(parts, rewards, advantages))
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> list[SampledPart]:
-        """Sample G rewrites of each item; one reference pass gives log-probabilities and embeddings."""
+    def sample(self, batch: Batch) -> tuple[list[SampledPart], dict[Side, Tensor]]:
+        """Sample G rewrites of each item; one reference pass gives log-probabilities and embeddings.
+
+        Returns:
+            The sampled parts, and the reference's discriminative embeddings (B, D) of both sides: the anchors
+            of the reward. Where a side was sampled they come for free.
+        """
         model, temperature = self.model, self.rollouts.temperature
         cuts = cut_parts(len(batch), self.rollouts.items_per_pass)
         places = [(side, rows) for side in self.sides for rows in cuts]
@@ -233,14 +240,22 @@ class RefineRLModule(RimeModule):
         both = list(zip(parts, rollouts, strict=True))
         with adapter_values(model, self.reference), merged(model):
             references = [score_rollouts(model, p.prompts, r, temperature, p.images) for p, r in both]
+            discs = [reference.disc for reference in references]
+            anchors: dict[Side, Tensor] = {
+                side: torch.cat(discs[first : first + len(cuts)])
+                for side, first in zip(self.sides, range(0, len(discs), len(cuts)), strict=True)
+            }
+            if "target" not in anchors:
+                anchors["target"] = model(batch.target.prompts).disc
         embeddings = [reference.gen for reference in references]
         if self.reward.embedder == "policy":
             embeddings = [score_rollouts(model, p.prompts, r, temperature, p.images).gen for p, r in both]
         results = zip(places, both, references, embeddings, strict=True)
-        return [
+        sampled = [
             SampledPart(side, rows.to(self.device), part.prompts, part.images, written, reference, embedded)
             for (side, rows), (part, written), reference, embedded in results
         ]
+        return sampled, anchors
 
     def prompt_part(self, batch: Batch, side: Side, rows: Tensor) -> PromptPart:
         """Return some items of one side, with random numbers that depend on nothing but their names."""
@@ -266,21 +281,6 @@ class RefineRLModule(RimeModule):
         groups = total.view(-1, self.rollouts.num_generations)  # (R, G)
         settings = self.advantages
         return group_advantages(groups, settings.scaling, settings.scale, settings.min_spread)
-
-    @torch.no_grad()
-    def anchor_embeddings(self, parts: list[SampledPart], batch: Batch) -> dict[Side, Tensor]:
-        """Return the reference's discriminative embeddings (B, D) of both sides.
-
-        They come for free where a side was sampled: its reference pass has read them.
-        """
-        discs: dict[Side, Tensor] = {
-            side: torch.cat([part.reference.disc for part in parts if part.side == side])
-            for side in self.sides
-        }
-        if "target" not in discs:
-            with adapter_values(self.model, self.reference), merged(self.model):
-                discs["target"] = self.model(batch.target.prompts).disc
-        return discs
 
     def shuffled(self, part: SampledPart, rewards: Tensor, batch: Batch) -> Tensor:
         """Return the rewards of each group in another order: the control."""

@@ -70,7 +70,7 @@ CASES = {
 def test_values_and_gradients_are_those_of_a_softmax(sampling: Sampling, bias: bool) -> None:
     hidden, table, labels = example(8, bias=bias)
     expected, expected_entropy = plain(hidden, table, labels, sampling)
-    found, entropy = token_logprobs(hidden, table, labels, sampling, with_entropy=True)
+    found, entropy = token_logprobs(hidden, table, labels, replace(sampling, with_entropy=True))
     assert entropy is not None and not entropy.requires_grad
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(entropy, expected_entropy.detach())
@@ -148,9 +148,7 @@ def test_bfloat16_gradients_of_a_model_are_no_further_from_float32(
         return torch.cat([one.flatten() for one in found])
 
     truth, chunks = gradients(exact), gradients(rounded)
-    monkeypatch.setattr(
-        mllm, "token_logprobs", lambda h, t, labels, s, with_entropy: (plain(h, t, labels, s)[0], None)
-    )
+    monkeypatch.setattr(mllm, "token_logprobs", lambda h, t, labels, s: (plain(h, t, labels, s)[0], None))
     softmax = gradients(rounded)
     assert not softmax.equal(chunks), "the plain way must have run"
     assert 0 < far_from(truth, chunks) <= 1.02 * far_from(truth, softmax) < 0.2

@@ -157,7 +157,7 @@ def test_rows_are_taken_apart_and_brought_together(lengths: list[int]) -> None:
     assert sum(rows for rows, _ in packing.groups) == len(lengths)
     assert sum(rows * longest for rows, longest in packing.groups) <= total / 0.75
     hidden = torch.rand(1, total, 4)
-    back = packing.put_back(hidden)
+    (back,) = packing.put_back(hidden)
     assert back[valid.bool()].equal(hidden[0]) and not back[~valid.bool()].any()
 
 

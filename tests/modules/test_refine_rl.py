@@ -61,8 +61,8 @@ def test_the_reward_of_each_rewrite_by_hand(
     """Through plain forwards: one side with its rewrite, against all d of the other but the duplicate's."""
     module = make_module(reward={"embedder": embedder})
     randomise_adapter(module.model.peft, seed=5, scale=0.02)
-    parts = module.sample(rl_batch)
-    rewards = module.scorer.rewards(parts, rl_batch, module.anchor_embeddings(parts, rl_batch))
+    parts, anchors = module.sample(rl_batch)
+    rewards = module.scorer.rewards(parts, rl_batch, anchors)
     number, group = ("query", "target").index(side), module.rollouts.num_generations
     part, reward, model = parts[number], rewards[number], module.model
     rows = torch.arange(4).repeat_interleave(group)
@@ -170,7 +170,9 @@ def test_every_setting_reaches_what_it_sets(
 
 def test_another_position_draws_other_rewrites(make_module: MakeModule, rl_batch: Batch) -> None:
     module = make_module(rollouts={"sides": "query"})
-    drawn = [module.sample(replace(rl_batch, position=position))[0].rollouts.labels for position in (3, 3, 4)]
+    drawn = [
+        module.sample(replace(rl_batch, position=position))[0][0].rollouts.labels for position in (3, 3, 4)
+    ]
     assert drawn[0].equal(drawn[1])
     assert drawn[0].shape != drawn[2].shape or not drawn[0].equal(drawn[2])
 
@@ -198,7 +200,7 @@ def test_one_temperature_draws_and_scores(make_module: MakeModule, rl_batch: Bat
     module.training_step(rl_batch, 0)  # were one pass at another temperature, policy and reference differed
     assert logged(module)["train/kl"] == pytest.approx(0, abs=1e-6)
     module = make_module(rollouts={"temperature": 0.7, "sides": "query"})
-    (part,) = module.sample(rl_batch)
+    (part,), _ = module.sample(rl_batch)
     names = [f"query {row}" for row in range(4)]
     numbers = random_numbers(module.seed, rl_batch.position, names, module.rollouts.num_generations, 9)
     asked = [PromptPart(part.prompts, numbers)]
@@ -256,7 +258,7 @@ def test_policy_and_reference_each_see_with_their_own_tower(
         module.model.language_model.lm_head.token_adapter.base_layer
     )
     assert any(".visual." in name for name in module.reference)
-    for part in module.sample(rl_batch):
+    for part in module.sample(rl_batch)[0]:
         with torch.no_grad():
             seen = score_rollouts(other, part.prompts, part.rollouts)
             with_policys_tower = score_rollouts(
