@@ -49,11 +49,12 @@ def forward_in_place(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor
     first, second = layer.lora_A[name], layer.lora_B[name]
     if not x.dtype == first.weight.dtype == second.weight.dtype or second.bias is not None:
         return _as_peft_does(layer, x)
-    base = layer.base_layer(x)
+    rows = x.flatten(0, -2)
+    base = layer.base_layer(rows)
     if base.dtype != x.dtype:
         return _as_peft_does(layer, x)
-    narrow = F.linear(layer.lora_dropout[name](x), first.weight) * layer.scaling[name]  # (..., rank)
-    return torch.addmm(base.flatten(0, -2), narrow.flatten(0, -2), second.weight.T).view_as(base)
+    narrow = F.linear(layer.lora_dropout[name](rows), first.weight) * layer.scaling[name]  # (rows, rank)
+    return base.addmm_(narrow, second.weight.T).view(*x.shape[:-1], -1)
 
 
 def _as_peft_does(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -123,7 +124,7 @@ def merged(model: Any) -> Iterator[None]:
         model: After :func:`add_in_place`; in eval mode, or with a LoRA dropout of 0.
     """
     layers: list[Any] = [layer for layer in _adapted(model) if isinstance(layer, LoraLayer)]
-    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    sharded = any(isinstance(one, DTensor) for layer in layers for one in layer.parameters())
     with torch.no_grad():
         if sharded or any(layer.whole_weight is not None for layer in layers):  # merged already
             yield
@@ -148,14 +149,12 @@ def _whole_weight(layer: Any) -> Tensor | None:
     (name,) = layer.active_adapters
     weight = layer.base_layer.weight
     state = getattr(weight, "quant_state", None)
-    if state is not None:
-        from bitsandbytes.functional import dequantize_4bit
-
-        if state.dtype != torch.float32:
-            return None
-        weight = dequantize_4bit(weight.data, state)
-    if weight.dtype != torch.float32:
+    first, second, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    if (weight.dtype if state is None else state.dtype) != torch.float32:
         return None
     with torch.autocast(weight.device.type, enabled=False):
-        change = layer.lora_B[name].weight @ layer.lora_A[name].weight
-    return torch.add(weight, change, alpha=layer.scaling[name])
+        if state is None:
+            return torch.addmm(weight, second, first, alpha=scaling)
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, state).addmm_(second, first, alpha=scaling)

@@ -18,6 +18,9 @@ from torch import Tensor
 from transformers import Cache
 
 from rime_pl.backbone.mllm import Backbone, MediaFeatures
+from rime_pl.backbone.packing import TAKE_MASKS
+from rime_pl.backbone.shared_prompts import completion_mask
+from rime_pl.generation.growing_cache import with_room
 from rime_pl.processing import RimeProcessor
 from rime_pl.types import Completions, Prompts
 
@@ -38,7 +41,7 @@ class DecodingState:
     disc: Tensor  # (R, D) float32, normalised: discriminative embeddings of the prompts
 
     def copy(self) -> DecodingState:
-        """Return a state that can move on alone. It shares the tensors, because none is changed in place."""
+        """Return a state that can move on alone. What was read is shared; nobody changes it."""
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return replace(self, cache=cache)
@@ -97,7 +100,7 @@ def prefill(
     if num_generations > 1:
         output.past_key_values.batch_repeat_interleave(num_generations)
     return DecodingState(
-        output.past_key_values,
+        with_room(output.past_key_values),
         prompts.attention_mask.repeat_interleave(num_generations, dim=0),
         (positions[:, :, -1:] + 1).repeat_interleave(num_generations, dim=1),
         output.last_hidden_state[:, -1].repeat_interleave(num_generations, dim=0),
@@ -190,15 +193,21 @@ def embed_completions(backbone: Backbone, state: DecodingState, completions: Com
 
 def _read_on(backbone: Backbone, state: DecodingState, ids: Tensor, mask: Tensor) -> Tensor:
     """Append C tokens to each row and return their hidden states, (N, C, D)."""
-    state.mask = torch.cat([state.mask, mask], dim=1)
+    whole = torch.cat([state.mask, mask], dim=1)
     positions = state.next_position + torch.arange(ids.shape[1], device=ids.device)  # (3, N, C)
+    seen = whole
+    if backbone.config.attn_implementation in TAKE_MASKS:  # transformers takes longer to make the same mask
+        dtype = state.last.dtype
+        one = (whole - 1).to(dtype)[:, None, None] * torch.finfo(dtype).max  # (N, 1, 1, P + 1)
+        seen = one if ids.shape[1] == 1 else completion_mask(state.mask, mask, dtype)
     output = backbone.run(
         input_ids=ids,
-        attention_mask=state.mask,
+        attention_mask=seen,
         position_ids=positions,
         past_key_values=state.cache,
         use_cache=True,
     )
+    state.mask = whole
     state.next_position = positions[:, :, -1:] + 1
     hidden: Tensor = output.last_hidden_state
     return hidden

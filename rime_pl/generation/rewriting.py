@@ -39,7 +39,8 @@ def write_rewrites(
         R rewrites, laid out like the reference rewrites.
     """
     training = backbone.training
-    backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
+    if training:  # gradient checkpointing would discard the cache of keys and values
+        backbone.eval()
     try:
         state = prefill(backbone, prompts, 1) if state is None else state.copy()
         budget = backbone.processor.prompt.budget(max_new_tokens)
@@ -51,7 +52,8 @@ def write_rewrites(
 
         written = decode(backbone, state, budget + 1, most_likely, goes_on)  # one more for <gen_emb>
     finally:
-        backbone.train(training)
+        if training:
+            backbone.train()
     return finish_rewrites(written, backbone.processor, budget)
 
 
