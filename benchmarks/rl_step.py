@@ -10,8 +10,9 @@ reward of TRL is a constant function. Ours does more: it embeds, compares with a
 two token rows. All other settings of TRL are its defaults.
 
 Sampling is measured after a short SFT, so that rewrites have the lengths that the model has learned. The
-plain loop writes one side after the other, with LoRA next to the weights, and decodes rows that have ended
-until the last one ends. Both must give the same rewrites, token by token.
+plain loop has the layers of PEFT, which copy the table for each token, and the cache and the mask of
+transformers. It writes one side after the other, and decodes rows that have ended until the last one ends.
+Both must give the same rewrites, token by token.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +33,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers import AutoModelForImageTextToText, DynamicCache, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rime_pl.backbone.adapters import trained_values
@@ -40,7 +45,7 @@ from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules, quantization_config
 from rime_pl.datamodules.shards import ShardReader, read_split
-from rime_pl.generation.decoding import decode_step, prefill, suppressed_tokens
+from rime_pl.generation.decoding import prefill, suppressed_tokens
 from rime_pl.generation.rewriting import finish_rewrites
 from rime_pl.generation.rollouts import PromptPart, distribution, sample_rollouts, sample_tokens
 from rime_pl.modules.refine_rl import RefineRLModule
@@ -221,11 +226,12 @@ def peer_settings(folder: str, items: int, steps: int) -> GRPOConfig:
 
 @torch.no_grad()
 def sample_plainly(backbone: Backbone, parts: list[PromptPart]) -> list[Rollouts]:
-    """Sample one side after the other: no merged weights, no dropped row; PEFT copies the table each time."""
+    """Sample one side after the other: no merged weights, no dropped row, only PEFT and transformers."""
     rollouts, processor = [], backbone.processor
     for part in parts:
         state = prefill(backbone, part.prompts, NUM_GENERATIONS, part.images)
-        hidden, tokens = state.last, []
+        cache, mask, position, hidden = plain_cache(state.cache), state.mask, state.next_position, state.last
+        tokens: list[Tensor] = []
         done = torch.zeros(len(part.numbers), dtype=torch.bool)
         for step in range(part.numbers.shape[1]):
             logits = backbone.language_model.lm_head(hidden)
@@ -234,10 +240,39 @@ def sample_plainly(backbone: Backbone, parts: list[PromptPart]) -> list[Rollouts
             done |= (tokens[-1] == processor.gen_id) | (tokens[-1] == processor.turn_end_id)
             if step + 1 == part.numbers.shape[1] or bool(done.all()):
                 break
-            hidden = decode_step(backbone, state, tokens[-1])
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            hidden = backbone.run(
+                input_ids=tokens[-1].unsqueeze(1),
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            position = position + 1
         budget = part.numbers.shape[1] - 1
         rollouts.append(finish_rewrites(torch.stack(tokens, dim=1), processor, budget))
     return rollouts
+
+
+@contextmanager
+def layers_of_peft(backbone: Backbone) -> Iterator[None]:
+    """Inside, all adapted layers compute as in PEFT."""
+    ours: dict[Any, Any] = {
+        m: m.forward for m in backbone.modules() if isinstance(m, LoraLayer | TrainableTokensLayer)
+    }
+    for layer in ours:
+        layer.forward = partial(type(layer).forward, layer)
+    yield
+    for layer, forward in ours.items():
+        layer.forward = forward
+
+
+def plain_cache(cache: Any) -> DynamicCache:
+    """Return keys and values in a cache of transformers, which copies all of them for each token."""
+    plain = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        plain.update(layer.keys, layer.values, number)
+    return plain
 
 
 def sample_as_we_do(backbone: Backbone, parts: list[PromptPart]) -> list[Rollouts]:
@@ -275,7 +310,8 @@ def sampling_times(
         rows = torch.arange(items)
         with torch.no_grad():
             parts = [module.prompt_part(batch, side, rows) for side in module.sides]
-        took, old = seconds(sample_plainly, backbone, parts)
+        with layers_of_peft(backbone):
+            took, old = seconds(sample_plainly, backbone, parts)
         before.append(took)
         took, new = seconds(sample_as_we_do, backbone, parts)
         now.append(took)
