@@ -1,17 +1,23 @@
 """Latent tokens in place of a rewrite: positions to compute in, without words."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from rime_pl.__main__ import main
+from rime_pl.backbone.adapters import adapter_state, save_adapter
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.errors import RimeError
 from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
+from rime_pl.inference.loading import load
 from rime_pl.modules.cma import CMAModule
 from rime_pl.modules.sft import SFTModule
 from rime_pl.prompts import LATENT_TOKEN, PromptConfig
+from rime_pl.run_folder import RunFolder
 from rime_pl.types import Batch, Pair
 from tests.conftest import MakeBackbone
 from tests.micro import PROMPT, randomise_adapter
@@ -75,3 +81,38 @@ def test_what_latent_tokens_cannot_be_used_for_is_refused(latent_backbone: Backb
         PromptConfig(max_rewrite_tokens=8, num_latent_tokens=9)
     with pytest.raises(RimeError, match=r"num_latent_tokens must be 1 or more, but is 0"):
         PromptConfig(num_latent_tokens=0)
+
+
+@pytest.fixture(scope="module")
+def latent_run(
+    latent_backbone: Backbone, scenes_corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What a run leaves of itself for its users."""
+    run, backbone = RunFolder(tmp_path_factory.mktemp("latent") / "sft"), latent_backbone
+    save_adapter(
+        run.adapter,
+        *(backbone.peft, adapter_state(backbone.peft), backbone.processor, backbone.config),
+        backbone.base_hash,
+    )
+    (run.path / "manifest.json").write_text(json.dumps({"data": str(scenes_corpus)}))
+    run.marker.write_text("{}")
+    return run.path
+
+
+def test_a_saved_run_is_used_with_them(
+    latent_run: Path, latent_backbone: Backbone, latent_batch: Batch, train_pairs: list[Pair]
+) -> None:
+    items = [pair.target for pair in train_pairs[:4]]
+    found = load(latent_run).encode_modes(items, ("generative",), 4)["generative"].embeddings
+    with torch.no_grad():
+        expected = latent_backbone(latent_batch.target.prompts, latent_batch.target.completions).gen
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_other_libraries_do_not_get_them(
+    latent_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", "--to", "peft", "--run", str(latent_run), "--output", str(out)]) == 2
+    assert "has latent tokens in place of rewrites" in capsys.readouterr().err
+    assert not out.exists()
