@@ -53,7 +53,7 @@ train-sft train-cma train-refine-rl: train-%: $(READY)
 compare: train-cma ## the CMA run next to its controls: further SFT, and alignment without the decisive term
 	$(RIME) compare --run $(call folder,cma,$(SEED)) --output $(OUTPUT)/compare
 
-study-cot: train-sft ## the SFT run next to runs that write a chain of thought, filler tokens or nothing (DATA=scenes)
+study-cot: train-sft ## the SFT run next to runs with a chain of thought, latent or filler tokens, or nothing (DATA=scenes)
 	$(RIME) compare --run $(call folder,sft,$(SEED)) --output $(OUTPUT)/study-cot
 
 # All seeds in one call: the control with the same number of seconds needs the step times of all of them.

@@ -109,11 +109,13 @@ def check_python(python: str, tree: Path) -> None:
     """Raise unless this Python takes the code of the clone, and not of an installed package."""
     words = [python, "-c", "import rime_pl; print(rime_pl.__file__)"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tree, env=environment(tree))
-    found = done.stdout.strip().splitlines()
-    if done.returncode or not Path(found[-1]).resolve().is_relative_to(tree.resolve()):
+    if done.returncode:
         raise RimeError(
-            f"--python {python} must import rime_pl from {tree}, but {done.stderr.strip() or found[-1]}"
+            f"--python {python} must be able to import rime_pl of {tree}, but: {done.stderr.strip()}"
         )
+    found = Path(done.stdout.strip().splitlines()[-1]).resolve()
+    if not found.is_relative_to(tree.resolve()):
+        raise RimeError(f"--python {python} must import rime_pl from {tree}, but imports {found}.")
 
 
 def environment(tree: Path) -> dict[str, str]:

@@ -48,6 +48,6 @@ def _refuse_latent_tokens(run: Path) -> None:
     file = run / "adapter" / CONTRACT_FILE
     if file.is_file() and contract_in(file)["prompt"].get("num_latent_tokens"):
         raise RimeError(
-            f"--run {run} has latent tokens in place of rewrites (num_latent_tokens), which other libraries do "
-            "not know. Export a run that writes rewrites."
+            f"--run {run} has latent tokens in place of rewrites (num_latent_tokens), which other libraries "
+            "do not know. Export a run that writes rewrites."
         )
