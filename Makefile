@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 data: ## build the corpus of DATA as WebDataset shards
 base: ## make the tiny base model for DATA, from its training texts and pictures
 data base: $(READY)
-	$(RIME) run $@ --corpus $(DATA) --recipe $(CONFIG) $(base)
+	$(RIME) run $@ --corpus $(DATA) --recipe $(CONFIG) --seed $(SEED) $(base)
 
 train-sft: ## stage 1: learn to rewrite and to embed
 train-cma: ## stage 2: align the modes (trains whatever is missing before it)
@@ -53,7 +53,7 @@ train-sft train-cma train-refine-rl: train-%: $(READY)
 compare: train-cma ## the CMA run next to its controls: further SFT, and alignment without the decisive term
 	$(RIME) compare --run $(call folder,cma,$(SEED)) --output $(OUTPUT)/compare
 
-study-cot: train-sft ## the SFT run next to runs that write a chain of thought, filler tokens or nothing (DATA=scenes)
+study-cot: train-sft ## the SFT run next to runs with a chain of thought, latent or filler tokens, or nothing (DATA=scenes)
 	$(RIME) compare --run $(call folder,sft,$(SEED)) --output $(OUTPUT)/study-cot
 
 # All seeds in one call: the control with the same number of seconds needs the step times of all of them.
@@ -61,14 +61,40 @@ compare-rl: train-refine-rl ## the Refine-RL runs of SEEDS next to their control
 	for seed in $(filter-out $(SEED),$(SEEDS)); do $(MAKE) train-refine-rl SEED=$$seed || exit 1; done
 	$(RIME) compare --run $(foreach seed,$(SEEDS),$(call folder,refine-rl,$(seed))) --output $(OUTPUT)/compare-rl
 
-claims: $(READY) ## the three claims over CLAIM_SEEDS (0 1 2), as a page: most of a day; finished runs are kept
-	set -e; for data in openmoji scenes; do \
-	  for seed in $(CLAIM_SEEDS); do $(MAKE) compare DATA=$$data SEED=$$seed; done; \
-	  $(MAKE) compare-rl DATA=$$data SEED=$(firstword $(CLAIM_SEEDS)) SEEDS="$(CLAIM_SEEDS)"; done; \
-	  for seed in $(CLAIM_SEEDS); do $(MAKE) study-cot DATA=scenes SEED=$$seed; done
-	$(RIME) claims --compared $(foreach SEED,$(CLAIM_SEEDS),$(foreach DATA,openmoji scenes,$(OUTPUT)/compare)) \
-	  $(foreach DATA,openmoji scenes,$(foreach SEED,$(firstword $(CLAIM_SEEDS)),$(OUTPUT)/compare-rl)) \
-	  $(foreach DATA,scenes,$(foreach SEED,$(CLAIM_SEEDS),$(OUTPUT)/study-cot))
+# One part of the claims: all CLAIM_SEEDS of one stage on one corpus. Its record is written after each seed, and each
+# training that has finished is kept, so a stopped part goes on where it was.
+PARTS := cma-openmoji sft-scenes cma-scenes sft-mini cma-mini refine_rl-openmoji refine_rl-scenes
+PART ?= $(PARTS)
+compared = $(wildcard $(foreach SEED,$(CLAIM_SEEDS),$(OUTPUT)/claims/$(1)))
+TUNED = docs/results/tuning/sft-$(stem).json
+tuned_weight = --model.lambda_ce $$($(VENV)/bin/python -c "import json; print(json.load(open('$(TUNED)'))['rewrite']['chosen'])")
+
+claims: $(READY) ## the claims: PART=cma-openmoji CLAIM_SEEDS=0 is one part with one seed; all of them take more than a day
+	$(if $(filter-out $(PARTS) refine_rl-mini,$(PART)),$(error PART must be of $(PARTS) refine_rl-mini, but is $(PART)))
+	set -e; for part in $(PART); do $(MAKE) claims-$${part%%-*} DATA=$${part#*-}; done
+
+tune: $(READY) ## choose the weight of the cross-entropy for rewrite and chain of thought on validation (DATA=scenes or mini)
+	test -f $(TUNED) || { $(MAKE) train-sft SEED=$(firstword $(CLAIM_SEEDS)) && \
+	  $(RIME) tune --run $(call folder,sft,$(firstword $(CLAIM_SEEDS))) --output $(TUNED); }
+
+.PHONY: tune claims-sft claims-cma claims-refine_rl claims-sft-seed claims-cma-seed claims-page
+claims-sft: tune
+claims-sft claims-cma: claims-%: $(READY)
+	set -e; for seed in $(CLAIM_SEEDS); do $(MAKE) claims-$*-seed SEED=$$seed; $(MAKE) claims-page STAGE=$*; done
+claims-sft-seed: ARGS = $(tuned_weight)
+claims-sft-seed: $(READY)
+	$(call train,sft,$(SEED))
+	$(RIME) compare --run $(call folder,sft,$(SEED)) --tuned $(TUNED) --adaptive true --output $(OUTPUT)/claims/sft
+claims-cma-seed: train-cma
+	$(RIME) compare --run $(call folder,cma,$(SEED)) --adaptive true --output $(OUTPUT)/claims/cma
+# All seeds in one call, as in compare-rl.
+claims-refine_rl: $(READY)
+	set -e; for seed in $(CLAIM_SEEDS); do $(MAKE) train-refine-rl SEED=$$seed; done
+	$(RIME) compare --run $(foreach seed,$(CLAIM_SEEDS),$(call folder,refine-rl,$(seed))) \
+	  --output $(foreach SEED,$(firstword $(CLAIM_SEEDS)),$(OUTPUT))/claims/refine_rl
+	$(MAKE) claims-page STAGE=refine_rl
+claims-page: $(READY)
+	$(RIME) claims --compared $(call compared,$(STAGE))
 
 rank-all: train-cma ## the same queries among all pictures of the corpus, distractors too
 	run=$(call folder,cma,$(SEED)) && $(RIME) cma test --config $$run/config.yaml --model.init_adapter_from $$run/adapter \

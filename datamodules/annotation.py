@@ -19,16 +19,19 @@ from rime_pl.types import Item, Pair, content_hash
 #: then the rewrite; or filler tokens, one full stop for each word of the rewrite. The filler is a control: it
 #: gives the model the same time to compute, but says nothing.
 CompletionKind = Literal["rewrite", "cot", "filler"]
+#: Distance of the numbers that two seeds add, from SplitMix64.
+_STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
-def is_annotated(name: str, share: float) -> bool:
-    """Return whether a pair keeps its rewrites; the answer depends on its name only, not on seed or process.
+def is_annotated(name: str, share: float, seed: int | None = None) -> bool:
+    """Return whether a pair keeps its rewrites; stages and processes give the same answer.
 
-    Every pair that is annotated at a smaller share is also annotated at a larger one.
+    With one seed, every pair that is annotated at a smaller share is also annotated at a larger one.
 
     Args:
         name: Unique name of the pair in its corpus.
         share: Share of all pairs that keep their rewrites, 0 to 1.
+        seed: Each seed chooses other pairs; None and 0 are one choice.
 
     Example:
         >>> sum(is_annotated(f"pair {n}", 0.1) for n in range(1000))
@@ -36,12 +39,25 @@ def is_annotated(name: str, share: float) -> bool:
         >>> is_annotated("any", 1.0), is_annotated("any", 0.0)
         (True, False)
     """
-    return content_hash(f"annotated {name}") / 2**64 + 0.5 < share
+    draws = np.array([content_hash(f"annotated {name}")], np.int64)
+    return bool(are_annotated(draws, share, seed)[0])
 
 
-def are_annotated(draws: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+def are_annotated(draws: NDArray[np.int64], share: float, seed: int | None = None) -> NDArray[np.bool_]:
     """Return ``is_annotated`` of pairs from the column "draw" of their index."""
+    if seed:
+        draws = _mixed(draws.astype(np.uint64) + np.uint64(seed % 2**64) * _STEP).view(np.int64)
     return draws / 2**64 + 0.5 < share
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return numbers that look random, each from its own: the choices of two seeds are independent.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+    """
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        numbers = (numbers ^ (numbers >> np.uint64(shift))) * np.uint64(factor)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def without_rewrites(pair: Pair) -> Pair:

@@ -62,10 +62,8 @@ class RimeDataModule(L.LightningDataModule):
         limit_val_queries: Number of validation queries, chosen evenly from the tasks; null for all.
         limit_val_gallery: Number of items in each validation gallery besides the right answers of its
             queries; null for all. If it leaves out any, results are called ``val/limited_gallery/...``.
-        val_modes: Modes that validation measures: null for both, or [discriminative]. Then no rewrite is
-            written, which is what takes most of the time.
-        test_modes: Modes that the test after training measures: null for both, [discriminative], or [] for no
-            test at all.
+        val_modes: Modes that validation measures: null for both, or [discriminative], which is much faster.
+        test_modes: Modes that the test after training measures: null for both, [discriminative], or [].
         distractors: Whether the test gallery also holds items that answer no query.
         memory_splits: Further splits whose queries the test asks, in galleries of their own, about items that
             training has seen. Name their tasks in recall.memory_tasks.
@@ -77,17 +75,17 @@ class RimeDataModule(L.LightningDataModule):
             sample counts as broken, or they are cut and counted. An instruction is never cut.
         annotated_share: Share of the training pairs that keep their rewrites, more than 0 and at most 1. The
             other pairs train the discriminative embedding only.
+        annotated_seed: Seed that chooses these pairs; null for the choice of seed 0. `rime run` gives --seed.
         annotated_batch_share: Share of annotated pairs in each batch, if not every pair is annotated. The
             annotated pairs then repeat more often. Null samples from all pairs alike.
         rewrites: Training pairs to use: all, annotated (a rewrite on both sides) or unannotated (the others,
-            for Refine-RL). With none, all pairs are used and no rewrite is read: only the discriminative
-            mode trains.
+            for Refine-RL). With none, all are used, none is read, and only the discriminative mode trains.
         hard_negatives: Number of hard negatives of each training pair that are drawn for a batch, as far as
             it has so many. Every query is compared with those of the whole batch.
         positives: The same of further right targets of its query.
         completion: Text that the model learns to write before the generative embedding: rewrite, cot (the
             chain of thought and then the rewrite) or filler (filler tokens, one for each word of the
-            rewrite, as a control). For cot, raise model.backbone.prompt.max_rewrite_tokens.
+            rewrite, as a control). cot needs a larger model.backbone.prompt.max_rewrite_tokens.
         order: Weights and caps of the tasks, blocks that mix tasks in a batch, and the window.
         cache: Folder and size of the cache for remote corpora, and how often a copy is tried.
     """
@@ -117,6 +115,7 @@ class RimeDataModule(L.LightningDataModule):
         max_broken_share: float = 0.0,
         too_long: Literal["broken", "cut"] = "broken",
         annotated_share: float = 1.0,
+        annotated_seed: int | None = None,
         annotated_batch_share: float | None = 0.5,
         rewrites: Rewrites = "all",
         completion: CompletionKind = "rewrite",
@@ -130,8 +129,8 @@ class RimeDataModule(L.LightningDataModule):
         self.corpora = Corpora.of(path, cache)
         self.path, self.name_or_path, self.prompt = self.corpora.first, name_or_path, prompt
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
-        self.num_workers, self.seed, self.tasks = num_workers, seed, tasks
-        self.eval_batch_size = eval_batch_size
+        self.num_workers, self.seed, self.annotated_seed = num_workers, seed, annotated_seed
+        self.eval_batch_size, self.tasks = eval_batch_size, tasks
         self.limit_val_queries, self.limit_val_gallery = limit_val_queries, limit_val_gallery
         self.val_modes, self.test_modes = val_modes, test_modes
         self.distractors, self.memory_splits = distractors, memory_splits or []
@@ -186,7 +185,8 @@ class RimeDataModule(L.LightningDataModule):
             self.annotated_batch_share,
             self.rewrites,
             self.order,
-            list(self.corpora.weights.values()),
+            self.corpus_weights,
+            self.annotated_seed,
         )
         local_batch_size(self.batch_size, self._rank()[1])  # raises before the model is loaded
         if self.require_rewrites:

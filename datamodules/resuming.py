@@ -15,6 +15,7 @@ SAME = (
     "batch_size",
     "tasks",
     "annotated_share",
+    "annotated_seed",  # null in an earlier version, as for seed 0
     "annotated_batch_share",
     "order",
     "rewrites",

@@ -69,7 +69,9 @@ class TrainingPairs:
             )
 
 
-def choose_pairs(entries: Samples, annotated_share: float, rewrites: Rewrites) -> TrainingPairs:
+def choose_pairs(
+    entries: Samples, annotated_share: float, rewrites: Rewrites, annotated_seed: int | None = None
+) -> TrainingPairs:
     """Return the training pairs that the settings choose.
 
     Raises:
@@ -77,7 +79,7 @@ def choose_pairs(entries: Samples, annotated_share: float, rewrites: Rewrites) -
     """
     shown = np.full(len(entries), rewrites != "none")
     if annotated_share < 1 and rewrites != "none":
-        shown = are_annotated(entries.column("draw"), annotated_share)
+        shown = are_annotated(entries.column("draw"), annotated_share, annotated_seed)
     annotated = shown & ((entries.column("flags") & _BOTH) == _BOTH)
     used = {"annotated": annotated, "unannotated": ~annotated}.get(rewrites)
     if rewrites in ("all", "annotated") and not annotated.any():
@@ -111,18 +113,20 @@ def plan_training(
     rewrites: Rewrites = "all",
     order: OrderSettings | None = None,
     weights: Sequence[float] = (),
+    annotated_seed: int | None = None,
 ) -> tuple[TrainingPairs, BatchPlan]:
     """Return the training pairs that the settings choose, and the plan of their batches.
 
     Args:
         entries: Index of the training split, of one corpus or of several.
-        batch_size, seed, annotated_share, annotated_batch_share, rewrites, order: As in ``RimeDataModule``.
+        batch_size, seed, annotated_share, annotated_batch_share, rewrites, order, annotated_seed: As in
+            ``RimeDataModule``.
         weights: Weight of each corpus; () for 1.
 
     Raises:
         RimeError: If ``choose_pairs`` finds no pairs, or ``BatchPlan`` cannot fill a batch.
     """
-    pairs = choose_pairs(entries, annotated_share, rewrites)
+    pairs = choose_pairs(entries, annotated_share, rewrites, annotated_seed)
     share = annotated_batch_share if rewrites == "all" and not pairs.annotated.all() else None
     samples, codes = pairs.entries, pairs.entries.task_codes()
     names, of_source = samples.tasks, [1.0] * len(samples.tasks)

@@ -54,6 +54,7 @@ COMMANDS = {
         "doctor": "check installation, settings and adapter; each problem with its remedy",
     },
     "study": {
+        "tune": "choose the weight of the cross-entropy for rewrite and chain of thought, on validation",
         "compare": "train the controls of a finished run and write their table and picture",
         "claims": "write the page of the claims from what compare wrote, over seeds and corpora",
     },

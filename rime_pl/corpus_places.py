@@ -89,26 +89,32 @@ def _refuse_other_table(corpus: Path, table: Path) -> None:
     )
 
 
-def find_tiny_base(corpus: Path) -> Path:
-    """Return where the tiny base model of a corpus lies or will lie: models/tiny-<corpus> or the next number.
+def find_tiny_base(corpus: Path, seed: int = 0) -> Path:
+    """Return where the tiny base model of a corpus and seed lies or will lie, or the next number after it.
 
-    A model that was made from other shards of the same name is never taken, because it may have seen what
-    this corpus tests. Nor is one of an earlier version, which has no record of its shards.
+    It is models/tiny-<corpus> for seed 0, else models/tiny-<corpus>-seed<seed>. A model that was made from
+    other shards of the same name is never taken, because it may have seen what this corpus tests. Nor is one
+    of another seed, or of an earlier version, which has no record of its shards.
     """
     wanted = _about(corpus).get("data_hash")
+    name = f"models/tiny-{corpus.name}" + (f"-seed{seed}" if seed else "")
     for number in count(1):
-        folder = Path(f"models/tiny-{corpus.name}" + (f"-{number}" if number > 1 else ""))
-        if not (folder / BASE_MARKER).is_file() or wanted in (None, _made_from(folder)):
+        folder = Path(name + (f"-{number}" if number > 1 else ""))
+        if not (folder / BASE_MARKER).is_file():
+            return folder
+        made_from, made_with = _made_from(folder)
+        if made_with == seed and wanted in (None, made_from):
             return folder
     raise AssertionError("count never ends")
 
 
-def _made_from(base: Path) -> str | None:
-    """Return the hash of the shards that a tiny base model was made from; None if it keeps none."""
+def _made_from(base: Path) -> tuple[str | None, object]:
+    """Return hash of the shards and seed that a tiny base model was made with; no hash if it keeps none."""
     if not (base / BASE_RECORD).is_file():
-        return None
-    made_from = _object(base / BASE_RECORD).get("data_hash")
-    return made_from if isinstance(made_from, str) else ""
+        return None, 0
+    record = _object(base / BASE_RECORD)
+    made_from = record.get("data_hash")
+    return made_from if isinstance(made_from, str) else "", record.get("seed", 0)
 
 
 def _about(corpus: Path) -> dict[str, Any]:

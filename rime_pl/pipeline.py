@@ -22,7 +22,8 @@ from rime_pl.run_folder import RUNS, RunFolder
 STAGES = ("sft", "cma", "refine_rl")
 #: Recipes that have a name: a folder with one YAML file for each stage.
 RECIPES = {"tiny": CONFIGS / "tiny", "2b": CONFIGS, "2b-24gb": CONFIGS / "24gb"}
-#: A recipe with this base model trains on one that `rime base` makes for the corpus: models/tiny-<corpus>.
+#: A recipe with this base model trains on one that `rime base` makes for the corpus and the seed:
+#: models/tiny-<corpus> for seed 0, else models/tiny-<corpus>-seed<seed>.
 TINY_BASE = "models/tiny-openmoji"
 #: Options of `rime base`. Words of other languages would take the room of those that are trained.
 BASE_OPTIONS = {
@@ -76,7 +77,7 @@ class Pipeline:
                 f"--recipe {self.recipe}: sft.yaml must name a base model (model.backbone.name_or_path), but "
                 "does not. Add it, or give --base."
             )
-        return find_tiny_base(self.corpus) if named == TINY_BASE else None
+        return find_tiny_base(self.corpus, self.seed) if named == TINY_BASE else None
 
     def file(self, stage: str) -> Path:
         """Return the recipe's file of a stage."""
@@ -100,6 +101,7 @@ class Pipeline:
         """
         words = [word for file in self.configs(stage) for word in ("--config", str(file))]
         words += [] if self.corpus.name in BUILT_IN or not self.tiny_base else OF_OWN_DATA
+        words += ["--data.annotated_seed", str(self.seed)] if self.seed else []
         words += () if as_recipe else self.given.get(stage, ())
         # last, because a settings file among the typed words may name another corpus or seed
         words += ["--data.path", str(self.corpus), "--seed_everything", str(self.seed)]

@@ -24,6 +24,7 @@ from transformers import AutoProcessor
 from rime_pl.errors import DataError, RimeError
 from rime_pl.prompts import (
     IMAGE_TOKEN,
+    LATENT_TOKEN,
     TURN_END,
     TURN_START,
     VIDEO_TOKEN,
@@ -63,11 +64,14 @@ class RimeProcessor:
         self.prompt = prompt
         self.tokenizer = processor.tokenizer
         modes = [prompt.disc_token, prompt.gen_token]
-        #: Mode tokens that the checkpoint lacks; an already trained checkpoint has both.
-        self.new_tokens = [token for token in modes if token not in self.tokenizer.get_vocab()]
+        learned = [*modes, LATENT_TOKEN] if prompt.num_latent_tokens else modes
+        #: Learned tokens that the checkpoint lacks; an already trained checkpoint has them.
+        self.new_tokens = [token for token in learned if token not in self.tokenizer.get_vocab()]
         self.tokenizer.add_special_tokens(
-            {"additional_special_tokens": modes}, replace_extra_special_tokens=False
+            {"additional_special_tokens": learned}, replace_extra_special_tokens=False
         )
+        #: Tokens whose rows of the table are trained: those of both modes, and the latent one if it is used.
+        self.learned_ids: list[int] = self.tokenizer.convert_tokens_to_ids(learned)
         self.disc_id, self.gen_id, self.turn_end_id, self.image_id, self.video_id = (
             self.tokenizer.convert_tokens_to_ids([*modes, TURN_END, IMAGE_TOKEN, VIDEO_TOKEN])
         )
@@ -258,7 +262,7 @@ class RimeProcessor:
             DataError: If a rewrite is longer than ``prompt.max_rewrite_tokens`` or contains a special token.
         """
         self._refuse_special([rewrite or "" for rewrite in rewrites], "rewrite", keys)
-        texts = [completion(self.prompt, rewrite or "") for rewrite in rewrites]
+        texts = [completion(self.prompt, rewrite) for rewrite in rewrites]
         rows = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         for number, row in enumerate(rows):
             if len(row) - 2 > self.prompt.max_rewrite_tokens:

@@ -23,6 +23,8 @@ IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
+#: The learned token that stands in place of a rewrite in the control with latent tokens.
+LATENT_TOKEN = "<latent>"
 
 
 @dataclass
@@ -49,6 +51,8 @@ class PromptConfig:
         max_frame_pixels: Largest area of a frame in pixels (default: that of the base model's video
             processor, which for Qwen3-VL depends on the number of frames).
         min_frame_pixels: Smallest area of a frame in pixels (default: the same).
+        num_latent_tokens: Number of latent tokens in place of each rewrite, a control of SFT (default: none;
+            the model writes rewrites).
     """
 
     disc_token: str = "<disc_emb>"
@@ -65,11 +69,17 @@ class PromptConfig:
     max_frames: int | None = None
     max_frame_pixels: int | None = None
     min_frame_pixels: int | None = None
+    num_latent_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        limits = [field.name for field in fields(self) if field.name.startswith(("max_", "min_"))]
+        limits = [field.name for field in fields(self) if field.name.startswith(("max_", "min_", "num_"))]
         at_least(1, "model.backbone.prompt", self, *limits)
-        chat = (TURN_START, TURN_END, IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END)
+        if (self.num_latent_tokens or 0) > self.max_rewrite_tokens:
+            raise RimeError(
+                f"model.backbone.prompt.num_latent_tokens must be at most max_rewrite_tokens "
+                f"({self.max_rewrite_tokens}), whose place they take, but is {self.num_latent_tokens}."
+            )
+        chat = (TURN_START, TURN_END, IMAGE_TOKEN, VIDEO_TOKEN, VISION_START, VISION_END, LATENT_TOKEN)
         modes = (self.disc_token, self.gen_token)
         for name, token in zip(("disc_token", "gen_token"), modes, strict=True):
             if not token.strip() or token in chat or modes.count(token) > 1:
@@ -181,6 +191,25 @@ def chat_prompt(config: PromptConfig, text: str, instruction: str, media: Sequen
     )
 
 
-def completion(config: PromptConfig, rewrite: str) -> str:
-    """Return what the assistant writes: the rewrite, the generative token, end of turn."""
-    return f"{rewrite}{config.gen_token}{TURN_END}"
+def completion(config: PromptConfig, rewrite: str | None) -> str:
+    """Return what the assistant writes: the rewrite, the generative token, end of turn.
+
+    With ``num_latent_tokens`` K, every rewrite is K times <latent> instead. This is a control: as with a
+    rewrite of K tokens, the model has K positions to compute in before <gen_emb>, but no words. One row of
+    the table is learned, and fed K times in training and in use. Nothing is sampled or learned to be written.
+
+    Args:
+        config: Generative token and number of latent tokens.
+        rewrite: "" or None is the empty rewrite; latent tokens replace every text, but not None.
+
+    Source: pause tokens, arXiv 2310.02226: copies of one learned token whose outputs are not read. There
+    they are in the pre-training, too; here SFT has to learn their use. Paper: ours. Methods that feed hidden
+    states back as inputs (continuous thoughts, arXiv 2412.06769) are not this control.
+
+    Example:
+        >>> completion(PromptConfig(num_latent_tokens=2), "A cat.")
+        '<latent><latent><gen_emb><|im_end|>'
+    """
+    if rewrite is not None and config.num_latent_tokens:
+        rewrite = LATENT_TOKEN * config.num_latent_tokens
+    return f"{rewrite or ''}{config.gen_token}{TURN_END}"

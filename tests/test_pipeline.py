@@ -45,17 +45,19 @@ def test_words_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     made = pipeline("data/scenes", seed=3, given={"cma": given})
     words = [
         *("--config", "configs/tiny/cma.yaml", "--config", "configs/data/scenes/cma.yaml"),
+        *("--data.annotated_seed", "3"),
         *("--data.path", "data/scenes", "--seed_everything", "3"),
-        *("--model.backbone.name_or_path", "models/tiny-scenes"),
+        *("--model.backbone.name_or_path", "models/tiny-scenes-seed3"),
         *("--model.init_adapter_from", "runs/scenes-tiny-seed3/sft/adapter"),
     ]
-    assert made.words("cma", sft) == [*words[:4], *given, *words[4:]]
+    assert made.words("cma", sft) == [*words[:6], *given, *words[6:]]
     assert made.words("cma", sft, as_recipe=True) == words
     assert made.folder == Path("runs/scenes-tiny-seed3")
 
 
 def test_base_model_is_made_for_the_tiny_recipe_only() -> None:
     assert pipeline().tiny_base == Path("models/tiny-openmoji")
+    assert pipeline(seed=2).tiny_base == Path("models/tiny-openmoji-seed2")
     assert pipeline(recipe="2b").tiny_base is None
     assert "--model.backbone.name_or_path" not in pipeline(recipe="2b").words("sft")
     other = pipeline(base="models/other")

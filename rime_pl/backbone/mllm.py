@@ -34,6 +34,7 @@ from rime_pl.backbone.shared_prompts import SharedPrompts, continued_positions
 from rime_pl.backbone.vision_attention import attend_pictures_together
 from rime_pl.errors import RimeError
 from rime_pl.processing import RimeProcessor
+from rime_pl.prompts import LATENT_TOKEN
 from rime_pl.types import Completions, Prompts
 
 #: Kind of media ("image", "video") -> their features, as the Hugging Face model takes them.
@@ -92,7 +93,7 @@ class Backbone(nn.Module):
             model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
         if processor.new_tokens:
             _start_new_rows(model, processor)
-        self.peft = attach_adapters(model, config, [processor.disc_id, processor.gen_id], lora)
+        self.peft = attach_adapters(model, config, processor.learned_ids, lora)
         add_in_place(self.peft)
         keep_packed_weights(self)
         if config.gradient_checkpointing:
@@ -344,7 +345,7 @@ def _load(config: BackboneConfig, device: str | torch.device | None) -> Any:
 
 
 def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
-    """Start the rows of new mode tokens as copies of "assistant" and of end of turn.
+    """Start the rows of new mode tokens as copies of "assistant" and of end of turn; a latent one of ".".
 
     With random rows, the embeddings of all items start nearly equal (cosine 0.9999 with the tiny base model),
     and the contrastive losses stay at chance for hundreds of steps. Language models sum up at these two
@@ -355,6 +356,7 @@ def _start_new_rows(model: Any, processor: RimeProcessor) -> None:
     prompt = processor.prompt
     starts = {prompt.disc_token: tokenizer.convert_tokens_to_ids(tokenizer.tokenize("assistant"))[0]}
     starts[prompt.gen_token] = processor.turn_end_id
+    starts[LATENT_TOKEN] = tokenizer.convert_tokens_to_ids(tokenizer.tokenize("."))[0]
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
         for token in processor.new_tokens:
             layer.weight.data[tokenizer.convert_tokens_to_ids(token)] = layer.weight.data[starts[token]]

@@ -7,6 +7,8 @@ from typing import Literal
 
 from rich.console import Console
 
+from rime_pl.backbone.adapters import CONTRACT_FILE, contract_in
+from rime_pl.errors import RimeError
 from rime_pl.export.exporting import Order, Settings, export
 
 
@@ -34,7 +36,18 @@ def run(
         common: How it is exported.
     """
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    _refuse_latent_tokens(run)
     prompt = None if rewrite_instruction is None else {"rewrite_instruction": rewrite_instruction}
     export(Order(to, run, output, **vars(common)), console.print, prompt)
     console.print(f"written: {output} (README.md, parity.json)")
     return 0
+
+
+def _refuse_latent_tokens(run: Path) -> None:
+    """Raise for the control whose latent tokens no other library would feed."""
+    file = run / "adapter" / CONTRACT_FILE
+    if file.is_file() and contract_in(file)["prompt"].get("num_latent_tokens"):
+        raise RimeError(
+            f"--run {run} has latent tokens in place of rewrites (num_latent_tokens), which other libraries "
+            "do not know. Export a run that writes rewrites."
+        )

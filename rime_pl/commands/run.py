@@ -87,7 +87,8 @@ def run(
         corpus: Corpus: openmoji, scenes or mini, built on demand into data/, or a folder of shards. A table
             of your own pairs, or the folder that it lies in, is built into data/, too.
         recipe: Recipe: tiny, 2b (12 GB) or 2b-24gb, or a folder with one YAML file for each stage.
-        seed: Seed of every stage.
+        seed: Seed of everything but the corpus: the tiny base model, the start of LoRA, the order of the data
+            and the pairs that count as annotated. Each seed makes a tiny base model; --base shares one.
         base: Base model of the Qwen-VL family, a folder or a name (default: the one of the recipe, which for
             tiny is made from the training data of the corpus).
         dry_run: Whether to say only what would be done.
@@ -167,7 +168,8 @@ def _prepare_base(pipeline: Pipeline, goal: str, only_look: bool, console: Conso
         console.print(f"base: making {base}")
         if not only_look:
             options = BASE_OPTIONS.get(corpus.name, ())
-            _make("base", ["base", "--data", str(corpus), "--output", str(base), *options])
+            words = ["base", "--data", str(corpus), "--output", str(base), "--seed", str(pipeline.seed)]
+            _make("base", [*words, *options])
     else:
         console.print(f"base: found in {base}")
     return base

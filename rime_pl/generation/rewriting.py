@@ -38,6 +38,8 @@ def write_rewrites(
     Returns:
         R rewrites, laid out like the reference rewrites.
     """
+    if backbone.processor.prompt.num_latent_tokens:
+        return latent_completions(backbone.processor, len(prompts), prompts.input_ids.device)
     training = backbone.training
     if training:  # gradient checkpointing would discard the cache of keys and values
         backbone.eval()
@@ -55,6 +57,17 @@ def write_rewrites(
         if training:
             backbone.train()
     return finish_rewrites(written, backbone.processor, budget)
+
+
+def latent_completions(processor: RimeProcessor, rows: int, device: torch.device) -> Rollouts:
+    """Return the latent tokens that stand in place of every rewrite, as ``rows`` equal rows.
+
+    The model wrote none of them: no label is set. They count as well-formed, because they always end.
+    """
+    completions = processor.completions([""] * rows).to(device)
+    labels = torch.full_like(completions.ids, -100)
+    lengths = completions.mask.sum(1) - 2  # without <gen_emb> and end of turn
+    return Rollouts(completions, labels, lengths, torch.ones_like(lengths, dtype=torch.bool))
 
 
 def finish_rewrites(written: Tensor, processor: RimeProcessor, budget: int) -> Rollouts:

@@ -48,6 +48,7 @@ class RimeModule(L.LightningModule):
     """
 
     restoring = False  # whether the parts of a checkpoint are being restored
+    takes_latent_tokens = False  # whether the stage trains with latent tokens in place of rewrites
     may_diverge = False  # whether the stage checks for divergence, and stops with a DivergedError
 
     def __init__(
@@ -57,6 +58,11 @@ class RimeModule(L.LightningModule):
         optimizer: OptimizerSettings = OptimizerSettings(),
     ) -> None:
         super().__init__()
+        if backbone.prompt.num_latent_tokens and not self.takes_latent_tokens:
+            raise RimeError(
+                "model.backbone.prompt.num_latent_tokens must be null here, because latent tokens are a "
+                f"control of SFT only, but is {backbone.prompt.num_latent_tokens}."
+            )
         self.config = backbone
         self.init_adapter_from = init_adapter_from
         self.optimizer_settings = optimizer

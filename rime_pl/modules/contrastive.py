@@ -124,6 +124,11 @@ class ContrastiveModule(RimeModule):
         self.weighting = Weighting(negatives.hardness, negatives.false_negative_margin)
         greater_than_0("model", self, "temperature")
         at_least(0, "model", self, "lambda_ce")
+        if lambda_ce and backbone.prompt.num_latent_tokens:
+            raise RimeError(
+                "model.lambda_ce must be 0 with model.backbone.prompt.num_latent_tokens, because latent "
+                f"tokens are never written, but is {lambda_ce}."
+            )
         self.micro_batches = micro_batches
         self.cache = GradientCache()
         self._negatives: list[tuple[float, float]] = []  # of each step: discriminative, generative

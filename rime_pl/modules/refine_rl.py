@@ -32,6 +32,7 @@ from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.losses.advantages import Advantages, group_advantages
 from rime_pl.losses.policy_gradient import Divisors, policy_loss
+from rime_pl.modules.anchors import anchor_vectors, anchors_of
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.scoring import Rewards, SampledPart, Scorer, cut_parts
 from rime_pl.modules.settings import (
@@ -165,11 +166,7 @@ class RefineRLModule(RimeModule):
             if self.reward.num_anchors:
                 for batch in data.anchor_batches(self.reward.num_anchors):
                     batch = batch.to(self.device)
-                    disc: dict[Side, Tensor] = {
-                        "query": self.model(batch.query.prompts).disc,
-                        "target": self.model(batch.target.prompts).disc,
-                    }
-                    self.scorer.add_anchors(batch, disc)
+                    self.scorer.add_anchors(batch, anchors_of(self.reward.anchors, self.model, batch))
             self.before = []
             for batch in data.sample_batches(_SAMPLES):
                 batch = batch.to(self.device)
@@ -184,8 +181,8 @@ class RefineRLModule(RimeModule):
                 "data.hard_negatives and data.positives must be 0 in Refine-RL, because a reward compares "
                 "with anchors only. Leave them out, or use them in SFT and CMA."
             )
-        parts, anchors = self.sample(batch)
-        rewards = self.scorer.rewards(parts, batch, anchors)
+        parts, discs = self.sample(batch)
+        rewards = self.scorer.rewards(parts, batch, discs, self.greedy_anchors(batch))
         advantages = [self.advantages_of(*one, batch) for one in zip(parts, rewards, strict=True)]
         divisors = self.count(parts)
         old_logprobs: list[Tensor] = []  # (R * G, C) of each part, before the first update
@@ -282,6 +279,13 @@ class RefineRLModule(RimeModule):
         settings = self.advantages
         return group_advantages(groups, settings.scaling, settings.scale, settings.min_spread)
 
+    def greedy_anchors(self, batch: Batch) -> dict[Side, Tensor] | None:
+        """Return embeddings (B, D) of the reference's greedy rewrites; None with other anchors."""
+        if self.reward.anchors != "greedy":
+            return None
+        with adapter_values(self.model, self.reference), merged(self.model):
+            return anchors_of("greedy", self.model, batch)
+
     def shuffled(self, part: SampledPart, rewards: Tensor, batch: Batch) -> Tensor:
         """Return the rewards of each group in another order: the control."""
         first = rank() * len(batch)
@@ -366,7 +370,7 @@ class RefineRLModule(RimeModule):
             written = write_rewrites(self.model, batch.query.prompts)
         with adapter_values(self.model, self.reference), merged(self.model):
             out = self.model(batch.query.prompts, written.completions)
-            target = self.model(batch.target.prompts).disc
+            target = anchor_vectors(self.reward.anchors, self.model, batch.target.prompts)
         self.model.train(training)
         assert out.gen is not None, "a forward with completions reads both modes"
         reward = self.scorer.pair_rewards(batch, out.gen, target, written.well_formed, written.lengths)

@@ -46,7 +46,7 @@ class Rewards:
 
 @dataclass
 class AnchorTable:
-    """Discriminative embeddings of the reference for M training pairs of one task."""
+    """Embeddings of the reference for M training pairs of one task, of the kind that ``anchors`` says."""
 
     discs: dict[Side, Tensor]  # (M, D) each
     contents: Tensor  # (M, 2) int64: query, target
@@ -70,7 +70,7 @@ class Scorer:
 
         Args:
             batch: B pairs.
-            discs: (B, D) of both sides, by the reference.
+            discs: (B, D) of both sides, by the reference: discriminative, or of its greedy rewrites.
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)  # (B, 2)
         old = self.tables.get(batch.dataset)
@@ -79,13 +79,21 @@ class Scorer:
             contents = torch.cat([old.contents, contents])
         self.tables[batch.dataset] = AnchorTable(discs, contents)
 
-    def rewards(self, parts: list[SampledPart], batch: Batch, discs: dict[Side, Tensor]) -> list[Rewards]:
+    def rewards(
+        self,
+        parts: list[SampledPart],
+        batch: Batch,
+        discs: dict[Side, Tensor],
+        greedy: dict[Side, Tensor] | None = None,
+    ) -> list[Rewards]:
         """Return the rewards of each part.
 
         Args:
             parts: All of this rank's batch; the parts of a side stand together.
             batch: This rank's pairs.
-            discs: (B, D) of both sides, by the reference.
+            discs: (B, D) discriminative embeddings of both sides, by the reference.
+            greedy: (B, D) embeddings of the reference's greedy rewrites, of each side that is compared with;
+                needed for greedy anchors only.
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)  # (B, 2)
         known = all_gather_rows(contents)  # (n, 2)
@@ -93,7 +101,7 @@ class Scorer:
         anchors: dict[Side, Anchors] = {}
         for side in dict.fromkeys(part.side for part in parts):  # not a set: all ranks gather in one order
             other: Side = "target" if side == "query" else "query"
-            embeddings = self._anchors(parts, batch, other, discs[other], known)
+            embeddings = self._anchors(parts, batch, other, (greedy or discs)[other], known)
             everyone = exclude_duplicates(embeddings, known, self._copies)
             self._need_negatives(everyone, batch.dataset)  # of all ranks, so that they stop together
             anchors[side] = select(everyone, mine)
@@ -112,17 +120,17 @@ class Scorer:
     @property
     def _copies(self) -> int:
         """Number of anchors of each item of the batch."""
-        return 1 if self.settings.anchors == "discriminative" else self.num_generations
+        return self.num_generations if self.settings.anchors == "rollouts" else 1
 
     def _anchors(
-        self, parts: list[SampledPart], batch: Batch, other: Side, disc: Tensor, known: Tensor
+        self, parts: list[SampledPart], batch: Batch, other: Side, own: Tensor, known: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return embeddings (A, D) and contents (A, 2): the global batch first, then the table."""
         if self.settings.anchors == "rollouts":
             gen = torch.cat([part.embeddings for part in parts if part.side == other])
             return all_gather_rows(gen), known.repeat_interleave(self.num_generations, dim=0)
         table = self.tables.get(batch.dataset)
-        embeddings = all_gather_rows(disc)
+        embeddings = all_gather_rows(own)
         if table is None:
             return embeddings, known
         return torch.cat([embeddings, table.discs[other]]), torch.cat([known, table.contents])
@@ -132,7 +140,7 @@ class Scorer:
             raise RimeError(
                 f"model.reward.anchors={self.settings.anchors}: an item of task {dataset!r} has no negative "
                 "among its anchors, so no rewrite is better than another. Raise data.batch_size or, with "
-                "discriminative anchors, model.reward.num_anchors."
+                "other anchors than rollouts, model.reward.num_anchors."
             )
 
     def _value(self, embeddings: Tensor, anchors: Anchors) -> Tensor:
@@ -153,19 +161,19 @@ class Scorer:
         )
 
     def pair_rewards(
-        self, batch: Batch, gen: Tensor, target_disc: Tensor, well_formed: Tensor, lengths: Tensor
+        self, batch: Batch, gen: Tensor, targets: Tensor, well_formed: Tensor, lengths: Tensor
     ) -> Tensor:
         """Return the anchored reward of one rewrite of each query, whatever form trains: for people to read.
 
         Args:
             gen: (B, D) of the queries' rewrites, by the reference.
-            target_disc: (B, D) by the reference.
+            targets: (B, D) by the reference, of the same kind as the table.
 
         Returns:
             (B,). Without a table a rewrite is compared with the other targets of the batch.
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)
-        embeddings, known = target_disc, contents
+        embeddings, known = targets, contents
         if batch.dataset in self.tables:
             table = self.tables[batch.dataset]
             embeddings = torch.cat([embeddings, table.discs["target"]])

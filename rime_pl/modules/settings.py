@@ -15,7 +15,7 @@ from rime_pl.losses.advantages import Scaling
 from rime_pl.losses.policy_gradient import LossType
 
 RewardForm = Literal["anchored", "rank_margin"]
-AnchorKind = Literal["discriminative", "rollouts"]
+AnchorKind = Literal["discriminative", "greedy", "rollouts"]
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,9 @@ class RewardSettings:
         form: Form of the embedding reward: ``anchored`` (log-probability of the right anchor) or
             ``rank_margin`` (as in UME-R1).
         anchors: What a rewrite's embedding is compared with: ``discriminative`` embeddings of the other
-            side by the reference (of the batch and of a table), or the other side's ``rollouts`` (as in
-            UME-R1; needs ``model.rollouts.sides: both``).
+            side by the reference (of the batch and of a table), the generative ones of its ``greedy``
+            rewrites instead (a control), or the other side's ``rollouts`` (as in UME-R1; needs
+            ``model.rollouts.sides: both``).
         embedder: Model that embeds the rewrites: the frozen ``reference``, or the ``policy`` in training.
         num_anchors: Number of training pairs of each task in the table of anchors; 0 for no table.
         temperature: Divisor of the cosines in the reward.

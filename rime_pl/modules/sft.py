@@ -23,6 +23,8 @@ from rime_pl.types import Batch
 class SFTModule(ContrastiveModule):
     """``L = NCE(g_q, g_t) + NCE(d_q, d_t) + lambda_ce (CE_q + CE_t)``"""
 
+    takes_latent_tokens = True  # a control, see prompts.completion
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         query, target = self.encode(batch.query), self.encode(batch.target)
         pairs = self.gather(query, target, batch)

@@ -43,11 +43,18 @@ def comparison_tables(record: Record) -> list[Table]:
     def cells(spreads: Iterable[Sequence[float]]) -> list[str]:
         return [f"{one[0]:.3f}" + f" ({one[1]:.2f}-{one[2]:.2f})" * many if one else "-" for one in spreads]
 
-    recalls, ablation = [], []
+    recalls, ablation, adaptive = [], [], record.get("adaptive")
+    if adaptive:
+        note += " Adaptive search: in place of gen-gen; a query gets a rewrite only where its discriminative "
+        note += f"margin is below a threshold from validation ({adaptive['share'][0]:.0%} of the queries)."
     for label, one in variants.items():
         seconds = f"{one['seconds_per_step']:.2f}" if one["seconds_per_step"] else "-"
         found = cells(one["recall@1"].values())
         recalls.append([label, str(one["steps"]), seconds, *found, f"{one['tokens']:.1f}"])
+        if adaptive and one is record["variants"][shown.subject]:
+            tokens = adaptive["share"][0] * one["tokens"]
+            mixed = ["-", *cells([adaptive["recall@1"]]), "-", "-"]  # in the column of gen-gen
+            recalls.append([f"{label}, adaptive search", "-", "-", *mixed, f"{tokens:.1f}"])
         ablation.append([label, *cells([*one["trace"].values(), *(one[key] for key, _ in slots)])])
     head = ["run", "training\nsteps", "seconds\nper step", *MODE_PAIRS, "tokens of\na rewrite"]
     tables = [Table("recall@1 by query mode - target mode", head, recalls, note=note)]
@@ -59,9 +66,38 @@ def comparison_tables(record: Record) -> list[Table]:
     if curves := {label: one["curves"] for label, one in variants.items() if one["curves"]}:
         rows = [[label, *(f"{value:.3f}" for value in means.values())] for label, means in curves.items()]
         tables.append(Table("Means over the logged steps", ["run", *next(iter(curves.values()))], rows))
+    if record.get("tuned"):
+        tables.append(tuning_table(record["tuned"]))
     title = f"recall@1 of each task, {shown.variants[shown.subject][0]}"
     rows = [[task, *cells(found.values())] for task, found in record["tasks"].items()]
     return [*tables, Table(title, ["task", *MODE_PAIRS], rows)]
+
+
+def tuning_table(tuned: Mapping[str, Any]) -> Table:
+    """Return what `rime tune` found for both arms, and which weight it chose."""
+    values = list(tuned["rewrite"]["tried"])
+    rows = [
+        [
+            arm.replace("_", " "),
+            *(f"{tuned[arm]['tried'][v]:.3f}" for v in values),
+            f"{tuned[arm]['chosen']:g}",
+        ]
+        for arm in ("rewrite", "chain_of_thought")
+    ]
+    note = f"{tuned['measure']} of all validation queries, seed {tuned['seed']}. The chosen weights are "
+    note += "those of all seeds, and of both chains of thought. No run of this table read the test split."
+    return Table("Weight of the cross-entropy", ["arm", *values, "chosen"], rows, note=note)
+
+
+def seeds_vary(record: Record) -> str:
+    """Return in a sentence what the seeds of a record vary."""
+    seeds, bases = len(record["seeds"]), record.get("base_models", 1)
+    if seeds < 2:
+        return "One seed."
+    shared = [] if bases == seeds else [f"{bases} base model{'s' * (bases > 1)} for {seeds} seeds"]
+    if len(record.get("annotated_seeds", [0])) < seeds and record["stage"] == "refine_rl":
+        shared.append("the same annotated pairs for several seeds")
+    return f"These runs have {' and '.join(shared)}." if shared else "Each seed has its own base model."
 
 
 def differences_table(record: Record) -> Table:
@@ -131,6 +167,7 @@ def _errors(spreads: Iterable[Sequence[float]]) -> list[list[float]]:
 def pool(folders: Sequence[Path]) -> list[Record]:
     """Return a record per stage and corpus, over all seeds in the folders that `rime compare` wrote."""
     seeds: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
+    tuned: dict[tuple[str, str], Any] = {}
     for folder in folders:
         file = folder / "compare.json"
         compared = json.loads(file.read_text()) if file.is_file() else {}
@@ -143,14 +180,21 @@ def pool(folders: Sequence[Path]) -> list[Record]:
         for variants in compared["folders"]:
             run = RunFolder(variants[COMPARISONS[stage].subject])
             seed, corpus = run.manifest["seed"], Path(run.manifest["data"]).name
+            weights = compared.get("tuned")
+            if tuned.setdefault((stage, corpus), weights) != weights:
+                raise RimeError(
+                    f"--compared must name comparisons with the same `rime compare --tuned`, but that of "
+                    f"{folder} is another one than that of an earlier folder of {stage} on {corpus}."
+                )
             if seeds.setdefault((stage, corpus), {}).setdefault(seed, variants) != variants:
                 raise RimeError(
                     f"--compared must name each seed once, but {folder} holds seed {seed} of {stage} on "
                     f"{corpus}, which was given already from another run."
                 )
     return [
-        measure(stage, [{name: RunFolder(run) for name, run in runs[seed].items()} for seed in sorted(runs)])
-        for (stage, _), runs in seeds.items()
+        measure(place[0], [{name: RunFolder(run) for name, run in runs[n].items()} for n in sorted(runs)])
+        | {"tuned": tuned[place]}
+        for place, runs in seeds.items()
     ]
 
 
@@ -186,7 +230,7 @@ def overview(records: Records) -> Table:
 def _section(stage: str, records: Mapping[str, Record]) -> str:
     parts = [f"![each difference, and what the claim needs]({picture(stage)})"]
     for corpus, record in records.items():
-        parts += [f"### {corpus}", differences_table(record).markdown()]
+        parts += [f"### {corpus}", seeds_vary(record), differences_table(record).markdown()]
         parts += [f"![recall of each run]({picture(stage, corpus)})"]
         parts += [f"<details><summary>All results, measured {record['date']}</summary>"]
         parts += [*(table.markdown() for table in comparison_tables(record)), "</details>"]

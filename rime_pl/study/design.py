@@ -67,10 +67,11 @@ class Comparison:
 COMPARISONS = {
     "sft": Comparison(
         "SFT",
-        ("scenes",),
+        ("scenes", "mini"),
         "rewrite",
         {
             "discriminative_only": ("discriminative loss only", "#b8c2cf"),
+            "latent_tokens": ("latent tokens", "#8e6fc9"),
             "filler_tokens": ("filler tokens", "#6b7785"),
             "chain_of_thought_same_tokens": (
                 "chain of thought + rewrite, same number of training tokens",
@@ -83,6 +84,7 @@ COMPARISONS = {
             Difference("rewrite", "chain_of_thought", "gen-gen", -0.02),
             Difference("rewrite", "chain_of_thought_same_tokens", "gen-gen", 0.0),
             Difference("rewrite", "filler_tokens", "gen-gen", 0.0),
+            Difference("rewrite", "latent_tokens", "gen-gen", 0.0),
             Difference(
                 *("rewrite", "discriminative_only", "gen-gen", 0.0, "disc-disc"),
                 "gen-gen with rewrites - disc-disc of a model trained without them",
@@ -91,7 +93,7 @@ COMPARISONS = {
     ),
     "cma": Comparison(
         "CMA",
-        ("openmoji", "scenes"),
+        ("openmoji", "scenes", "mini"),
         "cma",
         {
             "before": ("SFT (before)", "#b8c2cf"),
@@ -121,6 +123,7 @@ COMPARISONS = {
             "shuffled_rewards": ("RL with shuffled rewards", "#c9a227"),
             "ume_r1": ("RL with the reward of UME-R1", "#e08a00"),
             "rollout_anchors": ("RL with rollouts of the batch as anchors", "#8e6fc9"),
+            "greedy_anchors": ("RL with greedy rewrites of the reference as anchors", "#5f9e8f"),
             "batch_anchors": ("RL with disc anchors of the batch only", "#6fa8e0"),
             "refine_rl": ("Refine-RL", "#2f6bde"),
         },
@@ -135,6 +138,7 @@ COMPARISONS = {
             Difference("refine_rl", "shuffled_rewards", "gen-gen", 0.0),
             Difference("batch_anchors", "rollout_anchors", "gen-gen"),
             Difference("refine_rl", "batch_anchors", "gen-gen"),
+            Difference("refine_rl", "greedy_anchors", "gen-gen"),
             Difference("refine_rl", "ume_r1", "gen-gen"),
             Difference("refine_rl", "before", "disc-disc", -0.02),
         ),

@@ -20,6 +20,7 @@ from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.report.events import read_events
 from rime_pl.run_folder import RunFolder, headline_tasks
 from rime_pl.study.design import COMPARISONS, MEAN, Difference
+from rime_pl.study.switching import RESULTS, known_adaptive
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 Variants = dict[str, RunFolder]  # of one seed: "before", the controls, the run under study
@@ -50,13 +51,32 @@ def measure(stage: str, seeds: Sequence[Variants]) -> Record:
         "corpus": Path(first.manifest["data"]).name,
         "date": date.today().isoformat(),
         "seeds": [run.manifest["seed"] for run in subject],
+        "base_models": len({base_of(run) for run in subject}),
+        "annotated_seeds": sorted({_annotated_seed(run) for run in subject}),
         "gallery": first.summary["gallery"],
         "chance": first.summary["chance"],
         "variants": {name: _variant(stage, name, found, threads) for name, found in runs.items()},
+        "adaptive": _adaptive(subject),
         "crossed": {key: spread(one[key] for one in crossed) for key in crossed[0]},
         "tasks": tasks,
         "differences": {d.key: paired_difference(seeds, d) for d in compared},
     }
+
+
+def base_of(run: RunFolder) -> str:
+    """Return what tells the base model of a run from another one: the hash of its files, or else its name."""
+    return str(run.origin.get("base_files") or run.settings["model"]["backbone"]["name_or_path"])
+
+
+def _annotated_seed(run: RunFolder) -> int:
+    return int(run.settings["data"].get("annotated_seed") or 0)  # an earlier version had none
+
+
+def _adaptive(runs: Sequence[RunFolder]) -> dict[str, list[float]]:
+    """Return the results of an adaptive search; empty unless it was measured of all seeds."""
+    known = [known_adaptive(run) for run in runs]
+    found = [one for one in known if one is not None]
+    return {name: spread(one[name] for one in found) for name in RESULTS} if len(found) == len(known) else {}
 
 
 def _variant(stage: str, name: str, runs: Sequence[RunFolder], threads: int | None) -> dict[str, Any]:

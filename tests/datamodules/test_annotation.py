@@ -38,6 +38,29 @@ def test_a_smaller_share_is_part_of_a_larger_one() -> None:
     assert tenth < half and 150 < len(tenth) < 250 and 900 < len(half) < 1100
 
 
+def test_seeds_choose_annotated_pairs_independently() -> None:
+    """Two choices of a tenth share a tenth of themselves; seed 0 is the choice without a seed."""
+    names = [f"train-000000.tar/sample-{n}" for n in range(4000)]
+    chosen = [{name for name in names if is_annotated(name, 0.1, seed)} for seed in (None, 0, 1, 2)]
+    assert chosen[0] == chosen[1]
+    for first, second in ((0, 2), (0, 3), (2, 3)):
+        assert 330 < len(chosen[second]) < 470
+        assert 10 < len(chosen[first] & chosen[second]) < 80
+    assert chosen[2] < {name for name in names if is_annotated(name, 0.5, 1)}
+
+
+def test_a_run_shows_the_rewrites_that_its_seed_chooses(scenes_corpus: Path, micro_base: Path) -> None:
+    settings = {"batch_size": 4, "annotated_share": 0.5, "annotated_seed": 1}
+    module = data(scenes_corpus, micro_base, require_rewrites=False, **settings)
+    keys = {key: known for b in batches(module) for key, known in zip(b.keys, b.query.annotated, strict=True)}
+    assert all(bool(known) == is_annotated(key, 0.5, 1) for key, known in keys.items())
+    assert any(bool(known) != is_annotated(key, 0.5) for key, known in keys.items())
+    resumed = data(scenes_corpus, micro_base, require_rewrites=False, batch_size=4, annotated_share=0.5)
+    resumed.trainer = None
+    with pytest.raises(RimeError, match=r"data.annotated_seed must be 1, as in the checkpoint, but is None"):
+        resumed.load_state_dict(module.state_dict())
+
+
 def test_every_batch_holds_its_part_of_annotated_samples() -> None:
     """10 of 100 samples are annotated and half of each batch is: each comes round about as often."""
     annotated = np.arange(100) % 10 == 0

@@ -49,6 +49,7 @@ class Scene:
         self.table: dict[Side, Tensor] = {side: self.unit(len(TABLE)) for side in ("query", "target")}
         self.scorer.tables["one"] = AnchorTable(self.table, torch.tensor(TABLE))
         self.disc: dict[Side, Tensor] = {side: self.unit(len(ITEMS)) for side in ("query", "target")}
+        self.greedy: dict[Side, Tensor] = {side: self.unit(len(ITEMS)) for side in ("query", "target")}
         self.parts = [self.part("query", [0]), self.part("query", [1, 2]), self.part("target", [0, 1, 2])]
         self.batch: Any = Pairs()
 
@@ -77,7 +78,8 @@ class Scene:
         if kind == "rollouts":
             found = [(of, ITEMS[of], vector) for of, vector in self.rewrites(other)]
         else:
-            found = [(of, ITEMS[of], vector) for of, vector in enumerate(self.disc[other])]
+            own = self.greedy if kind == "greedy" else self.disc
+            found = [(of, ITEMS[of], vector) for of, vector in enumerate(own[other])]
             found += [
                 (-1, contents, v)
                 for contents, v in zip(TABLE[: len(self.table[other])], self.table[other], strict=True)
@@ -96,11 +98,13 @@ class Scene:
         return sum(s in first for s in good) / len(good) * (mean(good) - mean(bad))
 
 
-@pytest.mark.parametrize("anchors", ["discriminative", "rollouts"])
+@pytest.mark.parametrize("anchors", ["discriminative", "greedy", "rollouts"])
 @pytest.mark.parametrize("form", ["anchored", "rank_margin"])
 def test_every_reward_equals_the_loops(form: str, anchors: str) -> None:
     scene = Scene(cast(RewardForm, form), cast(AnchorKind, anchors))
-    rewards: list[Rewards] = scene.scorer.rewards(scene.parts, scene.batch, scene.disc)
+    rewards: list[Rewards] = scene.scorer.rewards(
+        scene.parts, scene.batch, scene.disc, scene.greedy if anchors == "greedy" else None
+    )
     gains = []
     for part, reward in zip(scene.parts, rewards, strict=True):
         for place, item in enumerate(part.rows.tolist()):

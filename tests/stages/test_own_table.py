@@ -158,6 +158,9 @@ def test_a_base_model_of_other_shards_is_not_taken(here: Path) -> None:
     assert find_tiny_base(corpus) == Path("models/tiny-mine-2")
     write_json(base / BASE_RECORD, {"data_hash": read_corpus(corpus)["data_hash"]})
     assert find_tiny_base(corpus) == base
+    assert find_tiny_base(corpus, seed=1) == Path("models/tiny-mine-seed1")
+    write_json(base / BASE_RECORD, {"data_hash": read_corpus(corpus)["data_hash"], "seed": 1})
+    assert find_tiny_base(corpus) == Path("models/tiny-mine-2"), "of another seed"
     (base / BASE_RECORD).write_text("{")
     with pytest.raises(RimeError, match=r"rime_base\.json: malformed JSON"):
         find_tiny_base(corpus)

@@ -1,6 +1,7 @@
 """Finished runs and records written by hand, for the tests of the study."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ def run_folder(
     }
     summary = {"after": after, "per_task": {"twin": after}, "gallery": 4, "chance": 0.25}
     (path / "summary.json").write_text(json.dumps(summary | {"seconds": {"fit": 10.0}}))
-    manifest = {"stage": stage, "seed": seed, "data": "data/mine", "steps": 9, "steps_timed": steps_timed}
+    manifest: dict[str, Any] = {
+        "stage": stage,
+        "seed": seed,
+        "data": "data/mine",
+        "steps": 9,
+        "steps_timed": steps_timed,
+    }
+    manifest["data_hash"] = "of mine"
     (path / "manifest.json").write_text(json.dumps(manifest))
     rows = [
         {"key": str(n), "task": "twin", "ranks": dict.fromkeys([*MODE_PAIRS, "trace/empty"], rank)}
@@ -36,10 +44,27 @@ def run_folder(
     ]
     (path / "ranks.json").write_text(json.dumps(rows[::-1]))  # the file's order says nothing
     adapter = str(before.adapter) if before else None
-    config = {"recall": {"headline_tasks": ["twin"]}, "model": {"init_adapter_from": adapter}}
+    config: dict[str, Any] = {"recall": {"headline_tasks": ["twin"]}, "model": {"init_adapter_from": adapter}}
+    config["model"] |= {"backbone": {"name_or_path": "models/mine"}, "lambda_ce": 4.0}
+    config |= {"data": {}, "trainer": {"max_epochs": 3}}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "done.json").write_text("{}")
     return RunFolder(path)
+
+
+def trained(words: list[str], **facts: Any) -> RunFolder:
+    """What a control leaves that was trained by these words, whose settings it keeps."""
+    run = run_folder(Path(words[-1]), [1], **facts)
+    config = yaml.safe_load(run.config.read_text())
+    for option, word in pairwise(words):
+        if option.startswith("--model."):
+            *above, name = option[2:].split(".")
+            place = config
+            for part in above:
+                place = place.setdefault(part, {})
+            place[name] = yaml.safe_load(word)
+    run.config.write_text(yaml.safe_dump(config))
+    return RunFolder(run.path)
 
 
 def change(run: RunFolder, name: str, **values: Any) -> RunFolder:

@@ -45,7 +45,7 @@ def test_refine_rl_shows_who_writes_and_who_embeds_and_its_curves() -> None:
     assert "| run | reward_spread | kl |\n| --- | ---: | ---: |\n| Refine-RL | 0.250 | 0.125 |" in page(found)
     del found["variants"]["shuffled_rewards"]
     assert "shuffled" not in "\n".join(table.markdown() for table in comparison_tables(found))
-    assert len(comparison_figure(found).axes[0].patches) == 7 * len(MODE_PAIRS)
+    assert len(comparison_figure(found).axes[0].patches) == 8 * len(MODE_PAIRS)
 
 
 def test_slot_f1_is_not_shown_beside_sft() -> None:
@@ -57,8 +57,8 @@ def test_sft_is_drawn_by_its_length_too() -> None:
     found["variants"]["discriminative_only"]["tokens"] = 0.0
     lengths = comparison_figure(found).axes[2]
     points = [container.lines[0] for container in lengths.containers]
-    assert [float(point.get_xdata()[0]) for point in points] == pytest.approx([0.0, 6, 6, 6, 6])
-    assert [float(point.get_ydata()[0]) for point in points] == pytest.approx([0.6] * 5)
+    assert [float(point.get_xdata()[0]) for point in points] == pytest.approx([0.0, 6, 6, 6, 6, 6])
+    assert [float(point.get_ydata()[0]) for point in points] == pytest.approx([0.6] * 6)
 
 
 def test_a_bar_for_each_variant_with_the_range_of_the_seeds() -> None:

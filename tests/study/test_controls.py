@@ -1,16 +1,23 @@
 """The commands of the controls, and the order in which they are trained."""
 
+import math
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from rime_pl.errors import RimeError
+from rime_pl.processing import RimeProcessor
 from rime_pl.run_folder import RunFolder
-from rime_pl.study.controls import commands, run_before, train_controls
+from rime_pl.study.controls import commands, rewrite_length, run_before, train_controls
 from rime_pl.study.design import COMPARISONS
+from tests.micro import PROMPT, read_pairs
 from tests.study.runs import change, run_folder
+from tests.study.runs import trained as trained_by
 
-ANCHORS = ["ume_r1", "batch_anchors", "rollout_anchors"]
+ANCHORS = ["ume_r1", "batch_anchors", "greedy_anchors", "rollout_anchors"]
 
 
 def of(run: RunFolder, *skip: str, seeds: list[RunFolder] | None = None) -> dict[str, list[str]]:
@@ -69,7 +76,7 @@ def test_the_controls_of_all_seeds_are_trained_in_turn(
 
     def train(run: RunFolder, name: str, words: list[str]) -> None:
         trained.append((run.path.name, name))
-        run_folder(Path(words[-1]), [1], steps_timed=5 if run.path.name == "0" else 10, stage="refine_rl")
+        trained_by(words, steps_timed=5 if run.path.name == "0" else 10, stage="refine_rl")
 
     monkeypatch.setattr("rime_pl.study.controls._train", train)
     seeds = train_controls(runs, ANCHORS)
@@ -93,6 +100,7 @@ def test_a_stage_takes_the_words_of_its_controls(
     from rime_pl.commands.settings import complete_settings
 
     monkeypatch.setattr("rime_pl.study.controls.chain_of_thought_lengths", lambda run: (48, 0.5))
+    monkeypatch.setattr("rime_pl.study.controls.rewrite_length", lambda run: 9)
     run = run_folder(tmp_path / "run", [1], stage=stage, before=run_folder(tmp_path / "before", [1]))
     found = of(run)
     shown = COMPARISONS[stage]
@@ -126,3 +134,38 @@ def test_a_control_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     run = run_folder(tmp_path / "cma", [1], before=run_folder(tmp_path / "sft", [1]))
     with pytest.raises(RimeError, match=r"the control further_sft of .*cma failed.* `--skip further_sft`"):
         train_controls([run])
+
+
+def test_a_finished_control_of_other_settings_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another weight of the cross-entropy was chosen since: the old control is named."""
+    monkeypatch.setattr("rime_pl.study.controls.chain_of_thought_lengths", lambda run: (48, 0.5))
+    monkeypatch.setattr(
+        "rime_pl.study.controls._train", lambda run, name, words: trained_by(words, stage="sft")
+    )
+    run = run_folder(tmp_path / "sft", [1], stage="sft")
+    others = ["discriminative_only", "filler_tokens", "latent_tokens"]
+    [found] = train_controls([run], others, 16.0)
+    assert found["chain_of_thought"].settings["model"]["lambda_ce"] == 16
+    assert found["chain_of_thought_same_tokens"].settings["model"]["lambda_ce"] == 16
+    assert train_controls([run], others, 16.0)[0].keys() == found.keys()
+    message = r"_same_tokens must have been trained with --model.lambda_ce 4.0, but was with 16.0. Delete"
+    with pytest.raises(RimeError, match=message):
+        train_controls([run], others, 4.0)
+
+
+def test_latent_tokens_are_as_many_as_a_rewrite_has(scenes_corpus: Path, micro_base: Path) -> None:
+    """Counted by the tokenizer here, over the training rewrites of both sides."""
+    processor = RimeProcessor.from_pretrained(str(micro_base), PROMPT)
+    data = {"path": str(scenes_corpus), "tasks": None}
+    backbone = {"name_or_path": str(micro_base), "prompt": asdict(PROMPT)}
+    run: Any = SimpleNamespace(settings={"data": data, "model": {"backbone": backbone}})
+    texts = [
+        item.rewrite
+        for pair in read_pairs(scenes_corpus, "train")
+        for item in (pair.query, pair.target)
+        if item
+    ]
+    lengths = [len(processor.tokenizer.tokenize(text)) for text in texts if text]
+    assert len(lengths) == len(texts) and rewrite_length(run) == math.ceil(sum(lengths) / len(lengths))

@@ -149,6 +149,7 @@ def read_processor(config: BackboneConfig, architecture: PretrainedConfig) -> Ri
     stand_in: Any = SimpleNamespace(
         disc_id=DISC,
         gen_id=GEN,
+        learned_ids=[DISC, GEN],
         turn_end_id=TURN_END,
         pad_id=PAD,
         image_id=architecture.image_token_id,
