@@ -279,6 +279,7 @@ class RefineRLModule(RimeModule):
         settings = self.advantages
         return group_advantages(groups, settings.scaling, settings.scale, settings.min_spread)
 
+    @torch.no_grad()
     def greedy_anchors(self, batch: Batch) -> dict[Side, Tensor] | None:
         """Return embeddings (B, D) of the reference's greedy rewrites; None with other anchors."""
         if self.reward.anchors != "greedy":
