@@ -74,8 +74,10 @@ def read_tuned(file: Path, run: RunFolder) -> Tuned:
     """Return what `rime tune` wrote, once it is sure that it holds for a run.
 
     Raises:
-        RimeError: If it is of another corpus, or if the run has another weight than the chosen one.
+        RimeError: If it is of another corpus, or if the run is not of SFT or has another weight than chosen.
     """
+    if run.stage != "sft":
+        raise RimeError(f"--tuned is for runs of SFT, but {run.path} is of {run.stage}. Leave it out.")
     try:
         found: Tuned = json.loads(file.read_text())
         chosen = {arm: float(found[arm]["chosen"]) for arm in ARMS}

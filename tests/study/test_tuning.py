@@ -76,6 +76,8 @@ def test_a_run_with_another_weight_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_only_sft_is_tuned(tmp_path: Path) -> None:
+    with pytest.raises(RimeError, match=r"--tuned is for runs of SFT, but .*aligned is of cma"):
+        read_tuned(tmp_path / "tuned.json", run_folder(tmp_path / "aligned", [1]))
     with pytest.raises(RimeError, match=r"--run must name a finished SFT run, but .*cma is none"):
         tune(run_folder(tmp_path / "cma", [1]))
     with pytest.raises(RimeError, match=r"--run must name a finished SFT run, but .*none is none"):
