@@ -169,6 +169,8 @@ class Order:
         console.print(f"run: {stage}")
         cache = self.settings.cache or stage.path / CACHE
         names = self._names()
+        _claim("--output", results.output)
+        _claim("--cache", cache)
         with _bars(console, len(names)) as (one_more, told):
             embedder = Embedder(model, store_of(cache, model), self.settings.batch_size, told)
             for task in tasks:
@@ -255,7 +257,7 @@ class Order:
         return kind
 
     def _names(self) -> list[str]:
-        return self.settings.tasks or task_names(self.benchmark)
+        return [FIXED.get(name, name) for name in self.settings.tasks or task_names(self.benchmark)]
 
     def _tasks(self) -> Iterator[BenchmarkTask | MissingTask]:
         options = ReadOptions(wording=self.settings.wording, **self.reading)
@@ -305,6 +307,16 @@ class Order:
         if self.benchmark != "mmeb-v2":
             return []
         return [Place(one.modality, one.group, FIXED.get(one.name, one.name)) for one in mmeb_v2_table()]
+
+
+def _claim(option: str, folder: Path) -> None:
+    """Make a folder, or raise before minutes of work would be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RimeError(
+            f"{option} must be a folder that can be written, but {folder} is not: {error}."
+        ) from error
 
 
 def rank(

@@ -106,7 +106,13 @@ class Results:
         return mrmr_averages(values, {name: one.get("categories", {}) for name, one in found.items()})
 
     def write(self) -> None:
-        """Write result.json, the table and the report of each pair of modes."""
+        """Write result.json, the table and the report of each pair of modes.
+
+        Another command may have scored other tasks into the same folder by now: they stay.
+        """
+        others, _ = earlier(self.output / "result.json", self.protocol)
+        self.done = {**others, **self.done}
+        self.missing = {name: one for name, one in self.missing.items() if name not in self.done}
         write_whole(self.output / "result.json", json.dumps(self.result(), indent=2))
         tables = [table.markdown() for table in self.tables()]
         write_whole(self.output / "table.md", "\n\n".join(tables) + "\n")

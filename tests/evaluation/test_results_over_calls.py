@@ -12,6 +12,7 @@ import pytest
 from rime_pl.__main__ import main
 from rime_pl.errors import RimeError
 from rime_pl.evaluation.records import earlier
+from rime_pl.evaluation.results import Results
 from tests.datamodules.benchmarks.damage import PARQUET, edit
 from tests.datamodules.benchmarks.official_copies import write_image_task
 from tests.datamodules.benchmarks.official_documents import write_document_task, write_mrmr_task
@@ -76,6 +77,39 @@ def test_a_task_that_is_missing_now_keeps_the_score_that_it_had(
     shutil.rmtree(root / "image-tasks" / "CIRR")
     code, result = evaluate(root, run, tmp_path / "out", "--tasks", "CIRR")
     assert code == 1 and result["tasks"] == before["tasks"] and not result["missing"]
+
+
+def test_two_commands_that_fill_one_folder_lose_nothing(run: Path, root: Path, tmp_path: Path) -> None:
+    """The second one begins, and ends, while the first one is at its only task."""
+    out, add = tmp_path / "out", Results.add
+
+    def meanwhile(self: Results, *scored: Any) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Results, "add", add)
+            assert evaluate(root, run, out, "--tasks", "NIGHTS")[0] == 0
+        add(self, *scored)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Results, "add", meanwhile)
+        code, result = evaluate(root, run, out, "--tasks", "CIRR")
+    assert code == 0 and set(result["tasks"]) == {"CIRR", "NIGHTS"}
+
+
+@pytest.mark.parametrize("option", ["--output", "--cache"])
+def test_a_place_that_is_a_file_is_refused_before_the_work(
+    option: str, run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    words = ["--root", str(root), "--run", str(run), "--output", str(tmp_path / "out")]
+    assert main(["eval", "mmeb-v2", *words, *FAST, "--tasks", "CIRR", option, str(tmp_path / "file")]) == 2
+    assert f"{option} must be a folder that can be written" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_plain_name_of_a_page_set_means_the_fixed_one(run: Path, tmp_path: Path) -> None:
+    write_document_task(tmp_path / "root", "ViDoSeek-page")
+    code, result = evaluate(tmp_path / "root", run, tmp_path / "out", "--tasks", "ViDoSeek-page")
+    assert code == 0 and list(result["tasks"]) == ["ViDoSeek-page-fixed"]
 
 
 def test_results_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
