@@ -159,7 +159,8 @@ class Embedder(L.LightningModule):
                 asked.side: sum(one.cut for one in rows)
                 for asked, rows in zip(self.asked, hashed, strict=True)
             }
-            self.found = Digests(*([one.digest for one in rows] for rows in hashed), cut)
+            queries, candidates = ([one.digest for one in rows] for rows in hashed)
+            self.found = Digests(queries, candidates, cut)
         self.pieces = [] if self.fault else list(self._missing(hashed))
         self._tell()
         return DataLoader(range(rank, len(self.pieces), world), batch_size=None)  # type: ignore[arg-type]
