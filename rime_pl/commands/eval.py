@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,6 +241,15 @@ class Order:
             raise RimeError(
                 f"--model_name must be a name that a file can have, but is {settings.model_name!r}."
             )
+        try:
+            date.fromisoformat(settings.release_date or "2026-01-01")
+        except ValueError as error:
+            raise RimeError(
+                f"--release_date must be a day such as 2026-11-27, but is {settings.release_date!r}."
+            ) from error
+        captions = self.reading.get("captions")
+        if captions is not None and not captions.is_dir():
+            raise RimeError(f"--captions must be a folder, but there is none: {captions}.")
         if settings.tasks is not None and len(set(settings.tasks)) != len(settings.tasks):
             raise RimeError(f"--tasks must name each task once, but names {' '.join(settings.tasks)}.")
         return list(dict.fromkeys(modes))

@@ -131,6 +131,7 @@ def test_a_trial_with_few_queries_is_no_result(run: Path, tmp_path: Path) -> Non
         (("--limit", "0"), "--limit must be 1 or more"),
         (("--model_name", "a/b"), "--model_name must be a name that a file can have"),
         (("--accelerator", "gpu", "--devices", "99"), "--devices must be at most the number of GPUs"),
+        (("--release_date", "yesterday"), "--release_date must be a day such as 2026-11-27"),
         (("--tasks", "CIRR", "CIRR"), "--tasks must name each task once"),
         (("--tasks", "CIR"), "must be among"),
         ((), "The folder of mmeb-v2 must hold one of image-tasks, "),
@@ -146,3 +147,11 @@ def test_wrong_options_are_refused_before_anything_is_loaded(
     assert main(given) == 2
     assert says in capsys.readouterr().err
     assert not (run / "benchmarks").exists()
+
+
+def test_a_folder_of_captions_that_is_missing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--root", str(tmp_path), "--run", str(run), "--captions", str(tmp_path / "none")]
+    assert main(["eval", "mrmr", *words]) == 2
+    assert "--captions must be a folder, but there is none" in capsys.readouterr().err
