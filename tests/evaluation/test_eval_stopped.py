@@ -120,10 +120,12 @@ def test_two_processes_give_what_one_gives(run: Path, root: Path, tmp_path: Path
         assert done.stdout.count(f"{name} failed: mmeb-v2, {name}: ") == 1
         assert name not in scores(tmp_path / "one")
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
-    assert digests(tmp_path / "two-cache") == digests(tmp_path / "one-cache")
-    (folder,) = (tmp_path / "two-cache").iterdir()
+    # of a task that fails, the process without a fault goes on to the end
+    assert digests(tmp_path / "one-cache") <= digests(tmp_path / "two-cache")
+    assert set(digests(tmp_path / "two-cache").values()) == {1}
+    (folder,) = (tmp_path / "one-cache").iterdir()
     for file in sorted(folder.iterdir()):
-        alone = tmp_path / "one-cache" / folder.name / file.name
-        with safe_open(file, "pt") as two, safe_open(alone, "pt") as one:
+        shared = tmp_path / "two-cache" / folder.name / file.name
+        with safe_open(shared, "pt") as two, safe_open(file, "pt") as one:
             for name in one.keys():  # noqa: SIM118
                 assert one.get_tensor(name).equal(two.get_tensor(name))
