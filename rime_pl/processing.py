@@ -251,6 +251,10 @@ class RimeProcessor:
         warnings.warn(f"{name}: the text has more than {limit} tokens and is cut there.", stacklevel=3)
         return replace(item, text=text)
 
+    def cuts(self, item: Item) -> bool:
+        """Return whether ``prompts`` cuts the text of an item, because it is too long."""
+        return self._within("text", item.text, "", cut=True) != item.text
+
     def completions(self, rewrites: Sequence[str | None], keys: Sequence[str] | None = None) -> Completions:
         """Return the rewrites as right-padded completions; None becomes the empty rewrite.
 

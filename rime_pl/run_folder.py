@@ -6,6 +6,7 @@ Used by the command line, by inference, by callbacks, and by the study. A run fo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -167,14 +168,22 @@ class RunFolder:
 
     @property
     def corpus(self) -> Path | None:
-        """The corpus folder that the run was trained on, also after both were moved; None if it is gone."""
-        return next((path for path in self.corpus_places() if path.is_dir()), None)
+        """The corpus folder that the run was trained on, also after both were moved; None if it is gone.
+
+        Where a run was copied together with its corpus, both the old and the new corpus may be there. The new
+        one is taken if it holds the samples of the training.
+        """
+        there = [path for path in self.corpus_places() if path.is_dir()]
+        wanted = self.manifest.get("data_hash") if there else None
+        same = [path for path in there if wanted is not None and wanted == _data_hash(path)]
+        return next(iter([*same, *there]), None)
 
     def corpus_places(self) -> list[Path]:
-        """Return where the corpus of the run may be, [] if the run does not say it."""
+        """Return where the corpus of the run may be, as seen from the run first; [] if it does not say it."""
         if not (self.path / "manifest.json").is_file() or not (named := self.manifest.get("data")):
             return []
-        return tried(self.manifest.get("data_places") or [], self.path, named)
+        places = self.manifest.get("data_places") or []
+        return tried(sorted(places, key=os.path.isabs), self.path, named)
 
     def corpus_facts(self, corpus: str | Path) -> dict[str, Any]:
         """Return what the manifest says of where the corpus lies."""
@@ -241,6 +250,15 @@ class RunFolder:
 
     def _read(self, name: str) -> Any:
         return read_facts(self._need(name))
+
+
+def _data_hash(corpus: Path) -> Any:
+    """Return the hash of the samples of a corpus; None if its corpus.json does not say it."""
+    try:
+        about = json.loads((corpus / "corpus.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None  # whoever reads the corpus tells what is wrong
+    return about.get("data_hash") if isinstance(about, dict) else None
 
 
 def headline_tasks(settings: Mapping[str, Any], tasks: Iterable[str]) -> list[str]:

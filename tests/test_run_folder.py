@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,28 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
 def test_a_corpus_that_is_gone(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {"data": str(tmp_path / "gone")})
     assert RunFolder(tmp_path).corpus is None
+
+
+def test_a_run_that_was_copied_with_its_corpus_takes_the_copy(tmp_path: Path) -> None:
+    old = RunFolder(tmp_path / "old" / "runs" / "cma")
+    old.path.mkdir(parents=True)
+    corpus = tmp_path / "old" / "data"
+    corpus.mkdir()
+    write_json(corpus / "corpus.json", {"data_hash": "a"})
+    write_json(old.path / "manifest.json", {"data_hash": "a", **old.corpus_facts(corpus)})
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    new = RunFolder(tmp_path / "new" / "runs" / "cma")
+    assert old.corpus == corpus and new.corpus == tmp_path / "new" / "data"
+    write_json(tmp_path / "new" / "data" / "corpus.json", {"data_hash": "b"})
+    assert new.corpus == corpus, "the copy holds other samples by now"
+    (tmp_path / "new" / "data" / "corpus.json").write_text("{")
+    assert new.corpus == corpus
+    write_json(corpus / "corpus.json", {"data_hash": "c"})
+    assert new.corpus == tmp_path / "new" / "data", "neither is the same: the one beside the run"
+    shutil.rmtree(tmp_path / "old")
+    assert new.corpus == tmp_path / "new" / "data"
+    shutil.rmtree(tmp_path / "new" / "data")
+    assert new.corpus is None
 
 
 def test_a_claimed_folder_can_be_given_up(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def read_momentseeker(video: VideoTask) -> BenchmarkTask:
     labels, pools, odd = [], [], 0
     columns = ("query", "input_frames", "positive_frames", "negative_frames")
     for row in video.rows(columns, (), _places(video)):
-        shown, text = row.text_or("input_frames", ""), row.text("query")
+        text, shown = row.text("query"), _shown_by(row, task.name)
         if shown.endswith(".mp4"):
             queries.append((ClipWords("clip", by_clip, text, _frames_of(shown)), ""))
         elif shown.endswith(".jpg"):
@@ -133,6 +133,15 @@ def read_momentseeker(video: VideoTask) -> BenchmarkTask:
         version=f"{_version(len(queries))}; {video.options.told_of_clips}",
         notes=[*counted(task, len(queries)), *_pools_that_differ(pools), *_not_shown(odd)],
     )
+
+
+def _shown_by(row: Row, task: str) -> str:
+    """Return the picture or the clip of a query; "" if the row says that it has none."""
+    if "input_frames" not in row.values:  # it decides the kind of the query, and null is a text
+        raise DataError(
+            f"{task}: {row.where} must have the field 'input_frames', a path or null, but lacks it."
+        )
+    return row.text_or("input_frames", "")
 
 
 def _not_shown(count: int) -> list[str]:

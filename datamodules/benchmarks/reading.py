@@ -13,12 +13,15 @@ from rime_pl.datamodules.benchmarks.mmeb_v2_table import FIXED, mmeb_v2_table
 from rime_pl.datamodules.benchmarks.mrmr import MRMR, read_mrmr
 from rime_pl.datamodules.benchmarks.options import DEFAULT, ReadOptions
 from rime_pl.datamodules.benchmarks.rows import MissingFilesError
-from rime_pl.datamodules.benchmarks.task import BenchmarkTask, MissingTask
+from rime_pl.datamodules.benchmarks.task import UNUSABLE, BenchmarkTask, MissingTask
 from rime_pl.datamodules.benchmarks.uvrb import read_uvrb, uvrb_table
 from rime_pl.errors import DataError
 
 #: The benchmarks that can be read.
 BENCHMARKS = ("mmeb-v2", "mrmr", "uvrb")
+_SHOWN = 5  # files and folders that an error names
+#: Folders of MMEB-V2, one of which a copy must hold.
+_MMEB_V2 = ("image-tasks", "video-tasks", "visdoc-tasks", "image-query", "MMEB_Test_Instruct")
 
 
 def task_names(benchmark: str) -> list[str]:
@@ -44,7 +47,7 @@ def read_tasks(
 ) -> Iterator[BenchmarkTask | MissingTask]:
     """Yield the tasks of a benchmark in the order of the official report, each read when it is asked for.
 
-    A task whose files are missing is a :class:`MissingTask`: none is left out in silence.
+    A task whose files are missing or cannot be used is a :class:`MissingTask`: none is left out in silence.
 
     Args:
         benchmark: ``"mmeb-v2"``, ``"mrmr"`` or ``"uvrb"``.
@@ -53,7 +56,7 @@ def read_tasks(
         options: How they are read.
 
     Raises:
-        DataError: If benchmark, folder or a name is wrong, or the files of a task cannot be used.
+        DataError: If benchmark, folder or a name is wrong.
     """
     folder = Path(root)
     known = task_names(benchmark)
@@ -63,7 +66,20 @@ def read_tasks(
         raise DataError(f"Tasks of {benchmark} must be among {known}, but {unknown} are not.")
     if not folder.is_dir():
         raise DataError(f"The folder of {benchmark} must hold a local copy, but there is none: {folder}.")
+    _refuse_another_folder(benchmark, folder)
     return _each(benchmark, folder, [name for name in known if name in wanted], options)
+
+
+def _refuse_another_folder(benchmark: str, folder: Path) -> None:
+    """Raise one DataError if nothing of a benchmark is in a folder, instead of a line for each task."""
+    others = {"mrmr": ("MRMRbenchmark", *task_names("mrmr")), "uvrb": ("UVRB", *task_names("uvrb"))}
+    parts = others.get(benchmark, _MMEB_V2)
+    if not any((folder / name).is_dir() for name in parts):
+        there = sorted(one.name for one in folder.iterdir())
+        raise DataError(
+            f"The folder of {benchmark} must hold one of {', '.join(parts)}, but {folder} holds "
+            f"{', '.join(there[:_SHOWN]) or 'nothing'}{' and more' if len(there) > _SHOWN else ''}."
+        )
 
 
 def _each(
@@ -72,7 +88,7 @@ def _each(
     for name in names:
         try:
             task = read_task(benchmark, root, name, options)
-        except MissingFilesError as error:
+        except DataError as error:
             yield _missing(benchmark, name, error)
         else:
             yield task
@@ -107,12 +123,13 @@ def read_task(benchmark: str, root: str | Path, name: str, options: ReadOptions 
     return task
 
 
-def _missing(benchmark: str, name: str, error: MissingFilesError) -> MissingTask:
+def _missing(benchmark: str, name: str, error: DataError) -> MissingTask:
+    told = (error.code if isinstance(error, MissingFilesError) else UNUSABLE, str(error))
     if benchmark == "mmeb-v2":
         one = next(one for one in mmeb_v2_table() if FIXED.get(one.name, one.name) == name)
-        return MissingTask(benchmark, name, one.modality, one.group, error.code, str(error))
+        return MissingTask(benchmark, name, one.modality, one.group, *told)
     if benchmark == "mrmr":
         group = next(one.group for one in MRMR if one.name == name)
-        return MissingTask(benchmark, name, "mrmr", group, error.code, str(error))
+        return MissingTask(benchmark, name, "mrmr", group, *told)
     group = next(one.group for one in uvrb_table() if one.name == name)
-    return MissingTask(benchmark, name, "video", group, error.code, str(error))
+    return MissingTask(benchmark, name, "video", group, *told)

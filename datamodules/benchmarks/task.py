@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 from rime_pl.types import Item
 
+#: What the official report holds in the place of a task whose files are there, but cannot be used.
+UNUSABLE = "READ_ERROR"
 #: What the official result files call a candidate; numbers stay numbers.
 Name: TypeAlias = str | int
 
@@ -44,11 +46,14 @@ class BenchmarkTask:
 
 @dataclass(frozen=True)
 class MissingTask:
-    """A task whose files are not there. Its place in the report holds ``code`` instead of scores."""
+    """A task that has no scores, and why. Its place in the report holds ``code`` instead of them."""
 
     benchmark: str
     name: str
     modality: str
     group: str
-    code: str  # "FILE_N/A": no annotations; "DIR_N/A": no folder of pictures, frames or pages
-    reason: str  # what is missing, and where it was looked for
+    code: str  # "FILE_N/A": no annotations; "DIR_N/A": no folder of pictures, frames or pages; or UNUSABLE
+    reason: str  # what is missing, and where it was looked for, or what is wrong
+
+    def __str__(self) -> str:
+        return f"{self.name} {'failed' if self.code == UNUSABLE else 'is missing'}: {self.reason}"

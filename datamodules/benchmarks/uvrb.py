@@ -9,7 +9,7 @@ Source: Alibaba-NLP/UVRB.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -41,6 +41,13 @@ _LOCAL = ("MS-TI", "MS-TV")
 _POOL_FIELDS = ("candidates", "cands", "pool")
 _NEGATIVE_FIELDS = ("neg", "negs", "negatives")
 _POOL = 10
+#: What a query must have, where it is not a text only.
+_FIELDS = {
+    "MSRVTT-I2V": ("image",),
+    "LoVR-C2V": ("video",),
+    "MS-TI": ("text", "image"),
+    "MS-TV": ("text", "video"),
+}
 
 
 @dataclass(frozen=True)
@@ -137,13 +144,13 @@ def read_uvrb(task: UVRBTask, root: Path, options: ReadOptions) -> BenchmarkTask
     """
     places = [f"{task.name}/UVRB/{task.name}", f"UVRB/{task.name}", task.name]
     folder = find_folder(root, [f"{place}/jsonl" for place in places], f"{task.name}: its rows").parent
-    queries = [_query(row) for row in _rows(task, folder, "queries")]
     corpus: Candidates[_Entry] = Candidates()
     for row in _rows(task, folder, "corpus"):
         if not (video := _given(row, "video")):
-            raise DataError(f"{row.where} must name a video, but 'video' is empty.")
+            raise DataError(f"{task.name}: {row.where} must name a video in 'video', but names none.")
         corpus.add(row.name("id"), _Entry(row.name("id"), video=video))
     right, pools = _instances(task, folder, corpus)
+    queries = [_query(task, row, right) for row in _rows(task, folder, "queries")]
     asked = [one for one in queries if one.name in right]
     if unknown := right.keys() - {one.name for one in queries}:
         raise DataError(
@@ -179,10 +186,15 @@ def _given(row: Row, field: str) -> str:
     return row.text_or(field, "").strip()
 
 
-def _query(row: Row) -> _Entry:
+def _query(task: UVRBTask, row: Row, right: Mapping[Name, object]) -> _Entry:
+    """Return a query; one that is asked must have all that the queries of its data set consist of."""
     entry = _Entry(row.name("id"), row.text_or("text", ""), _given(row, "image"), _given(row, "video"))
-    if not (entry.text.strip() or entry.picture or entry.video):
-        raise DataError(f"{row.where} must have a text, an image or a video, but has none.")
+    needed = _FIELDS.get(task.name, ("text",))
+    if entry.name in right and (lacking := [field for field in needed if not _given(row, field)]):
+        raise DataError(
+            f"{task.name}: {row.where} must have {' and '.join(map(repr, needed))}, because its queries "
+            f"consist of that, but {lacking[0]!r} is missing or empty."
+        )
     return entry
 
 

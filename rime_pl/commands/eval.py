@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +18,25 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from rime_pl.datamodules.benchmarks.frames import FRAMES
-from rime_pl.datamodules.benchmarks.task import BenchmarkTask, MissingTask
-from rime_pl.errors import RimeError
+from rime_pl.datamodules.benchmarks.mmeb_v2_table import FIXED, mmeb_v2_table
+from rime_pl.datamodules.benchmarks.options import ReadOptions
+from rime_pl.datamodules.benchmarks.reading import read_tasks, task_names
+from rime_pl.datamodules.benchmarks.task import UNUSABLE, BenchmarkTask, MissingTask
+from rime_pl.errors import DataError, RimeError
 from rime_pl.evaluation.averages import Place
-from rime_pl.evaluation.embedding import Asked, Digests, Embedder, Rows, make_trainer, sides_of, store_of
+from rime_pl.evaluation.embedding import (
+    Asked,
+    Digests,
+    Embedder,
+    Rows,
+    make_trainer,
+    sides_of,
+    store_of,
+    versions,
+)
 from rime_pl.evaluation.official import Metadata
-from rime_pl.evaluation.results import Evaluated, Results
+from rime_pl.evaluation.records import Evaluated
+from rime_pl.evaluation.results import Results
 from rime_pl.evaluation.scoring import check, score
 from rime_pl.inference.loading import load
 from rime_pl.inference.retriever import Retriever
@@ -31,6 +46,7 @@ from rime_pl.types import MODE_PAIRS, Mode, Side
 
 #: Folder of the embeddings and of the results, in a run folder.
 CACHE, OUTPUT = "benchmark_embeddings", "benchmarks"
+_SHOWN = 10  # tasks without a score that the last line names
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,8 @@ class Evaluation:
             pass over each side. With gen, the model writes a rewrite of each item, which takes long
             (default: disc-disc gen-gen).
         tasks: Names of the tasks (default: all of the benchmark).
-        output: Folder of the results (default: benchmarks/NAME in the folder of the run).
+        output: Folder of the results (default: benchmarks/NAME in the folder of the run). Tasks of earlier
+            calls stay in its summaries. A folder with results of other settings is refused.
         cache: Folder of the embeddings (default: benchmark_embeddings in the folder of the run). They are
             kept by content, model and kind of device: a command that was stopped goes on, and an item of
             several tasks is embedded once.
@@ -124,7 +141,7 @@ SUBCOMMANDS: dict[str, Callable[..., Any]] = {"mmeb-v2": mmeb_v2, "mrmr": mrmr, 
 
 
 def run(name: str, options: dict[str, Any]) -> int:
-    """Score a model on a benchmark, print the tables and return the exit code: 1 if a task is missing."""
+    """Score a model on a benchmark, print the tables and return the exit code: 1 if a task has no score."""
     return SUBCOMMANDS[name](**options).run()
 
 
@@ -153,16 +170,21 @@ class Order:
         console.print(f"run: {stage}")
         cache = self.settings.cache or stage.path / CACHE
         names = self._names()
+        _claim("--output", results.output)
+        _claim("--cache", cache)
         with _bars(console, len(names)) as (one_more, told):
             embedder = Embedder(model, store_of(cache, model), self.settings.batch_size, told)
             for task in tasks:
+                fault: MissingTask | None
                 if isinstance(task, MissingTask):
-                    results.missing[task.name] = task
-                    console.print(f"{task.name} is missing: {task.reason}")
+                    fault = task
                 else:
-                    self._evaluate(task, pairs, embedder, trainer, results)
+                    fault = self._evaluate(task, pairs, embedder, trainer, results)
                     for note in task.notes:
                         console.print(f"{task.name}: {note}")
+                if fault is not None:
+                    results.miss(fault)
+                    console.print(str(fault))
                 one_more()
         if rank != "0":
             return 0
@@ -170,7 +192,10 @@ class Order:
         for table in results.tables():
             console.print(table.terminal())
         console.print(f"embeddings: {cache}\nresults: {results.output}")
-        return int(bool(results.missing or set(names) - set(results.done)))
+        if without := [name for name in names if name not in results.scored]:
+            some = f"{', '.join(without[:_SHOWN])}{', ...' if len(without) > _SHOWN else ''}"
+            console.print(f"{len(without)} of {len(names)} tasks have no score from this call: {some}")
+        return int(bool(without))
 
     def _evaluate(
         self,
@@ -179,16 +204,24 @@ class Order:
         embedder: Embedder,
         trainer: L.Trainer,
         results: Results,
-    ) -> None:
-        """Embed a task on all processes; the first one ranks and writes."""
-        check(task)
-        if self.settings.limit:
-            task = cut(task, self.settings.limit)
-        asked = sides_of(task, pairs)
-        found = embedder.embed(trainer, f"{self.benchmark}, {task.name}", asked)
-        if trainer.is_global_zero:
-            scored = rank(task, pairs, asked, found, embedder)
-            results.add(*scored)
+    ) -> MissingTask | None:
+        """Embed a task on all processes; the first one ranks and writes. Return what is wrong with it."""
+        try:
+            check(task)
+            if self.settings.limit:
+                task = cut(task, self.settings.limit)
+            asked = sides_of(task, pairs)
+            found = embedder.embed(trainer, f"{self.benchmark}, {task.name}", asked)
+            if trainer.is_global_zero:
+                results.add(*rank(task, pairs, asked, found, embedder))
+            if task.name in FIXED:
+                said = f"only its broken data are there, and were scored as {task.name}"
+                return MissingTask(
+                    *(task.benchmark, FIXED[task.name], task.modality, task.group, "FILE_N/A", said)
+                )
+        except DataError as error:  # of its data, so the other tasks go on
+            return MissingTask(*(task.benchmark, task.name, task.modality, task.group, UNUSABLE, str(error)))
+        return None
 
     def _checked(self) -> list[str]:
         """Return the pairs of modes, or raise what is wrong with the options before minutes go into them."""
@@ -208,6 +241,15 @@ class Order:
             raise RimeError(
                 f"--model_name must be a name that a file can have, but is {settings.model_name!r}."
             )
+        try:
+            date.fromisoformat(settings.release_date or "2026-01-01")
+        except ValueError as error:
+            raise RimeError(
+                f"--release_date must be a day such as 2026-11-27, but is {settings.release_date!r}."
+            ) from error
+        captions = self.reading.get("captions")
+        if captions is not None and not captions.is_dir():
+            raise RimeError(f"--captions must be a folder, but there is none: {captions}.")
         if settings.tasks is not None and len(set(settings.tasks)) != len(settings.tasks):
             raise RimeError(f"--tasks must name each task once, but names {' '.join(settings.tasks)}.")
         return list(dict.fromkeys(modes))
@@ -225,20 +267,11 @@ class Order:
         return kind
 
     def _names(self) -> list[str]:
-        from rime_pl.datamodules.benchmarks.reading import task_names
-
-        names: list[str] = self.settings.tasks or task_names(self.benchmark)
-        return names
+        return [FIXED.get(name, name) for name in self.settings.tasks or task_names(self.benchmark)]
 
     def _tasks(self) -> Iterator[BenchmarkTask | MissingTask]:
-        from rime_pl.datamodules.benchmarks.options import ReadOptions
-        from rime_pl.datamodules.benchmarks.reading import read_tasks
-
         options = ReadOptions(wording=self.settings.wording, **self.reading)
-        found: Iterator[BenchmarkTask | MissingTask] = read_tasks(
-            self.benchmark, self.root, self.settings.tasks, options
-        )
-        return found
+        return read_tasks(self.benchmark, self.root, self.settings.tasks, options)
 
     def _results(self, stage: RunFolder, model: Retriever, pairs: Sequence[str]) -> Results:
         output = self.settings.output or stage.path / OUTPUT / self.benchmark
@@ -256,26 +289,44 @@ class Order:
             name: value for name, value in asdict(model.backbone.config.prompt).items() if value is not None
         }
         protocol = {
-            "run": str(stage),
-            "root": str(self.root),
+            "benchmark": self.benchmark,
+            "weights": hashlib.sha256(model.name.encode()).hexdigest()[:16],
+            "model_name": metadata.model_name,
+            "modes": sorted(pairs),
+            "limit": self.settings.limit,
             "frames": min(FRAMES, model.backbone.processor.prompt.frame_limit),
             "wording": self.settings.wording,
             **{name: None if value is None else str(value) for name, value in self.reading.items()},
             "chat_layout_and_sizes": prompt,
             "vectors": "float32, L2-normalised; scores are dot products in float64",
             "device": str(next(model.backbone.parameters()).device.type),
+            "versions": versions(),
+        }
+        call = {
+            "run": str(stage),
+            "root": str(self.root),
+            "tasks": self._names(),
             "processes": self.settings.devices,
             "batch_size": self.settings.batch_size,
         }
-        return Results(self.benchmark, output, pairs, metadata, protocol, self._table(), self.settings.limit)
+        given = (self.benchmark, output, pairs, metadata, protocol, call)
+        return Results(*given, task_names(self.benchmark), self._table(), self.settings.limit)
 
     def _table(self) -> list[Place]:
         """Return the places of the official report of MMEB-V2; none for the others."""
         if self.benchmark != "mmeb-v2":
             return []
-        from rime_pl.datamodules.benchmarks.mmeb_v2_table import FIXED, mmeb_v2_table
-
         return [Place(one.modality, one.group, FIXED.get(one.name, one.name)) for one in mmeb_v2_table()]
+
+
+def _claim(option: str, folder: Path) -> None:
+    """Make a folder, or raise before minutes of work would be lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RimeError(
+            f"{option} must be a folder that can be written, but {folder} is not: {error}."
+        ) from error
 
 
 def rank(
@@ -297,7 +348,7 @@ def rank(
         query, target = pair.split("-")
         scored[pair], rankings[pair] = score(task, pair, vectors["query", query], vectors["target", target])
     cost = {one.side: store.cost(sides[one.side], one.modes) for one in asked}
-    return Evaluated(task, scored, cost), rankings
+    return Evaluated(task, scored, cost, found.texts_cut), rankings
 
 
 def cut(task: BenchmarkTask, limit: int) -> BenchmarkTask:

@@ -48,9 +48,11 @@ def run(*, run: list[Path], output: Path = Path("report.html")) -> int:
     text = page(facts)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, text)
-    for one in facts:
+    for one, folder in zip(facts, runs, strict=True):
         for fault in one.faults:
             print(f"warning: run {one.letter}: {fault}")
+        if one.intervals.get("before"):
+            print(f"run {one.letter}: intervals before it are those of {started_from(folder)}")
     print(f"written: {output} ({len(text) / 1e6:.1f} MB)")
     return 0
 
@@ -113,15 +115,31 @@ def read(run: RunFolder, letter: str) -> RunFacts:
 
 def intervals_before(run: RunFolder, results: dict[str, Any]) -> dict[str, Any]:
     """Return the intervals of the run that this one started from."""
-    named = run.before()
-    places = [named, RunFolder(run.path.parent / named.path.name)] if named else []  # both may have moved
-    before = next((one for one in places if one.reported), None)
+    before = started_from(run)
     if before is None:
         raise RimeError(
-            f"the run that it started from is not at {named}, so its intervals of recall@5 and recall@10 are "
-            "unknown."
+            f"the run that it started from is not at {run.before()}, so its intervals of recall@5 and "
+            "recall@10 are unknown."
         )
     return intervals(before, results)
+
+
+def started_from(run: RunFolder) -> RunFolder | None:
+    """Return the run that this one started from; None if it is gone.
+
+    Where both were copied, that is the copy beside this one. A run of the same name that has other results is
+    none: then the old place counts.
+    """
+    if (named := run.before()) is None:
+        return None
+    beside = RunFolder(run.path.parent / named.path.name)
+    there = [one for one in (beside, named) if one.reported]
+    same = [one for one in there if _recalls(one.summary["after"]) == _recalls(run.summary["before"])]
+    return next(iter([*same, *there]), None)
+
+
+def _recalls(results: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (results or {}).items() if name.startswith("recall@")}
 
 
 def intervals(run: RunFolder, results: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:

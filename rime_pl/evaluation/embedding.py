@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rime_pl import __version__
 from rime_pl.datamodules.benchmarks.task import BenchmarkTask
 from rime_pl.errors import DataError, RimeError
 from rime_pl.evaluation.digests import as_source, item_digest
-from rime_pl.evaluation.store import Part, Store
+from rime_pl.evaluation.store import Made, Part, Store
 from rime_pl.inference.encoding import Meter
 from rime_pl.inference.retriever import Retriever
 from rime_pl.inference.sources import holds_opened
@@ -48,6 +49,16 @@ class Digests:
 
     queries: list[bytes]
     candidates: list[bytes]
+    texts_cut: dict[Side, int] = field(default_factory=dict)  # items whose text the model reads in part
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is known of an item before it is embedded."""
+
+    digest: bytes
+    opened: bool  # whether its media are in memory as soon as it is read
+    cut: bool  # whether its text is too long
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class Embedder(L.LightningModule):
         self.asked: tuple[Asked, Asked] | None = None
         self.found = Digests([], [])
         self.pieces: list[_Piece] = []
+        self.fault = ""  # why an item of the task cannot be embedded, on this process
 
     def embed(self, trainer: L.Trainer, name: str, asked: tuple[Asked, Asked]) -> Digests:
         """Embed what is missing of a task and return its hashes. All processes must call it.
@@ -123,14 +135,17 @@ class Embedder(L.LightningModule):
             asked: The queries and the candidates.
 
         Raises:
-            DataError: If an item cannot be embedded: task, side and number of the item are named.
+            DataError: If an item cannot be embedded: task, side and number of the item are named. It is
+                raised on all processes, and the next task can follow.
         """
-        self.task_name, self.asked = name, asked
+        self.task_name, self.asked, self.fault = name, asked, ""
         trainer.predict(self, return_predictions=False)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
         self.store.refresh()
         self._tell()
+        if fault := self._agreed():
+            raise DataError(fault)
         return self.found
 
     def predict_dataloader(self) -> DataLoader[int]:
@@ -139,53 +154,75 @@ class Embedder(L.LightningModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         self.store.refresh()
         hashed = [self._hashed(asked, rank, world) for asked in self.asked]
-        self.found = Digests(*([digest for digest, _ in rows] for rows in hashed))
-        self.pieces = list(self._missing(hashed))
+        if not self.fault:
+            cut: dict[Side, int] = {
+                asked.side: sum(one.cut for one in rows)
+                for asked, rows in zip(self.asked, hashed, strict=True)
+            }
+            queries, candidates = ([one.digest for one in rows] for rows in hashed)
+            self.found = Digests(queries, candidates, cut)
+        self.pieces = [] if self.fault else list(self._missing(hashed))
         self._tell()
         return DataLoader(range(rank, len(self.pieces), world), batch_size=None)  # type: ignore[arg-type]
 
     def predict_step(self, number: int) -> None:
-        """Embed a part and write it."""
+        """Embed a part and write it; after a fault, the parts that are left are not needed."""
         piece = self.pieces[number]
-        if self.store.has(piece.name):
+        if self.fault or self.store.has(piece.name):
             return
         items: Sequence[Item] = Rows(piece.asked.items, piece.rows)
-        if not piece.opened:
-            items = list(items)  # then the retriever sorts them by length
         self.retriever.meter = Meter()
         try:
-            made = self.retriever.encode_modes(items, piece.modes, self.batch_size)
-        except RimeError as error:
-            raise self._named(error, piece) from error
-        rewrites = made["generative"].rewrites if "generative" in made else None
-        vectors = {mode: encoded.embeddings for mode, encoded in made.items()}
-        self.store.write(piece.name, Part(piece.digests, vectors, rewrites, self.retriever.meter))
+            if not piece.opened:
+                items = list(items)  # then the retriever sorts them by length
+            encoded = self.retriever.encode_modes(items, piece.modes, self.batch_size)
+        except (DataError, OSError) as error:
+            self.fault = self._named(error, piece)
+            return
+        except RimeError as error:  # of the model, so that other tasks would fail as well
+            raise RimeError(self._named(error, piece)) from error
+        rewrites = encoded["generative"].rewrites if "generative" in encoded else None
+        vectors = {mode: one.embeddings for mode, one in encoded.items()}
+        made = Made(datetime.now(UTC).isoformat(timespec="seconds"), self.batch_size, self.trainer.world_size)
+        self.store.write(piece.name, Part(piece.digests, vectors, rewrites, self.retriever.meter, made))
         self._tell()
 
-    def _hashed(self, asked: Asked, rank: int, world: int) -> list[tuple[bytes, bool]]:
-        """Return hash, and whether its media are opened, of each item; each process makes a share."""
-        mine = []
-        for row in range(rank, len(asked.items), world):
+    def _hashed(self, asked: Asked, rank: int, world: int) -> list[_Content]:
+        """Return what is known of each item, of which each process reads a share; [] after a fault."""
+        mine: list[_Content] = []
+        for row in () if self.fault else range(rank, len(asked.items), world):
             try:
                 item = asked.items[row]
-                mine.append((item_digest(item), holds_opened(item)))
+                cut = self.retriever.backbone.processor.cuts(item)
+                mine.append(_Content(item_digest(item), holds_opened(item), cut))
             except (DataError, OSError) as error:
-                raise DataError(
-                    f"{self.task_name}: {_shown(asked.side)} {row} cannot be read: {error}"
-                ) from error
+                self.fault = f"{self.task_name}: {_shown(asked.side)} {row} cannot be read: {error}"
+                break
+        self.fault = self._agreed()
+        if self.fault:
+            return []
         if world == 1:
             return mine
         shares: list[Any] = [None] * world
         torch.distributed.all_gather_object(shares, mine)
         return [shares[row % world][row // world] for row in range(len(asked.items))]
 
-    def _missing(self, hashed: Sequence[Sequence[tuple[bytes, bool]]]) -> Iterator[_Piece]:
+    def _agreed(self) -> str:
+        """Return the fault of the first process that has one. All processes must call it."""
+        world = self.trainer.world_size
+        if world == 1:
+            return self.fault
+        faults: list[Any] = [""] * world
+        torch.distributed.all_gather_object(faults, self.fault)
+        return str(next(filter(None, faults), ""))
+
+    def _missing(self, hashed: Sequence[Sequence[_Content]]) -> Iterator[_Piece]:
         """Yield the parts that are missing; the same on all processes, and after a kill."""
         planned: dict[bytes, set[Mode]] = {}
         for asked, rows in zip(self.asked or (), hashed, strict=True):
             first: dict[bytes, int] = {}
-            for row, (digest, _) in enumerate(rows):
-                first.setdefault(digest, row)
+            for row, one in enumerate(rows):
+                first.setdefault(one.digest, row)
             distinct = list(first.items())
             for start in range(0, len(distinct), PART):  # of all contents, so that a kill moves no border
                 groups: dict[tuple[Mode, ...], list[tuple[bytes, int]]] = {}
@@ -198,7 +235,7 @@ class Embedder(L.LightningModule):
                 for modes, group in groups.items():
                     digests, numbers = [digest for digest, _ in group], [row for _, row in group]
                     key = hashlib.sha256("-".join(modes).encode() + b"".join(digests)).hexdigest()[:32]
-                    opened = any(rows[row][1] for row in numbers)
+                    opened = any(rows[row].opened for row in numbers)
                     yield _Piece(key, asked, numbers, digests, modes, opened)
 
     def _tell(self) -> None:
@@ -206,20 +243,24 @@ class Embedder(L.LightningModule):
             sizes = [(len(piece.rows), self.store.has(piece.name)) for piece in self.pieces]
             self.progress(sum(size for size, done in sizes if done), sum(size for size, _ in sizes))
 
-    def _named(self, error: RimeError, piece: _Piece) -> RimeError:
-        """Return the error with the number of the item in its task."""
+    def _named(self, error: Exception, piece: _Piece) -> str:
+        """Return an error with the number of the item in its task."""
 
         def number(found: re.Match[str]) -> str:
             place = int(found[1] or 0)
             return f"{_shown(piece.asked.side)} {piece.rows[place]}" if place < len(piece.rows) else found[0]
 
-        kind = DataError if isinstance(error, DataError) else RimeError
-        told = re.sub(r"the item|item ([0-9]+)", number, str(error), count=1)
-        return kind(f"{self.task_name}: {told}")
+        return f"{self.task_name}: {re.sub(r'the item|item ([0-9]+)', number, str(error), count=1)}"
 
 
 def _shown(side: Side) -> str:
     return "query" if side == "query" else "candidate"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decodes pictures, makes patches of them, and embeds them."""
+    others = {package: metadata.version(package) for package in ("transformers", "torch", "pillow")}
+    return {"rime_pl": __version__, **others}
 
 
 def store_of(cache: Path, model: Retriever) -> Store:
@@ -233,9 +274,9 @@ def store_of(cache: Path, model: Retriever) -> Store:
             "A model whose embeddings are kept must have a name, but has none. Load it from a run."
         )
     device = next(model.backbone.parameters()).device.type
-    known = hashlib.sha256(f"{model.name} {device} {__version__}".encode())
-    for package in ("transformers", "torch", "pillow"):  # they decode pictures and make patches of them
-        known.update(f" {package} {metadata.version(package)}".encode())
+    known = hashlib.sha256(f"{model.name} {device}".encode())
+    for package, version in versions().items():
+        known.update(f" {package} {version}".encode())
     if model.run is not None:  # sizes of pictures may stand only in these files
         for file in sorted(model.run.adapter.glob("*.json")):
             if file.name != CONTRACT_FILE:  # what it says of vectors is in the name

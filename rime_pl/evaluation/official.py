@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rime_pl.datamodules.benchmarks.task import BenchmarkTask, MissingTask
+from rime_pl.datamodules.benchmarks.task import BenchmarkTask
 from rime_pl.evaluation.averages import Place
 from rime_pl.evaluation.scoring import Scored
 from rime_pl.metrics.ranking import Ranking
@@ -43,9 +43,9 @@ def write_whole(file: Path, text: str) -> None:
     half.replace(file)
 
 
-def task_scores(task: BenchmarkTask, scored: Scored) -> dict[str, float | int]:
+def task_scores(scores: Mapping[str, float], queries: int) -> dict[str, float | int]:
     """Return what a score file holds: fractions, then the number of queries, twice as officially."""
-    return {**scored.scores, "num_pred": len(task.queries), "num_data": len(task.queries)}
+    return {**scores, "num_pred": queries, "num_data": queries}
 
 
 def write_task(folder: Path, task: BenchmarkTask, scored: Scored, found: Ranking) -> None:
@@ -59,7 +59,8 @@ def write_task(folder: Path, task: BenchmarkTask, scored: Scored, found: Ranking
         scored: Its scores.
         found: Its ranking.
     """
-    write_whole(folder / f"{task.name}_score.json", json.dumps(task_scores(task, scored), indent=4))
+    scores = task_scores(scored.scores, len(task.queries))
+    write_whole(folder / f"{task.name}_score.json", json.dumps(scores, indent=4))
     write_whole(folder / f"{task.name}_pred.jsonl", _lines(_predictions(task, found)))
     info = task.info or [{}] * len(task.queries)
     write_whole(folder / f"{task.name}_info.jsonl", _lines(info))
@@ -84,7 +85,7 @@ def report(
     metadata: Metadata,
     table: Sequence[Place],
     scores: Mapping[str, Mapping[str, float | int]],
-    missing: Mapping[str, MissingTask],
+    missing: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return the report that the leaderboard of MMEB-V2 takes.
 
@@ -92,11 +93,11 @@ def report(
         metadata: Its head.
         table: All tasks of the official report, in its order.
         scores: Task -> what its score file holds.
-        missing: Task -> why it could not be read; its place holds the code as a string.
+        missing: Task without scores -> the code that its place holds.
     """
     metrics: dict[str, dict[str, Any]] = {}
     for place in table:
-        absent = missing[place.name].code if place.name in missing else NOT_RUN
+        absent = missing.get(place.name, NOT_RUN)
         metrics.setdefault(place.modality, {})[place.name] = scores.get(place.name, absent)
     return {"metadata": _dated(metadata), "metrics": metrics}
 
@@ -105,17 +106,12 @@ def plain_report(
     metadata: Metadata,
     benchmark: str,
     scores: Mapping[str, Mapping[str, float | int]],
-    missing: Mapping[str, MissingTask],
-    averages: Mapping[str, Any],
+    missing: Mapping[str, str],
+    **more: Any,
 ) -> dict[str, Any]:
-    """Return a report of MRMR or UVRB, which have no official one: head, scores and averages."""
-    absent = {name: task.code for name, task in missing.items()}
-    return {
-        "metadata": _dated(metadata),
-        "benchmark": benchmark,
-        "metrics": {**scores, **absent},
-        "averages": averages,
-    }
+    """Return a report of MRMR or UVRB, which have no official one: head and scores, and what ``more`` has."""
+    metrics = {**scores, **missing}
+    return {"metadata": _dated(metadata), "benchmark": benchmark, "metrics": metrics, **more}
 
 
 def _dated(metadata: Metadata) -> dict[str, Any]:

@@ -30,6 +30,15 @@ _DIGESTS = "digests"
 
 
 @dataclass(frozen=True)
+class Made:
+    """When and how a part was made: its times are those of then, also for a later call."""
+
+    at: str  # ISO, UTC
+    batch_size: int
+    processes: int
+
+
+@dataclass(frozen=True)
 class Part:
     """What a file holds."""
 
@@ -37,6 +46,7 @@ class Part:
     vectors: Mapping[Mode, Tensor]  # mode -> (N, D) float32
     rewrites: Sequence[str] | None  # N; None without the generative mode
     meter: Meter  # what it cost
+    made: Made
 
 
 @dataclass
@@ -45,6 +55,11 @@ class Cost:
 
     ms_per_item: dict[Mode, float] = field(default_factory=dict)
     rewrite_tokens: float | None = None  # mean of the items with a rewrite
+    #: when and how that was measured, which may be in earlier calls: first and last part, and all settings
+    measured_from: str = ""
+    measured_to: str = ""
+    batch_sizes: list[int] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list)
 
 
 class Store:
@@ -58,6 +73,7 @@ class Store:
         self.folder = folder
         self._places: dict[Mode, dict[bytes, tuple[Path, int]]] = {}
         self._meters: dict[Path, Meter] = {}
+        self._made: dict[Path, Made] = {}
         self.refresh()
 
     def refresh(self) -> None:
@@ -73,11 +89,12 @@ class Store:
                     digests = opened.get_tensor(_DIGESTS)
                     modes = [name for name in opened.keys() if name != _DIGESTS]  # noqa: SIM118
                     cost = json.loads(opened.metadata()["cost"])
+                    made = Made(**json.loads(opened.metadata()["made"]))
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
                 warnings.warn(f"{file} is damaged and will be made again: {error}", stacklevel=2)
                 file.unlink(missing_ok=True)  # another process may have been first
                 continue
-            self._meters[file] = Meter(**cost)
+            self._meters[file], self._made[file] = Meter(**cost), made
             for row, digest in enumerate(digests):
                 for mode in modes:
                     self._places.setdefault(mode, {})[digest.numpy().tobytes()] = (file, row)  # type: ignore[call-overload]
@@ -96,7 +113,7 @@ class Store:
         digests = torch.frombuffer(bytearray(b"".join(part.digests)), dtype=torch.uint8)
         tensors = {_DIGESTS: digests.view(len(part.digests), -1)}
         tensors |= {mode: vectors.contiguous() for mode, vectors in part.vectors.items()}
-        metadata = {"cost": json.dumps(vars(part.meter))}
+        metadata = {"cost": json.dumps(vars(part.meter)), "made": json.dumps(vars(part.made))}
         if part.rewrites is not None:
             metadata["rewrites"] = json.dumps(part.rewrites)
         half = self.folder / f"{name}.half-{os.getpid()}"
@@ -143,12 +160,20 @@ class Store:
     def cost(self, digests: Iterable[bytes], modes: Sequence[Mode]) -> Cost:
         """Return what embeddings cost: the mean over all items of the parts that hold one of them."""
         wanted, found = list(digests), Cost()
+        used: set[Path] = set()
         for mode in modes:
-            meters = [self._meters[file] for file in {self._places[mode][digest][0] for digest in wanted}]
+            files = {self._places[mode][digest][0] for digest in wanted}
+            used |= files
+            meters = [self._meters[file] for file in files]
             items = sum(meter.items for meter in meters)
             found.ms_per_item[mode] = 1000 * sum(meter.seconds[mode] for meter in meters) / max(1, items)
             if mode == "generative":
                 found.rewrite_tokens = sum(meter.rewrite_tokens for meter in meters) / max(1, items)
+        made = [self._made[file] for file in used]
+        times = [one.at for one in made]
+        found.measured_from, found.measured_to = min(times, default=""), max(times, default="")
+        found.batch_sizes = sorted({one.batch_size for one in made})
+        found.processes = sorted({one.processes for one in made})
         return found
 
     def _file(self, name: str) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -37,8 +38,9 @@ from rime_pl.export.parity import (
     in_transformers,
     our_rewrites,
     our_vectors,
+    rewritten,
 )
-from rime_pl.export.probes import probes
+from rime_pl.export.probes import NO_PROBE, OUTSIDE, affordable, probes
 from rime_pl.inference.loading import load
 from rime_pl.inference.retriever import Retriever
 from rime_pl.processing import CONTRACT_FILE
@@ -198,12 +200,14 @@ class _Exported:
     ) -> None:
         self.order, self.source, self.folder, self.facts, self.say = order, source, folder, facts, say
         self.no_clips = reason_for_no_clips(source.backbone.processor)
-        self.items = probes(source.backbone.processor, facts.prompts["query"], not self.no_clips)
+        processor = source.backbone.processor
+        self.items = probes(processor, facts.prompts["query"], not self.no_clips)
+        self.embedded = affordable(processor, self.items)
 
     def make(self) -> dict[str, Any]:
         """Write everything into the folder and return its parity."""
-        trained = our_vectors(self.source.backbone, self.items)
-        rewrites = our_rewrites(self.source.backbone, self.items)
+        trained = our_vectors(self.source.backbone, self.embedded)
+        rewrites = our_rewrites(self.source.backbone, self.embedded)
         contract = self._contract()
         if self.order.to == "peft":
             loaders = {"peft": self._peft(trained)}
@@ -211,11 +215,11 @@ class _Exported:
         else:
             self._write(contract)
             exported = load(self.folder, self.order.place)
-            ours = our_vectors(exported.backbone, self.items)
+            ours = our_vectors(exported.backbone, self.embedded)
             merge = self._merge(trained, ours, rewrites, exported)
             loaders = self._compare(exported, ours)
         for name, agreement in loaders.items():
-            self._accept(name, agreement)
+            self._accept(name, agreement, agreement.wrong() or agreement.wrong_rewrites())
         parity = self._parity(contract, loaders, merge)
         write_json(self.folder / "parity.json", parity)
         measured = self._measure() if self.order.measure else None
@@ -262,17 +266,26 @@ class _Exported:
     def _merge(
         self, trained: Vectors, ours: Vectors, rewrites: Mapping[str, str], exported: Retriever
     ) -> Agreement:
-        """Compare the run with its merged weights. Of the original weights it is only told, not refused."""
-        written = our_rewrites(exported.backbone, self.items)
-        equal = {name: rewrites[name] == text for name, text in written.items()}
-        kernel = exported.backbone.config.attn_implementation
-        merge = Agreement(kernel, cosines(trained, ours), equal_rewrites=equal)
+        """Compare the run with its merged weights. Of the original weights it is only told, not refused.
+
+        Other rewrites are told, too: a rounded sum of weight and LoRA can choose another word.
+        """
+        written = rewritten(rewrites, our_rewrites(exported.backbone, self.embedded))
+        before, after = self.source.backbone.processor, exported.backbone.processor
+        tokens = {
+            name: torch.equal(before.prompts([item]).input_ids, after.prompts([item]).input_ids)
+            for name, item in self.items.items()
+        }
+        merge = Agreement(
+            exported.backbone.config.attn_implementation, cosines(trained, ours), tokens, written
+        )
         in_4bit = self.source.backbone.config.load_in_4bit
         if self.order.weights == "trained" or not in_4bit:  # without 4 bits both are the same weights
-            rounded = exported.backbone.config.dtype != "float32"
+            rounded = exported.backbone.config.dtype != "float32" and not merge.wrong_tokens()
             remedy = "Give --dtype float32: a rounded sum loses small changes." if rounded else ""
-            self._accept("the run itself", merge, remedy)
+            self._accept("the run itself", merge, merge.wrong(), remedy)
         else:
+            self._accept("the run itself", merge, merge.wrong_tokens())
             self.say(
                 f"merged into the base model's original weights: lowest cosine {merge.lowest():.4f} with the "
                 "run, which learnt for 4-bit weights"
@@ -298,15 +311,19 @@ class _Exported:
         greedy(backbone).save_pretrained(self.folder)
         return in_peft(self.folder, base, backbone, self.items, trained)
 
-    def _accept(self, name: str, agreement: Agreement, remedy: str = "") -> None:
-        if wrong := agreement.wrong():
+    def _accept(self, name: str, agreement: Agreement, wrong: str, remedy: str = "") -> None:
+        if wrong:
             raise RimeError(
                 f"{self.order.output} was not written: in {name}, {wrong}. "
                 f"{remedy or 'Please report it, with the versions of `rime doctor`.'}"
             )
         self.say(f"{name}: lowest cosine {agreement.lowest():.7f}, attention {agreement.attention}")
-        if others := [probe for probe, equal in agreement.equal_rewrites.items() if not equal]:
-            self.say(f"warning: {name} writes another rewrite of: {', '.join(others)}")
+        if others := [probe for probe, share in agreement.rewritten.items() if share < 1]:
+            mean = fmean(agreement.rewritten.values())
+            self.say(
+                f"warning: {name} writes another rewrite of: {', '.join(others)} (equal from the beginning: "
+                f"mean share {mean:.2f})"
+            )
 
     def _parity(
         self, contract: Mapping[str, Any], loaders: Mapping[str, Agreement], merge: Agreement | None
@@ -319,10 +336,15 @@ class _Exported:
             "device": self.order.place,
             "versions": package_versions() | _versions(),
             "probes": {name: item.kinds for name, item in self.items.items()},
-            "left_out": {"clip": self.no_clips} if self.no_clips else {},
+            "compared_by_tokens_only": [name for name in self.items if name not in self.embedded],
+            "left_out": self._left_out(),
             "run": as_json(merge) if merge else None,
             "loaders": {name: as_json(agreement) for name, agreement in loaders.items()},
         }
+
+    def _left_out(self) -> dict[str, str]:
+        found = {name: NO_PROBE for name in OUTSIDE if name not in self.items}
+        return {"clip": self.no_clips, **found} if self.no_clips else found
 
     def _measure(self) -> Measured:
         exported = None if self.order.to == "peft" else load(self.folder, self.order.place)

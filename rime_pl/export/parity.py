@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,6 +26,10 @@ from rime_pl.types import Item
 
 #: Least cosine between the vector of a library and ours.
 LEAST = 0.999
+#: Least mean over the probes of the share of a rewrite that a library writes as our code does. A word that is
+#: nearly as likely as another can be chosen differently by other kernels, and what follows is different then;
+#: another recipe (words that ask for it, sampling, the token that ends it) is different from the beginning.
+LEAST_REWRITTEN = 0.5
 #: Name of a mode -> of a probe -> its vector (D,), float32.
 Vectors = dict[str, dict[str, Tensor]]
 
@@ -35,12 +41,13 @@ class Agreement:
     attention: str  # kernel of attention of the way that is compared
     cosines: dict[str, dict[str, float]]  # mode -> probe -> cosine
     equal_tokens: dict[str, bool] = field(default_factory=dict)  # of each probe's prompt
-    equal_rewrites: dict[str, bool] = field(default_factory=dict)  # whether both write the same rewrite
+    #: of each probe: share of the longer rewrite, from its beginning, that both write
+    rewritten: dict[str, float] = field(default_factory=dict)
 
     def wrong(self) -> str:
-        """Return what is too different, in words; "" if nothing is."""
-        if unlike := [probe for probe, equal in self.equal_tokens.items() if not equal]:
-            return f"its template gives other tokens than our prompt for the probe {unlike[0]!r}"
+        """Return what is too different in tokens or vectors, in words; "" if nothing is."""
+        if unlike := self.wrong_tokens():
+            return unlike
         for mode, cosines in self.cosines.items():
             for probe, cosine in cosines.items():
                 if not cosine >= LEAST:  # also where it is no number
@@ -49,6 +56,26 @@ class Agreement:
                         f"with ours, but has a cosine of {cosine:.6f}"
                     )
         return ""
+
+    def wrong_tokens(self) -> str:
+        """Return for which probe the tokens are others, in words; "" if they are equal."""
+        unlike = [probe for probe, equal in self.equal_tokens.items() if not equal]
+        if not unlike:
+            return ""
+        return (
+            "its template or its bounds on pixels give other tokens than our prompt for the probe "
+            f"{unlike[0]!r}"
+        )
+
+    def wrong_rewrites(self) -> str:
+        """Return what is too different in the rewrites, in words; "" if nothing is."""
+        mean = fmean(self.rewritten.values()) if self.rewritten else 1.0
+        if mean >= LEAST_REWRITTEN:
+            return ""
+        return (
+            f"rewrites must begin as ours for a mean share of at least {LEAST_REWRITTEN}, but do for "
+            f"{mean:.3f}: it generates in another way than our code"
+        )
 
     def lowest(self) -> float:
         """Return the smallest cosine."""
@@ -77,6 +104,19 @@ def our_vectors(backbone: Backbone, items: Mapping[str, Item]) -> Vectors:
         assert output.gen is not None, "completions were given"
         found["discriminative"][name] = output.disc[0].float().cpu()
         found["generative"][name] = output.gen[0].float().cpu()
+    return found
+
+
+def rewritten(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, float]:
+    """Return the share of the longer rewrite, from its beginning, that both write.
+
+    >>> rewritten({"a": "a red ring", "b": ""}, {"a": "a red hat", "b": ""})
+    {'a': 0.6, 'b': 1.0}
+    """
+    found = {}
+    for name, text in theirs.items():
+        equal = [one == other for one, other in zip_longest(ours[name], text)]
+        found[name] = equal.index(False) / len(equal) if False in equal else 1.0
     return found
 
 
@@ -132,21 +172,20 @@ def _with_messages(
     for name, item in items.items():
         for mode, rewrite in (("discriminative", None), ("generative", rewrite_for(backbone.processor))):
             inputs = _inputs(processor, item, rewrite).to(model.device)
-            hidden = model.model(**inputs).last_hidden_state  # behind the last norm, unlike hidden_states[-1]
-            found[mode][name] = hidden[0, -1].float().cpu()
             if rewrite is None:
                 expected = backbone.processor.prompts([item]).input_ids[0]
                 end = expected.tolist().index(backbone.processor.disc_id) + 1
                 tokens[name] = inputs["input_ids"][0].tolist() == expected[:end].tolist()
-        if rewrites:
+            if name in ours[mode]:
+                hidden = model.model(**inputs).last_hidden_state  # behind the last norm, unlike hidden_states
+                found[mode][name] = hidden[0, -1].float().cpu()
+        if rewrites and name in ours["generative"]:
             inputs = _inputs(processor, item, add_generation_prompt=True).to(model.device)
             ids = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
             written[name] = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    equal = {}
-    if rewrites:
-        own = our_rewrites(backbone, items)
-        equal = {name: own[name] == text for name, text in written.items()}
-    return Agreement(str(model.config._attn_implementation), cosines(ours, found), tokens, equal)
+    own = our_rewrites(backbone, {name: items[name] for name in written})
+    kernel = str(model.config._attn_implementation)
+    return Agreement(kernel, cosines(ours, found), tokens, rewritten(own, written))
 
 
 def _inputs(
@@ -176,16 +215,16 @@ def in_sentence_transformers(
     found: Vectors = {"discriminative": {}, "generative": {}}
     tokens = {}
     for prompt in dict.fromkeys(item.instruction for item in items.values()):
-        chosen = {name: item for name, item in items.items() if item.instruction == prompt}
-        inputs = [one_input(item) for item in chosen.values()]
-        vectors = model.encode(inputs, prompt=prompt, convert_to_tensor=True)
+        asked = {name: item for name, item in items.items() if item.instruction == prompt}
+        chosen = {name: one_input(item) for name, item in asked.items() if name in ours["discriminative"]}
+        vectors = model.encode(list(chosen.values()), prompt=prompt, convert_to_tensor=True)
         found["discriminative"] |= dict(zip(chosen, vectors.float().cpu(), strict=True))
-        for name, item in chosen.items():
+        for name, item in asked.items():
             rows = model.preprocess([one_input(item)], prompt=prompt)["input_ids"]
             expected = backbone.processor.prompts([item]).input_ids[0].tolist()
             tokens[name] = rows[0].tolist() == expected[: expected.index(backbone.processor.disc_id) + 1]
     for name, item in items.items():
-        if not clip_times(item):  # messages carry no times of a clip
+        if name in ours["generative"] and not clip_times(item):  # messages carry no times of a clip
             vector = model.encode([messages(item, rewrite_for(backbone.processor))], convert_to_tensor=True)
             found["generative"][name] = vector[0].float().cpu()
     transformer: Any = model[0]

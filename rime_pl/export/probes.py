@@ -5,20 +5,30 @@ Called by parity.py.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Clip, Item
+from rime_pl.types import Clip, Item, Page, frames_of
+from rime_pl.visual_inputs import TOGETHER
 
+#: A probe with more visual tokens is compared by its tokens only: a forward could take minutes.
+MOST_TOKENS = 2048
+#: A probe with more pixels is not drawn.
+MOST_PIXELS = 32_000_000
+#: Names of the probes outside of the bounds, and why one of them can be left out.
+OUTSIDE = tuple(f"{size} {kind}" for size in ("large", "small") for kind in ("picture", "page", "clip"))
+NO_PROBE = f"more than {MOST_PIXELS:,} pixels, or another library reads it with other bounds"
 _REWRITE = "A red ring on white ground."
 Messages = list[dict[str, Any]]
 
 
 def probes(processor: RimeProcessor, instruction: str, clips: bool) -> dict[str, Item]:
-    """Return name -> item: text, picture, several pictures, clip, both.
+    """Return name -> item: text, picture, several pictures, clip, both, and media outside the bounds.
 
     Args:
         processor: Says how many pictures an item may have.
@@ -36,8 +46,62 @@ def probes(processor: RimeProcessor, instruction: str, clips: bool) -> dict[str,
     }
     if clips:
         frames = tuple(_picture(20 + n, 96, 64) for n in range(min(4, processor.prompt.frame_limit)))
-        found["clip"] = Item("", (Clip(frames, tuple(n / 2 for n in range(len(frames)))),))
+        found["clip"] = _clip(*frames)
+    return found | outside_bounds(processor, clips)
+
+
+def outside_bounds(processor: RimeProcessor, clips: bool) -> dict[str, Item]:
+    """Return media above the largest and below the smallest area that the training had.
+
+    Within the bounds, a loader that does not know them gives the same tokens. A page is left out where pages
+    have bounds of their own, because other libraries read it as a picture.
+
+    Args:
+        processor: Says the bounds.
+        clips: Whether there are clips.
+    """
+    media = processor.media
+    pictures = media.picture_size or media.images.size
+    found = {}
+    for name, edge, share in (("large", "longest_edge", 1.5), ("small", "shortest_edge", 0.5)):
+        width, height = _sides(share * pictures[edge])
+        if width * height > MOST_PIXELS:
+            continue
+        found[f"{name} picture"] = Item("", (_picture(3, width, height),))
+        if media.page_size == media.picture_size:
+            found[f"{name} page"] = Item("", (Page(_picture(4, height, width)),))
+    if clips:
+        frames = media.frame_size or media.videos.size
+        whole = media.timed and media.frame_size is None  # then the bounds are those of all frames together
+        for name, edge, share in (("large", "longest_edge", 1.5), ("small", "shortest_edge", 0.5)):
+            width, height = _sides(share * frames[edge] / (TOGETHER if whole else 1))
+            if TOGETHER * width * height <= MOST_PIXELS:
+                found[f"{name} clip"] = _clip(*(_picture(5 + n, width, height) for n in range(TOGETHER)))
     return found
+
+
+def affordable(processor: RimeProcessor, items: Mapping[str, Item]) -> dict[str, Item]:
+    """Return the probes that the model embeds; of the others, only the tokens are compared."""
+    return {name: item for name, item in items.items() if _visual_tokens(processor, item) <= MOST_TOKENS}
+
+
+def _visual_tokens(processor: RimeProcessor, item: Item) -> int:
+    total = 0
+    for medium in item.media:
+        frames = frames_of(medium)
+        tokens, _ = processor.media.size_of(type(medium), len(frames), frames[0].height, frames[0].width)
+        total += tokens
+    return total
+
+
+def _sides(area: float) -> tuple[int, int]:
+    """Return width and height of a picture of an area, three to two."""
+    width = math.sqrt(1.5 * area)
+    return math.ceil(width), math.ceil(area / width)
+
+
+def _clip(*frames: Image.Image) -> Item:
+    return Item("", (Clip(frames, tuple(n / 2 for n in range(len(frames)))),))
 
 
 def rewrite_for(processor: RimeProcessor) -> str:
@@ -52,8 +116,8 @@ def _picture(seed: int, width: int, height: int) -> Image.Image:
     """Return a picture of a few coloured areas with noise, always the same one."""
     generator = np.random.default_rng(seed)
     areas = Image.fromarray(generator.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((width, height))
-    noise = generator.integers(-8, 9, (height, width, 3))
-    return Image.fromarray((np.asarray(areas).astype(int) + noise).clip(0, 255).astype(np.uint8))
+    noise = generator.integers(-8, 9, (height, width, 3), dtype=np.int16)
+    return Image.fromarray((np.asarray(areas).astype(np.int16) + noise).clip(0, 255).astype(np.uint8))
 
 
 def messages(item: Item, rewrite: str | None = None) -> Messages:
@@ -63,7 +127,7 @@ def messages(item: Item, rewrite: str | None = None) -> Messages:
         if isinstance(medium, Clip):
             content.append({"type": "video", "video": list(medium.frames)})
         else:
-            content.append({"type": "image", "image": medium})
+            content.append({"type": "image", "image": frames_of(medium)[0]})
     content += [_text(item.text)] if item.text else []
     chat = [{"role": "system", "content": [_text(item.instruction)]}] if item.instruction else []
     chat.append({"role": "user", "content": content})
@@ -88,7 +152,7 @@ def _times(clip: Clip) -> dict[str, Any]:
 def one_input(item: Item) -> dict[str, Any]:
     """Return an item as sentence-transformers takes it; its instruction goes in as the prompt."""
     found: dict[str, Any] = {}
-    pictures = [medium for medium in item.media if not isinstance(medium, Clip)]
+    pictures = [frames_of(medium)[0] for medium in item.media if not isinstance(medium, Clip)]
     clips = [medium for medium in item.media if isinstance(medium, Clip)]
     if pictures:
         found["image"] = pictures if len(pictures) > 1 else pictures[0]

@@ -108,17 +108,24 @@ def killed_after(parts: int, seconds: float, log: Path, root: Path, run: Path, t
 
 @pytest.mark.long
 def test_two_processes_give_what_one_gives(run: Path, root: Path, tmp_path: Path) -> None:
+    for name, content in (("NIGHTS", b"no picture"), ("OK-VQA", b"")):  # one process finds it, both go on
+        sorted((root / "image-tasks" / name).glob("*.png"))[1].write_bytes(content)
     assert main(words(root, run, tmp_path / "one", tmp_path / "one-cache")) == 1
     command = [sys.executable, "-m", "rime_pl", *words(root, run, tmp_path / "two", tmp_path / "two-cache")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*command, "--devices", "2"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("results: ") == 1, "only the first tells"
+    for name in ("NIGHTS", "OK-VQA"):
+        assert done.stdout.count(f"{name} failed: mmeb-v2, {name}: ") == 1
+        assert name not in scores(tmp_path / "one")
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
-    assert digests(tmp_path / "two-cache") == digests(tmp_path / "one-cache")
-    (folder,) = (tmp_path / "two-cache").iterdir()
+    # of a task that fails, the process without a fault goes on to the end
+    assert digests(tmp_path / "one-cache") <= digests(tmp_path / "two-cache")
+    assert set(digests(tmp_path / "two-cache").values()) == {1}
+    (folder,) = (tmp_path / "one-cache").iterdir()
     for file in sorted(folder.iterdir()):
-        alone = tmp_path / "one-cache" / folder.name / file.name
-        with safe_open(file, "pt") as two, safe_open(alone, "pt") as one:
+        shared = tmp_path / "two-cache" / folder.name / file.name
+        with safe_open(shared, "pt") as two, safe_open(file, "pt") as one:
             for name in one.keys():  # noqa: SIM118
                 assert one.get_tensor(name).equal(two.get_tensor(name))

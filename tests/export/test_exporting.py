@@ -16,8 +16,12 @@ from rime_pl.errors import RimeError
 from rime_pl.export import folders
 from rime_pl.export.exporting import Order, export
 from rime_pl.export.parity import Agreement
+from rime_pl.export.probes import affordable, probes
+from rime_pl.prompts import PromptConfig
 from rime_pl.types import Item
+from tests.export.conftest import make_run
 from tests.families import FAMILIES, FPS, clip, noise
+from tests.micro import build_backbone, micro_config
 
 Exported = Callable[..., Path]
 FOUR_FRAMES = clip(4, 56, 84)
@@ -79,12 +83,16 @@ def test_prompts_are_the_instructions_of_the_task(
 def test_parity_tells_how_far_each_library_agrees(family: str, exported: Exported) -> None:
     parity = json.loads((exported(family) / "parity.json").read_text())
     assert set(parity["loaders"]) == {"transformers", "sentence-transformers"}
+    media = ("picture", "page", "clip")
     for agreement in (parity["run"], *parity["loaders"].values()):
-        assert set(agreement["cosines"]["discriminative"]) == set(ITEMS)
+        outside = {f"{size} {kind}" for size in ("large", "small") for kind in media}
+        assert set(agreement["cosines"]["discriminative"]) == set(ITEMS) | outside
+        assert set(agreement["equal_tokens"]) == set(ITEMS) | outside
         assert all(value >= 0.9999 for mode in agreement["cosines"].values() for value in mode.values())
         assert agreement["attention"] == "sdpa"
     assert all(parity["loaders"]["transformers"]["equal_tokens"].values())
-    assert all(parity["loaders"]["transformers"]["equal_rewrites"].values())
+    assert set(parity["loaders"]["transformers"]["rewritten"].values()) == {1.0}
+    assert parity["compared_by_tokens_only"] == []
     assert parity["dtype"] == "float32" and parity["versions"]["sentence-transformers"]
 
 
@@ -132,7 +140,10 @@ def test_another_template_is_refused_and_nothing_is_left(
         lambda *args: right(*args).replace("{{- found.text +", "{{- ' ' + found.text +"),
     )
     order = Order("huggingface", family_run("qwen2_vl"), tmp_path / "out")
-    with pytest.raises(RimeError, match="was not written: in transformers, its template gives other tokens"):
+    with pytest.raises(
+        RimeError,
+        match="was not written: in transformers, its template or its bounds on pixels give other tokens",
+    ):
         export(order, lambda line: None)
     assert not list(tmp_path.iterdir())
 
@@ -149,6 +160,96 @@ def test_weights_without_lora_are_refused(
     ):
         export(order, lambda line: None)
     assert not list(tmp_path.iterdir())
+
+
+def bounds_times(folder: Path, part: str, edge: str, factor: int) -> None:
+    """Change a bound of pictures or clips in the file of a processor."""
+    file = folder / "processor_config.json"
+    config = json.loads(file.read_text())
+    config[part]["size"][edge] *= factor
+    file.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["of the base model", "of the training"])
+@pytest.mark.parametrize("edge", ["longest_edge", "shortest_edge"])
+@pytest.mark.parametrize("part", ["image_processor", "video_processor"])
+def test_a_loader_with_other_bounds_of_pixels_is_refused(
+    part: str,
+    edge: str,
+    trained: bool,
+    family_base: Callable[[str], Path],
+    family_run: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without bounds of the training, our own code reads those of the files, so the run is compared first."""
+    run = family_run("qwen2_vl")
+    if trained:
+        bounds = {"max_pixels": 12 * 784, "min_pixels": 784}
+        bounds |= {"max_frame_pixels": 12 * 784, "min_frame_pixels": 784}
+        prompt = PromptConfig(**bounds, max_rewrite_tokens=8)  # type: ignore[arg-type]
+        run = make_run(tmp_path / "run", family_base("qwen2_vl"), prompt=prompt)
+    right = folders.write_processor
+
+    def wrong(processor: Any, folder: Path) -> None:
+        right(processor, folder)
+        bounds_times(folder, part, edge, 4)
+
+    monkeypatch.setattr(folders, "write_processor", wrong)
+    place = "transformers" if trained else "the run itself"
+    size = "large" if edge == "longest_edge" else "small"
+    kind = "picture" if part == "image_processor" else "clip"
+    order = Order("huggingface", run, tmp_path / "out")
+    with pytest.raises(
+        RimeError,
+        match=f"in {place}, its template or its bounds on pixels give other tokens .* '{size} {kind}'",
+    ):
+        export(order, lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_probes_that_would_take_minutes_are_compared_by_their_tokens(
+    family_base: Callable[[str], Path],
+) -> None:
+    prompt = PromptConfig(max_pixels=4000 * 784, max_rewrite_tokens=8)
+    processor = build_backbone(micro_config(family_base("qwen2_vl"), prompt=prompt)).processor
+    items = probes(processor, "", clips=True)
+    kept = affordable(processor, items)
+    assert items.keys() - kept.keys() == {"large picture", "large page"}
+    assert int((processor.prompts([items["large picture"]]).input_ids == processor.image_id).sum()) > 2048
+    huge = PromptConfig(max_pixels=40_000_000, max_rewrite_tokens=8)
+    drawn = probes(build_backbone(micro_config(family_base("qwen2_vl"), prompt=huge)).processor, "", True)
+    assert "large picture" not in drawn and "small picture" in drawn
+
+
+def test_pages_with_bounds_of_their_own_are_no_probe(family_base: Callable[[str], Path]) -> None:
+    prompt = PromptConfig(max_page_pixels=8 * 784, max_rewrite_tokens=8)
+    processor = build_backbone(micro_config(family_base("qwen2_vl"), prompt=prompt)).processor
+    assert not any("page" in name for name in probes(processor, "", clips=True))
+
+
+def test_another_way_of_generating_is_refused(
+    family_run: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rime_pl.export import merging
+
+    right = merging.greedy
+
+    def without_an_end(backbone: Any) -> Any:
+        config = right(backbone)
+        config.min_new_tokens = config.max_new_tokens
+        return config
+
+    monkeypatch.setattr(merging, "greedy", without_an_end)
+    order = Order("huggingface", family_run("qwen2_vl"), tmp_path / "out")
+    with pytest.raises(RimeError, match="in transformers, rewrites must begin as ours for a mean share of"):
+        export(order, lambda line: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_single_rewrites_that_differ_are_told() -> None:
+    assert not Agreement("sdpa", {}, rewritten={"a": 1.0, "b": 0.1}).wrong_rewrites()
+    assert "but do for 0.350" in Agreement("sdpa", {}, rewritten={"a": 0.6, "b": 0.1}).wrong_rewrites()
 
 
 def test_a_vector_that_is_no_number_is_refused() -> None:

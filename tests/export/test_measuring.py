@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ import yaml
 
 import rime_pl
 from rime_pl.errors import RimeError
-from rime_pl.export.measuring import KINDS, corpus_of, measure, stored_as
+from rime_pl.export import exporting
+from rime_pl.export.exporting import Order, export
+from rime_pl.export.measuring import KINDS, Measured, corpus_of, measure, stored_as
+from rime_pl.inference.retriever import Retriever
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.types import MODE_PAIRS
 from tests.export.conftest import make_run
@@ -51,6 +55,35 @@ def test_recalls_and_stored_vectors(run: RunFolder, scenes_corpus: Path) -> None
     naive = sum(sum(one) / len(one) for one in hits.values()) / len(hits)
     assert measured.run["disc-disc"] == pytest.approx(naive, abs=1e-6)
     assert "measuring" in said[0] and len(measured.ranges["least"]) == 64
+
+
+def test_what_is_measured_of_the_export_is_measured_of_the_export(
+    run: RunFolder, micro_base: Path, tmp_path: Path
+) -> None:
+    """With another adapter in the place of the export, each result must be that of the other adapter."""
+    model, other = rime_pl.load(run.path), rime_pl.load(make_run(tmp_path / "other", micro_base, seed=2))
+    mixed = measure(model, other, run.path, lambda line: None)
+    other.run, model.run = model.run, None  # the corpus is that of the run
+    only_other = measure(other, None, run.path, lambda line: None)
+    assert mixed.export == only_other.run and mixed.stored == only_other.stored
+    assert mixed.ranges["least"] == pytest.approx(only_other.ranges["least"], abs=1e-6)
+    assert mixed.run != mixed.export, "two random adapters rank in other ways"
+
+
+def test_the_command_measures_the_folder_that_it_writes(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[Retriever, Retriever | None]] = []
+
+    def told(source: Retriever, exported: Retriever | None, *more: Any) -> Measured:
+        loaded.append((source, exported))
+        return measure(source, exported, *more)
+
+    monkeypatch.setattr(exporting, "measure", told)
+    export(Order("huggingface", run.path, tmp_path / "out", measure=True), lambda line: None)
+    ((source, exported),) = loaded
+    assert source.run == run and exported is not None
+    assert Path(exported.backbone.config.name_or_path).name.startswith("out.half-")
 
 
 def test_a_run_without_its_corpus_is_refused(run: RunFolder) -> None:

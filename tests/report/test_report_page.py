@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rime_pl.__main__ import main
-from rime_pl.commands.report import MAX_RUNS, intervals, read
+from rime_pl.commands.report import MAX_RUNS, intervals, read, started_from
 from rime_pl.report.page.page import POLICY
 from rime_pl.report.stage import write_report
 from rime_pl.run_folder import RunFolder
@@ -110,6 +110,24 @@ def test_intervals_of_every_k_come_from_the_ranks(runs: tuple[RunFolder, RunFold
         assert 0 <= low < 0.75 < high <= 1
     assert facts.intervals["after"]["recall@10"]["gen-disc"] == (1.0, 1.0)
     assert not facts.faults
+
+
+def test_of_two_copies_of_the_run_before_the_one_beside_counts(
+    runs: tuple[RunFolder, RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs[0].path.parent, tmp_path / "copied")
+    beside, run = (RunFolder(tmp_path / "copied" / one.path.name) for one in runs)
+    assert started_from(run) == beside and started_from(runs[1]) == runs[0]
+    written(tmp_path, run)
+    assert f"run A: intervals before it are those of {beside}" in capsys.readouterr().out
+    summary = json.loads((beside.path / "summary.json").read_text())
+    summary["after"]["recall@1"]["gen-gen"] = 0.25
+    (beside.path / "summary.json").write_text(json.dumps(summary))
+    assert started_from(run) == runs[0], "the one beside has other results"
+    shutil.rmtree(beside.path)
+    assert started_from(run) == runs[0]
+    written(tmp_path, run)
+    assert f"intervals before it are those of {runs[0]}" in capsys.readouterr().out
 
 
 def test_ranks_of_another_test_give_no_intervals(runs: tuple[RunFolder, RunFolder], tmp_path: Path) -> None:

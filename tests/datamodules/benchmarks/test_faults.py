@@ -86,6 +86,12 @@ VIDEO: list[tuple[str, str, Any, str]] = [
     ("QVHighlight", "qvhighlight", put(1, video_path="..", clips_dir_path=None), "must not contain '..'"),
     ("MomentSeeker", "momentseeker_1k6", put(0, positive_frames=[]), "must name a clip, but is empty"),
     ("MomentSeeker", "momentseeker_1k6", put(0, negative_frames=[{}]), "must be objects with 'output_path'"),
+    (
+        "MomentSeeker",
+        "momentseeker_1k6",
+        lambda rows: rows[2].pop("input_frames"),
+        "MomentSeeker: .*momentseeker_1k6.jsonl row 3 must have the field 'input_frames', a path or null",
+    ),
     ("MomentSeeker", "momentseeker_1k6", put(1, input_frames="a.jpg"), "The first: query_a.jpg"),
     ("MomentSeeker", "momentseeker_1k6", put(2, input_frames="a.mp4"), "The first: video_frames/a"),
     ("MomentSeeker", "momentseeker_1k6", put(1, input_frames="/../../a.jpg"), "must not contain '..'"),

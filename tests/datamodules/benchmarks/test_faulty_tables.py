@@ -13,8 +13,10 @@ import pytest
 from rime_pl.datamodules.benchmarks.options import ReadOptions
 from rime_pl.datamodules.benchmarks.reading import read_task, read_tasks
 from rime_pl.datamodules.benchmarks.rows import MissingFilesError
+from rime_pl.datamodules.benchmarks.task import BenchmarkTask, MissingTask
 from rime_pl.errors import DataError
 from tests.datamodules.benchmarks.damage import PARQUET, drop, edit, put
+from tests.datamodules.benchmarks.official_copies import write_image_task
 from tests.datamodules.benchmarks.official_documents import (
     write_document_task,
     write_mrmr_task,
@@ -137,10 +139,21 @@ UVRB: list[tuple[str, str, Any, str]] = [
     ("CMRB", "instances", put(0, pos=["c99"]), r"must be an id of the corpus, but \['c99'\] are not"),
     ("CMRB", "instances", put(0, pos="c1"), "'pos' must be a list"),
     ("CMRB", "instances", put(0, qid="q99"), r"each 'qid' must be a query, but \['q99'\] are not"),
-    ("CMRB", "queries", put(0, text=""), "must have a text, an image or a video, but has none"),
+    ("CMRB", "queries", put(0, text=" "), r"CMRB: .*queries.jsonl row 1 must have 'text', .* but 'text' is"),
+    ("MS-TI", "queries", put(0, text=""), r"MS-TI: .* row 1 must have 'text' and 'image', .* but 'text' is"),
+    ("MS-TI", "queries", put(1, image=None), r"MS-TI: .* row 2 must have .* but 'image' is missing or empty"),
+    ("MS-TV", "queries", put(2, video=""), r"MS-TV: .* row 3 must have .* but 'video' is missing or empty"),
+    ("LoVR-C2V", "queries", lambda rows: rows[0].pop("video"), r"LoVR-C2V: .* row 1 must have 'video'"),
+    ("MSRVTT-I2V", "queries", lambda rows: rows[0].pop("image"), r"MSRVTT-I2V: .* row 1 must have 'image'"),
+    (
+        "CMRB",
+        "corpus",
+        lambda rows: rows[2].pop("video"),
+        r"CMRB: .*corpus.jsonl row 3 must name a video in",
+    ),
     ("CMRB", "corpus", put(0, video="../secret.mp4"), "must not contain '..'"),
     ("CMRB", "corpus", put(0, video="gone.mp4"), "1 are missing. The first: gone"),
-    ("CMRB", "corpus", put(0, video=""), "row 1 must name a video"),
+    ("CMRB", "corpus", put(0, video=""), "row 1 must name a video in 'video'"),
     ("MS-TI", "instances", drop("neg"), "must be listed in one of .* but the fields are .*'pos', 'qid'"),
     ("MS-TV", "instances", put(0, neg=["c11"]), "must have 10 candidates, but 'q0' has"),
     ("MS-TI", "queries", put(0, image="x/../../y.png"), "must not contain '..'"),
@@ -168,6 +181,36 @@ def test_wrong_names_and_folders(benchmark: str, names: Any, says: str, tmp_path
         next(read_tasks(benchmark, tmp_path / "none", names))
     with pytest.raises(DataError, match="A task of mrmr must be among"):
         read_task("mrmr", tmp_path, "none")
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "says"),
+    [
+        (
+            "mmeb-v2",
+            "must hold one of image-tasks, video-tasks, .*, but .* holds MMEB-V2, a, b, c, d and more",
+        ),
+        ("mrmr", "must hold one of MRMRbenchmark, knowledge, .*, but .* holds MMEB-V2, a, b, c, d and more"),
+        ("uvrb", "must hold one of UVRB, MSRVTT, .*, but .* holds MMEB-V2, a, b, c, d and more"),
+    ],
+)
+def test_a_folder_of_something_else_is_one_error(benchmark: str, says: str, tmp_path: Path) -> None:
+    for name in ("MMEB-V2/image-tasks", *"abcde"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=says):
+        read_tasks(benchmark, tmp_path)
+    with pytest.raises(DataError, match=r"but .*/e holds nothing"):
+        read_tasks(benchmark, tmp_path / "e")
+
+
+def test_a_task_that_cannot_be_used_does_not_end_the_reading(tmp_path: Path) -> None:
+    for name in ("CIRR", "NIGHTS"):
+        write_image_task(tmp_path, name)
+    edit(tmp_path / "image-tasks/CIRR" / PARQUET, put(1, qry_img_path="CIRR/none.png"))
+    failed, read = read_tasks("mmeb-v2", tmp_path, ["CIRR", "NIGHTS"])
+    assert isinstance(failed, MissingTask) and isinstance(read, BenchmarkTask)
+    assert failed.code == "READ_ERROR" and str(failed).startswith("CIRR failed: ")
+    assert "1 are missing. The first: CIRR/none.png" in failed.reason and read.name == "NIGHTS"
 
 
 def test_rows_of_a_corpus_with_one_id_are_told(tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ def test_missing_tasks_are_reported_and_the_others_read(tmp_path: Path) -> None:
     assert missing["DiDeMo"].code == "DIR_N/A"
     for folder in (f"video_ret/{INNER}/DiDeMo/frames", f"{INNER}/DiDeMo/frames", "video_ret/DiDeMo"):
         assert f"video-tasks/frames/{folder}" in missing["DiDeMo"].reason
-    for benchmark, count in (("mrmr", 5), ("uvrb", 16)):
+    for benchmark, count, folder in (("mrmr", 5, "theorem"), ("uvrb", 16, "CMRB")):
+        (tmp_path / folder).mkdir()
         tasks = list(read_tasks(benchmark, tmp_path))
         assert len(tasks) == count
         assert all(isinstance(task, MissingTask) and task.reason for task in tasks)
