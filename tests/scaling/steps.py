@@ -169,7 +169,7 @@ def refine_rl_step(base: Path, pairs: list[Pair], **settings: Any) -> dict[str, 
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
     rolled = []
     sample = module.sample
-    module.sample = lambda batch: rolled.extend(sample(batch)) or rolled
+    module.sample = lambda batch: rolled.append(sample(batch)) or rolled[-1]
     module.training_step(local_batch(module, pairs), 0)
     values = {
         name: all_reduce_sum(torch.tensor(value)) / world_size()
@@ -179,7 +179,11 @@ def refine_rl_step(base: Path, pairs: list[Pair], **settings: Any) -> dict[str, 
         "logged": {name: float(value) for name, value in values.items()},
         "gradients": {name: all_reduce_sum(g) / world_size() for name, g in gradients.items()},
         "texts": gather_objects(
-            [module.model.processor.decode(part.rollouts.completions) for part in rolled]
+            [
+                module.model.processor.decode(part.rollouts.completions)
+                for parts, _ in rolled
+                for part in parts
+            ]
         ),
     }
 
