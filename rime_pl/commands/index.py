@@ -24,6 +24,7 @@ from rime_pl.inference.index_import import import_vectors
 from rime_pl.inference.indexed_media import CorpusTargets, Files
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import SUFFIXES, VIDEO_SUFFIXES
+from rime_pl.inference.table_items import TABLES, scan_table
 from rime_pl.options.parser import parse_with_optional
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Mode
@@ -145,7 +146,7 @@ def scan_source(
     """
     kind = source.suffix.lower()
     is_corpus = (source / CORPUS_FILE).is_file()
-    is_table = source.is_file() and kind in collection.TABLES
+    is_table = source.is_file() and kind in TABLES
     if (given.splits or given.galleries) and not is_corpus:
         raise RimeError(f"--splits and --galleries need a corpus as the source, but {source} is none.")
     if media is not None and not is_table:
@@ -157,12 +158,12 @@ def scan_source(
     if not source.is_file():
         raise RimeError(f"{source} must be a folder or a file, but there is none.")
     if is_table:
-        return collection.scan_table(source, media, each)
+        return scan_table(source, media, each)
     if kind in collection.TEXTS:
         return collection.scan_texts(source, each)
     if kind in SUFFIXES | VIDEO_SUFFIXES | collection.DOCUMENTS:
         return collection.scan_file(source)
-    known = sorted(collection.TABLES | collection.TEXTS | SUFFIXES | VIDEO_SUFFIXES | collection.DOCUMENTS)
+    known = sorted(TABLES | collection.TEXTS | SUFFIXES | VIDEO_SUFFIXES | collection.DOCUMENTS)
     raise RimeError(f"{source} must end in {', '.join(known)}, or be a folder, but ends in {kind!r}.")
 
 
@@ -182,7 +183,7 @@ def _tell(console: Console, output: Path, counts: Counts, notes: Sequence[str]) 
         console.print(note)
     told = [
         f"{number} {word}"
-        for word in ("embedded", "kept", "renamed", "copied", "dropped")
+        for word in ("embedded", "kept", "renamed", "copied", "dropped", "changed")
         if (number := getattr(counts, word)) or word == "embedded"
     ]
     console.print(f"index: {output}   {counted(counts.total, 'item', 'items')} ({', '.join(told)})")
