@@ -63,12 +63,22 @@ def counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
 
+def printable(text: str) -> str:
+    r"""Return a text with its control characters replaced: from a file name, they would steer a terminal.
+
+    Example:
+        >>> printable("\x1b[2Jcat\r.png\n")
+        '\ufffd[2Jcat\ufffd.png\n'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+
+
 def first_lines(lines: Iterable[str]) -> str:
     """Return the first lines in order, indented, and how many more there are."""
     everything = sorted(lines)
     more = len(everything) - _LISTED
     shown = [*everything[:_LISTED], *([f"... and {more} more"] if more > 0 else [])]
-    return "\n".join(f"  {line}" for line in shown)
+    return printable("\n".join(f"  {line}" for line in shown))
 
 
 def place_of(fault: Fault) -> list[tuple[int, str]]:

@@ -21,7 +21,7 @@ from rime_pl.datamodules.builders.sources.drafts import (
     Refused,
     VideoFile,
 )
-from rime_pl.datamodules.builders.sources.paths import file_below
+from rime_pl.datamodules.builders.sources.paths import file_below, seen_from
 from rime_pl.datamodules.faults import Fault
 from rime_pl.errors import DataError
 from rime_pl.types import Item, Pair
@@ -266,11 +266,8 @@ class Line:
         return [PdfPage(path, f"{found[1]}#{n}", n - 1, side) for n in range(first, last + 1)]
 
     def _file(self, column: str, name: str) -> Path | None:
-        path = Path(name)
         try:
-            if path.is_absolute() and path.is_relative_to(self.media.resolve()):
-                name = str(path.relative_to(self.media.resolve()))
-            return file_below(self.media, name)
+            return file_below(self.media, seen_from(self.media, name))
         except (Refused, OSError, ValueError) as refused:
             path = self.media / name
             if (

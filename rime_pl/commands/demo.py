@@ -9,16 +9,19 @@ import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from rime_pl.commands.conflicts import DEMO, refuse_ignored
 from rime_pl.commands.search import corpus_pictures, corpus_tasks
 from rime_pl.demo.searcher import GallerySearcher, IndexSearcher, Searcher
 from rime_pl.errors import RimeError
 from rime_pl.inference.loading import load
 from rime_pl.inference.retriever import Retriever
 from rime_pl.inference.search import open_index
+from rime_pl.options.parser import parse as parse_options
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item
 
@@ -27,6 +30,11 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 #: Connections at a time; uvicorn answers 503 to more.
 CONNECTIONS = 200
 _PACKAGES = ("starlette", "uvicorn", "jinja2", "python_multipart")
+
+
+def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments."""
+    return refuse_ignored(DEMO, function, parse_options(function, prog, words))
 
 
 def run(
@@ -62,7 +70,7 @@ def run(
         device: Device of the model, such as cpu or cuda (default: cuda if there is one).
         base: Folder or Hugging Face name of the base model (default: where it was in training).
     """
-    _check(top_k, port, media, index, names or [])
+    _check(top_k, port, names or [])
     listening = _listen(host, port, names or [])  # before minutes go into the gallery
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
@@ -80,7 +88,7 @@ def run(
     return 0
 
 
-def _check(top_k: int, port: int, media: Path | None, index: Path | None, names: list[str]) -> None:
+def _check(top_k: int, port: int, names: list[str]) -> None:
     """Refuse what cannot be before a model is loaded."""
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise RimeError(f"The page needs {', '.join(missing)}: pip install 'rime_pl[demo-page]'.")
@@ -91,8 +99,6 @@ def _check(top_k: int, port: int, media: Path | None, index: Path | None, names:
         raise RimeError(f"--top_k must be 1 to 100, but is {top_k}.")
     if not 0 <= port <= 65535:
         raise RimeError(f"--port must be 0 to 65535, but is {port}.")
-    if media is not None and index is None:
-        raise RimeError("--media is the folder of the media of an index, so it needs --index.")
 
 
 def _everywhere(listening: socket.socket) -> bool:

@@ -11,19 +11,21 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rime_pl.commands.conflicts import INDEX, refuse_ignored
 from rime_pl.commands.search import load_with_tasks
 from rime_pl.datamodules.corpus_file import CORPUS_FILE
-from rime_pl.datamodules.faults import counted, first_lines
+from rime_pl.datamodules.faults import counted, first_lines, printable
 from rime_pl.errors import RimeError
 from rime_pl.inference import collection
 from rime_pl.inference.collection import Each, Scan
 from rime_pl.inference.corpus_targets import scan_corpus
-from rime_pl.inference.index import Counts, update_index
+from rime_pl.inference.index import Counts, refuse_other_folder, update_index
 from rime_pl.inference.index_folder import PART, Facts, IndexFolder
 from rime_pl.inference.index_import import import_vectors
 from rime_pl.inference.indexed_media import CorpusTargets, Files
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import SUFFIXES, VIDEO_SUFFIXES
+from rime_pl.inference.table_items import TABLES, scan_table
 from rime_pl.options.parser import parse_with_optional
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Mode
@@ -31,7 +33,7 @@ from rime_pl.types import Mode
 
 def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments; the source is left out if vectors are read from a file."""
-    return parse_with_optional(function, prog, words, "from_parquet")
+    return refuse_ignored(INDEX, function, parse_with_optional(function, prog, words, "from_parquet"))
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def run(
         common: What is indexed, and how.
     """
     _check(source, from_parquet, common)
+    refuse_other_folder(IndexFolder(output))  # before minutes go into the scan
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
     console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
@@ -108,6 +111,7 @@ def run(
         return 0
     with _bar() as bar:
         scan = scan_source(Path(source), media, common, _each(bar, "looking"))
+    _refuse_unused_instruction(scan, common)
     counts = _embed(scan, output, load_with_tasks(stage, device, base, console), common)
     _tell(console, output, counts, scan.notes)
     return 0
@@ -117,12 +121,25 @@ def _check(source: str, from_parquet: Path | None, given: IndexedSettings) -> No
     for name in ("batch_size", "part_size"):
         if getattr(given, name) < 1:
             raise RimeError(f"--{name} must be 1 or more, but is {getattr(given, name)}.")
-    if from_parquet is not None and source:
-        raise RimeError("--from_parquet takes the place of the source, so give one of them.")
     if from_parquet is None and not source:
         raise RimeError("The source must be a folder or a file, but is empty.")
     if from_parquet is not None and not from_parquet.is_file():
         raise RimeError(f"--from_parquet must be a Parquet file, but there is none: {from_parquet}.")
+
+
+def _refuse_unused_instruction(scan: Scan, given: IndexedSettings) -> None:
+    """Tell how many items have an instruction of their own, next to which that of the user is nothing."""
+    name = "--task" if given.instruction is None else "--instruction"
+    own = sum(bool(record.instruction) for record in scan.records)
+    if not own or (given.instruction is None and given.task is None):
+        return
+    if own == len(scan.records):
+        raise RimeError(
+            f"{name} has no effect, because each item has an instruction of its own. Leave it out."
+        )
+    scan.notes.append(
+        f"{counted(own, 'item keeps its', 'items keep their')} own instruction in the place of {name}."
+    )
 
 
 def _embed(scan: Scan, output: Path, retriever: Retriever, given: IndexedSettings) -> Counts:
@@ -141,28 +158,22 @@ def scan_source(
     """Return the items of whatever a source is.
 
     Raises:
-        RimeError: If it is nothing that can be indexed, or an option does not go with it.
+        RimeError: If it is nothing that can be indexed.
     """
     kind = source.suffix.lower()
-    is_corpus = (source / CORPUS_FILE).is_file()
-    is_table = source.is_file() and kind in collection.TABLES
-    if (given.splits or given.galleries) and not is_corpus:
-        raise RimeError(f"--splits and --galleries need a corpus as the source, but {source} is none.")
-    if media is not None and not is_table:
-        raise RimeError(f"--media needs a table as the source, but {source} is none.")
-    if is_corpus:
+    if (source / CORPUS_FILE).is_file():
         return scan_corpus(source, given.splits, given.galleries, each)
     if source.is_dir():
         return collection.scan_folder(source, each)
     if not source.is_file():
         raise RimeError(f"{source} must be a folder or a file, but there is none.")
-    if is_table:
-        return collection.scan_table(source, media, each)
+    if kind in TABLES:
+        return scan_table(source, media, each)
     if kind in collection.TEXTS:
         return collection.scan_texts(source, each)
     if kind in SUFFIXES | VIDEO_SUFFIXES | collection.DOCUMENTS:
         return collection.scan_file(source)
-    known = sorted(collection.TABLES | collection.TEXTS | SUFFIXES | VIDEO_SUFFIXES | collection.DOCUMENTS)
+    known = sorted(TABLES | collection.TEXTS | SUFFIXES | VIDEO_SUFFIXES | collection.DOCUMENTS)
     raise RimeError(f"{source} must end in {', '.join(known)}, or be a folder, but ends in {kind!r}.")
 
 
@@ -179,10 +190,10 @@ def _each(bar: Progress, title: str) -> Each:
 
 def _tell(console: Console, output: Path, counts: Counts, notes: Sequence[str]) -> None:
     for note in notes:
-        console.print(note)
+        console.print(printable(note))
     told = [
         f"{number} {word}"
-        for word in ("embedded", "kept", "renamed", "copied", "dropped")
+        for word in ("embedded", "kept", "renamed", "copied", "dropped", "changed")
         if (number := getattr(counts, word)) or word == "embedded"
     ]
     console.print(f"index: {output}   {counted(counts.total, 'item', 'items')} ({', '.join(told)})")

@@ -14,17 +14,19 @@ from PIL import Image
 from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.commands.conflicts import SEARCH, refuse_ignored
 from rime_pl.commands.search_index import IndexSettings, choose_threshold, search_index
 from rime_pl.corpus_places import BUILT_IN
 from rime_pl.datamodules.corpus_file import read_corpus
-from rime_pl.datamodules.faults import counted, first_lines
+from rime_pl.datamodules.faults import counted, first_lines, printable
 from rime_pl.datamodules.shards import DISTRACTORS, ShardReader, read_split
 from rime_pl.datamodules.split_index import Entry
 from rime_pl.datamodules.tar_files import TarFiles
 from rime_pl.datamodules.texts import TextReader, read_texts
 from rime_pl.errors import DataError, RimeError
-from rime_pl.inference.hits import Found, Hit
+from rime_pl.inference.hits import Found, Hit, IndexHit
 from rime_pl.inference.index_folder import IndexFolder
+from rime_pl.inference.indexed_media import called, short
 from rime_pl.inference.loading import load
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import SUFFIXES, Source, to_item
@@ -36,11 +38,14 @@ from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
 
+#: Results that a sheet shows; a wider one would take gigabytes.
+SHEET = 50
+
 
 def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
     """Return the arguments; the words of the query may be left out next to a picture, or to calibrate."""
     instead = "calibrate" if any(word.startswith("--calibrate") for word in words) else "query_media"
-    return parse_with_optional(function, prog, words, instead)
+    return refuse_ignored(SEARCH, function, parse_with_optional(function, prog, words, instead))
 
 
 def run(
@@ -77,11 +82,11 @@ def run(
         base: Folder or Hugging Face name of the base model (default: where it was in training).
         common: How an index is searched.
     """
-    _check(top_k, output, images, common)
+    _check(top_k, output, common)
     asked = "" if common.calibrate else common.query(query)
     console, stage = _begin(run)
     indexed = common.calibrate or common.index is not None
-    gallery: Sequence[Source] = () if indexed else _gallery(stage, images, console)
+    gallery: Sequence[Source] = () if indexed else _gallery(stage, images, output, console)
     retriever = load_with_tasks(stage, device, base, console, gallery)
     if common.calibrate:
         return choose_threshold(retriever, console)
@@ -149,21 +154,24 @@ def _begin(run: Path | None) -> tuple[Console, RunFolder]:
     return console, stage
 
 
-def _gallery(stage: RunFolder, images: Path | None, console: Console) -> Sequence[Source]:
-    return folder_pictures(images) if images else corpus_pictures(stage, console)
+def _gallery(stage: RunFolder, images: Path | None, output: Path, console: Console) -> Sequence[Source]:
+    return folder_pictures(images, output) if images else corpus_pictures(stage, console)
 
 
-def _check(top_k: int, output: Path, images: Path | None, given: IndexSettings) -> None:
+def _check(top_k: int, output: Path, given: IndexSettings) -> None:
     if top_k < 1:
         raise RimeError(f"--top_k must be 1 or more, but is {top_k}.")
     if Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise RimeError(f"--output must be the name of a picture, such as search.png, but is {output}.")
-    if given.index is None:
-        given.refuse_without_index()
-        return
-    if images is not None:
-        raise RimeError("--images and --index name two places to search. Give one of them.")
-    _ = IndexFolder(given.index).facts  # refuses a folder that is none, before the model is loaded
+    folder = next(place for place in output.absolute().parents if place.exists())
+    if output.is_dir() or not folder.is_dir():
+        raise RimeError(
+            f"--output must be a file in a folder, but {output} is a folder, or {folder} is none."
+        )
+    if given.query_media is not None and given.query_media.resolve() == output.resolve():
+        raise RimeError(f"--output must be another file than --query_media, but both are {output}.")
+    if given.index is not None:
+        _ = IndexFolder(given.index).facts  # refuses a folder that is none, before the model is loaded
 
 
 def load_with_tasks(
@@ -216,7 +224,8 @@ def show(
         console.print(result_table(mode, result, images).terminal())
     output.parent.mkdir(parents=True, exist_ok=True)
     sheet([sheet_row(query, mode, result, images) for mode, result in found.items()], title).save(output)
-    console.print(f"pictures: {output}")
+    most = max(len(result.hits) for result in found.values())
+    console.print(f"pictures: {output}" + (f" (the first {SHEET})" if most > SHEET else ""))
 
 
 def search_modes(
@@ -247,17 +256,15 @@ class CorpusPictures(Sequence[Source]):
 
     def __getitem__(self, index: Any) -> Any:
         entry = self.reader.entries[index]
-        item = self.reader.read(range(len(self))[index], "target").target
+        pair = self.reader.read(range(len(self))[index], "target")
+        item = pair.target
         for field, text in (("text", item.text), ("instruction", item.instruction)):
             if self.special and (token := self.special.search(text)):
                 raise DataError(
                     f"{entry.name}: field 'target.{field}' must not contain {token.group()!r}, because it is "
                     "a special token of the model. Remove it from the text."
                 )
-        row = re.fullmatch(r"row-(\d+)", entry.key)
-        if row and re.fullmatch("[0-9a-f]{16}", item.content_id):  # a hash, because the table gives no name
-            return replace(item, content_id=f"line {int(row[1])}")
-        return item
+        return replace(item, content_id=called(pair))
 
 
 def corpus_pictures(stage: RunFolder, console: Console | None = None) -> CorpusPictures:
@@ -307,8 +314,8 @@ def corpus_tasks(stage: RunFolder) -> dict[str, TaskInstructions]:
     return texts.tasks()
 
 
-def folder_pictures(folder: Path) -> list[Path]:
-    """The paths of all pictures of a folder and those below it, by name.
+def folder_pictures(folder: Path, output: Path) -> list[Path]:
+    """The paths of all pictures of a folder and those below it, by name, without the sheet of a search.
 
     Raises:
         RimeError: If there is no such folder, or no picture in it.
@@ -317,32 +324,39 @@ def folder_pictures(folder: Path) -> list[Path]:
         raise RimeError(f"--images must be a folder of pictures, but {folder} is a file.")
     if not folder.is_dir():
         raise RimeError(f"--images {folder}: no such folder.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in found if path.name != output.name or path.resolve() != output.resolve())
     if not paths:
         raise RimeError(f"--images {folder}: no pictures in it ({', '.join(sorted(SUFFIXES))}).")
     return paths
 
 
 def _name(hit: Hit, images: Path | None) -> str:
-    return str(Path(hit.name).relative_to(images)) if images else hit.name
+    """Return what a person calls a hit, on one line: the name, and the text of an item of an index."""
+    name = str(Path(hit.name).relative_to(images)) if images else hit.name
+    text = hit.text if isinstance(hit, IndexHit) and not hit.media else ""
+    return printable(f"{name}: {short(text)}" if text and name != short(text) else name)
 
 
 def result_table(mode: str, found: Found, images: Path | None = None) -> Table:
     """Rank, score and name of each picture; the query's rewrite and the time in the title."""
     title = f"{mode}: query in {found.encode_ms:.1f} ms, search in {found.search_ms:.2f} ms"
-    head = ["#", "cosine", "picture"]
+    of_index = any(isinstance(hit, IndexHit) for hit in found.hits)
+    head = ["#", "cosine", "item" if of_index else "picture"]
     rows = [[str(n), f"{hit.score:.3f}", _name(hit, images)] for n, hit in enumerate(found.hits, 1)]
     if found.rewrite is None:
         return Table(title, head, rows)
-    rewritten = [[*row, hit.rewrite or ""] for row, hit in zip(rows, found.hits, strict=True)]
-    return Table(title, [*head, "its rewrite"], rewritten, f'the query as rewritten: "{found.rewrite}"')
+    rewritten = [[*row, printable(hit.rewrite or "")] for row, hit in zip(rows, found.hits, strict=True)]
+    return Table(
+        title, [*head, "its rewrite"], rewritten, f'the query as rewritten: "{printable(found.rewrite)}"'
+    )
 
 
 def sheet_row(query: Item, mode: str, found: Found, images: Path | None = None) -> SheetRow:
     """One row of the PNG; nothing is marked, as nobody knows what is right."""
     cards = [
         Card(_item(hit), f"{rank}.  {hit.score:.3f}\n{_name(hit, images)}")
-        for rank, hit in enumerate(found.hits, 1)
+        for rank, hit in enumerate(found.hits[:SHEET], 1)
     ]
     notes = [f"rewritten: {found.rewrite}"] if found.rewrite is not None else []
     title = f"{mode}   {found.encode_ms:.1f} ms + {found.search_ms:.2f} ms"
@@ -353,5 +367,5 @@ def _item(hit: Hit) -> Item:
     """Return what a card shows: the item, or its name where its media are not there any more."""
     try:
         return hit.item.thumbnail()
-    except DataError:
+    except (RimeError, OSError):
         return Item(hit.name)

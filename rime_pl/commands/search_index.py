@@ -52,13 +52,6 @@ class IndexSettings:
     faiss: bool | None = None
     calibrate: bool = False
 
-    def refuse_without_index(self) -> None:
-        """Raise a RimeError on settings that only an index has."""
-        plain = IndexSettings()
-        names = ("media", "target_mode", "strategy", "candidates", "threshold", "faiss")
-        if given := [f"--{name}" for name in names if getattr(self, name) != getattr(plain, name)]:
-            raise RimeError(f"{', '.join(given)} needs --index FOLDER. `rime index` makes one.")
-
     def called(self, text: str) -> str:
         """Return what a person calls the query."""
         return " + ".join(part for part in (text, str(self.query_media or "")) if part.strip())

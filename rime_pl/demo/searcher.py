@@ -15,21 +15,23 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
-from PIL import Image
 
-from rime_pl.errors import DataError, RimeError
+from rime_pl.errors import RimeError
 from rime_pl.inference.adaptive import margins, read_threshold
 from rime_pl.inference.gallery_cache import Encoded
 from rime_pl.inference.hits import Found, Hit
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.search import Index
 from rime_pl.inference.sources import Source, to_item
-from rime_pl.types import MODE_PAIRS, Item, Mode, frames_of
+from rime_pl.media import thinned
+from rime_pl.types import MODE_PAIRS, Clip, Item, Mode, frames_of
 
 SHORT: dict[str, Mode] = {"disc": "discriminative", "gen": "generative"}
 #: Pixels of the longer side of a picture on the page, and how many of them are kept.
 SIDE = 240
 KEPT = 1024
+#: Frames of a clip on the page, milliseconds of each, and how often they are shown.
+FRAMES, FRAME_MS, LOOPS = 8, 200, 3
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Searcher(Protocol):
         """Return the best items of each mode pair; a RimeError says what is wrong with the query."""
 
     def picture(self, id: int) -> bytes | None:
-        """Return a small JPEG of an item, by its row; None if there is no such row, or nothing to show."""
+        """Return a small WebP of an item, by its row; None if there is no such row, or nothing to show."""
 
 
 class Pictures:
@@ -84,7 +86,7 @@ class Pictures:
         self._kept = lru_cache(maxsize=KEPT)(self._opened)
 
     def picture(self, id: int) -> bytes | None:
-        """Return a small JPEG of the item in a row; of a clip its middle frame."""
+        """Return a small WebP of the item in a row; that of a clip moves."""
         if not 0 <= id < len(self._items):
             return None
         with self._lock:  # shards are read by one thread at a time
@@ -96,26 +98,20 @@ class Pictures:
             found: Source = self._items[id]
             return found
 
-    def content(self, id: int) -> str:
-        """Return the content id of an item; "" if it has none, or has gone."""
-        try:
-            item = self.item(id)
-        except (DataError, OSError):
-            return ""
-        return item.content_id if isinstance(item, Item) else ""
-
     def _opened(self, id: int) -> bytes | None:
         try:
-            media = to_item(self._items[id]).media
-        except (DataError, OSError):  # gone or changed since it was indexed
+            item = to_item(self._items[id])
+            shown = [thinned(one, FRAMES) if isinstance(one, Clip) else one for one in item.media[:1]]
+            media = replace(item, media=tuple(shown)).thumbnail(SIDE).media
+        except (RimeError, OSError):  # gone or changed since it was indexed
             return None
         if not media:
             return None
         frames = frames_of(media[0])
-        frame: Image.Image = frames[len(frames) // 2].convert("RGB")
-        frame.thumbnail((SIDE, SIDE))
         file = io.BytesIO()
-        frame.save(file, "JPEG", quality=85)
+        # a clip plays by itself for less than 5 seconds: what moves for longer would need a button
+        moving = {"append_images": frames[1:], "duration": FRAME_MS, "loop": LOOPS}
+        frames[0].save(file, "WEBP", quality=85, save_all=len(frames) > 1, **moving)
         return file.getvalue()
 
 
@@ -137,6 +133,10 @@ class IndexSearcher:
         self.asked = _instruction(index.retriever, task, instruction)
 
     def picture(self, id: int) -> bytes | None:
+        try:
+            self.index.refuse_change()  # another item may have this row by now
+        except RimeError:
+            return None
         return self.pictures.picture(id)
 
     def search(self, query: Item, top_k: int) -> Answer:
@@ -158,11 +158,10 @@ class IndexSearcher:
 
     def _result(self, hit: Hit) -> Result:
         record = self.index.record(hit.place)[0]
-        name, pictured = record.id, bool(record.media)
+        pictured = bool(record.media)
         if self.index.facts.kind == "corpus":  # a sample tells what it holds when it is opened
-            name = self.pictures.content(hit.place) or name
             pictured = self.pictures.picture(hit.place) is not None
-        return Result(hit.place, hit.score, name, record.text, hit.rewrite or "", pictured)
+        return Result(hit.place, hit.score, hit.name, record.text, hit.rewrite or "", pictured)
 
 
 class GallerySearcher:

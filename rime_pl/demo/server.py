@@ -5,6 +5,7 @@ Called by commands/demo.py. No answer holds anything from outside, and no path c
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -36,6 +37,8 @@ LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
 QUERIES = 16
 #: Pictures that wait to be opened.
 PICTURES = 512
+#: Seconds in which a query must arrive: meanwhile it has a place.
+ARRIVAL = 60.0
 BUSY = "The model has {limit} queries before this one. Try again in a moment."
 
 
@@ -66,19 +69,21 @@ class Page:
 
     async def search(self, request: Request) -> Response:
         """Answer ``text`` and ``file`` of a form with four columns; see :class:`Answer`."""
-        async with request.form(max_files=1, max_fields=4) as form:
+        async with contextlib.AsyncExitStack() as kept:
+            kept.enter_context(self.model.place())  # first: who finds none leaves no file
+            form = await _received(request)
+            kept.push_async_callback(form.close)
             text, upload = form.get("text", ""), form.get("file")
             if not isinstance(text, str):
                 raise HTTPException(400, "The words must be text.")
-            with contextlib.ExitStack() as kept:
-                file, name = None, ""
-                if isinstance(upload, UploadFile) and (upload.filename or upload.size):
-                    name = Path(upload.filename or "").name[-80:] or "the file"
-                    file = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="rime-"))) / "upload"
-                    with file.open("wb") as to:
-                        while part := await upload.read(1 << 20):
-                            to.write(part)
-                answer = await self.model.run(partial(self._search, text, file, name))
+            file, name = None, ""
+            if isinstance(upload, UploadFile) and (upload.filename or upload.size):
+                name = Path(upload.filename or "").name[-80:] or "the file"
+                file = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="rime-"))) / "upload"
+                with file.open("wb") as to:
+                    while part := await upload.read(1 << 20):
+                        to.write(part)
+            answer = await self.model.run(partial(self._search, text, file, name))
         return JSONResponse(asdict(answer))
 
     def _search(self, text: str, file: Path | None, name: str) -> Answer:
@@ -87,17 +92,27 @@ class Page:
     async def picture(self, request: Request) -> Response:
         """Answer the row of an item with a small picture."""
         id = request.path_params["id"]
-        data = await self.pictures.run(partial(self.searcher.picture, id))
+        with self.pictures.place():
+            data = await self.pictures.run(partial(self.searcher.picture, id))
         if data is None:
             raise HTTPException(404, "There is no picture of this item.")
         # not cached: another index at this port has another picture in this row
-        return Response(data, media_type="image/jpeg")
+        return Response(data, media_type="image/webp")
 
     @contextlib.asynccontextmanager
     async def life(self, app: Starlette) -> AsyncIterator[None]:
         yield
         self.model.close()
         self.pictures.close()
+
+
+async def _received(request: Request) -> FormData:
+    """Return the form of a request; a slow sender must not keep its place for ever."""
+    try:
+        async with asyncio.timeout(ARRIVAL):
+            return await request.form(max_files=1, max_fields=4)
+    except TimeoutError as error:
+        raise HTTPException(408, f"The query must arrive within {ARRIVAL:.0f} seconds.") from error
 
 
 def application(page: Page, hosts: Sequence[str] = LOCAL) -> Starlette:

@@ -6,8 +6,9 @@ Called by the server beside it. A model answers one query at a time: more thread
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ class Worker:
     """A thread with a queue.
 
     Args:
-        limit: Number of tasks that may be there at a time, the running one included.
+        limit: Number of places, that of the running task included.
         name: Of the thread.
     """
 
@@ -29,22 +30,24 @@ class Worker:
         self.limit, self.waiting = limit, 0  # counted on the event loop alone
         self._pool = ThreadPoolExecutor(1, name)
 
-    async def run(self, task: Callable[[], T]) -> T:
-        """Return what the task returns.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place in the queue, from before there is a task until it is done.
 
         Raises:
-            Busy: If ``limit`` tasks are there.
+            Busy: If ``limit`` places are held.
         """
         if self.waiting >= self.limit:
             raise Busy
         self.waiting += 1
-        loop = asyncio.get_running_loop()
-        done = self._pool.submit(task)
-        done.add_done_callback(lambda _: loop.call_soon_threadsafe(self._left))
-        return await asyncio.wrap_future(done)
+        try:
+            yield
+        finally:
+            self.waiting -= 1
 
-    def _left(self) -> None:
-        self.waiting -= 1
+    async def run(self, task: Callable[[], T]) -> T:
+        """Return what the task returns; who calls it holds a place."""
+        return await asyncio.wrap_future(self._pool.submit(task))
 
     def close(self) -> None:
         """Wait for the running task, and drop those that wait."""

@@ -11,7 +11,7 @@ from rime_pl.datamodules.faults import counted
 from rime_pl.datamodules.shards import DISTRACTORS, read_split
 from rime_pl.datamodules.stored import StoredReader, look_of
 from rime_pl.errors import DataError, RimeError
-from rime_pl.inference.collection import Each, Scan
+from rime_pl.inference.collection import Each, Scan, Stamp
 from rime_pl.inference.index_folder import Record
 
 
@@ -38,7 +38,7 @@ def scan_corpus(
     found, looks, again = Scan("corpus", corpus, source), set[bytes](), 0
     known, done, total = set[str](), 0, sum(map(len, entries.values()))
     for split, samples in entries.items():
-        reader = StoredReader(samples)
+        reader, stamps = StoredReader(samples), dict[Path, Stamp]()
         for row, entry in enumerate(samples):
             done += 1
             each(done, total)
@@ -46,6 +46,7 @@ def scan_corpus(
             if galleries is not None and entry.gallery not in galleries:
                 continue
             try:
+                stamp = stamps.get(entry.shard) or stamps.setdefault(entry.shard, Stamp.of(entry.shard))
                 target = reader.read(row, "target").target
                 look = look_of(target)
             except DataError as error:
@@ -55,7 +56,8 @@ def scan_corpus(
                 again += 1
                 continue
             looks.add(look)
-            found.add(Record(entry.name, look, (f"{split}#{row}",), target.text, target.instruction))
+            record = Record(entry.name, look, (f"{split}#{row}",), target.text, target.instruction)
+            found.add(record, (stamp,))
     if unknown := sorted(set(galleries or ()) - known):
         raise RimeError(f"--galleries must name galleries of {corpus}, {sorted(known)}, but has {unknown}.")
     found.notes.append(f"targets of the splits {', '.join(chosen)} of {corpus}.")
@@ -70,4 +72,6 @@ def _chosen(corpus: Path, splits: Sequence[str] | None) -> Sequence[str]:
     there = list(about["splits"])
     if unknown := sorted(set(splits or ()) - set(there)):
         raise RimeError(f"--splits must name splits of {corpus}, {sorted(there)}, but has {unknown}.")
-    return splits or [name for name in there if not built_in or name in ("test", DISTRACTORS)]
+    if splits:
+        return [*dict.fromkeys(splits)]
+    return [name for name in there if not built_in or name in ("test", DISTRACTORS)]

@@ -7,7 +7,7 @@ A part appears whole or not at all. While `building.json` is there, the index is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rime_pl.errors import RimeError
-from rime_pl.run_folder import write_json
+from rime_pl.run_folder import write_json, write_text
 from rime_pl.types import Mode
 
 FORMAT = 1
@@ -121,6 +121,11 @@ class IndexFolder:
         write_json(self.facts_file, asdict(facts))
         self.__dict__.pop("facts", None)
 
+    def write_unusable(self, reasons: Iterable[tuple[str, str]]) -> None:
+        """Write the list of the items that were left out, from their ids and reasons."""
+        lines = (json.dumps({"id": id, "reason": why}, ensure_ascii=False) for id, why in reasons)
+        write_text(self.unusable, "".join(f"{line}\n" for line in lines))
+
     def parts(self) -> list[Part]:
         """Return the parts in the order of their names.
 
@@ -138,7 +143,10 @@ class IndexFolder:
     def state(self) -> list[tuple[str, int, int]]:
         """Return name, size and time of the files, which another build changes."""
         files = [self.facts_file, *sorted(self.path.glob("part-*.parquet"))]
-        return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
+        try:
+            return [(file.name, (about := file.stat()).st_size, about.st_mtime_ns) for file in files]
+        except FileNotFoundError:  # one went meanwhile
+            return []
 
     def next_part(self, parts: Sequence[Part]) -> Path:
         """Return the name of a part behind all others."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from rime_pl.datamodules.builders.sources.paths import seen_from
 from rime_pl.datamodules.faults import counted
 from rime_pl.errors import RimeError
 from rime_pl.inference.collection import digest_of
@@ -32,7 +32,7 @@ from rime_pl.inference.index_folder import (
     write_part,
 )
 from rime_pl.places import places_of
-from rime_pl.run_folder import RunFolder, write_json, write_text
+from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.run_lock import locked
 from rime_pl.types import Mode
 
@@ -75,7 +75,7 @@ def import_vectors(
         for part in path.glob("part-*.parquet"):  # of an import that was stopped; it is done again
             part.unlink()
         folder.write_facts(facts)
-        reader = _Reader(file, source, facts)
+        reader = _Reader(file, source, facts, media)
         start = 0
         for number, (records, vectors, rewrites) in enumerate(reader.batches(progress)):
             table = table_of(facts, records, vectors, rewrites)
@@ -83,8 +83,7 @@ def import_vectors(
             start += len(records)
         if not start:
             raise RimeError(f"{source} must have rows that can be used, but has none. {reader.first()}")
-        lines = [json.dumps({"id": id, "reason": why}, ensure_ascii=False) for id, why in reader.unusable]
-        write_text(folder.unusable, "".join(line + "\n" for line in lines))
+        folder.write_unusable(reader.unusable)
         folder.write_facts(replace(facts, count=start, unusable=len(reader.unusable)))
         folder.building.unlink()
     normalised = counted(reader.normalised, "vector was", "vectors were")
@@ -122,8 +121,8 @@ def _modes(schema: pa.Schema, source: Path, dimension: int) -> list[Mode]:
 class _Reader:
     """Reads the rows of the file, and counts those that cannot be used."""
 
-    def __init__(self, file: pq.ParquetFile, source: Path, facts: Facts) -> None:
-        self.file, self.source, self.facts = file, source, facts
+    def __init__(self, file: pq.ParquetFile, source: Path, facts: Facts, root: Path | None) -> None:
+        self.file, self.source, self.facts, self.root = file, source, facts, root
         self.unusable: list[tuple[str, str]] = []
         self.normalised = 0
         self._ids: set[str] = set()
@@ -180,6 +179,9 @@ class _Reader:
         texts = [values.get("rewrite"), values.get("text")]
         if not isinstance(media, list) or not all(isinstance(name, str) for name in media):
             raise ValueError(f"field 'media' must be a text or a list of texts, but is {media!r:.60}.")
+        media = media if self.root is None else [seen_from(self.root, name) for name in media]
+        if self.root is not None and (outside := [name for name in media if Path(name).is_absolute()]):
+            raise ValueError(f"field 'media' must be below {self.root}, but names {outside[0]!r:.300}.")
         if not all(isinstance(text, str | None) for text in texts):
             raise ValueError(f"fields 'rewrite' and 'text' must be texts, but are {texts!r:.60}.")
         self._ids.add(id)

@@ -285,7 +285,8 @@ class Retriever:
             title = f"gallery, {' and '.join(missing)}" if progress else ""
             made = self.encode_modes(self.gallery, missing, batch_size, text, title, skip_unusable)
             kept.update(made)
-            if self.run is not None:
+            # a file that changed meanwhile must not be kept as what it was before
+            if self.run is not None and content_digest(self.gallery, text, skip_unusable) == content:
                 for mode, encoded in made.items():
                     keep_encoded(self._file(content, mode), encoded)
         self._encoded = {mode: encoded for mode, encoded in kept.items() if encoded is not None}

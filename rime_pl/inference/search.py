@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from rime_pl.errors import RimeError
 from rime_pl.inference.adaptive import limit_of, margins
 from rime_pl.inference.approximate import EXACT_ITEMS, Approximate
 from rime_pl.inference.encoding import Wanted
-from rime_pl.inference.hits import Found, Hit
+from rime_pl.inference.hits import Found, IndexHit
 from rime_pl.inference.index import model_difference
 from rime_pl.inference.index_folder import (
     COLUMNS,
@@ -43,31 +42,6 @@ Strategy = Literal["one-pass", "two-step", "adaptive"]
 KEPT_BYTES = 1 << 29
 #: Items that the second step of a two-step search ranks again.
 CANDIDATES = 100
-
-
-@dataclass
-class IndexHit(Hit):
-    """One item of an index that a search found."""
-
-    record: Record
-
-    @property
-    def id(self) -> str:
-        """The id of the item in the index."""
-        return self.record.id
-
-    @property
-    def media(self) -> tuple[str, ...]:
-        """References to its media: paths below the root, "manual.pdf#3" for page 3, "test#57" in a corpus."""
-        return self.record.media
-
-    @property
-    def text(self) -> str:
-        return self.record.text
-
-    @property
-    def name(self) -> str:
-        return self.record.id
 
 
 class Index(Sequence[Source]):
@@ -263,7 +237,7 @@ class Index(Sequence[Source]):
         for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
             if row >= 0:
                 record, rewrite = self.record(row)
-                found.append(IndexHit(row, score, rewrite, self, record))
+                found.append(IndexHit(row, score, rewrite, self, record, self.media))
         return found
 
 

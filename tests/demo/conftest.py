@@ -16,12 +16,13 @@ from PIL import Image
 
 from rime_pl.demo.searcher import Answer, Column, IndexSearcher, Result, Searcher
 from rime_pl.demo.server import Page, application
-from rime_pl.inference.collection import Scan, scan_table
+from rime_pl.inference.collection import Scan
 from rime_pl.inference.index import update_index
 from rime_pl.inference.index_folder import Facts
 from rime_pl.inference.indexed_media import Files
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.search import open_index
+from rime_pl.inference.table_items import scan_table
 from rime_pl.types import MODE_PAIRS, Item
 from tests.inference.conftest import loaded, pictures, run_folder  # noqa: F401 - fixtures
 
@@ -36,11 +37,12 @@ class MadeUp:
     def __init__(self) -> None:
         self.gate, self.asked = threading.Event(), list[Item]()
         self.gate.set()
+        self.pictured = False
 
     def search(self, query: Item, top_k: int) -> Answer:
         assert self.gate.wait(30)
         self.asked.append(query)
-        result = Result(0, 0.5, SCRIPT, SCRIPT, SCRIPT, False)
+        result = Result(0, 0.5, SCRIPT, SCRIPT, SCRIPT, self.pictured)
         columns = [Column(pair, [result], 1.0, 2.0) for pair in MODE_PAIRS[:-1]]
         return Answer([*columns, Column(MODE_PAIRS[-1], missing="None here.")], SCRIPT, SCRIPT)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
-from rime_pl.demo.searcher import IndexSearcher
-from rime_pl.types import MODE_PAIRS
+import pytest
+from PIL import Image
+
+from rime_pl.demo.searcher import IndexSearcher, Pictures
+from rime_pl.types import MODE_PAIRS, Clip, Item
 from tests.browser import WIDTHS, opened, scrolls_sideways, until
 from tests.demo.conftest import SCRIPT, MadeUp, Serve, png
 
@@ -70,7 +73,27 @@ def test_captions_and_rewrites_are_shown_as_text(width: int, made_up: MadeUp, se
         assert SCRIPT in page.text_content("header") and SCRIPT in page.title()
         assert page.locator("script").count() == 1 and page.locator("img[src=x]").count() == 0
         assert page.inner_text("#disc-gen .times") == "None here."
+        assert page.inner_text("#gen-disc .times") == "query 1.0 ms, search 2.00 ms"
         assert not scrolls_sideways(page)
+
+
+def test_a_clip_is_seen_to_move(made_up: MadeUp, serve: Serve) -> None:
+    frames = tuple(Image.new("RGB", (64, 48), colour) for colour in ("red", "lime", "blue", "black"))
+    shown = Pictures([Item("", (Clip(frames, (0.0, 1.0, 2.0, 3.0)),))])
+    made_up.picture = shown.picture  # type: ignore[method-assign]
+    made_up.pictured = True
+    with opened(serve(made_up)) as page:
+        page.keyboard.type("x")
+        page.keyboard.press("Enter")
+        until(
+            page, "[...document.querySelectorAll('#disc-disc li img')].some((one) => one.naturalWidth === 64)"
+        )
+        picture, looks = page.locator("#disc-disc li img"), set()
+        end = time.monotonic() + 20
+        while len(looks) < 2 and time.monotonic() < end:
+            looks.add(picture.screenshot())
+            page.wait_for_timeout(100)
+        assert len(looks) > 1
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])

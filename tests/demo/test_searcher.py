@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from rime_pl.demo.searcher import SHORT, SIDE, GallerySearcher, IndexSearcher, Pictures, worth
+from rime_pl.demo.searcher import (
+    FRAME_MS,
+    FRAMES,
+    LOOPS,
+    SHORT,
+    SIDE,
+    GallerySearcher,
+    IndexSearcher,
+    Pictures,
+    worth,
+)
 from rime_pl.demo.uploads import to_query
 from rime_pl.errors import RimeError
 from rime_pl.inference.corpus_targets import scan_corpus
@@ -64,20 +77,54 @@ def test_an_index_that_was_built_again_is_not_searched(
     monkeypatch.setattr(index_searcher.index, "_state", [])
     with pytest.raises(RimeError, match="was changed since it was opened"):
         index_searcher.search(Item("a red ring"), 2)
+    assert all(index_searcher.picture(row) is None for row in range(7)), "rows are of other items by now"
 
 
-def test_a_small_picture_of_each_row_and_of_a_clip_its_middle() -> None:
-    frames = tuple(Image.new("RGB", (600, 400), colour) for colour in ("red", "lime", "blue"))
-    rows = [Item("", (frames[0],)), Item("", (Clip(frames, (0, 1, 2)),)), Item("words"), Path("/none.png")]
-    shown = Pictures(rows)
-    for row, colour in ((0, (255, 0, 0)), (1, (0, 255, 0))):
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_a_small_picture_of_each_row_and_that_of_a_clip_moves(count: int) -> None:
+    grey = np.linspace(0, 255, count).astype(int).tolist()
+    frames = tuple(Image.new("RGB", (600, 400), (level, 0, 0)) for level in grey)
+    clip = Clip(frames, tuple(map(float, range(count))))
+    shown = Pictures([Item("", (frames[-1],)), Item("", (clip,)), Item("words"), Path("/none.png")])
+    num_frames = min(count, FRAMES)
+    wanted = [grey[number] for number in np.linspace(0, count - 1, num_frames).round().astype(int)]
+    for row, levels in ((0, grey[-1:]), (1, wanted)):
         data = shown.picture(row)
         assert data is not None and data is shown.picture(row)  # opened once
         picture = Image.open(io.BytesIO(data))
-        middle = picture.getpixel((SIDE // 2, SIDE // 3))
-        assert picture.size == (SIDE, SIDE * 2 // 3) and isinstance(middle, tuple)
-        assert all(abs(a - b) < 6 for a, b in zip(middle, colour, strict=True))
+        assert picture.format == "WEBP" and picture.size == (SIDE, SIDE * 2 // 3)
+        assert getattr(picture, "n_frames", 1) == len(levels)
+        for number, level in enumerate(levels):
+            picture.seek(number)
+            red, _, _ = pixel = picture.convert("RGB").getpixel((SIDE // 2, SIDE // 3))
+            assert abs(red - level) < 6 and max(pixel[1:]) < 6
+        if len(levels) > 1:
+            picture.load()
+            assert picture.info["loop"] == LOOPS and picture.info["duration"] == FRAME_MS
+            assert len(levels) * LOOPS * FRAME_MS < 5000, "what moves for longer needs a button to stop it"
     assert [shown.picture(row) for row in (2, 3, 4, -1)] == [None] * 4
+
+
+@pytest.mark.parametrize("kind", ["index", "gallery"])
+def test_the_time_of_the_query_and_that_of_the_comparison_are_told_apart(
+    kind: str,
+    index_searcher: IndexSearcher,
+    loaded: Retriever,
+    pictures: list[Item],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searcher: IndexSearcher | GallerySearcher = index_searcher
+    if kind == "gallery":
+        loaded.index(pictures, instruction="")
+        searcher = GallerySearcher(loaded, "memory")
+    encode = Retriever.encode_full
+
+    def hour(self: Retriever, *args: Any, **kwargs: Any) -> Any:
+        return replace(encode(self, *args, **kwargs), seconds=3600.0)
+
+    monkeypatch.setattr(Retriever, "encode_full", hour)
+    for column in searcher.search(Item("a red ring"), 2).columns:
+        assert column.encode_ms == 3_600_000 and 0 < column.search_ms < 60_000
 
 
 def test_one_item_alone_needs_no_rewrite(index_searcher: IndexSearcher) -> None:
@@ -118,4 +165,7 @@ def test_items_of_a_corpus_are_named_by_what_they_show(
     for one in results:
         item = searcher.index[one.id]
         assert one.name == item.content_id and one.pictured == bool(item.media) and one.text == item.text
+        assert ".tar" not in one.name
     assert len(results) == 5 and any(one.pictured for one in results)
+    names = [hit.name for hit in searcher.index.search("a red ring", instruction="", top_k=5).hits]
+    assert not any(".tar" in name for name in names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from starlette import formparsers
 
 from rime_pl.demo import server, uploads
 from rime_pl.demo.searcher import IndexSearcher
+from rime_pl.errors import RimeError
 from rime_pl.types import MODE_PAIRS
 from tests.demo.conftest import SCRIPT, MadeUp, Serve, png
 
@@ -83,8 +87,8 @@ def test_pictures_come_by_row_and_by_nothing_else(index_searcher: IndexSearcher,
     address = serve(index_searcher)
     rows = {index_searcher.index.record(row)[0].id: row for row in range(7)}
     picture = get(f"{address}picture/{rows['picture 3']}")
-    assert picture.status_code == 200 and picture.content[:3] == b"\xff\xd8\xff"
-    assert picture.headers["content-type"] == "image/jpeg"
+    assert picture.status_code == 200 and picture.content[8:12] == b"WEBP"
+    assert picture.headers["content-type"] == "image/webp"
     for path in (
         str(rows[SCRIPT]),
         "7",
@@ -224,3 +228,77 @@ def test_fifty_uploads_at_once_are_answered_or_told_to_wait(made_up: MadeUp, ser
         and busy.headers["retry-after"] == "2"
     )
     assert len(made_up.asked) == server.QUERIES and ask(address, "again").status_code == 200
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders for uploads that were made, all of them below a folder of the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made: list[Path] = []
+
+    class Watched(tempfile.TemporaryDirectory[str]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(Path(self.name))
+
+    monkeypatch.setattr(server.tempfile, "TemporaryDirectory", Watched)
+    return made
+
+
+def test_no_upload_stays_on_disk(
+    files: list[Path], made_up: MadeUp, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = serve(made_up)
+    assert ask(address, file=("a.png", png())).status_code == 200
+    assert "is cut off" in refused(address, file=("cut.png", png((300, 300))[:120]))
+
+    def broken(query: Any, top_k: int) -> Any:
+        raise RimeError("The model is ill.")
+
+    monkeypatch.setattr(made_up, "search", broken)
+    assert refused(address, file=("a.png", png())) == "The model is ill."
+    assert len(files) == 3 and not list(tmp_path.iterdir())
+
+
+def test_an_upload_is_neither_kept_nor_decoded_while_the_queue_is_full(
+    files: list[Path], made_up: MadeUp, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled: list[Any] = []
+    keep, decode = formparsers.SpooledTemporaryFile, server.to_query
+    decoded: list[str] = []
+    monkeypatch.setattr(
+        formparsers, "SpooledTemporaryFile", lambda **given: spooled.append(given) or keep(**given)
+    )
+    monkeypatch.setattr(server, "to_query", lambda *args: decoded.append(args[2]) or decode(*args))
+    address = serve(made_up)
+    made_up.gate.clear()
+    with ThreadPoolExecutor(server.QUERIES) as pool:
+        first = [pool.submit(ask, address, "x", ("a.png", png())) for _ in range(server.QUERIES)]
+        end = time.monotonic() + 60
+        while len(files) < server.QUERIES:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        told = refused(address, file=("late.png", bytes(5_000_000)), status=503)
+        assert told == server.BUSY.format(limit=server.QUERIES)
+        assert len(files) == len(spooled) == server.QUERIES and "late.png" not in decoded
+        made_up.gate.set()
+        assert [one.result().status_code for one in first] == [200] * server.QUERIES
+    assert not list(tmp_path.iterdir())
+    assert ask(address, file=("late.png", png())).status_code == 200, "all places are free again"
+
+
+def test_who_sends_slowly_does_not_keep_a_place(
+    made_up: MadeUp, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "ARRIVAL", 0.2)
+    address = serve(made_up)
+
+    def slow() -> Any:
+        yield b"--b\r\nContent-Disposition: form-data; name=file; filename=x.png\r\n\r\n"
+        time.sleep(1)
+        yield b"\r\n--b--\r\n"
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    reply = httpx.post(f"{address}search", content=slow(), headers=headers, timeout=60)
+    assert reply.status_code == 408 and "must arrive within" in reply.json()["error"]
+    assert not made_up.asked

@@ -21,6 +21,7 @@ from rime_pl.inference.index_folder import Facts, IndexFolder, records_of
 from rime_pl.inference.indexed_media import CorpusTargets, Files
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.search import open_index
+from rime_pl.inference.table_items import scan_table
 from rime_pl.types import Item, Mode
 from tests.datamodules.tiny_sources import write_video
 
@@ -143,7 +144,7 @@ def test_a_table_names_texts_and_media(loaded: Retriever, photos: Path, tmp_path
         {"id": "empty"},
     ]
     (photos / "table.jsonl").write_text("\n".join(map(json.dumps, table)) + "\n[1]\n")
-    scan = collection.scan_table(photos / "table.jsonl")
+    scan = scan_table(photos / "table.jsonl")
     counts = update(tmp_path / "index", loaded, scan)
     assert [record.id for record in scan.records] == ["both", "7", "row 3", "row 4"]
     assert scan.records[3].text == "only a caption" and not scan.records[2].text

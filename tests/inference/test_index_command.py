@@ -66,16 +66,22 @@ def test_what_does_not_go_together_is_refused(
         (["index", "a.jsonl", *there, *run], "must have one of the columns text, image, video and page"),
         (["index", "photos", *run], "`rime index` needs --output PATH"),
         (["index", *there, *run], "`rime index` needs SOURCE"),
-        (["index", "photos", *there, "--media", "photos", *run], "--media needs a table as the source"),
-        (["index", "photos", *there, "--splits", "test", *run], "--splits and --galleries need a corpus"),
+        (["index", "photos", *there, "--media", "photos", *run], "--media has no effect because the source"),
+        (["index", "photos", *there, "--splits", "test", *run], "--splits has no effect because the source"),
         (["index", "photos", *there, "--part_size", "0", *run], "--part_size must be 1 or more"),
-        (["index", "photos", *there, "--from_parquet", "x", *run], "takes the place of the source"),
+        (
+            ["index", "photos", *there, "--from_parquet", "x", *run],
+            "SOURCE has no effect next to --from_parquet",
+        ),
         (["index", *there, "--from_parquet", "x", *run], "--from_parquet must be a Parquet file"),
         (["search", "", *run], "The query must have at least one word, but is empty"),
         (["search", *run], "`rime search` needs QUERY"),
         (["search", "--query_media", "nope.png", *run], "--query_media must be a picture or video, but"),
-        (["search", "a", "--strategy", "adaptive", *run], "--strategy needs --index FOLDER"),
-        (["search", "a", "--index", "x", "--images", "photos", *run], "two places to search"),
+        (["search", "a", "--strategy", "adaptive", *run], "--strategy has no effect without --index FOLDER"),
+        (
+            ["search", "a", "--index", "x", "--images", "photos", *run],
+            "--images has no effect next to --index",
+        ),
         (["search", "a", "--index", "photos", *run], "photos must be an index"),
     ):
         assert main(words) == 2

@@ -72,6 +72,22 @@ def test_rows_that_cannot_be_used_are_named(loaded: Retriever, tmp_path: Path) -
     assert {hit.name for hit in hits} == {"good", "long"}
 
 
+def test_absolute_media_below_the_folder_are_seen_from_it_and_others_are_refused(
+    loaded: Retriever, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    good = torch.nn.functional.normalize(torch.ones(64), dim=0).tolist()
+    names = [str(tmp_path / "photos" / "a.png"), "b.png", str(tmp_path / "c.png")]
+    rows = [{"id": name, "disc": good, "media": name} for name in names]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "made.parquet")
+    given = (tmp_path / "made.parquet", facts(loaded), tmp_path / "photos")
+    counts, _ = import_vectors(tmp_path / "index", *given)
+    assert (counts.total, counts.unusable) == (2, 1)
+    index = open_index(tmp_path / "index", loaded)
+    assert [index.record(row)[0].media for row in range(2)] == [("a.png",), ("b.png",)]
+    assert "field 'media' must be below" in IndexFolder(tmp_path / "index").unusable.read_text()
+
+
 def test_a_file_that_cannot_be_an_index_is_refused(loaded: Retriever, tmp_path: Path) -> None:
     file = tmp_path / "made.parquet"
     for table, error in (

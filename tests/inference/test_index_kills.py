@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rime_pl.inference.collection import Scan, scan_table
+from rime_pl.inference.collection import Scan
 from rime_pl.inference.index import update_index
 from rime_pl.inference.index_folder import Facts, IndexFolder, records_of
 from rime_pl.inference.indexed_media import Files
 from rime_pl.inference.retriever import MODES, Retriever
+from rime_pl.inference.table_items import scan_table
 
 KILLS = 20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,22 @@ def test_adaptive_writes_a_rewrite_only_below_the_threshold(index: Index) -> Non
         wanted = with_rewrite if one.margin < middle else without
         assert [hit.id for hit in one.hits] == [hit.id for hit in wanted.hits]
         assert one.rewrite == wanted.rewrite
+
+
+@pytest.mark.parametrize("strategy", ["one-pass", "two-step", "adaptive"])
+def test_the_time_of_the_query_and_that_of_the_comparison_are_told_apart(
+    strategy: Any, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Retriever.encode_modes
+
+    def slow(self: Retriever, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.5)
+        return encode(self, *args, **kwargs)
+
+    monkeypatch.setattr(Retriever, "encode_modes", slow)
+    threshold = 9.0 if strategy == "adaptive" else None
+    found = index.search("a ring", "generative", strategy=strategy, threshold=threshold, instruction="")
+    assert found.encode_ms >= 500 > found.search_ms > 0
 
 
 def test_adaptive_reads_each_query_once(index: Index, loaded: Retriever) -> None:

@@ -16,7 +16,7 @@ from rime_pl.errors import DataError, RimeError
 from rime_pl.inference import batching, sources
 from rime_pl.inference.retriever import CACHE, Retriever
 from rime_pl.media import open_picture
-from rime_pl.types import Item
+from rime_pl.types import Clip, Item, Page
 
 #: Those of the scenes.
 INSTRUCTION, TASKS = "Find the picture.", ("composed", "count", "describe", "relative", "table", "twin")
@@ -195,6 +195,34 @@ def test_gallery_is_encoded_once_for_each_adapter_mode_and_content(
     assert [hit.score for hit in loaded.search("a ring").hits] == [hit.score for hit in before]
     orders = (pictures[:2], pictures[1::-1], pictures[:1])
     assert len({sources.content_digest(items, words) for words in ("", "Find it.") for items in orders}) == 6
+
+
+def test_a_gallery_that_changes_while_it_is_encoded_is_not_kept(
+    loaded: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, encode = tmp_path / "a.png", Retriever.encode_modes
+    first, second = (Image.new("RGB", (41, 43), colour) for colour in ("red", "blue"))
+    first.save(file)
+
+    def changing(self: Retriever, *args: Any, **kwargs: Any) -> Any:
+        second.save(file)
+        return encode(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Retriever, "encode_modes", changing)
+        loaded.index([file], ["discriminative"], instruction="")
+    first.save(file)
+    loaded.index([file], ["discriminative"], instruction="")
+    assert loaded.search(file, instruction="").hits[0].score == pytest.approx(1.0, abs=1e-4)
+
+
+def test_what_is_kept_of_a_gallery_tells_kinds_of_media_times_and_sizes_apart() -> None:
+    picture, wide = Image.new("RGB", (40, 20)), Image.new("RGB", (20, 40))  # the same bytes
+    media = [picture, wide, Page(picture), *(Clip((picture,), (time,)) for time in (0.0, 1.0))]
+    items = [Item("", (medium,)) for medium in media]
+    items += [Item("", (picture, Page(picture))), Item("", (Page(picture), picture))]
+    items += [Item("a", (picture,)), Item("", (picture,), instruction="a")]
+    assert len({sources.content_digest([item], "") for item in items}) == len(items)
 
 
 def test_a_damaged_cache_is_made_again(loaded: Retriever, pictures: list[Item]) -> None:

@@ -35,6 +35,15 @@ def file_below(folder: Path, name: object) -> Path:
     return path
 
 
+def seen_from(folder: Path, name: str) -> str:
+    """Return an absolute path below a folder as the folder sees it; any other name as it is."""
+    path = Path(name)
+    for root in (folder.absolute(), folder.resolve()) if path.is_absolute() else ():
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return name
+
+
 def picture_below(folder: Path, name: object, page: bool = False) -> PictureFile:
     """Return the picture that ``name`` names below ``folder``; raises as :func:`file_below`."""
     return PictureFile(file_below(folder, name), str(name), page)
@@ -58,7 +67,8 @@ def _below(folder: Path, name: object) -> Path:
     if not parts or "\0" in name or not _is_encodable(name):
         raise Refused("malformed path", f"{name!r:.90} must be the name of a file below {folder}.")
     if name[0] in "/\\" or re.match(r"[A-Za-z]:[/\\]", name) or "://" in name:
-        raise Refused("path outside the folder", f"{name!r:.300} must be a path below {folder}.")
+        said = f"{name!r:.300} must be a path below {folder.absolute()}."
+        raise Refused("path outside the folder", said)
     if ".." in re.split(r"[/\\]", name):
         raise Refused("path outside the folder", f"{name!r:.300} must not contain '..'.")
     path = folder.joinpath(*parts)
