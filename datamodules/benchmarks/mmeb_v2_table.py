@@ -15,9 +15,8 @@ from importlib.resources import files
 #: Report keys of the page sets as they are since 2026-01; the plain names stand for the broken data.
 FIXED = {"ViDoSeek-page": "ViDoSeek-page-fixed", "MMLongBench-page": "MMLongBench-page-fixed"}
 
-_PACKAGE = "rime_pl.datamodules.benchmarks"
-#: Classes that count as candidates also if no row has them; those of K700 have a file. Order says nothing.
-_CLASSES = {
+#: Classes that count as candidates also if no row has them. Order says nothing.
+CLASSES = {
     "Breakfast": "pancake cereal sandwich scrambledegg friedegg coffee milk tea juice salad",
     "HMDB51": """brush_hair cartwheel catch chew clap climb climb_stairs dive draw_sword dribble drink eat
         fall_floor fencing flic_flac golf handstand hit hug jump kick kick_ball kiss laugh pick pour
@@ -67,23 +66,10 @@ class MMEBTask:
         return self.hub.rpartition("/")[2]
 
 
-def classes_of(task: str) -> list[str]:
-    """Return the classes that count as candidates of a video task also if no row has them.
-
-    Source: ``video_classification_utils.py`` of the official code.
-
-    >>> [len(classes_of(name)) for name in ("K700", "HMDB51", "UCF101", "Breakfast")]
-    [700, 51, 101, 10]
-    """
-    if task == "K700":
-        return files(_PACKAGE).joinpath("k700_classes.txt").read_text("utf-8").split()
-    return _CLASSES[task].split()
-
-
 @lru_cache(maxsize=1)
 def mmeb_v2_table() -> tuple[MMEBTask, ...]:
     """Return the tasks in the order of the official report."""
-    text = files(_PACKAGE).joinpath("mmeb_v2_tasks.csv").read_text("utf-8")
+    text = files("rime_pl.datamodules.benchmarks").joinpath("mmeb_v2_tasks.csv").read_text("utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(MMEBTask(**{**row, "queries": int(row["queries"])}) for row in rows)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rime_pl.datamodules.benchmarks.frames import clip_in
 from rime_pl.datamodules.benchmarks.items import Candidates, LazyItems
-from rime_pl.datamodules.benchmarks.mmeb_v2_table import MMEBTask, classes_of, counted
+from rime_pl.datamodules.benchmarks.mmeb_v2_table import CLASSES, MMEBTask, counted
 from rime_pl.datamodules.benchmarks.options import ReadOptions
 from rime_pl.datamodules.benchmarks.rows import (
     Row,
@@ -177,15 +177,26 @@ def read_classes(video: VideoTask) -> BenchmarkTask:
         video.items(frames, candidates.rows),
         candidates.names,
         labels,
-        notes=counted(task, len(queries), len(candidates.rows)),
+        notes=[*counted(task, len(queries), len(candidates.rows)), *_lacking(video, candidates.names)],
     )
+
+
+def _lacking(video: VideoTask, names: Sequence[Name]) -> list[str]:
+    """Return what to do if classes without a row are not known: fewer candidates make each query easier."""
+    if video.task.name in CLASSES or len(names) >= int(video.task.pool_size):
+        return []
+    return [f"classes without a row are missing: list all in {_labels(video)}, one in each line"]
+
+
+def _labels(video: VideoTask) -> str:
+    return f"{_DATA}/{PurePosixPath(video.task.annotations).stem}_labels.txt"
 
 
 def _further_classes(video: VideoTask) -> list[str]:
     """Return the fixed list of classes; a file beside the annotations may hold another one."""
-    path = video.root / _DATA / f"{PurePosixPath(video.task.annotations).stem}_labels.txt"
+    path = video.root / _labels(video)
     if not path.is_file():
-        return classes_of(video.task.name)
+        return CLASSES.get(video.task.name, "").split()
     try:
         return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
