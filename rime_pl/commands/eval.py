@@ -159,8 +159,8 @@ class Order:
         """See `run` of this file."""
         pairs = self._checked()
         stage = RunFolder.with_adapter(self.run_path)
-        tasks = self._tasks()
         accelerator = self._accelerator()
+        tasks = self._tasks()
         rank = os.environ.get("LOCAL_RANK", "0")
         device = "cpu" if accelerator == "cpu" else f"cuda:{rank}"
         model = load(stage.path, device, self.settings.base)

@@ -79,16 +79,16 @@ def run(
     """Train a stage, and before it everything that it needs and that is missing.
 
     A finished run with the same settings is found again, and an unfinished one is resumed. Other settings get
-    a folder of their own. Settings of the stage follow as they are, such as --model.temperature 0.1.
-    Settings of an earlier stage have its name in front: --sft.model.temperature 0.1.
+    a folder of their own. Settings of the stage follow as they are (--model.temperature 0.1), those of an
+    earlier stage with its name in front (--sft.model.temperature 0.1).
 
     Args:
         stage: Stage to train. data and base make only the corpus, or the tiny base model.
         corpus: Corpus: openmoji, scenes or mini, built on demand into data/, or a folder of shards. A table
             of your own pairs, or the folder that it lies in, is built into data/, too.
         recipe: Recipe: tiny, 2b (12 GB) or 2b-24gb, or a folder with one YAML file for each stage.
-        seed: Seed of everything but the corpus: the tiny base model, the start of LoRA, the order of the data
-            and the pairs that count as annotated. Each seed makes a tiny base model; --base shares one.
+        seed: Seed of the tiny base model, the start of LoRA, the order of the data and the annotated pairs,
+            not of the corpus. Each seed makes a tiny base model; --base shares one.
         base: Base model of the Qwen-VL family, a folder or a name (default: the one of the recipe, which for
             tiny is made from the training data of the corpus).
         dry_run: Whether to say only what would be done.
@@ -106,8 +106,7 @@ def run(
         pipeline = with_few_rewrites(pipeline, complete_settings)
     # all of them now: a typing error is told before hours of training
     parsed = {one: complete_settings(one, pipeline.words(one)) for one in pipeline.stages_to(goal)}
-    only_look = dry_run or print_folder
-    _prepare_data(pipeline, only_look, console)
+    _prepare_data(pipeline, only_look := dry_run or print_folder, console)
     _refuse_untrainable(pipeline, parsed)
     place = _prepare_base(pipeline, goal, only_look, console)
     steps = _train_all(pipeline, parsed, only_look, console)

@@ -120,6 +120,7 @@ def test_openmoji_gets_its_own_base(stages: Stages) -> None:
     output = "models/tiny-openmoji"
     assert stages.started[1][:5] == ["base", "--data", "data/openmoji", "--output", output]
     assert stages.started[1][5:] == [
+        *("--seed", "0"),
         *("--tasks", "name_to_picture", "picture_to_name", "composed", "word_to_picture", "picture_to_word"),
         *("--vision_steps", "400"),
     ]
