@@ -24,7 +24,7 @@ OUTPUT = runs/$(stem)-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \
-        test test-all torture lint tensorboard gpu-check gpu-check-all bench clean
+        test test-all torture lint docs tensorboard gpu-check gpu-check-all bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint,docs]'
 	@touch $@
 
 data: ## build the corpus of DATA as WebDataset shards
@@ -84,6 +84,9 @@ torture: $(READY) ## mutated inputs, then kills at random moments; the tables ar
 
 lint: $(READY) ## ruff, mypy and the import rules
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+docs: $(READY) ## the site with these pages, the reference and the Python API, in build/site/html
+	$(VENV)/bin/python -m docs.site.build
 
 tensorboard: $(READY) ## look at the curves of all runs
 	$(VENV)/bin/tensorboard --logdir runs

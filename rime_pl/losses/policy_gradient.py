@@ -129,17 +129,15 @@ def policy_loss(
 def aggregate(per_token: Tensor, mask: Tensor, divisors: Divisors, loss_type: LossType) -> Tensor:
     """Return one loss from the terms of all tokens.
 
-    ==========  =========================================================================
-    grpo        mean over rewrites of the mean over the tokens of each
-    dapo        sum over all tokens / number of tokens: a longer rewrite weighs more
-    dr_grpo     sum over all tokens / (rewrites * max_tokens): no divisor depends on a length
-    ==========  =========================================================================
+    - grpo: mean over rewrites of the mean over the tokens of each
+    - dapo: sum over all tokens / number of tokens, so that a longer rewrite weighs more
+    - dr_grpo: sum over all tokens / (rewrites * max_tokens), so that no divisor depends on a length
 
     Args:
         per_token: (R, C) terms.
         mask: (R, C) float, 1 at sampled tokens.
         divisors: Of the global batch.
-        loss_type: A row of the table.
+        loss_type: One of the three.
 
     Returns:
         Scalar, with the gradient of ``per_token``.
