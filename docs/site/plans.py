@@ -27,8 +27,8 @@ GIB = 2**30
 HEAD = """# Memory and time of each recipe
 
 Look up here which recipe fits your card, and how long a step takes on it. The numbers are **predictions** of
-`rime plan`, not measurements. [The results](../results/numbers.md) say how far they were from measured peaks, and
-what was measured on a card is in [Results on a GPU](../results/gpu.md).
+`rime plan`, not measurements. [The results](../results/numbers.md) say how far they were from measured
+peaks, and what was measured on a card is in [Results on a GPU](../results/gpu.md).
 
 """
 NOTES = """
