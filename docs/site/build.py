@@ -34,6 +34,8 @@ SECTIONS: dict[str, list[str]] = {
     "Decisions": ["decisions/index.md", "decisions"],
     "Project": ["readme.md", "contributing.md", "changelog.md", "security.md"],
 }
+#: Pages that the navigation calls otherwise than by their first heading.
+TITLES = {"readme.md": "README", "decisions/index.md": "All decisions"}
 
 
 def generate(pages: Pages) -> None:
@@ -55,7 +57,9 @@ def navigation(folder: Path) -> list[dict[str, Any]]:
         for place in places:
             inside = sorted((folder / place).glob("*.md")) if (folder / place).is_dir() else [folder / place]
             found += [str(path.relative_to(folder)) for path in inside if path.is_file()]
-        named = [{title_of((folder / page).read_text()): page} for page in dict.fromkeys(found)]
+        named = [
+            {TITLES.get(page) or title_of((folder / page).read_text()): page} for page in dict.fromkeys(found)
+        ]
         nav += [{section: named}] if named else []
     return nav
 

@@ -25,7 +25,7 @@ NAMES = {name for group in COMMANDS.values() for name in group}
 BESIDE = {"plan": {"config", "stage"}, "doctor": {"config", "stage"}, "run": {"config"}}
 #: Pages of the past keep the commands of their day.
 PAST = {ROOT / "CHANGELOG.md", ROOT / "docs/results/log.md"}
-MAKE = re.compile(r"(?:^|\s)make ((?:[a-z][a-z-]*|[A-Z_]+=\S*)(?: (?:[a-z][a-z-]*|[A-Z_]+=\S+))*)")
+MAKE = re.compile(r"(?:^|&& |; )make ((?:[a-z][a-z-]*|[A-Z_]+=\S*)(?: (?:[a-z][a-z-]*|[A-Z_]+=\S+))*)")
 SHOWN = re.compile(r"^(?:\S*/)?rime ([a-z][a-z_-]*)(.*)$")
 
 
@@ -101,7 +101,7 @@ def of_a_stage(option: str) -> str:
 
 
 def known(option: str, names: frozenset[str]) -> bool:
-    """Return whether a setting is there, or a group of settings, or one of a class that is named in a file."""
+    """Return whether a setting is there, or a group of settings, or one of the trainer."""
     return (
         option in names
         or any(name.startswith(f"{option}.") for name in names)

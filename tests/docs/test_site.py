@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.server
 import threading
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import WIDTHS, chromium, opened, scrolls_sideways, until
+from tests.browser import WIDTHS, chromium, opened, scrolls_sideways
 
 #: Pages of each kind: prose, wide tables, generated lists, API, drawings, a file of the source.
 PAGES = (
@@ -38,7 +37,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the site, built inside the checkout as `make docs` does: its settings say where that is."""
+    """The address of the site, built inside the checkout, because its settings say where that is."""
     chromium()
     pytest.importorskip("zensical")
     from docs.site.build import ROOT, build
@@ -68,11 +67,10 @@ def test_pages_fit_a_phone_and_ask_nobody_outside(width: int, address: str) -> N
 def test_the_search_finds_the_decisive_term(width: int, address: str) -> None:
     with opened(address, width) as page:
         page.keyboard.press("/")
-        page.wait_for_timeout(300)
-        with contextlib.suppress(Exception):
-            page.locator("[class*=search] input").first.focus(timeout=1000)
+        page.wait_for_selector("input:focus")  # inside the shadow of the search
         page.keyboard.type("decisive term")
-        until(page, "document.body.innerText.includes('CMA') && !!document.querySelector('mark')")
+        page.wait_for_selector("text=/^[0-9]+ results$/")
+        assert page.locator("mark", has_text="decisive").count() > 0
 
 
 def test_the_reference_was_made(address: str) -> None:
