@@ -1,7 +1,8 @@
 """Pictures of a healthy and a sick run for the metrics that matter, from what real runs logged.
 
 python -m docs.site.curves --from NAME=RUN ... reads TensorBoard's files of runs and records their curves in
-docs/reference/curves.json; build.py draws from there. No curve is made up: a picture needs both of its runs.
+docs/reference/curves.json, then draws them. No curve is made up: a picture is drawn when both of its runs were
+recorded, and metrics.md shows those.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def record(runs: dict[str, Path], date: str) -> None:
     from rime_pl.report.events import read_events
 
     there = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    keys = {key for one in PICTURES for key in (one.key,)}
+    keys = {one.key for one in PICTURES}
     for name, folder in runs.items():
         scalars = read_events(folder / "tensorboard").scalars
         curves = {
@@ -97,6 +98,15 @@ def draw(picture: Picture, recorded: dict[str, Any], target: Path) -> None:
     plt.close(figure)
 
 
+def drawable(recorded: dict[str, Any]) -> list[Picture]:
+    """Return the pictures whose curves were recorded in both runs."""
+    return [
+        one
+        for one in PICTURES
+        if all(one.key in recorded.get(name, {"curves": {}})["curves"] for name in (one.healthy, one.sick))
+    ]
+
+
 def main() -> None:
     """Record curves, then draw all pictures whose runs were recorded."""
     parser = argparse.ArgumentParser(description="Record and draw the curves of docs/reference/metrics.md.")
@@ -105,7 +115,7 @@ def main() -> None:
     given = parser.parse_args()
     record({name: Path(run) for name, run in (one.split("=", 1) for one in given.runs)}, given.date)
     recorded = json.loads(RECORD.read_text())
-    for picture in PICTURES:
+    for picture in drawable(recorded):
         draw(picture, recorded, ROOT / "docs/reference/metrics" / picture.file)
 
 

@@ -17,12 +17,14 @@ import pytest
 
 from docs.site.settings import parser_of, settings
 from rime_pl.__main__ import ACTIONS, COMMANDS, STAGES
-from rime_pl.options.parser import options_of
+from rime_pl.options.parser import command_parser
 from tests.docs.named import PAGES, ROOT, code
 
 NAMES = {name for group in COMMANDS.values() for name in group}
 #: Options that a command takes beside those of its function.
 BESIDE = {"plan": {"config", "stage"}, "doctor": {"config", "stage"}, "run": {"config"}}
+#: Settings that a page adds itself.
+ADDED = {"model.lambda_uniform"}
 #: Pages of the past keep the commands of their day.
 PAST = {ROOT / "CHANGELOG.md", ROOT / "docs/results/log.md"}
 MAKE = re.compile(r"(?:^|&& |; )make ((?:[a-z][a-z-]*|[A-Z_]+=\S*)(?: (?:[a-z][a-z-]*|[A-Z_]+=\S+))*)")
@@ -55,7 +57,8 @@ def options(name: str, part: str | None) -> frozenset[str]:
     """Return the options of a command, or of a part of it."""
     module = importlib.import_module(f"rime_pl.commands.{name}")
     function: Any = module.SUBCOMMANDS[part] if part else module.run
-    return frozenset({*options_of(function), *BESIDE.get(name, ()), "help"})
+    parsed = (action.dest for action in command_parser(function, name)._actions)
+    return frozenset({*parsed, *BESIDE.get(name, ()), "help"})
 
 
 @cache
@@ -75,7 +78,11 @@ def faults(line: str) -> list[str]:
         return []
     name, words = match[1].replace("-", "_"), words_of(match[2])
     given = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    given = {one for one in given if one and not one.isupper() and one not in ("help", "help_all", "version")}
+    given = {
+        one
+        for one in given - ADDED
+        if one and not one.isupper() and one not in ("help", "help_all", "version")
+    }
     if name in STAGES:
         action = [word for word in words[:1] if word in ACTIONS]
         return [one for one in given if action and not known(one, of_stages()[name])]

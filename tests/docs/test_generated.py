@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.site import api, commands, docstrings, drawing, imports, plans, settings
+from docs.site import api, commands, curves, docstrings, drawing, imports, plans, settings
 from rime_pl.callbacks.retrieval_recall import RetrievalRecall
 from rime_pl.cli import STAGES
 from rime_pl.datamodules.datamodule import RimeDataModule
@@ -118,3 +118,17 @@ def test_docstrings_become_markdown() -> None:
     assert made[0] == "See `rime_pl.load`."
     fences = [line.strip() for line in made if "```" in line]
     assert fences == ["```python", "```", "```python", "```"]
+
+
+def test_the_page_shows_the_pictures_of_the_curves_that_were_recorded() -> None:
+    recorded = json.loads(curves.RECORD.read_text())
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+    drawn = [one.file for one in curves.drawable(recorded)]
+    assert len(drawn) >= 5
+    for name in (one.file for one in curves.PICTURES):
+        assert (f"](metrics/{name})" in page) == (name in drawn), name
+        assert (ROOT / "docs/reference/metrics" / name).is_file() == (name in drawn), name
+
+
+def test_a_curve_that_was_not_recorded_is_not_drawn() -> None:
+    assert curves.drawable({"sft": {"curves": {"train/loss": [[0, 1.0]]}}}) == []
