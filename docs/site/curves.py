@@ -1,8 +1,8 @@
 """Pictures of a healthy and a sick run for the metrics that matter, from what real runs logged.
 
 python -m docs.site.curves --from NAME=RUN ... reads TensorBoard's files of runs and records their curves in
-docs/reference/curves.json, then draws them. No curve is made up: a picture is drawn when both of its runs were
-recorded, and metrics.md shows those.
+docs/reference/curves.json, then draws them. No curve is made up: a picture is drawn when both of its runs
+were recorded, and metrics.md shows those.
 """
 
 from __future__ import annotations

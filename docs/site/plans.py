@@ -87,6 +87,8 @@ def page(record: dict[str, Any]) -> str:
             numbers = [f"{plan['batch_size']}", f"{plan['tokens_per_batch']:,}", f"{plan['peak_gib']:.1f}"]
             times = [f"{plan['seconds'][card]:.2g}" for card in CARDS]
             lines.append(f"| {name} | {plan['stage']} | {' | '.join(numbers + times)} |")
+    if missing := [name for name in cases() if name not in record["plans"]]:
+        lines += ["", f"Not planned yet: {', '.join(missing)}. The command below does it."]
     assumed = (
         "2B recipes assume 256 visual tokens and a rewrite of 128 tokens on each side. "
         "Tiny ones read `openmoji`."

@@ -52,18 +52,13 @@ def calls(node: ast.AST) -> set[str]:
     }
 
 
-def has_tensors(path: Path, node: Definition) -> bool:
-    """Return whether a tensor is given, returned or kept."""
-    return "Tensor" in (ast.get_source_segment(path.read_text(), node) or "")
-
-
-def lacks(path: Path, node: Definition, raises: set[str]) -> list[str]:
-    """Return what a docstring lacks."""
+def lacks(whole: str, node: Definition, raises: set[str]) -> list[str]:
+    """Return what the docstring of a definition lacks, which stands in the text ``whole``."""
     text = ast.get_docstring(node) or ""
-    source = ast.get_source_segment(path.read_text(), node) or ""
+    source = ast.get_source_segment(whole, node) or ""
     kept = source if isinstance(node, ast.ClassDef) else text  # a dataclass has the shapes beside its fields
     wanted = {
-        "shapes": not has_tensors(path, node) or SHAPE.search(kept) is not None,
+        "shapes": "Tensor" not in source or SHAPE.search(kept) is not None,
         "Raises": node.name not in raises or "Raises:" in text,
         "Source": "Source:" in text,
         "Example": ">>>" in text,
@@ -74,17 +69,13 @@ def lacks(path: Path, node: Definition, raises: set[str]) -> list[str]:
 @pytest.mark.parametrize("name", definitions())
 def test_a_docstring_has_all(name: str) -> None:
     path, node = definitions()[name]
-    missing = lacks(path, node, raising())
+    missing = lacks(path.read_text(), node, raising())
     assert not missing, f"{path.relative_to(ROOT)}: {name} lacks {', '.join(missing)}"
 
 
 def test_what_is_missing_is_found() -> None:
-    node = ast.parse('def bare(x: Tensor) -> Tensor:\n    """Return x."""\n    raise ValueError').body[0]
+    text = 'def bare(x: Tensor) -> Tensor:\n    """Return x."""\n    raise ValueError'
+    (node,) = ast.parse(text).body
     assert isinstance(node, ast.FunctionDef)
-    assert lacks_of_text(node) == ["Raises", "Source", "Example"]
+    assert lacks(text, node, {"bare"}) == ["shapes", "Raises", "Source", "Example"]
     assert {"check_temperature", "info_nce", "anchored_reward"} <= raising()
-
-
-def lacks_of_text(node: ast.FunctionDef) -> list[str]:
-    """Return what a function that is in no file lacks; without a file it has no tensors."""
-    return lacks(FILES[0], node, {node.name})

@@ -104,12 +104,14 @@ def test_rooms_in_a_circle_are_named() -> None:
         imports.layers({"a": {"b"}, "b": {"a"}})
 
 
-def test_the_plans_of_all_recipes_are_recorded() -> None:
+def test_the_page_of_plans_has_every_recipe_or_says_that_it_is_missing() -> None:
     record = json.loads(plans.RECORD.read_text())
-    assert list(record["plans"]) == list(plans.cases())
-    for rows in record["plans"].values():
-        assert [row["stage"] for row in rows] == list(plans.STAGES)
-    assert plans.page(record).count("\n| ") == 1 + len(plans.cases()) * len(plans.STAGES)
+    made = plans.page(record)
+    assert {"tiny", "2b"} <= set(record["plans"]) <= set(plans.cases())
+    for name in plans.cases():
+        planned = [row["stage"] for row in record["plans"].get(name, [])]
+        assert planned == list(plans.STAGES) or f"{name}" in made.split("Not planned yet:")[1].split(".")[0]
+    assert made.count("\n| ") == 1 + len(record["plans"]) * len(plans.STAGES)
 
 
 def test_docstrings_become_markdown() -> None:
