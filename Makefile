@@ -24,7 +24,7 @@ OUTPUT = runs/$(stem)-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \
-        test test-all torture lint tensorboard gpu-check gpu-check-all bench clean
+        test test-all torture lint docs release-check tensorboard gpu-check gpu-check-all bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint,docs]'
 	@touch $@
 
 data: ## build the corpus of DATA as WebDataset shards
@@ -110,6 +110,25 @@ torture: $(READY) ## mutated inputs, then kills at random moments; the tables ar
 
 lint: $(READY) ## ruff, mypy and the import rules
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+docs: $(READY) ## the site with these pages, the reference and the Python API, in build/site/html
+	$(VENV)/bin/python -m docs.site.build
+
+# The commands run in build/release, so that nothing of the checkout is imported.
+EMPTY = build/release/empty/bin
+release-check: $(READY) ## wheel and sdist, the wheel in an empty environment, and three steps of training there
+	rm -rf build/release && mkdir -p build/release/dist
+	$(VENV)/bin/python -c "from setuptools.build_meta import build_sdist, build_wheel as wheel; \
+	  build_sdist('build/release/dist'); wheel('build/release/dist')"
+	$(PYTHON) -m venv build/release/empty
+	$(EMPTY)/pip install --quiet --constraint constraints.txt build/release/dist/*.whl
+	cd build/release && empty/bin/rime --help && empty/bin/rime shards scenes --output data --train_per_task 8 \
+	  --val_per_task 2 --test_per_task 3 --captions 12 --val_contents 12 --test_contents 16
+	cd build/release && empty/bin/rime base --data data --output base --vision_steps 2 --copy_steps 2 --num_steps 2
+	cd build/release && empty/bin/rime sft fit --config configs/tiny/sft.yaml --config configs/data/scenes/sft.yaml \
+	  --data.path data --model.backbone.name_or_path base --run_dir run --data.batch_size 4 --data.steps_per_epoch 3 \
+	  --trainer.max_epochs 1 --model.optimizer.warmup_steps 1 --data.test_modes '[discriminative]'
+	@echo "build/release/dist holds a wheel that installs and trains."
 
 tensorboard: $(READY) ## look at the curves of all runs
 	$(VENV)/bin/tensorboard --logdir runs

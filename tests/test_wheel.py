@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rime_pl import __version__
+from tests.stages.runs import scalars, stage_arguments
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,14 @@ def test_a_wheel_from_the_source_distribution_is_the_same(sources: Path, wheel: 
     assert names_in(wheel_of(unpacked, tmp_path / "again")) == names_in(wheel)
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    """In the package, in the citation, and as the newest heading of the changelog."""
+    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert changes.index(f"\n## [{__version__}] - 2") == changes.index("\n## ")
+
+
 def test_other_peoples_callbacks_and_datamodules_are_not_shadowed(installed: Path, tmp_path: Path) -> None:
     for name in ("callbacks", "datamodules", "configs"):
         done = outside_a_checkout(installed, tmp_path, "-c", f"import {name}")
@@ -121,3 +130,15 @@ def test_the_installed_command_takes_the_installed_settings(installed: Path, tmp
     words = ["cma", "fit", *config, "--run_dir", "runs/x", "--print_config"]
     done = outside_a_checkout(installed, tmp_path, "-m", "rime_pl", *words)
     assert "path: data/scenes" in done.stdout, done.stderr[-3000:]
+
+
+def test_the_installed_wheel_trains_three_steps(
+    installed: Path, scenes_corpus: Path, micro_base: Path, tmp_path: Path
+) -> None:
+    """Without the checkout; `make release-check` does the same in an environment of its own."""
+    run_dir = tmp_path / "run"
+    words = stage_arguments("sft", scenes_corpus, micro_base, run_dir, "--trainer.max_epochs", "1")
+    words[words.index("--config") + 1] = "configs/tiny/sft.yaml"
+    done = outside_a_checkout(installed, tmp_path, "-m", "rime_pl", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(scalars(run_dir, "train/loss")) == 3 and (run_dir / "done.json").is_file()

@@ -18,7 +18,14 @@ Scaling = Literal["fixed", "std"]
 
 @dataclass
 class Advantages:
-    """The weight of each rewrite in the policy loss."""
+    """The weight of each rewrite in the policy loss.
+
+    Source: GRPO, arXiv 2402.03300; ``has_signal`` is ours.
+
+    Example:
+        >>> Advantages(torch.zeros(1, 2), torch.tensor([False])).has_signal.tolist()
+        [False]
+    """
 
     values: Tensor  # (N, G) float32
     has_signal: Tensor  # (N,) bool: False where all rewards of the group are nearly equal; values are then 0

@@ -80,6 +80,8 @@ def decisive_rewrite(
 
     Paper: not in RIME; ours, against the shortcut through <disc_emb>.
 
+    Source: ours.
+
     Example:
         >>> import torch
         >>> e = torch.eye(2)

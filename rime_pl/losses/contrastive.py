@@ -24,6 +24,13 @@ class Further:
     """K targets beside those of the batch: hard negatives, and further right answers of single queries.
 
     Every query is compared with all of them.
+
+    Source: ours; hard negatives as in arXiv 2004.04906.
+
+    Example:
+        >>> one = torch.tensor([0])
+        >>> Further(torch.eye(1), one, one, torch.tensor([True])).embeddings.shape
+        torch.Size([1, 1])
     """
 
     embeddings: Tensor  # (K, D) float32, normalised
@@ -41,6 +48,12 @@ class Weighting:
             the weight; 0 counts all alike.
         false_negative_margin: A negative whose cosine is greater than that of the lowest right answer by more
             than this is left out: it is probably right, too. None leaves out none.
+
+    Source: hardness: arXiv 2010.04592; the margin is ours.
+
+    Example:
+        >>> Weighting(hardness=1.0).false_negative_margin is None
+        True
     """
 
     hardness: float = 0.0
@@ -60,6 +73,8 @@ def same_content(query_content: Tensor, target_content: Tensor, rows: Tensor | N
 
     Returns:
         (R, B) bool, False where i = j.
+
+    Source: ours; content ids are those of the corpus.
 
     Example:
         >>> same_content(torch.tensor([1, 2, 3]), torch.tensor([7, 7, 8]))
@@ -84,6 +99,8 @@ def mean_negatives(contents: Tensor, further: Further | None = None) -> Tensor:
     Returns:
         Scalar float32, B - 1 without false negatives and further targets; 0 if there are no rows.
 
+    Source: ours.
+
     Example:
         >>> mean_negatives(torch.tensor([[1, 7], [2, 7], [3, 8]]))  # the first two share their target
         tensor(1.3333)
@@ -107,7 +124,18 @@ def mean_negatives(contents: Tensor, further: Further | None = None) -> Tensor:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise a ValueError if the temperature is not positive."""
+    """Raise a ValueError if the temperature is not positive.
+
+    Raises:
+        ValueError: If it is 0 or less.
+
+    Source: ours.
+
+    Example:
+        >>> check_temperature(0.0)
+        Traceback (most recent call last):
+        ValueError: temperature must be greater than 0 because it divides the cosines, but is 0.0.
+    """
     if temperature <= 0:
         raise ValueError(
             f"temperature must be greater than 0 because it divides the cosines, but is {temperature}."

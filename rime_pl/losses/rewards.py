@@ -20,6 +20,14 @@ class Anchors:
     """The embeddings that N rewrites are compared with.
 
     An anchor may be neither positive nor negative, such as a duplicate of the positive; it is left out.
+
+    Source: RIME, arXiv 2604.22280, has discriminative anchors; UME-R1, arXiv 2511.00405, takes rollouts.
+
+    Example:
+        >>> import torch
+        >>> right = torch.tensor([[True, False]])
+        >>> Anchors(torch.eye(2), right, ~right).negatives.tolist()
+        [[False, True]]
     """
 
     embeddings: Tensor  # (A, D) float32, normalised
@@ -48,6 +56,8 @@ def anchored_reward(embeddings: Tensor, anchors: Anchors, temperature: float) ->
     Paper: discriminative embeddings as stable anchors are RIME's (arXiv 2604.22280); the formula is ours. The
     last term, which is constant for an item, sets chance to 0. A malformed rewrite, worth 0, then beats a
     well-formed one only if the latter picks its positive with less than exp(-w_f / w_e) times chance.
+
+    Source: ours, with the anchors of RIME, arXiv 2604.22280.
 
     Example:
         >>> import torch
@@ -131,6 +141,8 @@ def total_reward(
         (N,) float32.
 
     Paper: ours.
+
+    Source: ours; a reward for the format as in UME-R1, arXiv 2511.00405.
 
     Example:
         >>> import torch

@@ -21,6 +21,8 @@ def macro_mean(groups: Sequence[Tensor]) -> float:
     Args:
         groups: One (Q_g,) tensor per task, each with at least one value.
 
+    Source: the macro average of information retrieval.
+
     Example:
         >>> macro_mean([torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0])])
         0.5
@@ -86,6 +88,8 @@ def paired_bootstrap(
 
     Raises:
         ValueError: If the two do not hold the same number of queries in each task.
+
+    Source: Efron and Tibshirani (1993), on the differences of pairs.
 
     Example:
         >>> paired_bootstrap([torch.zeros(9)], [torch.ones(9)])

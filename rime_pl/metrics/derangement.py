@@ -22,6 +22,8 @@ def derange(content: Tensor, allowed: Tensor | None = None) -> Tensor:
     Returns:
         (R,) int64 row numbers.
 
+    Source: ours.
+
     Example:
         >>> derange(torch.tensor([4, 4, 5, 6])).tolist()
         [2, 2, 3, 0]

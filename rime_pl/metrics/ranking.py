@@ -32,7 +32,15 @@ _GATHERED = 64 * 2**20
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the right answers of Q queries stand."""
+    """Where the right answers of Q queries stand.
+
+    Source: ours.
+
+    Example:
+        >>> found = rank_graded(torch.eye(2), torch.eye(2), [{0: 1.0}, {1: 1.0}])
+        >>> found.ranks.tolist(), found.sizes.tolist()
+        ([[1], [1]], [2, 2])
+    """
 
     ranks: Tensor  # (Q, M) int64, from 1; 0 behind the last right answer of a query
     grades: Tensor  # (Q, M) float64, greater than 0; 0 there
@@ -70,6 +78,8 @@ def rank_graded(
     Raises:
         ValueError: If a query has no right answer, a grade is not greater than 0, or a right answer is not
             in its list.
+
+    Source: ours; what others do with ties is in docs/decisions/0017-the-model-in-use.md.
 
     Example:
         >>> names = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])

@@ -32,6 +32,8 @@ def top_k(queries: Tensor, blocks: Iterable[Tensor], k: int) -> tuple[Tensor, Te
     Raises:
         ValueError: If k is less than 1.
 
+    Source: ours; exact search.
+
     Example:
         >>> scores, rows = top_k(torch.eye(2), [torch.eye(2), torch.eye(2)], 2)
         >>> rows
