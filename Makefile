@@ -75,7 +75,7 @@ rank-all: train-cma ## the same queries among all pictures of the corpus, distra
 	  --data.distractors true --run_dir $$run/all-pictures
 
 tutorials: train-cma ## run the tutorials on the trained model, and write them as pages to build/tutorials (PAGES="03 04")
-	$(VENV)/bin/python docs/tutorials/run.py $(PAGES)
+	RIME_TUTORIAL_RUN=$(call folder,cma,$(SEED)) $(VENV)/bin/python docs/tutorials/run.py $(PAGES)
 
 test: $(READY) ## the fast tests, 10 to 14 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long and not gpu"

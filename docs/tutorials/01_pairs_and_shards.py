@@ -90,8 +90,8 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The text behind the arrow is the reference rewrite. Query and target have one each, and whoever wrote the
-# one for the query did not see the target.
+# The text behind the arrow is the reference rewrite. Query and target have one each, in different words.
+# The rewrite of a query states the answer, but only as far as the query itself tells it.
 #
 # ## 3. Content ids
 #

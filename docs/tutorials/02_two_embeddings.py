@@ -90,8 +90,9 @@ colours = {
 }
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(1, 1.6))
 shares = [float((found == 1).float().mean()) for found in ranks.values()]
-left.bar(list(ranks), shares, color=[colours[name] for name in ranks])
-left.set(ylabel="recall@1", ylim=(0, 1), title="the right target comes first")
+bars = left.bar(list(ranks), shares, color=[colours[name] for name in ranks])
+left.bar_label(bars, fmt="%.2f")
+left.set(ylabel="recall@1", ylim=(0, 1.1), title="the right target comes first")
 for name, found in ranks.items():
     steps = found.sort().values
     right.plot(torch.arange(1, len(steps) + 1), steps, color=colours[name], label=name, lw=2)
@@ -116,7 +117,7 @@ mine = [asked.query.rewrite, others[0].query.rewrite, "a picture."]
 one = prompts.select(torch.tensor([number] * len(mine)))
 with torch.no_grad():
     vectors = backbone(one, processor.completions(mine)).gen
-found = retrieval_ranks(vectors, gallery, content[kept], content[number].expand(len(mine)))
+found = retrieval_ranks(vectors, gallery, content[kept], content[number].repeat(len(mine)))
 print(f"query: a picture and {asked.query.text!r}; wanted: {asked.target.content_id}")
 for rewrite, vector, rank in zip(mine, vectors, found.tolist(), strict=True):
     nearest = pairs[int(kept[(gallery @ vector).argmax()])].target.content_id

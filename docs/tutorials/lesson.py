@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers are imported
 
@@ -25,19 +25,22 @@ from rime_pl.types import Batch, Pair
 quiet_other_libraries()
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Names another run than that of `make train-cma`; tests give one that is made in seconds.
+#: Names the folder of another CMA run; tests give one that is made in seconds.
 VARIABLE = "RIME_TUTORIAL_RUN"
 COLOURS = {"disc": "#0072b2", "gen": "#d55e00", "right": "#009e73", "wrong": "#999999"}  # Okabe-Ito
 
 
-def trained_run(stage: str = "cma") -> RunFolder:
-    """Return the run of a stage that the tutorials look at.
+def trained_run(stage: Literal["cma", "sft"] = "cma") -> RunFolder:
+    """Return the CMA run that the tutorials look at, or the SFT run that it started from.
 
     Raises:
         RimeError: If it is not there.
     """
-    given = os.environ.get(VARIABLE)
-    run = RunFolder((Path(given) if given else ROOT / "runs/openmoji-tiny-seed0") / stage)
+    run = RunFolder(ROOT / os.environ.get(VARIABLE, "runs/openmoji-tiny-seed0/cma"))
+    if run.finished and stage == "sft":
+        before = run.before()
+        assert before is not None, f"{run} must have started from an SFT run"
+        run = RunFolder(ROOT / before.path)
     if not run.finished:
         raise RimeError(f"{run} must be a finished run, but is none. Run `make train-cma` first.")
     return run

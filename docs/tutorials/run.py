@@ -1,13 +1,14 @@
 """Run the tutorials and write them as pages with their output: `make tutorials`.
 
-Each tutorial becomes OUTPUT/<name>.md with its pictures in OUTPUT/<name>_files/. The links in the text fit
-the place of the tutorials in docs/, so whoever builds a site copies OUTPUT there.
+Each tutorial becomes OUTPUT/<name>.md with its pictures in OUTPUT/<name>_files/. Beside them lie index.md and the
+solutions as a page. Links fit docs/tutorials/, so whoever builds a site puts OUTPUT in the place of that folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from nbformat import NotebookNode
 HERE = Path(__file__).resolve().parent
 #: Seconds after which a cell is stopped.
 LIMIT = 600
+#: A link to a file here that becomes a page.
+LINK = re.compile(r"\]\((\d\d_\w+|solutions)\.py\)")
 
 
 def tutorials(folder: Path = HERE) -> list[Path]:
@@ -55,8 +58,15 @@ def write_page(notebook: NotebookNode, name: str, output: Path) -> Path:
         (output / place).parent.mkdir(parents=True, exist_ok=True)
         (output / place).write_bytes(data)
     page = output / f"{name}.md"
-    page.write_text(text)
+    page.write_text(LINK.sub(r"](\1.md)", text))
     return page
+
+
+def write_other_pages(output: Path) -> None:
+    """Write the table of the tutorials and the solutions as pages."""
+    (output / "index.md").write_text(LINK.sub(r"](\1.md)", (HERE / "index.md").read_text()))
+    code = (HERE / "solutions.py").read_text()
+    (output / "solutions.md").write_text(f"# Solutions of the exercises\n\n```python\n{code}```\n")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -83,6 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(f"failed:\n{error}")
             return 1
         print(f"{time.monotonic() - start:.0f} s, {page}", flush=True)
+    write_other_pages(given.output)
     print(f"{len(chosen)} tutorials in {time.monotonic() - began:.0f} s: {given.output}")
     return 0
 

@@ -25,7 +25,7 @@ from rime_pl.losses.contrastive import info_nce
 from rime_pl.run_folder import RunFolder
 from rime_pl.training_texts import TrainingTexts, tasks_to_json, write_words
 from tests.micro import build_backbone, build_base, micro_config, randomise_adapter
-from tests.test_language import LINK
+from tests.test_language import BARE_NUMBER, LINK, without_code
 
 FOLDER = Path(__file__).parents[2] / "docs/tutorials"
 TUTORIALS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -132,6 +132,7 @@ def test_a_tutorial_says_what_it_teaches_and_links_to_files(script: Path) -> Non
     assert prose[0].startswith(f"# {script.name[:2]} ")
     assert any("## Exercise" in text for text in prose) and "solutions.py" in prose[-1]
     assert any("plt.show()" in cell.source for cell in cells if cell.cell_type == "code")
+    assert not [text for text in prose if BARE_NUMBER.search(without_code(text))]
     links = [link for text in prose for link in LINK.findall(text)]
     assert links and not [link for link in links if not (script.parent / link).is_file()]
 
@@ -153,8 +154,10 @@ def micro_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_adapter(run.adapter, *weights, backbone.base_hash, tasks_to_json(texts.tasks()))
         write_words(run.adapter, texts.words)
         (run.path / "manifest.json").write_text(json.dumps({"data": str(corpus)}))
+        before = str(folder / "run/sft/adapter") if stage == "cma" else None
+        run.config.write_text(json.dumps({"model": {"init_adapter_from": before}}))
         run.marker.write_text("{}")
-    return folder / "run"
+    return folder / "run/cma"
 
 
 @pytest.mark.parametrize(
