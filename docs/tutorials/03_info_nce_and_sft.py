@@ -129,8 +129,9 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# At the start, both contrastive terms may be *above* log B, because an untrained model is sure of wrong
-# answers. Writing improves fast, because the base model knows how pictures are described.
+# The generative term starts lower than the discriminative one. In training both sides carry their reference
+# rewrites. These share words, so g has an easy task from the beginning. It gets harder when the model has
+# to write by itself, and for that there is the third term. The figure shows its sum over both sides.
 #
 # ## Exercise
 #

@@ -80,7 +80,7 @@ for name, other in (
 # %%
 start = trained_run("sft")
 corpus = corpus_of(start)
-size, steps = 16, 20
+size, steps = 16, 32
 pairs = read_pairs(corpus, "train", "composed", most=size * steps)
 models: dict[str, Backbone] = {"after SFT": load_backbone(start.adapter)}
 logged = {}
@@ -92,8 +92,8 @@ for name, weight in (("plain alignment", 0.0), ("with the decisive term", 1.0)):
     backbone.train()
     logged[name] = train_steps(stage, backbone, batches, learning_rate=1e-3)
     models[name] = backbone.eval()
-    last = {key.removeprefix("train/"): round(value, 3) for key, value in logged[name][-1].items()}
-    print(f"{name}: {last}")
+    last = {key: value for key, value in logged[name][-1].items() if "loss" in key}
+    print(f"{name}:", *(f"{key.removeprefix('train/')} {value:.3f}" for key, value in last.items()))
 
 # %% [markdown]
 # ## 4. Take the rewrite away

@@ -113,6 +113,11 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
+# Read the rewrites next to their rewards. A rewrite can be wrong in a word and still be rewarded highly.
+# Then no anchor fits it better: we have only a few, and the temperature of 0.05 makes the nearest one win
+# clearly. So training takes 256 anchors, and [Refine-RL, step by step](../explanation/refine-rl.md)
+# discusses the temperature.
+#
 # ## 6. The loss, and one step
 #
 # Tokens of rewrites with a positive advantage become more likely, the others less likely. The ratio is 1 in
@@ -130,7 +135,7 @@ loss = policy_loss(
     stage.count([part]),
     kl_coef=0.04,
 )
-print(f"loss {loss.loss:.4f}, sum of k3 {loss.kl_sum:.2e}, clipped tokens {int(loss.clipped_sum)}")
+print(f"loss {loss.loss:.4f}, sum of k3 {abs(loss.kl_sum):.4f}, clipped tokens {int(loss.clipped_sum)}")
 
 trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
 optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
@@ -162,7 +167,7 @@ print(f"mean change: {better:+.4f} nats with a positive advantage, {worse:+.4f} 
 
 # %% [markdown]
 # Rewrites of one query share many words, so a step moves them partly together. Only many groups tell which
-# words matter. `make train-refine-rl` takes 120 such steps.
+# words matter. `make train-refine-rl` takes many such steps.
 #
 # ## Exercise
 #

@@ -1,7 +1,7 @@
 """Run the tutorials and write them as pages with their output: `make tutorials`.
 
-Each tutorial becomes OUTPUT/<name>.md with its pictures in OUTPUT/<name>_files/. Beside them lie index.md and the
-solutions as a page. Links fit docs/tutorials/, so whoever builds a site puts OUTPUT in the place of that folder.
+Each tutorial becomes OUTPUT/<name>.md with its pictures in OUTPUT/<name>_files/. Beside them lie index.md and
+the solutions as a page. The links fit docs/tutorials/, so a site shows OUTPUT in the place of that folder.
 """
 
 from __future__ import annotations
