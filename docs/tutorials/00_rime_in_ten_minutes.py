@@ -44,7 +44,7 @@ axes[0].set_title(f"query: “{example.query.text}”")
 axes[1].imshow(example.target.media[0])
 axes[1].set_title("target: to be found")
 for ax in axes:
-    ax.axis("off")
+    ax.set(xticks=[], yticks=[])
 fig.suptitle(f"rewrite of the query: “{example.query.rewrite}”", y=0.04, color=COLOURS["gen"])
 plt.show()
 
@@ -93,24 +93,25 @@ def colour_of(token: int, place: int) -> str:
 
 
 disc_at, gen_at = sequence.index(processor.disc_id), sequence.index(processor.gen_id)
+a_row, y, places = 7, 0.0, []  # tokens in a line; where each one is drawn
+for start in range(0, len(sequence), a_row):
+    line = range(start, min(start + a_row, len(sequence)))
+    places += [(place - start, y) for place in line]
+    y -= 1.7 if disc_at in line or gen_at in line else 1.0  # room for an arrow
+
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.5), width_ratios=(1.5, 1))
-a_row = 7
-for place, token in enumerate(sequence):
-    x, y = place % a_row, -(place // a_row)
-    shown = tokenizer.decode([token]).replace("\n", "↵").replace(" ", "␣")
-    shown = shown.replace("<|image_pad|>", "picture").replace("<|", "").replace("|>", "")
+for place, (token, at) in enumerate(zip(sequence, places, strict=True)):
+    shown = tokenizer.decode([token]).strip(" ").replace("\n", "↵").replace("<|image_pad|>", "picture")
     box = {"boxstyle": "round,pad=0.3", "fc": colour_of(token, place), "ec": "#666666", "lw": 0.5}
     ink = "white" if place in (disc_at, gen_at) else "black"
-    left.text(x, y, shown, ha="center", va="center", fontsize=8, bbox=box, color=ink)
+    words = shown.replace("<|", "").replace("|>", "")
+    left.text(*at, words, ha="center", va="center", fontsize=8, bbox=box, color=ink)
 for place, name, mode in ((disc_at, "d is read here", "disc"), (gen_at, "g is read here", "gen")):
-    at = (place % a_row, -(place // a_row) - 0.3)
-    arrow = {"arrowstyle": "<-", "color": COLOURS[mode], "lw": 2, "relpos": (0.5, 1)}
-    left.annotate(
-        name, at, (at[0], at[1] - 0.55), ha="center", va="top", color=COLOURS[mode], arrowprops=arrow
-    )
-left.set(
-    xlim=(-0.7, a_row - 0.3), ylim=(-(len(sequence) // a_row) - 1.7, 0.7), title="the tokens, line by line"
-)
+    x, y_of = places[place]
+    arrow = {"arrowstyle": "->", "color": COLOURS[mode], "lw": 2}
+    label = {"ha": "center", "va": "top", "color": COLOURS[mode], "arrowprops": arrow}
+    left.annotate(name, (x, y_of - 0.25), (x, y_of - 0.75), **label)
+left.set(xlim=(-0.7, a_row - 0.3), ylim=(y - 0.3, 0.7), title="the tokens, line by line")
 left.axis("off")
 right.imshow(torch.ones(len(sequence), len(sequence)).tril(), cmap="Greys", vmin=0, vmax=1.6)
 for place, mode, name in ((disc_at, "disc", "<disc_emb>"), (gen_at, "gen", "<gen_emb>")):

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 01 Pairs and shards
 #
-# **You will learn** what a training sample is, how it lies on disk, what a content id is for, and how a
-# test can be fair.
+# **You will learn** what a training sample is, how it lies on disk, and what keeps a test fair.
 #
 # **You need** `make train-cma`, which builds the corpus. No model is loaded here.
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 02 Two embeddings from one forward pass
 #
-# **You will learn** to take the rewrite of a query away, or to exchange it, and to see what that does to
-# the rank of the right target. This is the *rewrite ablation* that every run reports.
+# **You will learn** to take a rewrite away or to exchange it, and what that does to the rank of the right
+# target. This is the *rewrite ablation* that every run reports.
 #
 # **You need** `make train-cma`.
 #
@@ -127,7 +127,7 @@ for rewrite, vector, rank in zip(mine, vectors, found.tolist(), strict=True):
 # ## Exercise
 #
 # Write the rank by yourself. Two details decide whether a result can be trusted. A wrong target that scores
-# *as high* as the right one counts as before it, otherwise a model whose vectors are all equal would be
+# *as high* as the right one counts as before it. Otherwise a model whose vectors are all equal would be
 # perfect. And scores that differ by less than `TIE` are equal.
 
 

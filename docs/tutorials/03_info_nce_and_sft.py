@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 03 InfoNCE by hand, then SFT
 #
-# **You will learn** the contrastive loss on a matrix of four by four, what the temperature does, and what
-# the loss of stage 1 consists of. Then you run some of its training steps.
+# **You will learn** the contrastive loss on a matrix of four by four, what the temperature does, and the
+# terms of stage 1. Then you run some of its training steps.
 #
 # **You need** `make train-cma`.
 #
@@ -95,8 +95,8 @@ for size in (2, 8, 32):
 # The first two are what you just computed, once for each mode. The third is the loss of a language model:
 # it teaches to write the reference rewrite. All come from one forward pass of each side.
 #
-# We attach a *new* adapter to the frozen base model, as the start of `make train-sft` does, and run a few
-# steps of the stage's own `training_step`. The base model has only learned to caption pictures.
+# We attach a *new* adapter to the frozen base model, as `make train-sft` does at its start. Then we run a
+# few steps of the stage's own `training_step`. The base model has only learned to caption pictures.
 
 # %%
 config = model.backbone.config

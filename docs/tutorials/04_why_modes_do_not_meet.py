@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 04 Why the two modes do not meet, and how alignment cures it
 #
-# **You will learn** why stage 1 leaves the two kinds of embeddings in spaces that do not fit together, and
-# what stage 2 does about it.
+# **You will learn** why the two kinds of embeddings do not fit together after stage 1, and what stage 2
+# does about it.
 #
 # **You need** `make train-cma`, which keeps the adapter of both stages.
 #

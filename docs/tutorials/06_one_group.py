@@ -172,8 +172,8 @@ print(f"mean change: {better:+.4f} nats with a positive advantage, {worse:+.4f} 
 # ## Exercise
 #
 # Write the advantages with a fixed scale. A group counts as noise if the standard deviation of its rewards
-# (unbiased, n - 1) is less than `min_spread * scale`, or if all rewards are equal. Then all its advantages
-# are 0.
+# (unbiased, n - 1) is less than `min_spread * scale`. It also does if all rewards are equal. Then all its
+# advantages are 0.
 
 
 # %% tags=["exercise"]

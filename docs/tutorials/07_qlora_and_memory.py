@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 07 QLoRA, memory and `rime plan`
 #
-# **You will learn** what 4-bit weights look like, what trains beside them, and how to know before a run
-# whether it fits into the memory of a GPU.
+# **You will learn** what 4-bit weights look like, what trains beside them, and how to predict whether a run
+# fits into a GPU.
 #
 # **You need** `make train-cma`. No GPU is needed, and no weights of a large model.
 #
@@ -34,7 +34,7 @@ backbone = load_backbone(trained_run().adapter)
 base = Path(backbone.config.name_or_path)
 weights = {name: one for file in base.glob("*.safetensors") for name, one in load_file(file).items()}
 name = next(
-    key for key in sorted(weights) if key.endswith("layers.0.mlp.up_proj.weight") and "visual" not in key
+    key for key in sorted(weights) if key.endswith("layers.0.mlp.down_proj.weight") and "visual" not in key
 )
 weight = weights[name].float()
 packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=False)
@@ -46,7 +46,7 @@ print(f"relative error {error:.3f}")
 
 # %%
 scaled = (weight.flatten().view(-1, 64) / state.absmax.view(-1, 1)).flatten()  # what is rounded
-levels = (back.flatten().view(-1, 64) / state.absmax.view(-1, 1)).flatten().unique()
+levels = state.code
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
 left.hist(scaled, bins=120, color="#cccccc")
 for level in levels.tolist():
@@ -135,7 +135,7 @@ for number, kind in enumerate(kinds):
     left_of = {title: left_of[title] + size for title, size in zip(parts, sizes, strict=True)}
 for limit in (12, 24):
     ax.axvline(limit, color="black", ls="--", lw=1)
-    ax.text(limit, 2.55, f" {limit} GiB", va="bottom")
+    ax.text(limit, -0.55, f"{limit} GiB", va="bottom", ha="center")
 ax.set(xlabel="GiB at the peak of a step (predicted)")
 ax.invert_yaxis()
 ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
