@@ -46,11 +46,13 @@ def executed(script: Path) -> NotebookNode:
 def write_page(notebook: NotebookNode, name: str, output: Path) -> Path:
     """Write ``<name>.md`` and its pictures, and return the page.
 
-    What a cell writes to stderr is left out: bars and notes of other libraries.
+    What a cell writes to stderr is left out: bars and notes of other libraries. Tables are text.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            for one in cell.outputs:
+                one.get("data", {}).pop("text/html", None)
     resources = {"output_files_dir": f"{name}_files", "unique_key": name}
     text, found = MarkdownExporter().from_notebook_node(notebook, resources)
     shutil.rmtree(output / f"{name}_files", ignore_errors=True)

@@ -191,8 +191,10 @@ PAGE = """\
 import sys
 
 import matplotlib.pyplot as plt
+from rich.console import Console
 
 print("seven", 3 + 4)
+Console().print("eleven", 5 + 6)
 print("bar" * 2, file=sys.stderr)
 plt.plot([1, 2])
 plt.show()
@@ -206,6 +208,7 @@ def test_a_page_holds_text_output_and_picture(tmp_path: Path) -> None:
     page = runner.write_page(runner.executed(tmp_path / "00_page.py"), "00_page", tmp_path / "out")
     text = page.read_text()
     assert "# A page" in text and "seven 7" in text and "barbar" not in text
+    assert "eleven 11" in text and "<pre" not in text
     (picture,) = [link for link in LINK.findall(text) if link.endswith(".png")]
     assert (page.parent / picture).read_bytes().startswith(b"\x89PNG")
 
