@@ -6,7 +6,7 @@
 #
 # **You need** PyTorch, and a trained model: run `make train-cma` once.
 #
-# **It takes** @TIME00@ on two CPU cores.
+# **It takes** about 10 s of processor time.
 #
 # A word that you do not know is in the [glossary](../glossary.md).
 

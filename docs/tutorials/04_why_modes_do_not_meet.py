@@ -6,7 +6,7 @@
 #
 # **You need** `make train-cma`, which keeps the adapter of both stages.
 #
-# **It takes** @TIME04@ on two CPU cores.
+# **It takes** about 15 s of processor time.
 
 # %%
 import matplotlib.pyplot as plt

@@ -6,7 +6,7 @@
 #
 # **You need** `make train-cma`. The run that it leaves is our frozen reference.
 #
-# **It takes** @TIME06@ on two CPU cores.
+# **It takes** about 10 s of processor time.
 
 # %%
 import textwrap

@@ -6,7 +6,7 @@
 #
 # **You need** `make train-cma`. No GPU is needed, and no weights of a large model.
 #
-# **It takes** @TIME07@ on two CPU cores.
+# **It takes** about 90 s of processor time.
 
 # %%
 from pathlib import Path
