@@ -6,7 +6,7 @@
 #
 # **You need** `make train-cma`, for its base model.
 #
-# **It takes** @TIME08@ on two CPU cores.
+# **It takes** a few minutes of processor time, most of it for two short trainings.
 
 # %%
 import csv
@@ -112,8 +112,8 @@ rime("shards", "check", "--table", "shapes/captions.csv", "--batch_size", "16")
 
 # %%
 short = [
-    *("--sft.data.steps_per_epoch", "40", "--sft.trainer.max_epochs", "1", "--sft.data.batch_size", "16"),
-    *("--data.steps_per_epoch", "16", "--trainer.max_epochs", "1", "--data.batch_size", "16"),
+    *("--sft.data.steps_per_epoch", "30", "--sft.trainer.max_epochs", "1", "--sft.data.batch_size", "16"),
+    *("--data.steps_per_epoch", "12", "--trainer.max_epochs", "1", "--data.batch_size", "16"),
 ]
 words = ["run", "cma", "--corpus", "shapes", "--base", base, *short]
 print("$ rime run cma --corpus shapes --base", Path(base).name, *short)
