@@ -75,9 +75,9 @@ plt.show()
 # %% [markdown]
 # ## 3. The wrong answers come from the batch
 #
-# Nobody collects wrong answers: each query is compared with the targets of the other pairs. A larger batch
-# has more of them and is harder. If all embeddings are equal, each of B targets has probability 1/B, so the
-# loss is log B. That is the number to beat.
+# By default nobody collects wrong answers: each query is compared with the targets of the other pairs. A
+# larger batch has more of them and is harder. If all embeddings are equal, each of B targets has
+# probability 1/B, so the loss is log B. That is the number to beat.
 
 # %%
 for size in (2, 8, 32):

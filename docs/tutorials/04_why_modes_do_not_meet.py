@@ -101,8 +101,8 @@ for name, (query, target) in {"as trained": (queries, targets), "g rotated": tur
 
 # %% [markdown]
 # The two terms of stage 1 stay as they were. Only the last column changes. So stage 1 has no reason to
-# choose one rotation rather than another. That the modes meet a little after it is because both vectors
-# come from the same network.
+# choose one rotation rather than another. The modes still meet a little after it: both vectors come from
+# one network, and `<gen_emb>` sees `<disc_emb>`.
 #
 # ## 4. The cure: compare across the modes
 #

@@ -49,7 +49,7 @@ print(f"alignment, g says nothing: {cross_mode_alignment(random, targets, 0.05):
 print(f"alignment, g copies d:     {cross_mode_alignment(copied, targets, 0.05):.3f}")
 
 # %% [markdown]
-# The copy is a perfect solution for the alignment. It is cheap to learn, too.
+# The copy is a perfect solution for the alignment.
 #
 # ## 2. The decisive term
 #
