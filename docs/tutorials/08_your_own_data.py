@@ -81,7 +81,7 @@ print(*(folder / "captions.csv").read_text().splitlines()[:5], sep="\n")
 
 # %%
 fig, axes = plt.subplots(2, 8, figsize=(10, 2.8))
-for ax, name in zip(axes.flat, sorted(folder.glob("*_0.png"))[::3], strict=False):
+for ax, name in zip(axes.flat, rng.sample(sorted(folder.glob("*_0.png")), 16), strict=True):
     ax.imshow(Image.open(name))
     ax.set_title(name.stem.removesuffix("_0").replace("_", " "), fontsize=8)
     ax.axis("off")
