@@ -24,7 +24,7 @@ OUTPUT = runs/$(stem)-$(patsubst configs,2b,$(notdir $(CONFIG)))-seed$(SEED)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data base train-sft train-cma train-refine-rl compare compare-rl study-cot claims rank-all \
-        test test-all torture lint docs release-check tensorboard gpu-check gpu-check-all bench clean
+        tutorials test test-all torture lint docs release-check tensorboard gpu-check gpu-check-all bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint,docs]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test,lint,docs,tutorials]'
 	@touch $@
 
 data: ## build the corpus of DATA as WebDataset shards
@@ -99,6 +99,9 @@ claims-page: $(READY)
 rank-all: train-cma ## the same queries among all pictures of the corpus, distractors too
 	run=$(call folder,cma,$(SEED)) && $(RIME) cma test --config $$run/config.yaml --model.init_adapter_from $$run/adapter \
 	  --data.distractors true --run_dir $$run/all-pictures
+
+tutorials: train-cma ## run the tutorials on the trained model, and write them as pages to build/tutorials (PAGES="03 04")
+	RIME_TUTORIAL_RUN=$(call folder,cma,$(SEED)) $(VENV)/bin/python docs/tutorials/run.py $(PAGES)
 
 test: $(READY) ## the fast tests, 10 to 14 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long and not gpu"

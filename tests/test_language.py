@@ -60,7 +60,7 @@ def texts() -> list[Path]:
     """All files that the words are searched in, each once."""
     source = [
         path
-        for folder in ("rime_pl", "datamodules", "callbacks", "benchmarks")
+        for folder in ("rime_pl", "datamodules", "callbacks", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*.py")
     ]
     data = [*(ROOT / "docs").rglob("*.json"), *(ROOT / "configs").rglob("*.yaml"), ROOT / "Makefile"]
