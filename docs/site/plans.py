@@ -1,8 +1,7 @@
 """Memory and time of each recipe, as `rime plan` predicts them.
 
 python -m docs.site.plans asks `rime plan` and writes docs/reference/memory-and-time.json and its page, which
-takes minutes. The tiny recipes need the corpus and the base model that `make base`
-makes.
+takes minutes. The tiny recipes need the corpus and the base model that `make base` makes.
 """
 
 from __future__ import annotations
