@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from docs.site import api, commands, drawing, plans, settings
+from docs.site import api, commands, drawing, settings
 from docs.site.pages import ROOT, Pages, title_of
 
 #: Section -> its pages, in order; a folder stands for those in it that are not named before.
@@ -42,9 +42,7 @@ def generate(pages: Pages) -> None:
     """Write the pages that are made from the code."""
     pages.write("reference/settings.md", settings.page())
     pages.write("reference/commands.md", commands.page())
-    pages.write("reference/memory-and-time.md", plans.page(json.loads(plans.RECORD.read_text())))
-    pages.write("explanation/architecture.svg", drawing.architecture())
-    pages.write("explanation/batch-way.svg", drawing.batch_way())
+    drawing.main(pages.folder / "explanation")
     for name in api.PAGES:
         pages.write(f"api/{name}.md", api.page(name))
 

@@ -14,16 +14,7 @@ ROLE = re.compile(r":(?:func|class|meth|mod):`~?([\w.]+)`")
 
 
 def in_markdown(text: str) -> str:
-    """Return a docstring with its examples as blocks of code.
-
-    >>> print(in_markdown("See :func:`f`.\\n\\n>>> 1 + 1\\n2"))
-    See `f`.
-    <BLANKLINE>
-    ```python
-    >>> 1 + 1
-    2
-    ```
-    """
+    """Return a docstring with its examples as blocks of code, and with names in place of Sphinx roles."""
     lines: list[str] = []
     indent: str | None = None  # of the example that is open
     for line in ROLE.sub(r"`\1`", text).splitlines():

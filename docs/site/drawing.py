@@ -1,11 +1,13 @@
 """Draws how the parts of the code depend on each other, and the way of a batch through them, as SVG.
 
 Called by build.py, with what imports.py reads from the source. What the code contradicts stops the build.
+python -m docs.site.drawing renews the drawings in docs/explanation, for readers without the site.
 """
 
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 
 from docs.site.imports import Graph, between_rooms, imports, layers, without_detours
 
@@ -230,3 +232,13 @@ def _svg(width: float, height: float, parts: list[str], title: str) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}" role="img">'
     paper = f'<rect width="{width:.0f}" height="{height:.0f}" fill="#ffffff"/>'
     return "\n".join([head, f"<title>{escape(title)}</title>", paper, *parts, "</svg>", ""])
+
+
+def main(folder: Path = Path(__file__).parents[1] / "explanation") -> None:
+    """Write both drawings."""
+    (folder / "architecture.svg").write_text(architecture())
+    (folder / "batch-way.svg").write_text(batch_way())
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def imports() -> Graph:
     """Return for each module the modules of ours that it imports, anywhere in the file."""
     known = modules()

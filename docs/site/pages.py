@@ -86,8 +86,10 @@ class Pages:
                 and not inside.name.endswith(".template.md")
             ):
                 self._page(path, str(inside))
-        if rendered is not None and rendered.is_dir():
-            shutil.copytree(rendered, self.folder / "tutorials", dirs_exist_ok=True)
+        for path in sorted(rendered.rglob("*")) if rendered is not None and rendered.is_dir() else ():
+            if path.suffix in COPIED:  # their links are those of a page in docs/tutorials
+                place = Path("tutorials") / path.relative_to(rendered)
+                self._page(path, str(place), ROOT / "docs" / place)
         self._page_of_decisions()
         for source in sorted(self.sources):
             self.write(f"source/{source}.md", _source_page(source))
@@ -98,9 +100,11 @@ class Pages:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
 
-    def _page(self, path: Path, place: str) -> None:
+    def _page(self, path: Path, place: str, written_at: Path | None = None) -> None:
+        """Copy a file; the links of a page are relative to itself, or to ``written_at``."""
         if path.suffix == ".md":
-            changed = outside_code(path.read_text(), lambda text: self._links(text, path, Path(place)))
+            at = written_at or path
+            changed = outside_code(path.read_text(), lambda text: self._links(text, at, Path(place)))
             self.write(place, with_room_for_lists(changed))
         else:
             (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -112,8 +116,6 @@ class Pages:
             if not link or "://" in link or link.startswith("mailto:"):
                 return match[0]
             found = Path(os.path.normpath(path.parent / link))
-            if found.is_relative_to(ROOT / "build"):  # rendered tutorials
-                return match[0]
             there = Path(os.path.relpath(self._place_of(found.relative_to(ROOT)), place.parent))
             return f"]({there.as_posix()}{anchor})"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rime_pl.cli import STAGES
@@ -49,6 +50,7 @@ class Setting:
     stages: tuple[str, ...] = ()
 
 
+@cache
 def parser_of(stage: str) -> argparse.ArgumentParser:
     """Return the parser of ``rime STAGE fit``."""
     words = ["--config", str(ROOT / f"configs/tiny/{stage}.yaml"), "--run_dir", "runs/none"]
@@ -56,6 +58,7 @@ def parser_of(stage: str) -> argparse.ArgumentParser:
     return parser
 
 
+@cache
 def settings() -> list[Setting]:
     """Return all settings of all stages in the order of the help, each with the stages that have it."""
     found: dict[Setting, list[str]] = defaultdict(list)

@@ -60,7 +60,6 @@ def retrieval_ranks(
     In plain terms: 1 plus the number of other items that score at least as high; a tie counts against it.
 
     ``rank_q = 1 + #{i != p : q.g_i >= q.g_p - TIE}``, p = the row with ``contents[p] == relevant[q]``
-
     If all embeddings are equal (a collapsed model) or NaN, the rank is the worst one, N.
 
     Args:

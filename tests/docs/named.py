@@ -13,7 +13,7 @@ FENCED = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 
 
-def tests() -> set[str]:
+def known_tests() -> set[str]:
     """Return every test as ``test_file.py::test_name``."""
     return {
         f"{path.name}::{node.name}"

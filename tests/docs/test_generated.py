@@ -107,6 +107,7 @@ def test_rooms_in_a_circle_are_named() -> None:
 def test_the_page_of_plans_has_every_recipe_or_says_that_it_is_missing() -> None:
     record = json.loads(plans.RECORD.read_text())
     made = plans.page(record)
+    assert made == plans.RECORD.with_suffix(".md").read_text()
     assert {"tiny", "2b"} <= set(record["plans"]) <= set(plans.cases())
     for name in plans.cases():
         planned = [row["stage"] for row in record["plans"].get(name, [])]
