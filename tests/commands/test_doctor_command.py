@@ -100,6 +100,28 @@ def test_a_broken_4_bit_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.level == "problem" and "no native library" in check.seen
 
 
+@pytest.mark.parametrize(
+    ("whole", "cut", "level", "says"),
+    [
+        (0.092, 0.093, "ok", "error of 0.09, which is that of rounding"),
+        (0.092, 0.258, "warning", "no multiple of 64 wide are read back with an error of 0.26, not 0.09"),
+        (0.258, 0.258, "problem", "read back with an error of 0.26, not 0.09"),
+        (float("nan"), 0.09, "problem", "an error of nan"),
+    ],
+)
+def test_four_bit_weights_that_are_read_otherwise_are_told(
+    whole: float, cut: float, level: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes 0.50.2 reads them otherwise on CPUs with AVX512."""
+    monkeypatch.setattr(installation, "reading_error", lambda width, device: cut if width % 64 else whole)
+    check = installation.four_bit_weights(torch.device("cpu"))
+    assert check.level == level and says in check.seen
+
+
+def test_rows_of_whole_blocks_are_read_as_they_were_rounded() -> None:
+    assert 0.08 < installation.reading_error(128, torch.device("cpu")) < 0.1
+
+
 def test_driver_version(tmp_path: Path) -> None:
     file = tmp_path / "version"
     assert installation.driver_version(file) is None
