@@ -19,7 +19,7 @@ from docs.site.pages import ROOT, Pages, title_of
 
 #: Section -> its pages, in order; a folder stands for those in it that are not named before.
 SECTIONS: dict[str, list[str]] = {
-    "Tutorials": ["tutorials"],
+    "Tutorials": ["tutorials/index.md", "tutorials"],
     "How-to": ["how-to/your-own-data.md", "how-to/use-a-model.md", "how-to"],
     "Explanation": ["explanation"],
     "Reference": [

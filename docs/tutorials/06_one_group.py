@@ -67,7 +67,7 @@ print(f"{len(stage.scorer.tables['composed'].contents)} anchors for the task 'co
 # each.
 
 # %%
-(part,) = stage.sample(batch)
+(part,), discs = stage.sample(batch)
 texts = backbone.processor.decode(part.rollouts.completions)
 size = stage.rollouts.num_generations
 print("\n".join(f"{number}: {text}" for number, text in enumerate(texts[:size])))
@@ -85,7 +85,7 @@ print("\n".join(f"{number}: {text}" for number, text in enumerate(texts[:size]))
 # nothing and is left out.
 
 # %%
-(rewards,) = stage.scorer.rewards([part], batch, stage.anchor_embeddings([part], batch))
+(rewards,) = stage.scorer.rewards([part], batch, discs)
 advantages = stage.advantages_of(part, rewards, batch)
 groups = rewards.total.view(-1, size)
 for number, (group, signal) in enumerate(zip(groups, advantages.has_signal, strict=True)):

@@ -23,6 +23,8 @@ from nbformat import NotebookNode
 HERE = Path(__file__).resolve().parent
 #: Seconds after which a cell is stopped.
 LIMIT = 600
+#: What a terminal takes for colours and bold.
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: A link to a file here that becomes a page.
 LINK = re.compile(r"\]\((\d\d_\w+|solutions)\.py\)")
 
@@ -46,13 +48,17 @@ def executed(script: Path) -> NotebookNode:
 def write_page(notebook: NotebookNode, name: str, output: Path) -> Path:
     """Write ``<name>.md`` and its pictures, and return the page.
 
-    What a cell writes to stderr is left out: bars and notes of other libraries. Tables are text.
+    What a cell writes to stderr is left out: bars and notes of other libraries. Tables are text without
+    colours.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
             for one in cell.outputs:
-                one.get("data", {}).pop("text/html", None)
+                data = one.get("data", {})
+                data.pop("text/html", None)
+                if "text/plain" in data:
+                    data["text/plain"] = COLOUR.sub("", data["text/plain"])
     resources = {"output_files_dir": f"{name}_files", "unique_key": name}
     text, found = MarkdownExporter().from_notebook_node(notebook, resources)
     shutil.rmtree(output / f"{name}_files", ignore_errors=True)

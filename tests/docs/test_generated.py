@@ -64,7 +64,13 @@ def test_every_settings_group_is_read_by_a_stage() -> None:
 
 def test_every_command_is_on_the_page_with_its_help() -> None:
     page = commands.page()
-    hidden = {"settings", "mine_report", "search_index", "shards_inspect"}  # parts of other commands
+    hidden = {
+        "conflicts",
+        "settings",
+        "mine_report",
+        "search_index",
+        "shards_inspect",
+    }  # parts of other commands
     files = {path.stem for path in (ROOT / "rime_pl/commands").glob("[a-z]*.py")} - hidden
     for name in sorted(files | {stage.replace("_", "-") for stage in STAGES}):
         assert f"## rime {name}\n" in page

@@ -51,7 +51,10 @@ def test_a_rendered_tutorial_has_its_place(copied: Path) -> None:
     assert "(plot.png)" in text and "(../source/rime_pl/losses/alignment.py.md)" in text
     assert "(../glossary.md)" in text and (copied / "tutorials/plot.png").is_file()
     sections = {name: found for one in build.navigation(copied) for name, found in one.items()}
-    assert sections["Tutorials"] == [{"First": "tutorials/01_first.md"}]
+    assert sections["Tutorials"] == [
+        {"Tutorials": "tutorials/index.md"},
+        {"First": "tutorials/01_first.md"},
+    ]
     assert {"README": "readme.md"} in sections["Project"] and sections["Start"] == "index.md"
 
 

@@ -89,6 +89,7 @@ def beside() -> Iterator[None]:
     before = matplotlib.get_backend()
     plt.switch_backend("agg")
     yield
+    torch.set_printoptions(profile="default")  # a tutorial prints three digits
     plt.switch_backend(before)
     sys.path.remove(str(FOLDER))
 
