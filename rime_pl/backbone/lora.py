@@ -54,7 +54,7 @@ def forward_in_place(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor
     if base.dtype != x.dtype:
         return _as_peft_does(layer, x)
     narrow = F.linear(layer.lora_dropout[name](rows), first.weight) * layer.scaling[name]  # (rows, rank)
-    return base.addmm_(narrow, second.weight.T).view(*x.shape[:-1], -1)
+    return base.addmm_(narrow, second.weight.T).view(*x.shape[:-1], base.shape[-1])
 
 
 def _as_peft_does(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -49,7 +49,7 @@ class BackboneOutput:
     gen: Tensor | None  # (N, D) float32, normalised; None without completions
     gen_found: Tensor | None  # (N,) bool: whether the completion holds <gen_emb>; else its row of gen is 0
     logprobs: Tensor | None  # (M,) float32, in nats: of the labels, row by row
-    entropy: Tensor | None  # (M,) float32, in nats, without gradient; None if no sampling was given
+    entropy: Tensor | None  # (M,) float32, in nats, without gradient; None unless the sampling wants it
     alternative: Tensor | None = None  # (R, D) float32, normalised: of the alternatives
 
 

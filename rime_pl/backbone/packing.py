@@ -1,4 +1,4 @@
-"""The tokens of all rows in one row, without padding; several completions share one prompt.
+"""The tokens of all rows in one row, without padding.
 
 Called by mllm.py. Rows differ in length, and a linear layer has no use for padding, so all layers but
 attention see the tokens of a batch one after the other. Attention takes them apart, each row by itself.
@@ -121,7 +121,7 @@ class Packing:
         return [group.unflatten(0, shape) for group, shape in pairs]
 
 
-class Rows(Protocol):
+class Seats(Protocol):
     """Where the tokens of packed rows stand: a :class:`Packing`, or ``SharedPrompts``."""
 
     def attend(self, kernel: Kernel, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def attend_apart(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packing: Rows | None = None,
+    packing: Seats | None = None,
     kernel: Any = sdpa_attention_forward,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:

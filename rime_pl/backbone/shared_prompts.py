@@ -4,8 +4,9 @@ Called by mllm.py; packing.py beside it has the usual case of one completion. Th
 those of all prompts, then those of all completions. A token of a prompt attends to earlier ones of it. A
 token of a completion attends to the whole prompt and to earlier tokens of its own completion, and its
 position continues at the end of the prompt. The completions of a prompt never meet in attention: with P
-tokens of the prompt and G completions of C tokens, the scores are P * P / 2 + G * C * (P + C) numbers and not
-(P + G * C) squared.
+tokens of the prompt and G completions of C tokens, there are P * P + G * C * (P + C) scores and not
+(P + G * C) squared. The price is memory: each completion has a copy of its prompt's keys and values while its
+layer computes, and without gradient checkpointing until the backward pass.
 
 Shape legend: R prompts, P tokens of the longest one; a part is R * G completions, G behind each prompt, of up
 to C tokens; N tokens of all without padding; H heads, W width of a head, D width.
@@ -41,7 +42,7 @@ class SharedPrompts:
         """Return it for rows that are 0 at padding.
 
         Args:
-            prompts: (R, P), with any padding.
+            prompts: (R, P), with padding on the left.
             behind: (R * G, C) of each part, with padding on the right.
             dtype: Of the scores.
         """

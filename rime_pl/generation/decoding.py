@@ -74,7 +74,7 @@ def join_states(states: list[DecodingState]) -> DecodingState:
             filled = [F.pad(one, (0, 0, left, 0)) for one, left in zip(each, missing, strict=True)]
             setattr(layer, name, torch.cat(filled))
             for one in more:  # freed here, or all of them would be there twice
-                setattr(one, name, getattr(layer, name)[:0])
+                setattr(one, name, getattr(layer, name).new_empty(0))
     masks = [F.pad(state.mask, (left, 0)) for state, left in zip(states, missing, strict=True)]
     return DecodingState(
         first.cache,

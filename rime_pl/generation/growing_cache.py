@@ -19,8 +19,8 @@ _ROOM = 32
 class GrowingLayer(DynamicLayer):
     """Keys and values (N, H, L, W) of a layer: the first L columns of a wider tensor.
 
-    Whoever puts other tensors in ``keys`` and ``values`` need not know of it: the next token gets new room.
-    A copy shares what was read until then, and writes into room of its own.
+    Whoever puts other tensors in ``keys`` and ``values``, in both, need not know of it: the next token gets
+    new room. A copy shares what was read until then, and writes into room of its own.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:

@@ -28,7 +28,7 @@ class Scores:
     """What one teacher-forced pass of a model gives for N rewrites of R items."""
 
     logprobs: Tensor  # (N, C) float32: log-probabilities of the sampled tokens, 0 elsewhere
-    entropy: Tensor | None  # (N, C) float32 without gradient, 0 elsewhere
+    entropy: Tensor | None  # (N, C) float32 without gradient, 0 elsewhere; None if not wanted
     gen: Tensor  # (N, D) float32, normalised: generative embeddings
     disc: Tensor  # (R, D) float32, normalised: discriminative embeddings
 

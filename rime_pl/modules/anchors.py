@@ -5,6 +5,8 @@ Used by modules/refine_rl.py, with the reference's values in the model. Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,14 +17,20 @@ from rime_pl.modules.settings import AnchorKind
 from rime_pl.types import Batch, Prompts, Side
 
 
-def anchors_of(kind: AnchorKind, backbone: Backbone, batch: Batch) -> dict[Side, Tensor]:
-    """Return :func:`anchor_vectors` of both sides of B pairs, (B, D) each."""
-    sides: dict[Side, Prompts] = {"query": batch.query.prompts, "target": batch.target.prompts}
-    return {side: anchor_vectors(kind, backbone, prompts) for side, prompts in sides.items()}
+def anchors_of(
+    kind: AnchorKind,
+    backbone: Backbone,
+    batch: Batch,
+    max_new_tokens: int,
+    sides: Sequence[Side] = ("query", "target"),
+) -> dict[Side, Tensor]:
+    """Return :func:`anchor_vectors` of the given sides of B pairs, (B, D) each."""
+    prompts = {"query": batch.query.prompts, "target": batch.target.prompts}
+    return {side: anchor_vectors(kind, backbone, prompts[side], max_new_tokens) for side in sides}
 
 
 @torch.no_grad()
-def anchor_vectors(kind: AnchorKind, backbone: Backbone, prompts: Prompts) -> Tensor:
+def anchor_vectors(kind: AnchorKind, backbone: Backbone, prompts: Prompts, max_new_tokens: int) -> Tensor:
     """Return the embeddings (R, D) of items that rewrites of the other side are compared with.
 
     They are discriminative ones, or with ``greedy`` the generative ones of the model's own greedy rewrites:
@@ -30,9 +38,10 @@ def anchor_vectors(kind: AnchorKind, backbone: Backbone, prompts: Prompts) -> Te
     because they are discriminative, or because they do not move. Paper: the control is ours.
 
     Args:
-        kind: "rollouts" have no table and are never asked for here; they count as discriminative.
+        kind: "rollouts" are of the batch; their table, and what people read, is discriminative.
         backbone: The frozen reference.
         prompts: R items.
+        max_new_tokens: Budget of a greedy rewrite: that of the sampled ones.
     """
     if kind != "greedy":
         disc: Tensor = backbone(prompts).disc
@@ -41,7 +50,7 @@ def anchor_vectors(kind: AnchorKind, backbone: Backbone, prompts: Prompts) -> Te
     backbone.eval()  # in training mode, gradient checkpointing discards the cache of keys and values
     try:
         read = prefill(backbone, prompts, 1)
-        written = write_rewrites(backbone, prompts, state=read)
+        written = write_rewrites(backbone, prompts, max_new_tokens, state=read)
         return embed_completions(backbone, read, written.completions)
     finally:
         backbone.train(training)

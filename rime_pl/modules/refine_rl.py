@@ -166,7 +166,9 @@ class RefineRLModule(RimeModule):
             if self.reward.num_anchors:
                 for batch in data.anchor_batches(self.reward.num_anchors):
                     batch = batch.to(self.device)
-                    self.scorer.add_anchors(batch, anchors_of(self.reward.anchors, self.model, batch))
+                    with merged(self.model):
+                        table = anchors_of(self.reward.anchors, self.model, batch, self.max_new_tokens)
+                    self.scorer.add_anchors(batch, table)
             self.before = []
             for batch in data.sample_batches(_SAMPLES):
                 batch = batch.to(self.device)
@@ -222,8 +224,7 @@ class RefineRLModule(RimeModule):
         """Sample G rewrites of each item; one reference pass gives log-probabilities and embeddings.
 
         Returns:
-            The sampled parts, and the reference's discriminative embeddings (B, D) of both sides: the anchors
-            of the reward. Where a side was sampled they come for free.
+            The sampled parts, and the reference's discriminative embeddings (B, D) of both sides.
         """
         model, temperature = self.model, self.rollouts.temperature
         cuts = cut_parts(len(batch), self.rollouts.items_per_pass)
@@ -238,12 +239,12 @@ class RefineRLModule(RimeModule):
         with adapter_values(model, self.reference), merged(model):
             references = [score_rollouts(model, p.prompts, r, temperature, p.images) for p, r in both]
             discs = [reference.disc for reference in references]
-            anchors: dict[Side, Tensor] = {
+            both_discs: dict[Side, Tensor] = {
                 side: torch.cat(discs[first : first + len(cuts)])
                 for side, first in zip(self.sides, range(0, len(discs), len(cuts)), strict=True)
             }
-            if "target" not in anchors:
-                anchors["target"] = model(batch.target.prompts).disc
+            if "target" not in both_discs:
+                both_discs["target"] = model(batch.target.prompts).disc
         embeddings = [reference.gen for reference in references]
         if self.reward.embedder == "policy":
             embeddings = [score_rollouts(model, p.prompts, r, temperature, p.images).gen for p, r in both]
@@ -252,7 +253,7 @@ class RefineRLModule(RimeModule):
             SampledPart(side, rows.to(self.device), part.prompts, part.images, written, reference, embedded)
             for (side, rows), (part, written), reference, embedded in results
         ]
-        return sampled, anchors
+        return sampled, both_discs
 
     def prompt_part(self, batch: Batch, side: Side, rows: Tensor) -> PromptPart:
         """Return some items of one side, with random numbers that depend on nothing but their names."""
@@ -285,7 +286,8 @@ class RefineRLModule(RimeModule):
         if self.reward.anchors != "greedy":
             return None
         with adapter_values(self.model, self.reference), merged(self.model):
-            return anchors_of("greedy", self.model, batch)
+            compared: tuple[Side, ...] = self.sides if "target" in self.sides else ("target",)
+            return anchors_of("greedy", self.model, batch, self.max_new_tokens, compared)
 
     def shuffled(self, part: SampledPart, rewards: Tensor, batch: Batch) -> Tensor:
         """Return the rewards of each group in another order: the control."""
@@ -371,7 +373,8 @@ class RefineRLModule(RimeModule):
             written = write_rewrites(self.model, batch.query.prompts)
         with adapter_values(self.model, self.reference), merged(self.model):
             out = self.model(batch.query.prompts, written.completions)
-            target = anchor_vectors(self.reward.anchors, self.model, batch.target.prompts)
+            kind, budget = self.reward.anchors, self.max_new_tokens
+            target = anchor_vectors(kind, self.model, batch.target.prompts, budget)
         self.model.train(training)
         assert out.gen is not None, "a forward with completions reads both modes"
         reward = self.scorer.pair_rewards(batch, out.gen, target, written.well_formed, written.lengths)

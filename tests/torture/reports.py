@@ -37,8 +37,11 @@ def build(folder: Path, corpus: Path) -> None:
     run = RunFolder(folder / CMA)
     before = run_folder(folder / "runs/x/sft", [1, 2, 1, 1], stage="sft")
     run_folder(run.path, [1, 1, 1, 2], before=before)
-    for name in ("further_sft", "without_decisive"):
-        run_folder(run.control(name).path, [1, 2, 2, 1], before=before)
+    without = {"further_sft": {"lambda_cma": 0, "lambda_dec": 0}, "without_decisive": {"lambda_dec": 0}}
+    for name, other in without.items():
+        control = run_folder(run.control(name).path, [1, 2, 2, 1], before=before)
+        settings = yaml.safe_load(control.config.read_text())
+        control.config.write_text(yaml.safe_dump(settings | {"model": settings["model"] | other}))
     (run.path / "origin.json").write_text(json.dumps({"differs_from_recipe": {}, "data_hash": "x"}))
     for one in (before, run):
         one.adapter.mkdir()
