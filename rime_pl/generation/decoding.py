@@ -198,8 +198,10 @@ def _read_on(backbone: Backbone, state: DecodingState, ids: Tensor, mask: Tensor
     seen = whole
     if backbone.config.attn_implementation in TAKE_MASKS:  # transformers takes longer to make the same mask
         dtype = state.last.dtype
-        one = (whole - 1).to(dtype)[:, None, None] * torch.finfo(dtype).max  # (N, 1, 1, P + 1)
-        seen = one if ids.shape[1] == 1 else completion_mask(state.mask, mask, dtype)
+        if ids.shape[1] == 1:  # the hot path: three operations
+            seen = (whole - 1).to(dtype)[:, None, None] * torch.finfo(dtype).max  # (N, 1, 1, P + 1)
+        else:
+            seen = completion_mask(state.mask, mask, dtype)
     output = backbone.run(
         input_ids=ids,
         attention_mask=seen,
