@@ -70,6 +70,11 @@ class Packing:
         columns = kept.flatten().nonzero().squeeze(1)
         return cls(columns, seats[kept], tuple(groups), lengths, tuple(part.shape[1] for part in valid))
 
+    def rows(self) -> tuple[Tensor, ...]:
+        """Return the numbers of the rows of each group, (rows,) int64."""
+        longest_first = self.lengths.argsort(descending=True, stable=True)
+        return longest_first.split([rows for rows, _ in self.groups])
+
     def with_masks(self, dtype: torch.dtype) -> Packing:
         """Return the packing for a kernel that knows no causal attention; ``dtype`` is that of the scores."""
         lowest, device = torch.finfo(dtype).min, self.seats.device
