@@ -65,9 +65,9 @@ class TinyConfig:
         learning_rate: Peak learning rate of all three.
     """
 
-    hidden_size: int = 160
+    hidden_size: int = 192
     num_layers: int = 4
-    num_heads: int = 5
+    num_heads: int = 6
     num_key_value_heads: int = 1
     head_dim: int = 32
     intermediate_size: int = 448
