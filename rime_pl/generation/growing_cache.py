@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-#: Tokens that the room grows by.
+#: The room has a multiple of this many columns, so its size follows from the number of tokens alone.
 _ROOM = 32
 
 
@@ -47,7 +47,8 @@ class GrowingLayer(DynamicLayer):
         if self.keys is not self._shown or after > self._room[0].shape[2]:
             rows, heads, _, width = self.keys.shape
             old = (self.keys, self.values)
-            self._room = tuple(each.new_empty(rows, heads, after + _ROOM, width) for each in old)
+            columns = -(-after // _ROOM) * _ROOM
+            self._room = tuple(each.new_empty(rows, heads, columns, width) for each in old)
             for room, each in zip(self._room, old, strict=True):
                 room[:, :, :before] = each
         for room, new in zip(self._room, (key_states, value_states), strict=True):
