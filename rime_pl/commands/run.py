@@ -108,7 +108,8 @@ def run(
     parsed = {one: complete_settings(one, pipeline.words(one)) for one in pipeline.stages_to(goal)}
     _prepare_data(pipeline, only_look := dry_run or print_folder, console)
     _refuse_untrainable(pipeline, parsed)
-    place = _prepare_base(pipeline, goal, only_look, console)
+    threads = next((each["num_threads"] for each in parsed.values()), None)
+    place = _prepare_base(pipeline, goal, threads, only_look, console)
     steps = _train_all(pipeline, parsed, only_look, console)
     if print_folder:
         print(steps[-1][0] if steps else place)
@@ -155,7 +156,9 @@ def _prepare_data(pipeline: Pipeline, only_look: bool, console: Console) -> None
     _make("data", words, f" To give options of its own, build it first: rime {' '.join(words)}")
 
 
-def _prepare_base(pipeline: Pipeline, goal: str, only_look: bool, console: Console) -> Path:
+def _prepare_base(
+    pipeline: Pipeline, goal: str, threads: int | None, only_look: bool, console: Console
+) -> Path:
     """Make the tiny base model if it is needed and missing; return the folder of what was asked for."""
     corpus, base = pipeline.corpus, None if pipeline.base else pipeline.tiny_base
     if goal == "base" and base is None:
@@ -168,7 +171,7 @@ def _prepare_base(pipeline: Pipeline, goal: str, only_look: bool, console: Conso
         if not only_look:
             options = BASE_OPTIONS.get(corpus.name, ())
             words = ["base", "--data", str(corpus), "--output", str(base), "--seed", str(pipeline.seed)]
-            _make("base", [*words, *options])
+            _make("base", [*words, *options, *(["--num_threads", str(threads)] if threads else [])])
     else:
         console.print(f"base: found in {base}")
     return base
