@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
+from PIL import Image, ImageOps
 
 from rime_pl.errors import RimeError
 from rime_pl.inference.adaptive import margins, read_threshold
@@ -32,6 +33,8 @@ SIDE = 240
 KEPT = 1024
 #: Frames of a clip on the page, milliseconds of each, and how often they are shown.
 FRAMES, FRAME_MS, LOOPS = 8, 200, 3
+#: Media of an item that are shown at most.
+BESIDE = 4
 
 
 @dataclass
@@ -86,7 +89,7 @@ class Pictures:
         self._kept = lru_cache(maxsize=KEPT)(self._opened)
 
     def picture(self, id: int) -> bytes | None:
-        """Return a small WebP of the item in a row; that of a clip moves."""
+        """Return a small WebP of the item in a row; that of a clip moves, several media are side by side."""
         if not 0 <= id < len(self._items):
             return None
         with self._lock:  # shards are read by one thread at a time
@@ -101,18 +104,28 @@ class Pictures:
     def _opened(self, id: int) -> bytes | None:
         try:
             item = to_item(self._items[id])
-            shown = [thinned(one, FRAMES) if isinstance(one, Clip) else one for one in item.media[:1]]
+            shown = [thinned(one, FRAMES) if isinstance(one, Clip) else one for one in item.media[:BESIDE]]
             media = replace(item, media=tuple(shown)).thumbnail(SIDE).media
         except (RimeError, OSError):  # gone or changed since it was indexed
             return None
         if not media:
             return None
-        frames = frames_of(media[0])
+        frames = frames_of(media[0]) if len(media) == 1 else (_beside([frames_of(one)[0] for one in media]),)
         file = io.BytesIO()
         # a clip plays by itself for less than 5 seconds: what moves for longer would need a button
         moving = {"append_images": frames[1:], "duration": FRAME_MS, "loop": LOOPS}
         frames[0].save(file, "WEBP", quality=85, save_all=len(frames) > 1, **moving)
         return file.getvalue()
+
+
+def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures in a row, ``SIDE`` pixels wide."""
+    gap = 4
+    small = [ImageOps.contain(one, (SIDE // len(pictures) - gap, SIDE)) for one in pictures]
+    row = Image.new("RGB", (SIDE, max(one.height for one in small)), "white")
+    for number, one in enumerate(small):
+        row.paste(one, (number * SIDE // len(small), (row.height - one.height) // 2))
+    return row
 
 
 class IndexSearcher:

@@ -105,6 +105,19 @@ def test_a_small_picture_of_each_row_and_that_of_a_clip_moves(count: int) -> Non
     assert [shown.picture(row) for row in (2, 3, 4, -1)] == [None] * 4
 
 
+def test_several_media_of_an_item_are_shown_side_by_side() -> None:
+    """Two pictures and a clip: the clip by its first frame."""
+    media = [Image.new("RGB", (300, 300), colour) for colour in ("red", "lime", "blue", "white")]
+    clip = Clip((media[2], media[3]), (0.0, 1.0))
+    data = Pictures([Item("", (media[0], media[1], clip))]).picture(0)
+    assert data is not None
+    picture = Image.open(io.BytesIO(data))
+    row = picture.convert("RGB")
+    assert getattr(picture, "n_frames", 1) == 1 and row.size == (SIDE, SIDE // 3 - 4)
+    seen = [row.getpixel((SIDE // 6 + SIDE // 3 * number, SIDE // 6)) for number in range(3)]
+    assert [pixel.index(max(pixel)) for pixel in seen] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("kind", ["index", "gallery"])
 def test_the_time_of_the_query_and_that_of_the_comparison_are_told_apart(
     kind: str,
