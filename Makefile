@@ -117,8 +117,9 @@ lint: $(READY) ## ruff, mypy and the import rules
 docs: $(READY) ## the site with these pages, the reference and the Python API, in build/site/html
 	$(VENV)/bin/python -m docs.site.build
 
-# The commands run in build/release, so that nothing of the checkout is imported.
+# The commands run in build/release and without PYTHONPATH, so that nothing of the checkout is imported.
 EMPTY = build/release/empty/bin
+release-check: export PYTHONPATH =
 release-check: $(READY) ## wheel and sdist, the wheel in an empty environment, and three steps of training there
 	rm -rf build/release && mkdir -p build/release/dist
 	$(VENV)/bin/python -c "from setuptools.build_meta import build_sdist, build_wheel as wheel; \
