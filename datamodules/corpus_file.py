@@ -81,7 +81,7 @@ def strict_json(data: bytes) -> Any:
         RecursionError: If it is nested too deeply.
     """
     text = data.decode("utf-8-sig")
-    return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=refuse_constant)
+    return _STRICT.decode(text)
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -95,6 +95,9 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def refuse_constant(name: str) -> None:
     """Raise a ValueError: NaN and Infinity are no JSON, although Python reads them."""
     raise ValueError(f"{name} is no number of JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=refuse_constant)
 
 
 def _near(path: Path) -> str:

@@ -5,6 +5,7 @@ shards.py makes it; plans look at its columns, readers at single entries.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -26,6 +27,7 @@ class Samples(Sequence[Entry]):
     def __init__(self, parts: Sequence[SplitIndex], rows: NDArray[Any] | None = None) -> None:
         self.parts, self.rows = tuple(parts), rows
         self.starts = np.cumsum([0, *map(len, self.parts)])
+        self._firsts = self.starts.tolist()  # for single rows it is faster
 
     def __len__(self) -> int:
         return int(self.starts[-1]) if self.rows is None else len(self.rows)
@@ -40,8 +42,8 @@ class Samples(Sequence[Entry]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         row = number % len(self) if self.rows is None else int(self.rows[number])
-        part = int(np.searchsorted(self.starts, row, "right")) - 1
-        return Entry(self.parts[part], int(row - self.starts[part]))
+        part = bisect_right(self._firsts, row) - 1
+        return Entry(self.parts[part], int(row) - self._firsts[part])
 
     def __add__(self, other: Samples) -> Samples:
         if self.rows is None and other.rows is None:

@@ -249,7 +249,7 @@ class SplitIndex:
             if newline:
                 break
         try:
-            key, query, target, crc32 = [*json.loads(line), None][:4]
+            key, query, target, crc32 = [*json.loads(line.decode()), None][:4]
             if not (isinstance(key, str) and isinstance(query, str | None) and isinstance(target, str)):
                 raise TypeError("names must be texts")
             if not isinstance(crc32, int | None):

@@ -16,7 +16,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from rime_pl.errors import DataError
-from rime_pl.media import _named_warnings, _show_named, open_picture, picture_shape, stored_picture
+from rime_pl.media import (
+    _named_warnings,
+    _num_scans,
+    _show_named,
+    open_picture,
+    picture_shape,
+    stored_picture,
+)
 
 
 def encoded(image: Image.Image, form: str, **settings: object) -> bytes:
@@ -176,6 +183,13 @@ def test_a_file_that_would_take_memory_or_time_is_refused_first(
     for opened in (open_picture, stored_picture):
         with pytest.raises(DataError, match=said):
             opened(data, "x")
+
+
+@pytest.mark.parametrize("length", [3, 4, 999, 1000])
+def test_scans_are_counted_at_even_and_odd_bytes(length: int) -> None:
+    for seed in range(20):
+        data = np.random.default_rng(seed).choice([0x00, 0xDA, 0xFF], length).astype(np.uint8).tobytes()
+        assert _num_scans(data) == data.count(b"\xff\xda")
 
 
 @pytest.mark.timeout(60)
