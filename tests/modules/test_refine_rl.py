@@ -81,7 +81,7 @@ def test_the_reward_of_each_rewrite_by_hand(
         item = row // group
         negatives = [own[j] for j in range(4) if j != item]
         negatives += [
-            table.discs[other][j]
+            table.embeddings[other][j]
             for j, (query, target) in enumerate(known)
             if query != rl_batch.query_content[item] and target != rl_batch.target_content[item]
         ]
@@ -111,7 +111,7 @@ def test_greedy_anchors_are_those_of_the_reference_one_item_at_a_time(
                 written = write_rewrites(model, one).completions
                 gen = model(one, written).gen[0]
                 assert float(gen @ anchors[side][row]) > 0.9999
-                assert float((table.discs[side] @ gen).max()) > 0.9999  # the batch is in the table
+                assert float((table.embeddings[side] @ gen).max()) > 0.9999  # the batch is in the table
                 assert float(gen @ model(one).disc[0]) < 0.999
     parts, discs = module.sample(rl_batch)
     rewards = module.scorer.rewards(parts, rl_batch, discs, anchors)
