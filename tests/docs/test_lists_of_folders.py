@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md says who imports whom: its table is compared with the imports of the source."""
+"""CONTRIBUTING.md says who imports whom, and README lists the files: both are compared with the source."""
 
 from __future__ import annotations
 
@@ -48,3 +48,12 @@ def test_a_row_names_what_the_source_imports(names: list[str], last: str) -> Non
 def test_each_module_has_one_row() -> None:
     listed = [name for names, _ in rows() for name in names if name in top_level()]
     assert sorted(listed) == sorted(top_level() - STARTS)
+
+
+def test_the_files_of_readme_are_all() -> None:
+    tree = (ROOT / "README.md").read_text().partition("## Files")[2].partition("## ")[0]
+    listed = re.findall(r"(?<![\w/.])(\w+)(?:\.py|/)", tree)
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"rime_pl"}
+    assert sorted(set(listed) & top_level()) == sorted(top_level() - {"__init__"}) and folders <= set(listed)
+    files = re.findall(r"\w+\.py", tree)
+    assert files and [name for name in files if not (ROOT / "rime_pl" / name).exists()] == []
