@@ -103,7 +103,7 @@ rank-all: train-cma ## the same queries among all pictures of the corpus, distra
 tutorials: train-cma ## run the tutorials on the trained model, and write them as pages to build/tutorials (PAGES="03 04")
 	RIME_TUTORIAL_RUN=$(call folder,cma,$(SEED)) $(VENV)/bin/python docs/tutorials/run.py $(PAGES)
 
-test: $(READY) ## the fast tests, 10 to 14 minutes on 2 cores
+test: $(READY) ## the fast tests, about 15 minutes on 2 cores
 	$(VENV)/bin/pytest -m "not long and not gpu"
 test-all: $(READY) ## the long tests: every stage through the command line, kill and resume, two processes
 	$(VENV)/bin/pytest -m long

@@ -260,11 +260,13 @@ def layers_of_peft(backbone: Backbone) -> Iterator[None]:
     ours: dict[Any, Any] = {
         m: m.forward for m in backbone.modules() if isinstance(m, LoraLayer | TrainableTokensLayer)
     }
-    for layer in ours:
-        layer.forward = partial(type(layer).forward, layer)
-    yield
-    for layer, forward in ours.items():
-        layer.forward = forward
+    try:
+        for layer in ours:
+            layer.forward = partial(type(layer).forward, layer)
+        yield
+    finally:
+        for layer, forward in ours.items():
+            layer.forward = forward
 
 
 def plain_cache(cache: Any) -> DynamicCache:

@@ -19,10 +19,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import MarkdownExporter
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 HERE = Path(__file__).resolve().parent
 #: Seconds after which a cell is stopped.
 LIMIT = 600
+#: A kernel talks over TCP, which other users of the machine could read; unencrypted, it warns of that.
+ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})
 #: What a terminal takes for colours and bold.
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: A link to a file here that becomes a page.
@@ -41,7 +44,8 @@ def executed(script: Path) -> NotebookNode:
         CellExecutionError: If a cell fails.
     """
     notebook = jupytext.read(script)
-    NotebookClient(notebook, timeout=LIMIT, resources={"metadata": {"path": str(script.parent)}}).execute()
+    place = {"metadata": {"path": str(script.parent)}}
+    NotebookClient(notebook, timeout=LIMIT, resources=place, config=ENCRYPTED).execute()
     return notebook
 
 

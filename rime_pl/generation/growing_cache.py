@@ -19,8 +19,8 @@ _ROOM = 32
 class GrowingLayer(DynamicLayer):
     """Keys and values (N, H, L, W) of a layer: the first L columns of a wider tensor.
 
-    Whoever puts other tensors in ``keys`` and ``values``, in both, need not know of it: the next token gets
-    new room. A copy shares what was read until then, and writes into room of its own.
+    Whoever puts another tensor in ``keys`` or ``values`` need not know of it: the next token gets new room.
+    A copy shares what was read until then, and writes into room of its own.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -35,7 +35,7 @@ class GrowingLayer(DynamicLayer):
 
     def _drop_room(self) -> None:
         self._room: tuple[Tensor, ...] = ()
-        self._shown: Tensor | None = None  # the keys that lie in the room
+        self._shown: tuple[Tensor, ...] = ()  # the keys and values that lie in the room
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -44,9 +44,10 @@ class GrowingLayer(DynamicLayer):
         assert self.keys is not None and self.values is not None, "it was made with keys and values"
         before = self.keys.shape[2]
         after = before + key_states.shape[2]
-        if self.keys is not self._shown or after > self._room[0].shape[2]:
+        old = (self.keys, self.values)
+        lie_there = bool(self._shown) and all(a is b for a, b in zip(old, self._shown, strict=True))
+        if not lie_there or after > self._room[0].shape[2]:
             rows, heads, _, width = self.keys.shape
-            old = (self.keys, self.values)
             columns = -(-after // _ROOM) * _ROOM
             self._room = tuple(each.new_empty(rows, heads, columns, width) for each in old)
             for room, each in zip(self._room, old, strict=True):
@@ -54,7 +55,7 @@ class GrowingLayer(DynamicLayer):
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, before:after] = new
         self.keys, self.values = (room[:, :, :after] for room in self._room)
-        self._shown = self.keys
+        self._shown = (self.keys, self.values)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:

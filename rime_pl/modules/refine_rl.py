@@ -167,7 +167,7 @@ class RefineRLModule(RimeModule):
                 for batch in data.anchor_batches(self.reward.num_anchors):
                     batch = batch.to(self.device)
                     with merged(self.model):
-                        table = anchors_of(self.reward.anchors, self.model, batch, self.max_new_tokens)
+                        table = anchors_of(self.reward.anchors, self.model, batch, self.rollouts)
                     self.scorer.add_anchors(batch, table)
             self.before = []
             for batch in data.sample_batches(_SAMPLES):
@@ -184,7 +184,7 @@ class RefineRLModule(RimeModule):
                 "with anchors only. Leave them out, or use them in SFT and CMA."
             )
         parts, discs = self.sample(batch)
-        rewards = self.scorer.rewards(parts, batch, discs, self.greedy_anchors(batch))
+        rewards = self.scorer.rewards(parts, batch, discs, self.greedy_anchors(batch, parts))
         advantages = [self.advantages_of(*one, batch) for one in zip(parts, rewards, strict=True)]
         divisors = self.count(parts)
         old_logprobs: list[Tensor] = []  # (R * G, C) of each part, before the first update
@@ -244,7 +244,7 @@ class RefineRLModule(RimeModule):
                 for side, first in zip(self.sides, range(0, len(discs), len(cuts)), strict=True)
             }
             if "target" not in both_discs:
-                both_discs["target"] = model(batch.target.prompts).disc
+                both_discs |= anchors_of("discriminative", model, batch, self.rollouts, ("target",))
         embeddings = [reference.gen for reference in references]
         if self.reward.embedder == "policy":
             embeddings = [score_rollouts(model, p.prompts, r, temperature, p.images).gen for p, r in both]
@@ -281,13 +281,13 @@ class RefineRLModule(RimeModule):
         return group_advantages(groups, settings.scaling, settings.scale, settings.min_spread)
 
     @torch.no_grad()
-    def greedy_anchors(self, batch: Batch) -> dict[Side, Tensor] | None:
+    def greedy_anchors(self, batch: Batch, parts: list[SampledPart]) -> dict[Side, Tensor] | None:
         """Return embeddings (B, D) of the reference's greedy rewrites; None with other anchors."""
         if self.reward.anchors != "greedy":
             return None
         with adapter_values(self.model, self.reference), merged(self.model):
             compared: tuple[Side, ...] = self.sides if "target" in self.sides else ("target",)
-            return anchors_of("greedy", self.model, batch, self.max_new_tokens, compared)
+            return anchors_of("greedy", self.model, batch, self.rollouts, compared, parts)
 
     def shuffled(self, part: SampledPart, rewards: Tensor, batch: Batch) -> Tensor:
         """Return the rewards of each group in another order: the control."""
@@ -373,8 +373,8 @@ class RefineRLModule(RimeModule):
             written = write_rewrites(self.model, batch.query.prompts)
         with adapter_values(self.model, self.reference), merged(self.model):
             out = self.model(batch.query.prompts, written.completions)
-            kind, budget = self.reward.anchors, self.max_new_tokens
-            target = anchor_vectors(kind, self.model, batch.target.prompts, budget)
+            kind = self.reward.anchors
+            target = anchor_vectors(kind, self.model, batch.target.prompts, self.rollouts)
         self.model.train(training)
         assert out.gen is not None, "a forward with completions reads both modes"
         reward = self.scorer.pair_rewards(batch, out.gen, target, written.well_formed, written.lengths)

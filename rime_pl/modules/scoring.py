@@ -48,7 +48,7 @@ class Rewards:
 class AnchorTable:
     """Embeddings of the reference for M training pairs of one task, of the kind that ``anchors`` says."""
 
-    discs: dict[Side, Tensor]  # (M, D) each
+    embeddings: dict[Side, Tensor]  # (M, D) each
     contents: Tensor  # (M, 2) int64: query, target
 
 
@@ -65,19 +65,19 @@ class Scorer:
         self.num_generations = num_generations
         self.tables: dict[str, AnchorTable] = {}
 
-    def add_anchors(self, batch: Batch, discs: dict[Side, Tensor]) -> None:
+    def add_anchors(self, batch: Batch, embeddings: dict[Side, Tensor]) -> None:
         """Add rows to the table of the batch's task.
 
         Args:
             batch: B pairs.
-            discs: (B, D) of both sides, by the reference: discriminative, or of its greedy rewrites.
+            embeddings: (B, D) of both sides, by the reference: discriminative, or of its greedy rewrites.
         """
         contents = torch.stack([batch.query_content, batch.target_content], dim=1)  # (B, 2)
         old = self.tables.get(batch.dataset)
         if old is not None:
-            discs = {side: torch.cat([old.discs[side], rows]) for side, rows in discs.items()}
+            embeddings = {side: torch.cat([old.embeddings[side], rows]) for side, rows in embeddings.items()}
             contents = torch.cat([old.contents, contents])
-        self.tables[batch.dataset] = AnchorTable(discs, contents)
+        self.tables[batch.dataset] = AnchorTable(embeddings, contents)
 
     def rewards(
         self,
@@ -133,7 +133,7 @@ class Scorer:
         embeddings = all_gather_rows(own)
         if table is None:
             return embeddings, known
-        return torch.cat([embeddings, table.discs[other]]), torch.cat([known, table.contents])
+        return torch.cat([embeddings, table.embeddings[other]]), torch.cat([known, table.contents])
 
     def _need_negatives(self, anchors: Anchors, dataset: str) -> None:
         if not bool(anchors.negatives.any(dim=1).all()):
@@ -176,7 +176,7 @@ class Scorer:
         embeddings, known = targets, contents
         if batch.dataset in self.tables:
             table = self.tables[batch.dataset]
-            embeddings = torch.cat([embeddings, table.discs["target"]])
+            embeddings = torch.cat([embeddings, table.embeddings["target"]])
             known = torch.cat([known, table.contents])
         anchors = exclude_duplicates((embeddings, known), contents, 1)
         value = anchored_reward(gen, anchors, self.settings.temperature)

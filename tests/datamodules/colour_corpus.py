@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from PIL import Image
 
+from rime_pl.datamodules.datamodule import RimeDataModule
+from rime_pl.datamodules.plain_tars import index
 from rime_pl.datamodules.shard_writer import write_corpus
+from rime_pl.datamodules.shards import read_split
 from rime_pl.errors import DataError
 from rime_pl.types import Batch, Completions, EvalBatch, Item, Pair, Prompts, Rows, Side, content_hash
 
@@ -110,3 +114,23 @@ class PlainProcessor:
 
 def _hashes(items: Sequence[Item]) -> torch.Tensor:
     return torch.tensor([content_hash(item.content_id) for item in items])
+
+
+def on_rank(data: RimeDataModule, rank: int, world_size: int) -> RimeDataModule:
+    place = {"rank": rank, "num_replicas": world_size}
+    data.trainer = SimpleNamespace(
+        distributed_sampler_kwargs=place, state=SimpleNamespace(fn=None), world_size=1
+    )  # type: ignore
+    return data
+
+
+def with_broken_image(tmp_path: Path, split: str = "train") -> tuple[Path, str]:
+    """A corpus in which the bytes of one picture are garbage."""
+    path = write(tmp_path / "broken", make_splits())
+    entry = next(entry for entry in read_split(path, split)[2:] if entry.key.startswith("big"))
+    offset, size = entry.members["t0.png"]
+    with entry.shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"?" * size)
+    index(path)  # of a program that wrote it so: bytes that change later make both sides broken
+    return path, entry.name

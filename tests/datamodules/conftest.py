@@ -1,11 +1,14 @@
-"""Fixtures: the colour corpus and data modules over it."""
+"""Fixtures: the colour corpus, data modules over it, and corpora of tiny public sources."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_sources as tiny
+from built_corpora import Splits, pairs_of, run
 from colour_corpus import PlainProcessor, make_splits, write
 
 from rime_pl.datamodules.datamodule import RimeDataModule
@@ -31,3 +34,14 @@ def make_data(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> MakeData:
         return RimeDataModule(str(path), "no-model", PromptConfig(), batch_size, **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Callable[..., Splits]:
+    """Builds a corpus and returns its pairs: split -> source of a pair and its task -> pair."""
+
+    def build(name: str, options: dict[str, Any], **more: Any) -> Splits:
+        run(name, {**tiny.SHARES, "workers": 1, **options, **more}, tmp_path / "corpus")
+        return pairs_of(tmp_path / "corpus")
+
+    return build

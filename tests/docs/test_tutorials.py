@@ -202,11 +202,14 @@ plt.show()
 """
 
 
-def test_a_page_holds_text_output_and_picture(tmp_path: Path) -> None:
+def test_a_page_holds_text_output_and_picture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "00_page.py").write_text(PAGE)
     runner = importlib.import_module("run")
     assert runner.tutorials(tmp_path) == [tmp_path / "00_page.py"]
     page = runner.write_page(runner.executed(tmp_path / "00_page.py"), "00_page", tmp_path / "out")
+    assert "TCP" not in capfd.readouterr().err, (
+        "what it sends is encrypted, so the kernel has nothing to warn of"
+    )
     text = page.read_text()
     assert "# A page" in text and "seven 7" in text and "barbar" not in text
     assert "eleven 11" in text and "<pre" not in text

@@ -59,6 +59,23 @@ def test_it_holds_what_the_plain_one_holds(seed: int) -> None:
     assert max(plain.get_seq_length() for plain, _ in pairs) > 32
 
 
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_one_of_the_two_may_be_replaced(name: str) -> None:
+    """The new tensor counts, not the old one that lies in the room."""
+    plain, growing = pair()
+    for _ in range(2):
+        new = [torch.rand(3, 2, 1, 4) for _ in range(2)]
+        plain.update(*new)
+        growing.update(*new)
+        replaced = torch.rand(getattr(plain, name).shape)
+        for layer in (plain, growing):
+            setattr(layer, name, replaced)
+    new = [torch.rand(3, 2, 1, 4) for _ in range(2)]
+    plain.update(*new)
+    growing.update(*new)
+    assert same(plain, growing)
+
+
 def test_a_token_copies_nothing_while_there_is_room() -> None:
     _, growing = pair()
     places = set()

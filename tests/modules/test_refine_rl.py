@@ -13,13 +13,12 @@ from torch import Tensor
 
 from rime_pl.backbone.adapters import adapter_values, trained_values
 from rime_pl.errors import DivergedError, RimeError
-from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.modules import refine_rl
 from rime_pl.modules.refine_rl import RefineRLModule
 from rime_pl.modules.settings import RewardSettings
 from rime_pl.processing import RimeProcessor
-from rime_pl.types import Batch, Pair, Prompts, Side
+from rime_pl.types import Batch, Pair, Side
 from tests.conftest import MakeBackbone
 from tests.micro import RewardPairs, randomise_adapter, refine_rl_module, rl_settings
 
@@ -81,7 +80,7 @@ def test_the_reward_of_each_rewrite_by_hand(
         item = row // group
         negatives = [own[j] for j in range(4) if j != item]
         negatives += [
-            table.discs[other][j]
+            table.embeddings[other][j]
             for j, (query, target) in enumerate(known)
             if query != rl_batch.query_content[item] and target != rl_batch.target_content[item]
         ]
@@ -92,30 +91,6 @@ def test_the_reward_of_each_rewrite_by_hand(
         formed = part.rollouts.well_formed[row].item()
         assert reward.total[row].item() == pytest.approx(1 + expected if formed else 0.0, abs=1e-3)
     assert 0 < part.rollouts.well_formed.sum() < len(part.rollouts)
-
-
-def test_greedy_anchors_are_those_of_the_reference_one_item_at_a_time(
-    make_module: MakeModule, rl_batch: Batch
-) -> None:
-    """The policy has moved; anchors and table are still what the reference writes and embeds."""
-    module = make_module(reward={"anchors": "greedy"})
-    randomise_adapter(module.model.peft, seed=5, scale=0.02)
-    anchors = module.greedy_anchors(rl_batch)
-    assert anchors is not None and make_module().greedy_anchors(rl_batch) is None
-    model, table = module.model, module.scorer.tables["one"]
-    sides: dict[Side, Prompts] = {"query": rl_batch.query.prompts, "target": rl_batch.target.prompts}
-    with torch.no_grad(), adapter_values(model, module.reference):
-        for side, prompts in sides.items():
-            for row in range(4):
-                one = prompts.select(torch.tensor([row]))
-                written = write_rewrites(model, one).completions
-                gen = model(one, written).gen[0]
-                assert float(gen @ anchors[side][row]) > 0.9999
-                assert float((table.discs[side] @ gen).max()) > 0.9999  # the batch is in the table
-                assert float(gen @ model(one).disc[0]) < 0.999
-    parts, discs = module.sample(rl_batch)
-    rewards = module.scorer.rewards(parts, rl_batch, discs, anchors)
-    assert all(bool(one.total.isfinite().all()) for one in rewards)
 
 
 @pytest.mark.parametrize(

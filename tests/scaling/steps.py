@@ -7,30 +7,23 @@ with a comma.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from rime_pl.backbone.mllm import Backbone
 from rime_pl.backbone.quantization import linear_4bit_modules, packed_digests
-from rime_pl.datamodules.ranks import rank_slice
 from rime_pl.errors import RimeError
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.modules.base import RimeModule
@@ -49,16 +42,10 @@ from rime_pl.scaling.gather import (
 )
 from rime_pl.scaling.micro_batches import micro_batches
 from rime_pl.scaling.sharding import shard_backbone
-from rime_pl.types import Batch, Completions, Pair
-from tests.micro import (
-    RewardPairs,
-    build_backbone,
-    micro_config,
-    mixed,
-    randomise_adapter,
-    read_pairs,
-    refine_rl_module,
-)
+from rime_pl.types import Batch, Completions
+from tests.micro import build_backbone, micro_config, randomise_adapter
+from tests.scaling.batches import apart, global_batch, local_batch, of_one_task, with_further
+from tests.scaling.rl_steps import refine_rl_step, refine_rl_under_ddp
 
 #: Name -> stage, rows with further targets, tokens of a micro-batch. Rank 0 has the rows 0 to 3.
 FURTHER: dict[str, tuple[str, list[int], int | None]] = {
@@ -67,20 +54,6 @@ FURTHER: dict[str, tuple[str, list[int], int | None]] = {
     "cma, cached": ("cma", [0, 2, 5, 6], 60),
 }
 STAGES: dict[str, type[RimeModule]] = {"sft": SFTModule, "cma": CMAModule}
-
-
-def global_batch(corpus: Path) -> list[Pair]:
-    """8 pairs: texts and pictures, duplicates on different ranks, rewrites missing on one rank only."""
-    pairs = mixed(read_pairs(corpus, "train"), 8)
-    pairs[6] = replace(pairs[6], target=replace(pairs[6].target, content_id=pairs[1].target.content_id))
-    for row in (4, 5, 7):
-        pairs[row] = replace(pairs[row], target=replace(pairs[row].target, rewrite=None))
-    return pairs
-
-
-def apart(pairs: list[Pair]) -> list[Pair]:
-    """The same pairs, ordered so that one rank has queries with only text and the other with pictures."""
-    return [*pairs[::2], *pairs[1::2]]
 
 
 def micro_module(
@@ -94,24 +67,6 @@ def micro_module(
     module.backbone = backbone
     module.log = lambda *_, **__: None  # type: ignore[assignment]
     return module
-
-
-def local_batch(module: RimeModule, pairs: list[Pair], further: bool = False) -> Batch:
-    """The part of this rank, selected and tokenised like in the data module."""
-    mine = rank_slice(range(len(pairs)), rank(), world_size())
-    return module.model.processor.training_batch([pairs[n] for n in mine], further=further)
-
-
-def with_further(pairs: list[Pair], rows: Sequence[int]) -> list[Pair]:
-    """The pairs at some rows with hard negatives and further positives: an uneven number on each rank."""
-    found = list(pairs)
-    for number, row in enumerate(rows):
-        others = [
-            replace(pairs[(row + 1 + n) % len(pairs)].target, content_id=f"further {n}") for n in range(3)
-        ]
-        negatives = (others[0], replace(others[1], rewrite=None), pairs[row].target)[: 1 + number]
-        found[row] = replace(pairs[row], hard_negatives=negatives, positives=(others[2],) * (number % 2))
-    return found
 
 
 def step(
@@ -133,106 +88,6 @@ def step(
     gradients = {n: p.grad for n, p in module.named_parameters() if p.requires_grad and p.grad is not None}
     mean = {name: all_reduce_sum(gradient) / world_size() for name, gradient in gradients.items()}
     return {"loss": float(all_reduce_sum(loss) / world_size()), "gradients": mean}
-
-
-def refine_rl_start(base: Path, pairs: list[Pair], settings: dict[str, Any], **groups: Any) -> Any:
-    """Return the module, ready for a step.
-
-    Args:
-        base, pairs: The model, and the global batch.
-        settings: Of the backbone.
-        groups: Other settings.
-    """
-    backbone = build_backbone(micro_config(base, **settings))
-    # no clipping: a real run clips the mean over ranks
-    module: Any = refine_rl_module(backbone, policy={"max_grad_norm": 1e9}, **groups)
-    randomise_adapter(
-        backbone.peft, seed=3, scale=0.02
-    )  # other values than the reference, so that there is a KL divergence
-    module.prepare(RewardPairs(backbone.processor, pairs))
-    return module
-
-
-def of_one_task(corpus: Path) -> list[Pair]:
-    return [replace(pair, dataset="one") for pair in global_batch(corpus)]
-
-
-def refine_rl_step(base: Path, pairs: list[Pair], **settings: Any) -> dict[str, Any]:
-    """One Refine-RL step of both sides: logged values and gradients, each as the mean over ranks."""
-    module = refine_rl_start(base, pairs, settings)
-    gradients: dict[str, Tensor] = {}
-
-    def keep(optimizer: Any) -> None:
-        gradients.update({n: p.grad.clone() for n, p in module.named_parameters() if p.requires_grad})
-
-    optimizer = module.optimizers()
-    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: keep(optimizer))
-    rolled = []
-    sample = module.sample
-    module.sample = lambda batch: rolled.append(sample(batch)) or rolled[-1]
-    module.training_step(local_batch(module, pairs), 0)
-    values = {
-        name: all_reduce_sum(torch.tensor(value)) / world_size()
-        for name, value in module.logged_values.items()
-    }
-    return {
-        "logged": {name: float(value) for name, value in values.items()},
-        "gradients": {name: all_reduce_sum(g) / world_size() for name, g in gradients.items()},
-        "texts": gather_objects(
-            [
-                module.model.processor.decode(part.rollouts.completions)
-                for parts, _ in rolled
-                for part in parts
-            ]
-        ),
-    }
-
-
-class Exchanges(L.Callback):
-    """Counts the numbers that DDP exchanges, and keeps the gradients of the update."""
-
-    def __init__(self) -> None:
-        self.exchanged = 0
-        self.gradients: dict[str, Tensor] = {}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        def counted(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
-            self.exchanged += bucket.buffer().numel()
-            return allreduce_hook(None, bucket)
-
-        model: Any = trainer.model
-        model.register_comm_hook(None, counted)
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        named = pl_module.named_parameters()
-        self.gradients = {n: p.grad.clone() for n, p in named if p.grad is not None}
-
-
-def refine_rl_under_ddp(base: Path, pairs: list[Pair], **settings: Any) -> dict[str, Any]:
-    """The same step by Lightning under DDP, in one part for each item on each rank."""
-    module = refine_rl_start(base, pairs, settings, rollouts={"items_per_pass": 1})
-    for name in ("backward_part", "optimizers", "lr_schedulers", "log"):
-        delattr(module, name)  # the stand-ins for a trainer
-    module.on_fit_start = lambda: None
-    os.environ["LOCAL_RANK"] = str(rank())
-    seen = Exchanges()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=world_size(),
-        strategy=DDPStrategy(cluster_environment=LightningEnvironment()),
-        use_distributed_sampler=False,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[seen],
-    )
-    trainer.fit(module, DataLoader([local_batch(module, pairs)], batch_size=None))  # type: ignore[arg-type]
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return {"gradients": seen.gradients, "exchanged": seen.exchanged, "trained": trained}
 
 
 def sharded_step(base: Path, corpus: Path, dtype: str = "float32") -> dict[str, Any]:

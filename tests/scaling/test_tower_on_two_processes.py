@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.families import FAMILIES, apart_pairs, save_family
-from tests.scaling.steps import refine_rl_step
+from tests.scaling.rl_steps import refine_rl_step
 from tests.scaling.test_two_processes import TOLERANCE, assert_equal_gradients, run_pair
 from tests.scaling.tower_steps import FAST, LONG, REINFORCED, Case, one_process
 

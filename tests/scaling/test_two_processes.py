@@ -17,18 +17,9 @@ import torch
 
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.scaling.gather import all_gather_rows, all_reduce_sum, rank, world_size
-from tests.scaling.steps import (
-    CASES,
-    FURTHER,
-    Case,
-    apart,
-    global_batch,
-    local_batch,
-    micro_module,
-    of_one_task,
-    refine_rl_step,
-    step,
-)
+from tests.scaling.batches import apart, global_batch, local_batch, of_one_task
+from tests.scaling.rl_steps import refine_rl_step
+from tests.scaling.steps import CASES, FURTHER, Case, micro_module, step
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # relative to the norm of each tensor, because single elements near 0 say nothing

@@ -25,15 +25,9 @@ from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.scaling.gather import all_reduce_sum, any_rank, gather_objects, rank, world_size
 from rime_pl.scaling.sharding import shard_backbone
 from tests.families import FAMILIES, apart_pairs, tower_calls
-from tests.scaling.steps import (
-    Forwarded,
-    _full,
-    _local,
-    local_batch,
-    micro_module,
-    refine_rl_step,
-    refine_rl_under_ddp,
-)
+from tests.scaling.batches import local_batch
+from tests.scaling.rl_steps import refine_rl_step, refine_rl_under_ddp
+from tests.scaling.steps import Forwarded, _full, _local, micro_module
 
 #: Seconds after which a collective that a rank does not join ends with an error: that is a hang.
 PATIENCE = 120
