@@ -108,8 +108,7 @@ def run(
     parsed = {one: complete_settings(one, pipeline.words(one)) for one in pipeline.stages_to(goal)}
     _prepare_data(pipeline, only_look := dry_run or print_folder, console)
     _refuse_untrainable(pipeline, parsed)
-    threads = next((each["num_threads"] for each in parsed.values()), None)
-    place = _prepare_base(pipeline, goal, threads, only_look, console)
+    place = _prepare_base(pipeline, goal, parsed, only_look, console)
     steps = _train_all(pipeline, parsed, only_look, console)
     if print_folder:
         print(steps[-1][0] if steps else place)
@@ -157,7 +156,7 @@ def _prepare_data(pipeline: Pipeline, only_look: bool, console: Console) -> None
 
 
 def _prepare_base(
-    pipeline: Pipeline, goal: str, threads: int | None, only_look: bool, console: Console
+    pipeline: Pipeline, goal: str, parsed: dict[str, dict[str, Any]], only_look: bool, console: Console
 ) -> Path:
     """Make the tiny base model if it is needed and missing; return the folder of what was asked for."""
     corpus, base = pipeline.corpus, None if pipeline.base else pipeline.tiny_base
@@ -170,6 +169,7 @@ def _prepare_base(
         console.print(f"base: making {base}")
         if not only_look:
             options = BASE_OPTIONS.get(corpus.name, ())
+            threads = next((stage["num_threads"] for stage in parsed.values()), None)
             words = ["base", "--data", str(corpus), "--output", str(base), "--seed", str(pipeline.seed)]
             _make("base", [*words, *options, *(["--num_threads", str(threads)] if threads else [])])
     else:
