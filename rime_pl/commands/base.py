@@ -35,6 +35,7 @@ def run(
     copy_steps: int = TinyConfig.copy_steps,
     num_steps: int = TinyConfig.num_steps,
     batch_size: int = TinyConfig.batch_size,
+    learning_rate: float = TinyConfig.learning_rate,
     num_threads: int = 2,
 ) -> int:
     """Make the tiny base model: a small Qwen3-VL that learns to caption what a corpus shows.
@@ -55,17 +56,26 @@ def run(
         copy_steps: Training steps of the decoder, on copying words.
         num_steps: Training steps of the decoder, on captions.
         batch_size: Texts or captions of a step.
+        learning_rate: Peak learning rate of the vision tower and of the decoder.
         num_threads: CPU threads.
     """
     for name, value, least in (("picture_side", picture_side, 24), ("max_pictures", max_pictures, 2)):
         if value < least:
             raise RimeError(f"--{name} must be {least} or more, but is {value}.")
+    if not learning_rate > 0:
+        raise RimeError(f"--learning_rate must be above 0, but is {learning_rate}.")
     torch.set_num_threads(num_threads)
     captions = read_captions(data, tasks, picture_side, max_pictures, seed)
     for note in captions.notes:
         print(note)
     seen = 0 if captions.without_pictures else vision_steps
-    config = TinyConfig(vision_steps=seen, copy_steps=copy_steps, num_steps=num_steps, batch_size=batch_size)
+    config = TinyConfig(
+        vision_steps=seen,
+        copy_steps=copy_steps,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
     _begin(output, data, seed)
     _train(captions, config, output, seed)
     print(f"base model: {output}")

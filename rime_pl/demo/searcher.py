@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw
 
 from rime_pl.errors import RimeError
 from rime_pl.inference.adaptive import margins, read_threshold
@@ -110,7 +110,10 @@ class Pictures:
             return None
         if not media:
             return None
-        frames = frames_of(media[0]) if len(media) == 1 else (_beside([frames_of(one)[0] for one in media]),)
+        if len(media) == 1:
+            frames = frames_of(media[0])
+        else:
+            frames = (_beside([frames_of(one)[0] for one in media], len(item.media) - len(media)),)
         file = io.BytesIO()
         # a clip plays by itself for less than 5 seconds: what moves for longer would need a button
         moving = {"append_images": frames[1:], "duration": FRAME_MS, "loop": LOOPS}
@@ -118,13 +121,18 @@ class Pictures:
         return file.getvalue()
 
 
-def _beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return pictures in a row, ``SIDE`` pixels wide."""
+def _beside(pictures: Sequence[Image.Image], more: int) -> Image.Image:
+    """Return pictures in a row, ``SIDE`` pixels wide, and how many more there are."""
     gap = 4
-    small = [ImageOps.contain(one, (SIDE // len(pictures) - gap, SIDE)) for one in pictures]
-    row = Image.new("RGB", (SIDE, max(one.height for one in small)), "white")
+    small = [one.copy() for one in pictures]
+    for one in small:
+        one.thumbnail((SIDE // len(small) - gap, SIDE))  # at least one pixel high, and never larger
+    height = max(one.height for one in small)
+    row = Image.new("RGB", (SIDE, height + (16 if more else 0)), "white")
     for number, one in enumerate(small):
-        row.paste(one, (number * SIDE // len(small), (row.height - one.height) // 2))
+        row.paste(one, (number * SIDE // len(small), (height - one.height) // 2))
+    if more:
+        ImageDraw.Draw(row).text((0, height + 2), f"and {more} more", "black")
     return row
 
 

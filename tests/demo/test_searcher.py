@@ -118,6 +118,26 @@ def test_several_media_of_an_item_are_shown_side_by_side() -> None:
     assert [pixel.index(max(pixel)) for pixel in seen] == [0, 1, 2]
 
 
+STRIP, SQUARE, ICON = (800, 4), (300, 300), (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "height", "more"),
+    [([STRIP, SQUARE], SIDE // 2 - 4, 0), ([STRIP] * 2, 1, 0), ([STRIP] * 4, 1, 0), ([ICON] * 6, 9, 2)],
+)
+def test_strips_icons_and_many_media_are_shown(sizes: list[tuple[int, int]], height: int, more: int) -> None:
+    """A strip must not vanish, an icon must not grow, and what there is no room for is counted."""
+    data = Pictures([Item("", tuple(Image.new("RGB", size, "black") for size in sizes))]).picture(0)
+    assert data is not None
+    row = Image.open(io.BytesIO(data)).convert("L")
+    assert row.width == SIDE and (row.height > height) == bool(more)
+    shown = len(sizes) - more
+    parts = [(n * SIDE // shown, 0, (n + 1) * SIDE // shown, height) for n in range(shown)]
+    if more:
+        parts.append((0, height, SIDE, row.height))
+    assert all(row.crop(part).getextrema()[0] < 60 for part in parts)
+
+
 @pytest.mark.parametrize("kind", ["index", "gallery"])
 def test_the_time_of_the_query_and_that_of_the_comparison_are_told_apart(
     kind: str,
