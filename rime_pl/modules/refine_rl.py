@@ -224,7 +224,8 @@ class RefineRLModule(RimeModule):
         """Sample G rewrites of each item; one reference pass gives log-probabilities and embeddings.
 
         Returns:
-            The sampled parts, and the reference's discriminative embeddings (B, D) of both sides.
+            The sampled parts, and the reference's discriminative embeddings (B, D) of the sampled sides and,
+            unless anchors are greedy, of targets.
         """
         model, temperature = self.model, self.rollouts.temperature
         cuts = cut_parts(len(batch), self.rollouts.items_per_pass)
@@ -238,13 +239,12 @@ class RefineRLModule(RimeModule):
         both = list(zip(parts, rollouts, strict=True))
         with adapter_values(model, self.reference), merged(model):
             references = [score_rollouts(model, p.prompts, r, temperature, p.images) for p, r in both]
-            discs = [reference.disc for reference in references]
-            both_discs: dict[Side, Tensor] = {
-                side: torch.cat(discs[first : first + len(cuts)])
-                for side, first in zip(self.sides, range(0, len(discs), len(cuts)), strict=True)
+            discs: dict[Side, Tensor] = {
+                side: torch.cat([one.disc for one in references[first : first + len(cuts)]])
+                for side, first in zip(self.sides, range(0, len(parts), len(cuts)), strict=True)
             }
-            if "target" not in both_discs:
-                both_discs |= anchors_of("discriminative", model, batch, self.rollouts, ("target",))
+            if "target" not in discs and self.reward.anchors != "greedy":
+                discs |= anchors_of("discriminative", model, batch, self.rollouts, ("target",))
         embeddings = [reference.gen for reference in references]
         if self.reward.embedder == "policy":
             embeddings = [score_rollouts(model, p.prompts, r, temperature, p.images).gen for p, r in both]
@@ -253,7 +253,7 @@ class RefineRLModule(RimeModule):
             SampledPart(side, rows.to(self.device), part.prompts, part.images, written, reference, embedded)
             for (side, rows), (part, written), reference, embedded in results
         ]
-        return sampled, both_discs
+        return sampled, discs
 
     def prompt_part(self, batch: Batch, side: Side, rows: Tensor) -> PromptPart:
         """Return some items of one side, with random numbers that depend on nothing but their names."""

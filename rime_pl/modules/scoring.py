@@ -91,7 +91,8 @@ class Scorer:
         Args:
             parts: All of this rank's batch; the parts of a side stand together.
             batch: This rank's pairs.
-            discs: (B, D) discriminative embeddings of both sides, by the reference.
+            discs: (B, D) discriminative embeddings by the reference: of the sides of the parts and, without
+                ``greedy``, of those that they are compared with.
             greedy: (B, D) embeddings of the reference's greedy rewrites, of each side that is compared with;
                 needed for greedy anchors only.
         """

@@ -101,9 +101,11 @@ class RolloutSettings:
         temperature: Divisor of the logits in sampling and in every log-probability.
         sides: Sides that are rewritten and rewarded: queries only, or both.
         items_per_pass: Items of one side that are read and scored together, to save memory (default: the
-            whole batch). It changes no result. Image features of all items are kept until the step ends.
+            whole batch). The results are the same up to rounding. Image features of all items are kept until
+            the step ends.
         passes_per_sampling: Passes whose rewrites are written together, to save memory (default: all of both
-            sides). Their keys and values are kept meanwhile. More are faster; it changes no result.
+            sides). Their keys and values are kept meanwhile. More are faster, with the same results up to
+            rounding.
     """
 
     num_generations: int = 8

@@ -20,6 +20,8 @@ CASES: dict[str, tuple[list[int], list[list[int]]]] = {
     "two parts": ([6, 2], [[3, 4], [1, 8]]),
     "parts of unlike counts": ([6, 2], [[3, 4], [1, 8, 2, 2]]),
     "a completion without tokens": ([3, 3], [[0, 2, 1, 0]]),
+    "a part without tokens": ([3, 2], [[2, 1], [0, 0]]),
+    "no part with tokens": ([3, 2], [[0, 0]]),
 }
 
 
@@ -79,16 +81,20 @@ def test_attention_and_its_gradient_are_those_of_separate_rows(name: str, with_m
 
 
 def test_tokens_come_back_to_their_places() -> None:
-    prompts, part = left_padded([2, 3]), right_padded([1, 0, 4, 2])
-    shared = SharedPrompts.of(prompts, [part], torch.float32)
-    picked = shared.pick(prompts * 10, part * 20)
-    assert picked.tolist() == [[10] * 5 + [20] * 7]
-    read, written = shared.put_back(picked.unsqueeze(-1))
-    assert read[..., 0].equal(prompts * 10) and written[..., 0].equal(part * 20)
+    """Of parts of unlike widths, each keeps its own; one that is nothing but padding, too."""
+    prompts = left_padded([2, 3])
+    parts = [right_padded([1, 0, 4, 2]), right_padded([2, 1]), torch.zeros(2, 3, dtype=torch.int)]
+    shared = SharedPrompts.of(prompts, parts, torch.float32)
+    given = [rows * tens for rows, tens in zip([prompts, *parts], (10, 20, 30, 40), strict=True)]
+    picked = shared.pick(*given)
+    assert picked.tolist() == [[10] * 5 + [20] * 7 + [30] * 3]
+    found = shared.put_back(picked.unsqueeze(-1))
+    for rows, expected in zip(found, given, strict=True):
+        assert rows[..., 0].equal(expected)
 
 
 def test_it_does_less_than_one_row_of_all_completions() -> None:
     """The scores of 8 completions behind a long prompt: a quarter of those of one long row."""
     shared = SharedPrompts.of(left_padded([60]), [right_padded([30] * 8)], torch.float32)
-    assert shared.masks[0].numel() < (60 + 8 * 30) ** 2 / 4
+    assert sum(mask.numel() for mask in shared.masks) < (60 + 8 * 30) ** 2 / 4
     assert isinstance(shared.prompts, Packing) and shared.prompts.masks is None, "prompts are causal"

@@ -115,9 +115,13 @@ def test_everything_that_is_missing_is_made_in_order(stages: Stages, capsys) -> 
     assert f"cma: found finished in {RUNS}/cma" in said and said.endswith(f"table of {RUNS}/cma\n\n")
 
 
-def test_the_base_takes_as_many_threads_as_the_first_stage(stages: Stages) -> None:
-    assert main(["run", "cma", *ARGUMENTS, "--sft.num_threads", "1", "--num_threads", "3"]) == 0
-    assert stages.started[1][-2:] == ["--num_threads", "1"]
+@pytest.mark.parametrize(("threads", "options"), [("1", ["--num_threads", "1"]), ("null", [])])
+def test_the_base_takes_as_many_threads_as_the_first_stage(
+    threads: str, options: list[str], stages: Stages
+) -> None:
+    assert main(["run", "cma", *ARGUMENTS, "--sft.num_threads", threads, "--num_threads", "3"]) == 0
+    base = stages.started[1]
+    assert base[0] == "base" and base[base.index("--seed") :] == ["--seed", "0", *options]
 
 
 def test_openmoji_gets_its_own_base(stages: Stages) -> None:

@@ -74,7 +74,7 @@ def test_the_queries_of_memory_splits_are_asked_at_the_test_only(make_data: Make
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_evaluationon_ranks_covers_all_with_equally_many_batches(
+def test_evaluation_on_ranks_covers_all_with_equally_many_batches(
     make_data: MakeData, world_size: int
 ) -> None:
     def read(data: RimeDataModule) -> list[list[Any]]:

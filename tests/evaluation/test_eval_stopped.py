@@ -137,5 +137,7 @@ def test_two_processes_give_what_one_gives(run: Path, root: Path, tmp_path: Path
     assert digests(tmp_path / "one-cache") <= digests(tmp_path / "two-cache")
     assert set(digests(tmp_path / "two-cache").values()) == {1}
     one, two = (vectors(tmp_path / name) for name in ("one-cache", "two-cache"))
-    # a part may hold other contents, because a task that failed has left more behind
-    torch.testing.assert_close(torch.stack([two[key] for key in one]), torch.stack([*one.values()]))
+    # A task that failed leaves more behind, so a part may hold other contents. It is then another batch,
+    # whose sums are rounded otherwise.
+    found, expected = torch.stack([two[key] for key in one]), torch.stack([*one.values()])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)

@@ -263,11 +263,11 @@ def variants(settings: RunSettings, batch: Batch) -> Iterator[tuple[str, Batch, 
     else:
         items = model.rollouts.items_per_pass or rows
         for size in _fewer(items, items // 2):
-            setting = f"--model.rollouts.items_per_pass {size} (same result)"
+            setting = f"--model.rollouts.items_per_pass {size} (same result up to rounding)"
             yield setting, batch, {"rollouts": {"items_per_pass": size}}
         if model.rollouts.passes_per_sampling is None:
             yield (
-                "--model.rollouts.passes_per_sampling 1 (same result, slower)",
+                "--model.rollouts.passes_per_sampling 1 (same result up to rounding, slower)",
                 batch,
                 {"rollouts": {"passes_per_sampling": 1}},
             )
