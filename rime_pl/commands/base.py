@@ -59,27 +59,26 @@ def run(
         learning_rate: Peak learning rate of the vision tower and of the decoder.
         num_threads: CPU threads.
     """
-    for name, value, least in (("picture_side", picture_side, 24), ("max_pictures", max_pictures, 2)):
-        if value < least:
-            raise RimeError(f"--{name} must be {least} or more, but is {value}.")
-    if not learning_rate > 0:
-        raise RimeError(f"--learning_rate must be above 0, but is {learning_rate}.")
+    _check_values(picture_side, max_pictures, learning_rate)
     torch.set_num_threads(num_threads)
     captions = read_captions(data, tasks, picture_side, max_pictures, seed)
     for note in captions.notes:
         print(note)
     seen = 0 if captions.without_pictures else vision_steps
-    config = TinyConfig(
-        vision_steps=seen,
-        copy_steps=copy_steps,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-    )
+    steps = {"vision_steps": seen, "copy_steps": copy_steps, "num_steps": num_steps}
+    config = TinyConfig(**steps, batch_size=batch_size, learning_rate=learning_rate)
     _begin(output, data, seed)
     _train(captions, config, output, seed)
     print(f"base model: {output}")
     return 0
+
+
+def _check_values(picture_side: int, max_pictures: int, learning_rate: float) -> None:
+    for name, value, least in (("picture_side", picture_side, 24), ("max_pictures", max_pictures, 2)):
+        if value < least:
+            raise RimeError(f"--{name} must be {least} or more, but is {value}.")
+    if learning_rate <= 0:
+        raise RimeError(f"--learning_rate must be above 0, but is {learning_rate}.")
 
 
 def _begin(output: Path, data: Path, seed: int) -> None:
