@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import (
@@ -20,7 +24,11 @@ from rime_pl.datamodules.captions import Captions, read_captions
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.errors import RimeError
 from rime_pl.miniature.tiny import TinyConfig, make_base
+from rime_pl.options.parser import parse
 from rime_pl.run_folder import write_json
+
+#: Key of the record of a base model that holds its recipe.
+MADE_WITH = "made_with"
 
 
 def run(
@@ -64,13 +72,34 @@ def run(
     captions = read_captions(data, tasks, picture_side, max_pictures, seed)
     for note in captions.notes:
         print(note)
-    seen = 0 if captions.without_pictures else vision_steps
-    steps = {"vision_steps": seen, "copy_steps": copy_steps, "num_steps": num_steps}
+    steps = {"vision_steps": vision_steps, "copy_steps": copy_steps, "num_steps": num_steps}
     config = TinyConfig(**steps, batch_size=batch_size, learning_rate=learning_rate)
-    _begin(output, data, seed)
+    others = {"tasks": tasks, "picture_side": picture_side, "max_pictures": max_pictures}
+    _begin(output, data, {"seed": seed, MADE_WITH: asdict(config) | others | {"num_threads": num_threads}})
+    if captions.without_pictures:
+        config = replace(config, vision_steps=0)
     _train(captions, config, output, seed)
     print(f"base model: {output}")
     return 0
+
+
+def made_otherwise(base: Path, words: Sequence[str]) -> str:
+    """Return how a base model differs from what ``rime base`` would make of ``words`` now; "" if it does not.
+
+    Args:
+        base: Folder of a finished base model.
+        words: Options of ``rime base``, as words of the command line.
+    """
+    kept = base / BASE_RECORD
+    record = json.loads(kept.read_bytes()).get(MADE_WITH) if kept.is_file() else None
+    if not isinstance(record, dict):
+        return "an earlier version made it, and kept no record of the recipe"
+    given = parse(run, "rime base", words)
+    wanted = {name: given.get(name, usual) for name, usual in asdict(TinyConfig()).items()}
+    wanted |= {name: given[name] for name in ("tasks", "picture_side", "max_pictures", "num_threads")}
+    names = sorted(name for name in {*record, *wanted} if record.get(name) != wanted.get(name))
+    differing = (f"{name} {record.get(name)} instead of {wanted.get(name)}" for name in names)
+    return "made with " + ", ".join(differing) if names else ""
 
 
 def _check_values(picture_side: int, max_pictures: int, learning_rate: float) -> None:
@@ -81,13 +110,12 @@ def _check_values(picture_side: int, max_pictures: int, learning_rate: float) ->
         raise RimeError(f"--learning_rate must be above 0, but is {learning_rate}.")
 
 
-def _begin(output: Path, data: Path, seed: int) -> None:
+def _begin(output: Path, data: Path, made: dict[str, Any]) -> None:
     """Keep what the model is made from. A stop must not leave an old model with this record."""
     about = read_corpus(data)
     output.mkdir(parents=True, exist_ok=True)
     (output / BASE_MARKER).unlink(missing_ok=True)
-    record = {"corpus": about.get("name"), "data_hash": about["data_hash"], "seed": seed}
-    write_json(output / BASE_RECORD, record)
+    write_json(output / BASE_RECORD, {"corpus": about.get("name"), "data_hash": about["data_hash"], **made})
 
 
 def _train(captions: Captions, config: TinyConfig, output: Path, seed: int) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rime_pl.backbone.adapters import CONTRACT_FILE, read_contract
 from rime_pl.backbone.base_path import check_base
 from rime_pl.checkpoints import global_step
+from rime_pl.commands.base import made_otherwise
 from rime_pl.commands.settings import complete_settings, refuse_untrainable, split_words
 from rime_pl.corpus_places import BASE_MARKER, BUILT_IN, find_corpus
 from rime_pl.datamodules.corpus_file import CORPUS_FILE, read_corpus
@@ -165,15 +166,18 @@ def _prepare_base(
         raise RimeError(f"{named} names a base model, so there is none to make.")
     if goal == "data" or base is None:
         return corpus
-    if not (base / BASE_MARKER).is_file():
-        console.print(f"base: making {base}")
-        if not only_look:
-            options = BASE_OPTIONS.get(corpus.name, ())
-            threads = next((stage["num_threads"] for stage in parsed.values()), None)
-            words = ["base", "--data", str(corpus), "--output", str(base), "--seed", str(pipeline.seed)]
-            _make("base", [*words, *options, *(["--num_threads", str(threads)] if threads else [])])
-    else:
+    words = ["--data", str(corpus), "--output", str(base), "--seed", str(pipeline.seed)]
+    words += BASE_OPTIONS.get(corpus.name, ())
+    if threads := next((stage["num_threads"] for stage in parsed.values()), None):
+        words += ["--num_threads", str(threads)]
+    if (base / BASE_MARKER).is_file():
         console.print(f"base: found in {base}")
+        if otherwise := made_otherwise(base, words):
+            console.print(f"base: {otherwise}. To make it anew, remove {base}.")
+        return base
+    console.print(f"base: making {base}")
+    if not only_look:
+        _make("base", ["base", *words])
     return base
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rime_pl.commands import run as command
 from rime_pl.corpus_places import BASE_MARKER, BASE_RECORD
 from rime_pl.datamodules.split_index import FORMAT_VERSION
 from rime_pl.errors import StoppedError
+from rime_pl.miniature.tiny import TinyConfig
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.run_lock import locked
 
@@ -122,6 +124,30 @@ def test_the_base_takes_as_many_threads_as_the_first_stage(
     assert main(["run", "cma", *ARGUMENTS, "--sft.num_threads", threads, "--num_threads", "3"]) == 0
     base = stages.started[1]
     assert base[0] == "base" and base[base.index("--seed") :] == ["--seed", "0", *options]
+
+
+def test_a_base_model_of_another_recipe_is_told(stages: Stages, capsys) -> None:
+    """One that fewer steps had made was once taken without a word after the recipe had changed."""
+    assert main(["run", "sft", "--corpus", "mini", "--num_threads", "1"]) == 0
+    record = Path("models/tiny-mini") / BASE_RECORD
+    of_now = asdict(TinyConfig(vision_steps=1000, num_steps=1200))
+    made = of_now | {"tasks": None, "picture_side": 96, "max_pictures": 4000, "num_threads": 1}
+    for change, said in (
+        ({}, ""),
+        (
+            {"vision_steps": 600, "num_threads": 2},
+            "num_threads 2 instead of 1, vision_steps 600 instead of 1000",
+        ),
+        ({"hidden_size": 160}, "hidden_size 160 instead of 192"),
+        (None, "an earlier version made it"),
+    ):
+        kept = {} if change is None else {"made_with": made | change}
+        write_json(record, {"data_hash": "d", **kept})
+        capsys.readouterr()
+        assert main(["run", "sft", "--corpus", "mini", "--num_threads", "1"]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "base: found in models/tiny-mini" in out and said in out
+        assert ("remove models/tiny-mini" in out) == bool(said)
 
 
 def test_openmoji_gets_its_own_base(stages: Stages) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from rime_pl.__main__ import main
+from rime_pl.commands.base import made_otherwise
 from rime_pl.corpus_places import BASE_MARKER, BASE_RECORD, find_corpus, find_tiny_base
 from rime_pl.datamodules.captions import read_captions
 from rime_pl.datamodules.corpus_file import read_corpus
@@ -90,9 +91,11 @@ def build(here: Path, rows: list[dict[str, str]], *more: str) -> Path:
     return Path("data/mine")
 
 
+SMALL = ("--vision_steps", "2", "--copy_steps", "2", "--num_steps", "2", "--batch_size", "4")
+
+
 def small_base(corpus: Path, output: str, *more: str) -> int:
-    steps = ("--vision_steps", "2", "--copy_steps", "2", "--num_steps", "2", "--batch_size", "4")
-    return main(["base", "--data", str(corpus), "--output", output, "--num_threads", "1", *steps, *more])
+    return main(["base", "--data", str(corpus), "--output", output, "--num_threads", "1", *SMALL, *more])
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,12 @@ def test_a_base_model_is_made_from_training_pairs_only(here: Path, language: str
     assert small_base(corpus, "models/tiny-mine") == 0
     record = json.loads(Path("models/tiny-mine", BASE_RECORD).read_text())
     assert record["data_hash"] == read_corpus(corpus)["data_hash"]
+    as_made = ["--data", str(corpus), "--output", "models/tiny-mine", "--num_threads", "1", *SMALL]
+    assert made_otherwise(Path("models/tiny-mine"), as_made) == ""
+    assert (
+        made_otherwise(Path("models/tiny-mine"), [*as_made, "--tasks", "a"])
+        == "made with tasks None instead of ['a']"
+    )
     vocabulary = json.loads(Path("models/tiny-mine/tokenizer.json").read_text())["model"]["vocab"]
     assert any("train" in token for token in vocabulary) and not any(
         "testonly" in token for token in vocabulary
