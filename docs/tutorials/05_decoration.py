@@ -56,11 +56,11 @@ print(f"alignment, g copies d:     {cross_mode_alignment(copied, targets, 0.05):
 # We ask for more: with a *wrong* rewrite, the query has to be farther from its target than with its own.
 #
 # ```
-# L_dec = mean_i  sum over x in {g_t, d_t} of  softplus( (g(q_i, wrong) . x_i - g(q_i, own) . x_i) / tau + 1 )
+# L_dec = mean_i  sum over x in {g_t, d_t} of  softplus( (g(q_i, wrong) . x_i - g(q_i, own) . x_i) / tau + m )
 # ```
 #
-# A copy gives the same g for every rewrite. Then the difference is 0, and the term stays at 2 softplus(1),
-# however good d is. The only way down is to use the words.
+# A copy gives the same g for every rewrite. Then the difference is 0, and the term stays at 2 softplus(m),
+# however good d is. The margin m is 1 here, and 4 in the recipe of OpenMoji (`model.margin_dec`). The only way down is to use the words.
 
 # %%
 wrong = near(torch.zeros(16, 32), 1.0)

@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 
 from rime_pl.commands.conflicts import DEMO, refuse_ignored
-from rime_pl.commands.search import corpus_pictures, corpus_tasks
+from rime_pl.commands.search import choose_run, corpus_pictures, corpus_tasks
 from rime_pl.demo.searcher import GallerySearcher, IndexSearcher, Searcher
 from rime_pl.errors import RimeError
 from rime_pl.inference.loading import load
 from rime_pl.inference.retriever import Retriever
 from rime_pl.inference.search import open_index
 from rime_pl.options.parser import parse as parse_options
-from rime_pl.run_folder import RUNS, RunFolder
+from rime_pl.run_folder import RunFolder
 from rime_pl.types import Item
 
 #: A name of a machine, or its address.
@@ -57,7 +57,8 @@ def run(
     Only this machine can reach it, unless --host says otherwise. Ctrl-C ends it.
 
     Args:
-        run: Folder of a run (default: the one in runs/ that finished last).
+        run: Folder of a run (default: the one that made the index, or else the one in runs/ that finished
+            last).
         index: Folder of an index, from `rime index` (default: the pictures of the run's corpus).
         media: Folder of the media of the index, if they are not where they were.
         top_k: Results of each mode pair.
@@ -73,8 +74,7 @@ def run(
     _check(top_k, port, names or [])
     listening = _listen(host, port, names or [])  # before minutes go into the gallery
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
-    console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
+    stage = choose_run(run, console, index)
     retriever = load(stage.path, device or ("cuda" if torch.cuda.is_available() else "cpu"), base)
     retriever.tasks = retriever.tasks or corpus_tasks(stage)
     searcher: Searcher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rime_pl.commands.conflicts import INDEX, refuse_ignored
-from rime_pl.commands.search import load_with_tasks
+from rime_pl.commands.search import choose_run, load_with_tasks
 from rime_pl.datamodules.corpus_file import CORPUS_FILE
 from rime_pl.datamodules.faults import counted, first_lines, printable
 from rime_pl.errors import RimeError
@@ -27,8 +28,11 @@ from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.sources import SUFFIXES, VIDEO_SUFFIXES
 from rime_pl.inference.table_items import TABLES, scan_table
 from rime_pl.options.parser import parse_with_optional
-from rime_pl.run_folder import RUNS, RunFolder
+from rime_pl.run_folder import RunFolder
 from rime_pl.types import Mode
+
+#: Seconds between two lines about progress, where it is written to a file.
+EVERY = 30.0
 
 
 def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
@@ -61,13 +65,14 @@ class IndexedSettings:
     batch_size: int = 32
     part_size: int = PART
 
-    def facts(self, retriever: Retriever) -> Facts:
-        """Return what index.json will say."""
+    def facts(self, retriever: Retriever, stage: RunFolder) -> Facts:
+        """Return what index.json will say of an index that the model of a run makes."""
         wording = self.instruction
         if wording is None:
             wording = retriever.instruction("target", self.task) if retriever.tasks or self.task else ""
         modes: list[Mode] = list(MODES) if self.mode == "both" else ["discriminative"]
-        return Facts(retriever.name, retriever.dimension, modes, wording, self.dtype)
+        made_by = str(stage.path.absolute())
+        return Facts(retriever.name, retriever.dimension, modes, wording, self.dtype, run=made_by)
 
 
 def run(
@@ -101,10 +106,9 @@ def run(
     _check(source, from_parquet, common)
     refuse_other_folder(IndexFolder(output))  # before minutes go into the scan
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
-    console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
+    stage = choose_run(run, console)
     if from_parquet is not None:
-        about = common.facts(load_with_tasks(stage, device, base, console))
+        about = common.facts(load_with_tasks(stage, device, base, console), stage)
         with _bar() as bar:
             counts, notes = import_vectors(output, from_parquet, about, media, _each(bar, "reading"))
         _tell(console, output, counts, notes)
@@ -112,7 +116,8 @@ def run(
     with _bar() as bar:
         scan = scan_source(Path(source), media, common, _each(bar, "looking"))
     _refuse_unused_instruction(scan, common)
-    counts = _embed(scan, output, load_with_tasks(stage, device, base, console), common)
+    retriever = load_with_tasks(stage, device, base, console)
+    counts = _embed(scan, output, retriever, common.facts(retriever, stage), common)
     _tell(console, output, counts, scan.notes)
     return 0
 
@@ -142,14 +147,14 @@ def _refuse_unused_instruction(scan: Scan, given: IndexedSettings) -> None:
     )
 
 
-def _embed(scan: Scan, output: Path, retriever: Retriever, given: IndexedSettings) -> Counts:
+def _embed(scan: Scan, output: Path, retriever: Retriever, about: Facts, given: IndexedSettings) -> Counts:
     most = retriever.backbone.processor.prompt.media_limit
     scan.records = list(collection.checked_media(scan.records, most, scan))
     opens = CorpusTargets(scan.root, most) if scan.kind == "corpus" else Files(scan.root)
     sizes = given.batch_size, given.part_size
     with _bar() as bar:
         each = _each(bar, "embedding")
-        return update_index(output, scan, opens, retriever, given.facts(retriever), *sizes, each)
+        return update_index(output, scan, opens, retriever, about, *sizes, each)
 
 
 def scan_source(
@@ -184,8 +189,17 @@ def _bar() -> Progress:
 
 
 def _each(bar: Progress, title: str) -> Each:
-    task = bar.add_task(title, total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)
+    """Return what moves the bar, and in a file, where no bar is seen, writes a line now and then."""
+    task, told = bar.add_task(title, total=None), time.monotonic()
+
+    def each(done: int, total: int) -> None:
+        nonlocal told
+        bar.update(task, completed=done, total=total)
+        if not bar.console.is_terminal and time.monotonic() - told >= EVERY:
+            told = time.monotonic()
+            bar.console.print(f"{title}: {done} of {total}")
+
+    return each
 
 
 def _tell(console: Console, output: Path, counts: Counts, notes: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rime_pl.errors import RimeError
 from rime_pl.options.parser import parse as parse_options
 from rime_pl.pipeline import listed
+from rime_pl.report.page.parts import flat
 from rime_pl.report.table import Table
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.run_lock import holder
@@ -20,6 +21,11 @@ from rime_pl.types import MODE_PAIRS
 FILES = ("config.yaml", "manifest.json", "lock.json")
 #: Characters in a line, where the output is no terminal.
 PLAIN_WIDTH = 140
+#: Settings that no recipe decides.
+OF_RUN = {
+    *("run_dir", "seed_everything", "data.path", "data.annotated_seed"),
+    *("model.init_adapter_from", "model.backbone.name_or_path"),
+}
 HEAD = ("run", "stage", "corpus", "seed", "state", *(pair.replace("-", "-\n") for pair in MODE_PAIRS))
 
 
@@ -37,7 +43,9 @@ def run(*, folder: Path = RUNS) -> int:
     Args:
         folder: Folder of the runs.
     """
-    rows = [row(one, folder) for one in find_runs(folder)]
+    runs = [*find_runs(folder)]
+    changed = recipe_changes(runs)
+    rows = [row(one, folder, changed.get(one.path, "")) for one in runs]
     if not rows:
         raise RimeError(f"{folder}: no run here or below. `rime run cma` trains one.")
     table = Table(
@@ -57,8 +65,8 @@ def find_runs(folder: Path) -> Iterator[RunFolder]:
         yield RunFolder(path)
 
 
-def row(one: RunFolder, folder: Path) -> list[str]:
-    """Return the cells of one run."""
+def row(one: RunFolder, folder: Path, recipe: str = "") -> list[str]:
+    """Return the cells of one run; ``recipe`` is what its recipe said where other runs had other recipes."""
     name = str(one.path.relative_to(folder))
     name = one.path.name if name == "." else name
     try:
@@ -71,7 +79,7 @@ def row(one: RunFolder, folder: Path) -> list[str]:
             str(manifest.get("seed", settings.get("seed_everything", "?"))),
             state(one),
             *(f"{recalls[pair]:.3f}" if pair in recalls else "-" for pair in MODE_PAIRS),
-            differing(one, manifest),
+            "; ".join(part for part in (differing(one, manifest), recipe) if part) or "-",
         ]
     except (RimeError, KeyError, TypeError, AttributeError) as error:  # the other runs are still listed
         return [name, "?", "?", "?", "damaged", *("-" for _ in MODE_PAIRS), str(error)]
@@ -98,7 +106,31 @@ def stage_of(settings: dict[str, Any]) -> str:
     return next((stage for mark, stage in marks.items() if mark in model), "?")
 
 
+def recipe_changes(runs: Sequence[RunFolder]) -> dict[Path, str]:
+    """Return what the recipe of a run said, where recipes of the same stage and corpus said something else.
+
+    A recipe may be edited between two runs. Then neither differs from its own, and yet they are unlike.
+    """
+    recipes: dict[tuple[str, str], dict[Path, dict[str, str]]] = {}
+    for one in runs:
+        try:
+            about = one.origin["differs_from_recipe"]
+            usual = flat(one.settings) | flat({name: each["recipe"] for name, each in about.items()})
+            key = stage_of(one.settings), usual["data.path"]
+        except (RimeError, KeyError, TypeError, AttributeError):  # the list says that it is damaged
+            continue
+        of_run = {name: value for name, value in usual.items() if name not in OF_RUN}
+        recipes.setdefault(key, {})[one.path] = of_run
+    found: dict[Path, str] = {}
+    for group in recipes.values():
+        names = sorted({name for usual in group.values() for name in usual})
+        unlike = [name for name in names if len({usual.get(name, "-") for usual in group.values()}) > 1]
+        for path, usual in group.items() if unlike else ():
+            found[path] = "recipe then: " + ", ".join(f"{name} {usual.get(name, '-')}" for name in unlike)
+    return found
+
+
 def differing(one: RunFolder, manifest: dict[str, Any]) -> str:
-    """Return the settings that differ from the recipe; ? where the run was not started by `rime run`."""
+    """Return the settings that differ from the recipe; "" if none, ? if nobody knows."""
     found = (one.origin or manifest).get("differs_from_recipe")
-    return "?" if found is None else listed(found) or "-"
+    return "?" if found is None else listed(found)

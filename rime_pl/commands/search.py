@@ -69,7 +69,8 @@ def run(
 
     Args:
         query: What to look for, in words.
-        run: Folder of a run (default: the one in runs/ that finished last).
+        run: Folder of a run (default: the one that made the index, or else the one in runs/ that finished
+            last).
         mode: Embeddings to compare; both shows them one after the other.
         images: Folder of pictures (default: those of the run's corpus; of the built-in corpora those of
             the splits test and distractors).
@@ -84,7 +85,8 @@ def run(
     """
     _check(top_k, output, common)
     asked = "" if common.calibrate else common.query(query)
-    console, stage = _begin(run)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    stage = choose_run(run, console, common.index)
     indexed = common.calibrate or common.index is not None
     gallery: Sequence[Source] = () if indexed else _gallery(stage, images, output, console)
     retriever = load_with_tasks(stage, device, base, console, gallery)
@@ -147,11 +149,23 @@ class _Call:
             self.console.print(told)
 
 
-def _begin(run: Path | None) -> tuple[Console, RunFolder]:
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    stage = RunFolder.with_adapter(run) if run else RunFolder.newest(RUNS)
-    console.print(f"run: {stage}" + ("" if run else f" (finished last in {RUNS})"))
-    return console, stage
+def choose_run(run: Path | None, console: Console, index: Path | None = None) -> RunFolder:
+    """Return the run that is named, or else the one that made the index, or else the last that finished.
+
+    Raises:
+        RimeError: If there is no such run, or the index is none, or not complete.
+    """
+    made_by = IndexFolder(index).facts.run if index else ""
+    if index:
+        IndexFolder(index).refuse_incomplete()
+    if run:
+        stage, why = RunFolder.with_adapter(run), ""
+    elif made_by and Path(made_by).is_dir():
+        stage, why = RunFolder.with_adapter(made_by), f" (it made {index})"
+    else:
+        stage, why = RunFolder.newest(RUNS), f" (finished last in {RUNS})"
+    console.print(f"run: {stage}{why}")
+    return stage
 
 
 def _gallery(stage: RunFolder, images: Path | None, output: Path, console: Console) -> Sequence[Source]:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from rime_pl.errors import RimeError
-from rime_pl.run_folder import write_json, write_text
+from rime_pl.run_folder import RunFolder, write_json, write_text
+from rime_pl.run_lock import holder
 from rime_pl.types import Mode
 
 FORMAT = 1
@@ -61,6 +62,7 @@ class Facts:
     count: int = 0
     unusable: int = 0
     format: int = FORMAT
+    run: str = ""  # where the model was that made it; "" in indices of before 2026-11-28
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,14 @@ class IndexFolder:
             raise RimeError(f"{self.facts_file} is damaged: {error}. {_AGAIN}") from error
         return _facts(values, self.facts_file)
 
+    def refuse_incomplete(self) -> None:
+        """Raise a RimeError if the index is being built, or was left half built."""
+        if not self.building.is_file():
+            return
+        if process := holder(RunFolder(self.path)):
+            raise RimeError(f"{self} is being built by {process}. Wait until it ends.")
+        raise RimeError(f"{self} must be complete, but is not. Give the same `rime index` again.")
+
     def write_facts(self, facts: Facts) -> None:
         """Write index.json, whole or not at all."""
         write_json(self.facts_file, asdict(facts))
@@ -163,6 +173,8 @@ def _facts(values: Any, file: Path) -> Facts:
         **{"source": str},
         **{"roots": list, "count": int, "unusable": int, "format": int},
     }
+    values = {"run": "", **values}
+    kinds["run"] = str
     wrong = [name for name, kind in kinds.items() if type(values.get(name)) is not kind]
     if not wrong:
         facts = Facts(**{name: values[name] for name in kinds})

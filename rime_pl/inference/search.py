@@ -344,15 +344,14 @@ def open_index(
     """
     there = IndexFolder(folder)
     facts = there.facts
-    if there.building.is_file():
-        raise RimeError(f"{folder} must be complete, but is not. Give the same `rime index` again.")
+    there.refuse_incomplete()
     differs = model_difference(facts.model, retriever.name)
     if facts.dimension != retriever.dimension:
         differs.append(f"the dimension is {facts.dimension} there and {retriever.dimension} here")
     if differs:
         raise RimeError(
             f"{folder} must be an index of this model, but is not: {'; '.join(differs)}. Name the run that "
-            "made it (--run), or index again in another folder."
+            f"made it (--run {facts.run or 'FOLDER'}), or index again in another folder."
         )
     index = Index(there, retriever, _media_of(there, media), approximate)
     if not len(index):

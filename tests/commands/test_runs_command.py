@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rime_pl.__main__ import main
-from rime_pl.commands.runs import find_runs, row
+from rime_pl.commands.runs import find_runs, recipe_changes, row
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.run_lock import locked
 from rime_pl.types import MODE_PAIRS
@@ -70,3 +70,25 @@ def test_no_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["runs"]) == 2
     assert "runs: no run here or below. `rime run cma` trains one." in capsys.readouterr().err
+
+
+def test_a_recipe_that_was_edited_between_two_runs_is_told(tmp_path: Path) -> None:
+    """Neither run differs from its own recipe, so both were shown as alike."""
+    first, edited, typed, stage = (RunFolder(tmp_path / name) for name in ("cma", "cma-2", "cma-3", "sft"))
+    model = {"lambda_cma": 1, "lambda_ce": 1, "temperature": 0.02}
+    first.begin(SETTINGS | {"model": model}, {"differs_from_recipe": {}})
+    weighted = model | {"lambda_uniform": 0.1}
+    edited.begin(SETTINGS | {"model": weighted, "seed_everything": 4}, {"differs_from_recipe": {}})
+    typed.begin(SETTINGS | {"model": weighted | {"temperature": 0.05}}, {"differs_from_recipe": DIFFERS})
+    stage.begin(SETTINGS | {"model": {"lambda_ce": 1}}, {"differs_from_recipe": {}})
+    with_term = "recipe then: model.lambda_uniform 0.1"
+    assert recipe_changes([first, edited, typed, stage]) == {
+        first.path: "recipe then: model.lambda_uniform -",
+        edited.path: with_term,
+        typed.path: with_term,
+    }
+    assert not recipe_changes([edited, typed, stage]), "a typed setting is no other recipe"
+    typed.config.write_text("{a: ")
+    assert not recipe_changes([edited, typed, stage]), "a damaged run is told elsewhere"
+    told = row(edited, tmp_path, with_term)[-1]
+    assert told == with_term

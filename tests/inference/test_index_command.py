@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from PIL import Image
 
 from rime_pl.__main__ import main
 from rime_pl.inference.adaptive import FILE, Asked, choose, curve, point
+from rime_pl.inference.index_folder import IndexFolder
+from rime_pl.run_folder import RunFolder
+from rime_pl.run_lock import locked
 from rime_pl.types import Item
 
 
@@ -52,6 +56,43 @@ def test_from_a_folder_to_a_search(
         assert main(["search", "a red ring", *given, *run]) == 0
         assert "as rewritten" in capsys.readouterr().out
     assert Image.open("search.png").width > 148
+
+
+def test_a_search_takes_the_run_that_made_the_index(
+    run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the last run, so that a further training made every index useless until --run was given."""
+    monkeypatch.setattr("rime_pl.commands.index.EVERY", 0.0)
+    first, later = Path("runs/first/cma"), Path("runs/later/cma")
+    shutil.copytree(run_folder / "cma", first)
+    words = ["index", "photos", "--output", "made.index", "--device", "cpu"]
+    assert main(words) == 0
+    assert "embedding: 6 of 6" in capsys.readouterr().out, "a file shows no bar, so it gets lines"
+    shutil.copytree(run_folder / "cma", later)
+    (later / "done.json").touch()
+    asked = ["search", "a red ring", "--index", "made.index", "--device", "cpu"]
+    assert main(asked) == 0
+    assert f"run: {first.absolute()} (it made made.index)" in capsys.readouterr().out
+    shutil.rmtree(first)
+    facts = json.loads(Path("made.index/index.json").read_text())
+    Path("made.index/index.json").write_text(json.dumps(facts | {"model": "of other weights"}))
+    assert main(asked) == 2
+    out, error = capsys.readouterr()
+    assert f"run: {later} (finished last in runs)" in out and f"--run {first.absolute()}" in error
+
+
+@pytest.mark.parametrize("command", [["search", "a red ring"], ["demo"]])
+def test_an_index_that_is_being_built_is_no_damaged_one(
+    command: list[str], run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--run", str(run_folder), "--device", "cpu"]
+    assert main(["index", "photos", "--output", "made.index", "--mode", "discriminative", *run]) == 0
+    (IndexFolder("made.index").building).write_text("[]")
+    with locked(RunFolder("made.index")):
+        assert main([*command, "--index", "made.index", *run]) == 2
+    assert "made.index is being built by process" in capsys.readouterr().err
+    assert main([*command, "--index", "made.index", *run]) == 2
+    assert "made.index must be complete, but is not" in capsys.readouterr().err
 
 
 def test_what_does_not_go_together_is_refused(
