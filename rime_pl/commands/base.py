@@ -84,20 +84,24 @@ def run(
 
 
 def made_otherwise(base: Path, words: Sequence[str]) -> str:
-    """Return how a base model differs from what ``rime base`` would make of ``words`` now; "" if it does not.
+    """Return which steps, sizes, tasks or threads of a base model ``words`` would make otherwise; "" if none.
+
+    Seed and corpus are not compared: they decided which folder was taken.
 
     Args:
         base: Folder of a finished base model.
         words: Options of ``rime base``, as words of the command line.
     """
-    kept = base / BASE_RECORD
-    record = json.loads(kept.read_bytes()).get(MADE_WITH) if kept.is_file() else None
+    kept = json.loads((base / BASE_RECORD).read_bytes()) if (base / BASE_RECORD).is_file() else None
+    record = kept.get(MADE_WITH) if isinstance(kept, dict) else None
     if not isinstance(record, dict):
         return "an earlier version made it, and kept no record of the recipe"
     given = parse(run, "rime base", words)
     wanted = {name: given.get(name, usual) for name, usual in asdict(TinyConfig()).items()}
     wanted |= {name: given[name] for name in ("tasks", "picture_side", "max_pictures", "num_threads")}
     names = sorted(name for name in {*record, *wanted} if record.get(name) != wanted.get(name))
+    if "--num_threads" not in words:  # then any number will do
+        names = [name for name in names if name != "num_threads"]
     differing = (f"{name} {record.get(name)} instead of {wanted.get(name)}" for name in names)
     return "made with " + ", ".join(differing) if names else ""
 

@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 
 from rime_pl.commands.conflicts import DEMO, refuse_ignored
-from rime_pl.commands.search import choose_run, corpus_pictures, corpus_tasks
+from rime_pl.commands.search import corpus_pictures, corpus_tasks
+from rime_pl.commands.search_index import choose_run
 from rime_pl.demo.searcher import GallerySearcher, IndexSearcher, Searcher
 from rime_pl.errors import RimeError
 from rime_pl.inference.loading import load

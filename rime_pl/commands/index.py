@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rime_pl.commands.conflicts import INDEX, refuse_ignored
-from rime_pl.commands.search import choose_run, load_with_tasks
+from rime_pl.commands.search import load_with_tasks
+from rime_pl.commands.search_index import choose_run
 from rime_pl.datamodules.corpus_file import CORPUS_FILE
 from rime_pl.datamodules.faults import counted, first_lines, printable
 from rime_pl.errors import RimeError
@@ -95,7 +96,8 @@ def run(
         source: A folder of pictures, videos and PDF files; one such file; a table (JSONL or Parquet); a text
             file with an item on each line (.txt); or a corpus.
         output: Folder of the index.
-        run: Folder of a run (default: the one in runs/ that finished last).
+        run: Folder of a run (default: the one that made the index if it is there, or else the one in runs/
+            that finished last).
         media: Folder of the files that a table names (default: that of the table).
         from_parquet: Parquet file with vectors that this model made elsewhere, in the place of the source.
             It has the columns id, disc and gen or one of them, and if you like rewrite, media and text.
@@ -106,7 +108,8 @@ def run(
     _check(source, from_parquet, common)
     refuse_other_folder(IndexFolder(output))  # before minutes go into the scan
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    stage = choose_run(run, console)
+    there = output if IndexFolder(output).facts_file.is_file() else None
+    stage = choose_run(run, console, there, to_build=True)
     if from_parquet is not None:
         about = common.facts(load_with_tasks(stage, device, base, console), stage)
         with _bar() as bar:

@@ -52,7 +52,8 @@ def run(*, folder: Path = RUNS) -> int:
         f"Runs in {folder}",
         [*HEAD, "differs from\nthe recipe"],
         rows,
-        note="Recalls: recall@1 on the test split, query mode - target mode. ?: not started by `rime run`.",
+        note="Recalls: recall@1 on the test split, query mode - target mode. ?: not started by `rime run`. "
+        "recipe then: the recipe has been edited between these runs; -: it did not have the setting.",
     )
     console = Console()
     (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table.terminal())
@@ -107,19 +108,23 @@ def stage_of(settings: dict[str, Any]) -> str:
 
 
 def recipe_changes(runs: Sequence[RunFolder]) -> dict[Path, str]:
-    """Return what the recipe of a run said, where recipes of the same stage and corpus said something else.
+    """Return what the recipe of a run said, where the same recipe of another run said something else.
 
     A recipe may be edited between two runs. Then neither differs from its own, and yet they are unlike.
     """
-    recipes: dict[tuple[str, str], dict[Path, dict[str, str]]] = {}
+    recipes: dict[tuple[str, ...], dict[Path, dict[str, str]]] = {}
     for one in runs:
         try:
             about = one.origin["differs_from_recipe"]
-            usual = flat(one.settings) | flat({name: each["recipe"] for name, each in about.items()})
-            key = stage_of(one.settings), usual["data.path"]
-        except (RimeError, KeyError, TypeError, AttributeError):  # the list says that it is damaged
+            typed = tuple(f"{name}." for name in about)
+            usual = {n: v for n, v in flat(one.settings).items() if not f"{n}.".startswith(typed)}
+            usual |= flat({name: each["recipe"] for name, each in about.items()})
+            key = stage_of(one.settings), usual["data.path"], *map(str, one.origin.get("recipe") or ())
+        except (RimeError, KeyError, TypeError, AttributeError):  # the list says "damaged" or "?"
             continue
-        of_run = {name: value for name, value in usual.items() if name not in OF_RUN}
+        # null stands for a setting that an earlier version did not have, {} for one that was not given
+        given = {name: value for name, value in usual.items() if value not in ("null", "{}")}
+        of_run = {name: value for name, value in given.items() if name not in OF_RUN}
         recipes.setdefault(key, {})[one.path] = of_run
     found: dict[Path, str] = {}
     for group in recipes.values():

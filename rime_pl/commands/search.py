@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rime_pl.backbone.adapters import read_contract
 from rime_pl.commands.conflicts import SEARCH, refuse_ignored
-from rime_pl.commands.search_index import IndexSettings, choose_threshold, search_index
+from rime_pl.commands.search_index import IndexSettings, choose_run, choose_threshold, search_index
 from rime_pl.corpus_places import BUILT_IN
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines, printable
@@ -34,7 +34,7 @@ from rime_pl.options.parser import parse_with_optional
 from rime_pl.prompts import PromptConfig
 from rime_pl.report.sheets import Card, SheetRow, sheet
 from rime_pl.report.table import Table
-from rime_pl.run_folder import RUNS, RunFolder
+from rime_pl.run_folder import RunFolder
 from rime_pl.training_texts import MAX_SAMPLES, TaskInstructions, TrainingTexts
 from rime_pl.types import Item, Mode, Side
 
@@ -147,25 +147,6 @@ class _Call:
         if words := self.retriever.unknown_words(self.words):
             told = f"in no training text: {', '.join(words)}. The model may not know what this means."
             self.console.print(told)
-
-
-def choose_run(run: Path | None, console: Console, index: Path | None = None) -> RunFolder:
-    """Return the run that is named, or else the one that made the index, or else the last that finished.
-
-    Raises:
-        RimeError: If there is no such run, or the index is none, or not complete.
-    """
-    made_by = IndexFolder(index).facts.run if index else ""
-    if index:
-        IndexFolder(index).refuse_incomplete()
-    if run:
-        stage, why = RunFolder.with_adapter(run), ""
-    elif made_by and Path(made_by).is_dir():
-        stage, why = RunFolder.with_adapter(made_by), f" (it made {index})"
-    else:
-        stage, why = RunFolder.newest(RUNS), f" (finished last in {RUNS})"
-    console.print(f"run: {stage}{why}")
-    return stage
 
 
 def _gallery(stage: RunFolder, images: Path | None, output: Path, console: Console) -> Sequence[Source]:

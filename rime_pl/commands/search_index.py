@@ -1,6 +1,6 @@
 """`rime search --index FOLDER` and `rime search --calibrate`: what `rime search` does with an index.
 
-Called by search.py beside it.
+Called by search.py beside it; `rime index` and `rime demo` choose their run here, too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from rime_pl.datamodules.faults import counted
 from rime_pl.errors import RimeError
 from rime_pl.inference.calibration import SPLIT, calibrate, keep, measure
 from rime_pl.inference.hits import Found
+from rime_pl.inference.index_folder import IndexFolder
 from rime_pl.inference.retriever import MODES, Retriever
 from rime_pl.inference.search import CANDIDATES, Index, Strategy, open_index
 from rime_pl.inference.sources import Source
 from rime_pl.report.adaptive_curve import Shown, adaptive_figure
 from rime_pl.report.figures import save_figure
+from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.types import Item, Mode
 
 
@@ -71,6 +73,42 @@ class IndexSettings:
                 f"--query_media must be a picture or video, but there is none: {self.query_media}."
             )
         return Item(text, (self.query_media,)) if text.strip() else self.query_media  # type: ignore[arg-type]
+
+
+def _there(folder: Path) -> bool:
+    """Return whether a folder is there, and this person may know it."""
+    try:
+        return folder.is_dir()
+    except OSError:
+        return False
+
+
+def choose_run(
+    run: Path | None, console: Console, index: Path | None = None, to_build: bool = False
+) -> RunFolder:
+    """Return the run that is named, or else the one that made the index, or else the last that finished.
+
+    Args:
+        run: The folder that was named.
+        console: Where the choice is told.
+        index: Folder of an index.
+        to_build: Whether the index is to be built; then it need not be complete.
+
+    Raises:
+        RimeError: If there is no such run, or the index is none, or not complete.
+    """
+    made_by = IndexFolder(index).facts.run if index else ""
+    if index and not to_build:
+        IndexFolder(index).refuse_incomplete()
+    if run:
+        stage, why = RunFolder.with_adapter(run), ""
+    elif made_by and _there(RunFolder(made_by).adapter):
+        stage, why = RunFolder(made_by), f" (it made {index})"
+    else:
+        gone = f"; {made_by}, which made {index}, is not there" if made_by else ""
+        stage, why = RunFolder.newest(RUNS), f" (finished last in {RUNS}{gone})"
+    console.print(f"run: {stage}{why}")
+    return stage
 
 
 def search_index(

@@ -350,8 +350,9 @@ def open_index(
         differs.append(f"the dimension is {facts.dimension} there and {retriever.dimension} here")
     if differs:
         raise RimeError(
-            f"{folder} must be an index of this model, but is not: {'; '.join(differs)}. Name the run that "
-            f"made it (--run {facts.run or 'FOLDER'}), or index again in another folder."
+            f"{folder} must be an index of this model, but is not: {'; '.join(differs)}. It was made "
+            f"with {facts.run or 'a run that it does not name'}, as that was then. Name the run that made it "
+            "(--run), or index again in another folder."
         )
     index = Index(there, retriever, _media_of(there, media), approximate)
     if not len(index):

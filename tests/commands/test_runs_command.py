@@ -88,7 +88,24 @@ def test_a_recipe_that_was_edited_between_two_runs_is_told(tmp_path: Path) -> No
         typed.path: with_term,
     }
     assert not recipe_changes([edited, typed, stage]), "a typed setting is no other recipe"
+    other = RunFolder(tmp_path / "of-2b")
+    other.begin(
+        SETTINGS | {"model": model | {"margin": 3}}, {"differs_from_recipe": {}, "recipe": ["b.yaml"]}
+    )
+    assert not recipe_changes([edited, typed, other]), "another recipe is no edited one"
+    order = {"value": {"a": 2}, "recipe": {}}
+    weights = SETTINGS | {"model": weighted, "data": {"path": "data/scenes", "order": {"a": 2}, "new": None}}
+    mapped = RunFolder(tmp_path / "cma-4")
+    mapped.begin(weights, {"differs_from_recipe": {"data.order": order}})
+    assert not recipe_changes([edited, mapped]), "a typed mapping is no other recipe, nor is a new null"
     typed.config.write_text("{a: ")
     assert not recipe_changes([edited, typed, stage]), "a damaged run is told elsewhere"
-    told = row(edited, tmp_path, with_term)[-1]
-    assert told == with_term
+    assert row(edited, tmp_path, with_term)[-1] == with_term
+
+
+def test_the_table_tells_an_edited_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, temperature in (("cma", 0.02), ("cma-2", 0.03)):
+        settings = SETTINGS | {"model": {"lambda_cma": 1, "temperature": temperature}}
+        RunFolder(tmp_path / name).begin(settings, {"differs_from_recipe": {}})
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("then") == 3, "in both rows, and in the note that explains it"

@@ -73,12 +73,15 @@ def test_a_search_takes_the_run_that_made_the_index(
     asked = ["search", "a red ring", "--index", "made.index", "--device", "cpu"]
     assert main(asked) == 0
     assert f"run: {first.absolute()} (it made made.index)" in capsys.readouterr().out
-    shutil.rmtree(first)
+    assert main(words) == 0, "nor does a later run stand in the way of the same command"
+    assert "(0 embedded, 6 kept)" in capsys.readouterr().out
+    shutil.rmtree(first / "adapter")
     facts = json.loads(Path("made.index/index.json").read_text())
     Path("made.index/index.json").write_text(json.dumps(facts | {"model": "of other weights"}))
     assert main(asked) == 2
     out, error = capsys.readouterr()
-    assert f"run: {later} (finished last in runs)" in out and f"--run {first.absolute()}" in error
+    assert f"run: {later} (finished last in runs; {first.absolute()}, which made made.index" in out
+    assert f"It was made with {first.absolute()}, as that was then" in error
 
 
 @pytest.mark.parametrize("command", [["search", "a red ring"], ["demo"]])
