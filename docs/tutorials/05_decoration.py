@@ -60,8 +60,8 @@ print(f"alignment, g copies d:     {cross_mode_alignment(copied, targets, 0.05):
 # ```
 #
 # A copy gives the same g for every rewrite. Then the difference is 0, and the term stays at 2 softplus(m),
-# however good d is. The margin m is 1 here, and 4 in the recipe of OpenMoji (`model.margin_dec`). The only way
-# down is to use the words.
+# however good d is. The margin m is 1 here, and 4 in the recipe of OpenMoji (`model.margin_dec`). The only
+# way down is to use the words.
 
 # %%
 wrong = near(torch.zeros(16, 32), 1.0)
