@@ -15,6 +15,7 @@ from rime_pl.report.page.parts import flat
 from rime_pl.report.table import Table
 from rime_pl.run_folder import RUNS, RunFolder
 from rime_pl.run_lock import holder
+from rime_pl.study.against import differences
 from rime_pl.types import MODE_PAIRS
 
 #: Each run has one of these from its first moment on.
@@ -35,15 +36,17 @@ def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[
     return parse_options(command, prog, ["--folder", *words] if by_place else words)
 
 
-def run(*, folder: Path = RUNS) -> int:
+def run(*, folder: Path = RUNS, against: Path | None = None) -> int:
     """List the runs below a folder: stage, corpus, seed, state, recall@1 of the test split, other settings.
 
-    The folder may be given without --folder: rime runs runs/openmoji-tiny-seed0
+    The folder may be given without --folder: rime runs runs/openmoji-tiny-seed0. With --against a second
+    table follows: each recall@1 minus that of one run, with an interval.
 
     Args:
         folder: Folder of the runs.
+        against: Folder of a tested run. The others are compared with it, on the same test queries.
     """
-    runs = [*find_runs(folder)]
+    runs, other = [*find_runs(folder)], None if against is None else tested_run(against)
     changed = recipe_changes(runs)
     rows = [row(one, folder, changed.get(one.path, "")) for one in runs]
     if not rows:
@@ -56,20 +59,36 @@ def run(*, folder: Path = RUNS) -> int:
         "recipe then: the recipe has been edited between these runs; -: it did not have the setting.",
     )
     console = Console()
-    (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table.terminal())
+    console = console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    console.print(table.terminal())
+    if other is not None:
+        console.print(differences(((name_of(one, folder), one) for one in runs), other).terminal())
     return 0
+
+
+def tested_run(folder: Path) -> RunFolder:
+    """Return a run that has results on the test split."""
+    one = RunFolder(folder)
+    if not (one.reported and one.tested):
+        raise RimeError(f"--against must name the folder of a tested run, but is {folder}.")
+    return one
 
 
 def find_runs(folder: Path) -> Iterator[RunFolder]:
     """Yield the runs at or below a folder, controls too, sorted by name."""
     for path in sorted({file.parent for name in FILES for file in folder.rglob(name)}):
-        yield RunFolder(path)
+        if not (path / "index.json").is_file():  # an index has a lock, too
+            yield RunFolder(path)
+
+
+def name_of(one: RunFolder, folder: Path) -> str:
+    """Return what a run is called in the tables: its path below the folder."""
+    return one.path.name if one.path == folder else str(one.path.relative_to(folder))
 
 
 def row(one: RunFolder, folder: Path, recipe: str = "") -> list[str]:
     """Return the cells of one run; ``recipe`` is what its recipe said where other runs had other recipes."""
-    name = str(one.path.relative_to(folder))
-    name = one.path.name if name == "." else name
+    name = name_of(one, folder)
     try:
         manifest, settings = facts(one)
         recalls = one.summary["after"]["recall@1"] if one.tested else {}

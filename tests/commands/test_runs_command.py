@@ -12,6 +12,7 @@ from rime_pl.commands.runs import find_runs, recipe_changes, row
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.run_lock import locked
 from rime_pl.types import MODE_PAIRS
+from tests.study.runs import run_folder
 
 DIFFERS = {"model.temperature": {"value": 0.05, "recipe": 0.02}}
 SETTINGS: dict[str, Any] = {
@@ -64,6 +65,24 @@ def test_the_folder_is_given_by_its_place_or_by_name(option: list[str], folder: 
     assert main(["runs", *option, str(folder / "scenes-tiny-seed3" / "cma")]) == 0
     said = capsys.readouterr().out
     assert "Runs in" in said and "controls/plain" in said and "unfinished" not in said
+
+
+def test_runs_are_compared_with_one_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(tmp_path / "cma", [1, 2, 2, 1])
+    run_folder(tmp_path / "cma-2", [1, 1, 2, 1])
+    assert main(["runs", str(tmp_path), "--against", str(tmp_path / "cma")]) == 0
+    said = capsys.readouterr().out
+    assert "recall@1 minus that of" in said and said.count("+0.250") == 5 and "+0.000 to +0.750" in said
+    assert main(["runs", str(tmp_path), "--against", str(tmp_path / "cma-3")]) == 2
+    assert "--against must name the folder of a tested run" in capsys.readouterr().err
+
+
+def test_an_index_is_no_run(tmp_path: Path) -> None:
+    """While it is built, it has a lock, as a run has: it was listed as an unfinished run."""
+    (tmp_path / "mine.index").mkdir()
+    for name in ("index.json", "lock.json"):
+        (tmp_path / "mine.index" / name).write_text("{}")
+    assert not [*find_runs(tmp_path)]
 
 
 def test_no_runs_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
