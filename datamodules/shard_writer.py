@@ -19,8 +19,8 @@ from typing import Any
 
 import webdataset
 from PIL import Image, ImageFile
-from rich.progress import MofNCompleteColumn, Progress
 
+from rime_pl.bars import Bar
 from rime_pl.datamodules.corpus_file import CORPUS_FILE
 from rime_pl.datamodules.faults import Fault, listed
 from rime_pl.datamodules.index_writer import IndexWriter
@@ -64,7 +64,7 @@ def write_corpus(
         RimeError: If ``output`` holds other files, or cannot be written.
     """
     with replacing(Path(output), strangers) as folder:
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+        with Bar() as progress:
             bar = progress.add_task(f"shards of {name}", total=sum(totals.values()))
             about, data_hash = _write_splits(folder, splits, samples_per_shard, lambda: progress.advance(bar))
         corpus = {

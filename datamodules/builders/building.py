@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, Progress
-
+from rime_pl.bars import Bar
 from rime_pl.datamodules.builders.planning import (
     PER_SHARD,
     SPLITS,
@@ -195,7 +194,7 @@ class Build:
         done = sum(len(unit.pairs) for unit in self.plan.units if unit.number in finished)
         if finished:
             say(f"{len(finished)} of {len(self.plan.units)} parts were finished by an earlier build.")
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+        with Bar() as progress:
             total = sum(self.plan.pairs.values())
             bar = progress.add_task(f"shards of {self.source.name}", total=total, completed=done)
             with ThreadPoolExecutor(workers) as pool:

@@ -7,7 +7,6 @@ building.py, which writes the shards.
 from __future__ import annotations
 
 import hashlib
-import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
 
+from rime_pl.bars import Bar
 from rime_pl.datamodules.builders.sources.drafts import Draft, Refused
 from rime_pl.datamodules.builders.sources.records import Record, SourceFile
 from rime_pl.errors import RimeError
@@ -203,8 +202,7 @@ def plan_of(source: Source, settings: OwnSplits) -> Plan:
     plan = Plan()
     found: dict[str, list[Planned]] = {split: [] for split in SPLITS}
     seen: set[int] = set()
-    bars = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not sys.stdout.isatty())
-    with bars as progress:
+    with Bar(transient=True) as progress:
         bar = progress.add_task(f"reading {source.name}", total=sum(file.total for file in source.files))
         before = 0
         for number, file in enumerate(source.files):

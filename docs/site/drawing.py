@@ -13,7 +13,7 @@ from docs.site.imports import Graph, between_rooms, imports, layers, without_det
 
 #: Room of the drawing -> the modules and packages in it, and what it does.
 ROOMS: dict[str, tuple[str, str]] = {
-    "contracts": ("types prompts errors bounds places", "what is passed on"),
+    "contracts": ("types prompts errors bounds places bars", "what all share"),
     "items": ("media clips page_process visual_inputs processing", "tokens and patches"),
     "losses": ("losses", "losses, rewards"),
     "metrics": ("metrics", "recall, intervals"),

@@ -13,12 +13,12 @@ import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from rime_pl.bars import Bar
 from rime_pl.corpus_places import BASE_MARKER, BASE_RECORD
 from rime_pl.datamodules.captions import Captions, read_captions
 from rime_pl.datamodules.corpus_file import read_corpus
@@ -124,18 +124,18 @@ def _begin(output: Path, data: Path, made: dict[str, Any]) -> None:
 
 def _train(captions: Captions, config: TinyConfig, output: Path, seed: int) -> None:
     columns = (
-        TextColumn("pre-training"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
-    with Progress(*columns) as progress:
+    with Bar(*columns) as progress:
         total = config.vision_steps + config.copy_steps + config.num_steps
-        task = progress.add_task("", total=total, loss=float("nan"))
+        task = progress.add_task("pre-training", total=total, loss=float("nan"))
         on_step = partial(_advance, progress, task)
         make_base(output, captions.samples, captions.texts, config, seed, on_step)
 
 
-def _advance(progress: Progress, task: TaskID, step: int, loss: float) -> None:
+def _advance(progress: Bar, task: TaskID, step: int, loss: float) -> None:
     progress.update(task, completed=step + 1, loss=loss)

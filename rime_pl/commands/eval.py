@@ -15,8 +15,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TaskID
+from rich.progress import TaskID
 
+from rime_pl.bars import Bar
 from rime_pl.datamodules.benchmarks.frames import FRAMES
 from rime_pl.datamodules.benchmarks.mmeb_v2_table import FIXED, mmeb_v2_table
 from rime_pl.datamodules.benchmarks.options import ReadOptions
@@ -379,9 +380,7 @@ def cut(task: BenchmarkTask, limit: int) -> BenchmarkTask:
 @contextmanager
 def _bars(console: Console, tasks: int) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
     """Show two bars, the tasks and the items of one, and give what moves each."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    shown = console.is_terminal and not console.quiet
-    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+    with Bar(console=console, transient=True, off=console.quiet) as progress:
         whole: TaskID = progress.add_task("tasks", total=tasks)
         items: TaskID = progress.add_task("items to embed", total=None)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from rime_pl.bars import Bar
 from rime_pl.commands.conflicts import INDEX, refuse_ignored
 from rime_pl.commands.search import load_with_tasks
 from rime_pl.commands.search_index import choose_run
@@ -31,9 +31,6 @@ from rime_pl.inference.table_items import TABLES, scan_table
 from rime_pl.options.parser import parse_with_optional
 from rime_pl.run_folder import RunFolder
 from rime_pl.types import Mode
-
-#: Seconds between two lines about progress, where it is written to a file.
-EVERY = 30.0
 
 
 def parse(function: Any, prog: str, words: Sequence[str]) -> dict[str, Any]:
@@ -185,22 +182,16 @@ def scan_source(
     raise RimeError(f"{source} must end in {', '.join(known)}, or be a folder, but ends in {kind!r}.")
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    )
+def _bar() -> Bar:
+    return Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
-def _each(bar: Progress, title: str) -> Each:
-    """Return what moves the bar, and in a file, where no bar is seen, writes a line now and then."""
-    task, told = bar.add_task(title, total=None), time.monotonic()
+def _each(bar: Bar, title: str) -> Each:
+    """Return what moves the bar."""
+    task = bar.add_task(title, total=None)
 
     def each(done: int, total: int) -> None:
-        nonlocal told
         bar.update(task, completed=done, total=total)
-        if not bar.console.is_terminal and time.monotonic() - told >= EVERY:
-            told = time.monotonic()
-            bar.console.print(f"{title}: {done} of {total}")
 
     return each
 

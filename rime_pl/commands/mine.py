@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TaskID
+from rich.progress import TaskID
 
 from rime_pl.backbone.adapters import read_contract
+from rime_pl.bars import Bar
 from rime_pl.commands.mine_report import Groups, write_report
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.faults import counted, first_lines
@@ -278,11 +279,10 @@ def _device(model: Retriever) -> torch.device:
 @contextmanager
 def _bars(console: Console, totals: Mapping[str, int]) -> Iterator[list[Any]]:
     """Show progress bars, and give for each the function that advances it by 1 or by a number."""
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Bar(console=console, transient=True) as progress:
         tasks = [progress.add_task(title, total=total) for title, total in totals.items()]
         yield [partial(_advance, progress, task) for task in tasks]
 
 
-def _advance(progress: Progress, task: TaskID, count: int = 1) -> None:
+def _advance(progress: Bar, task: TaskID, count: int = 1) -> None:
     progress.advance(task, count)

@@ -5,21 +5,20 @@ Called by the command.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
+from rime_pl.bars import Bar
 from rime_pl.teacher.filters import NAMES
 from rime_pl.teacher.jobs import Jobs
 from rime_pl.teacher.settings import Price
 
 #: Tokens of an answer, as long as none is known.
 _ANSWER = 80
-_EVERY = 30.0  # seconds between two lines where no bar can be drawn
 
 
 def estimate(jobs: Jobs) -> str:
@@ -61,13 +60,16 @@ def state(jobs: Jobs) -> str:
     return f"{spent(jobs)}; dropped: {dropped}; failed {len(jobs.failures)}; repeated {jobs.faults.total()}"
 
 
-class _Bar(Progress):
+class _Bar(Bar):
     """A bar, and below it a line of cost and a line of counts: together they are longer than a line."""
 
     def __init__(self, jobs: Jobs, console: Console) -> None:
         self.jobs = jobs
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        super().__init__(*columns, console=console, transient=not console.is_terminal)
+
+    def line(self, task: Task) -> str:
+        return f"{super().line(task)}: {state(self.jobs)}"
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -85,7 +87,6 @@ class Meter:
     def __init__(self, jobs: Jobs, console: Console) -> None:
         self.jobs, self.console = jobs, console
         self.total, self.done = len(jobs.jobs), len(jobs.jobs) - len(jobs.missing)
-        self._told = time.monotonic()
         self._bar = _Bar(jobs, console)
         self._task = self._bar.add_task("asking", total=self.total, completed=self.done)
 
@@ -101,8 +102,4 @@ class Meter:
     def tick(self) -> None:
         """Count one answer or failure."""
         self.done += 1
-        if self.console.is_terminal:
-            self._bar.update(self._task, completed=self.done)
-        elif time.monotonic() - self._told > _EVERY:
-            self._told = time.monotonic()
-            self.console.print(f"{self.done:,} of {self.total:,}: {state(self.jobs)}")
+        self._bar.update(self._task, completed=self.done)

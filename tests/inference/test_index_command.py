@@ -62,7 +62,7 @@ def test_a_search_takes_the_run_that_made_the_index(
     run_folder: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It took the last run, so that a further training made every index useless until --run was given."""
-    monkeypatch.setattr("rime_pl.commands.index.EVERY", 0.0)
+    monkeypatch.setattr("rime_pl.bars.EVERY", 0.0)
     first, later = Path("runs/first/cma"), Path("runs/later/cma")
     shutil.copytree(run_folder / "cma", first)
     words = ["index", "photos", "--output", "made.index", "--device", "cpu"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rime_pl.teacher import meter
+from rime_pl import bars
 from rime_pl.teacher.meter import Meter
 from rime_pl.teacher.settings import Price
 from tests.teacher.endpoint import answer, serving
@@ -19,7 +19,7 @@ from tests.teacher.pairs import Listed, make_jobs, pair
 def test_cost_and_counts_are_shown_while_answers_come(
     terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meter, "_EVERY", 0.0)
+    monkeypatch.setattr(bars, "EVERY", 0.0)
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=terminal, width=80, soft_wrap=True)
     texts = ["A good town.", "Word.", "A good town.", "A good town."]
@@ -33,11 +33,11 @@ def test_cost_and_counts_are_shown_while_answers_come(
             jobs.ask(bar.tick)
         jobs.answers.close()
     told = shown.getvalue()
-    assert ("4/4" if terminal else "2 of 4: ") in told
+    assert ("4/4" if terminal else "asking: 2 of 4: ") in told
     assert "cost 0.0016, 400 tokens read, 80 written" in told
     assert "dropped: format 0, length 1, repetition 0, leakage 0; failed 0; repeated 0" in told
     if not terminal:
-        assert told.count("\n") == 4 and told.startswith("1 of 4: cost 0.0004"), told
+        assert told.count("\n") == 4 and told.startswith("asking: 1 of 4: cost 0.0004"), told
 
 
 def test_answers_that_are_known_are_done(tmp_path: Path) -> None:
