@@ -147,7 +147,7 @@ def rank_rows(
     rows = []
     for place, item in enumerate(table.item_ids.tolist()):
         record = queries[item]
-        row: dict[str, Any] = {"key": record.key, "task": record.task}
+        row: dict[str, Any] = {"key": record.key, "task": record.task, "target": record.content}
         if record.rewrite:
             row["rewrite"] = record.rewrite.text
         row["gallery"] = int(table.gallery_sizes[place])

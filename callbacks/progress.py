@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import TaskID
 
-from rime_pl.bars import Lines
+from rime_pl.bars import Lines, told
 
 
 def batches_trained(trainer: pl.Trainer) -> int:
@@ -30,26 +31,24 @@ def step_of_validation(trainer: pl.Trainer) -> int:
 class EpochsFromOne(RichProgressBar):
     """Lightning's progress bar that counts epochs from 1: "Epoch 3 of 3" is the last one.
 
-    In a file, where no bar is seen, a line now and then says how far the training is.
+    In a file, where no bar is seen, a line now and then says how far the training or the test is.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._lines = Lines()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move the bar, and perhaps write a line."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.is_enabled and self._console is not None:
-            self._lines.tell(self._console, lambda: self._line(trainer, pl_module, batch_idx + 1))
+    def _update(self, progress_bar_id: TaskID | None, current: int, *args: Any, **options: Any) -> None:
+        super()._update(progress_bar_id, current, *args, **options)
+        if self.progress is not None and self.is_enabled and progress_bar_id is not None:
+            self._lines.tell(self.progress.console, lambda: self._line(progress_bar_id))
 
-    def _line(self, trainer: pl.Trainer, pl_module: pl.LightningModule, done: int) -> str:
-        shown = self.get_metrics(trainer, pl_module)
-        values = "".join(f", {name} {value:.3f}" for name, value in shown.items() if isinstance(value, float))
-        epoch = self._get_train_description(trainer.current_epoch)
-        return f"{epoch}: {done} of {self.total_train_batches} batches{values}"
+    def _line(self, progress_bar_id: TaskID) -> str:
+        assert self.progress is not None
+        (task,) = (task for task in self.progress.tasks if task.id == progress_bar_id)
+        shown = self.get_metrics(self.trainer, self.trainer.lightning_module) if self.trainer.training else {}
+        values = (f", {name} {value:.3f}" for name, value in shown.items() if isinstance(value, float))
+        return f"{told(task)} batches{''.join(values)}"
 
     def _get_train_description(self, current_epoch: int) -> str:
         last = self.trainer.max_epochs or 0

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import track
-
+from rime_pl.bars import track
 from rime_pl.datamodules.builders.folder import deal, missing_splits
 from rime_pl.datamodules.builders.planning import SPLITS
 from rime_pl.datamodules.builders.sources.drafts import Refused
@@ -65,9 +64,7 @@ def check_table(
     everything = [(split, row) for split in SPLITS for row in rows[split]]
     for row in found.faulty:
         check.texts(row.where, row.pair)
-    for split, row in track(
-        everything, f"pictures of {table.name}", transient=True, disable=not sys.stdout.isatty()
-    ):
+    for split, row in track(everything, f"pictures of {table.name}", transient=True):
         check.texts(row.where, row.pair)
         if check.many_media(row.where, {side: len(files) for side, files in row.files.items()}):
             continue
@@ -112,7 +109,6 @@ def check_corpus(
             f"split {split}",
             about.get("samples"),
             transient=True,
-            disable=not sys.stdout.isatty(),
         ):
             check.texts(name, pair)
             if pictures:

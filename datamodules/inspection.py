@@ -6,15 +6,14 @@ pairs that are chosen by a seed and read. Called by ``rime shards inspect``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
+from rime_pl.bars import track
 from rime_pl.datamodules.corpus_file import read_corpus
 from rime_pl.datamodules.index_writer import MEDIA, TEXT
 from rime_pl.datamodules.samples import Samples
@@ -132,7 +131,7 @@ def inspect_corpus(
             numbers = np.random.default_rng([seed, code]).permutation(len(of_task))[:samples]
             label = f"{split}, {entries.tasks[code]}"
             reader = ShardReader(of_task)
-            for number in track(numbers.tolist(), label, transient=True, disable=not sys.stdout.isatty()):
+            for number in track(numbers.tolist(), label, transient=True):
                 _read(reader, number, task, shown, count_tokens, small)
     return found
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
+from rime_pl.bars import track
 from rime_pl.datamodules.corpus_file import CORPUS_FILE, is_plain
 from rime_pl.datamodules.faults import Fault, by_kind, counted, listed, place_of
 from rime_pl.datamodules.index_writer import IndexWriter
@@ -47,7 +46,7 @@ def index(
     (path / CORPUS_FILE).unlink(missing_ok=True)  # an index that is half made is no corpus
     for split in sorted(splits, key=lambda split: _place(split, before)):
         writer = IndexWriter(path / split, faults)
-        for tar in track(splits[split], f"split {split}", transient=True, disable=not sys.stdout.isatty()):
+        for tar in track(splits[split], f"split {split}", transient=True):
             writer.add(tar)
             _hash(tar, digest)
         writer.close()

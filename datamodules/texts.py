@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import track
 
+from rime_pl.bars import track
 from rime_pl.datamodules.samples import Samples
 from rime_pl.datamodules.shards import ShardReader
 from rime_pl.errors import DataError
@@ -37,7 +37,7 @@ def read_texts(reader: TextReader, most: int | None = None, progress: str = "") 
         progress: Title of a progress bar; empty for no bar.
     """
     codes = reader.entries.task_codes() if isinstance(reader.entries, Samples) else np.zeros(len(reader))
-    for index in track(_spread(codes, most), progress, disable=not progress):
+    for index in track(_spread(codes, most), progress, off=not progress):
         try:
             yield reader.read(index)
         except DataError:

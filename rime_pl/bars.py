@@ -1,17 +1,19 @@
-"""Progress bars which, in a file where no bar is seen, write a line now and then instead.
+"""Progress bars which, where no bar can be seen, write a line now and then instead.
 
-Used by everything that takes long: commands, builders and trainings.
+Used by commands, builders and trainings.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich import get_console
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID
+
+T = TypeVar("T")
 
 #: Seconds between two lines.
 EVERY = 30.0
@@ -25,9 +27,9 @@ class Lines:
 
     def tell(self, console: Console, line: Callable[[], str]) -> None:
         """Write the line, if it is time for one."""
-        if not console.is_terminal and time.monotonic() - self._told >= EVERY:
+        if not console.is_interactive and time.monotonic() - self._told >= EVERY:
             self._told = time.monotonic()
-            console.print(line(), markup=False, highlight=False)
+            console.print(line(), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class Bar(Progress):
@@ -52,26 +54,44 @@ class Bar(Progress):
             *(columns or (*Progress.get_default_columns(), MofNCompleteColumn())),
             console=console,
             transient=transient,
-            disable=off or (transient and not console.is_terminal),  # rich would write an empty line
+            disable=off or (transient and not console.is_interactive),  # rich would write an empty line
         )
         self._off, self._lines = off, Lines()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         """Change a task, as rich does, and perhaps write a line."""
         super().update(task_id, **changes)
-        self._tell(task_id)
+        self._tell()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
         """Count further, as rich does, and perhaps write a line."""
         super().advance(task_id, advance)
-        self._tell(task_id)
+        self._tell()
 
-    def line(self, task: Task) -> str:
-        """Return what a file is told of a task."""
-        fields = "".join(f", {name} {value:.3f}" for name, value in task.fields.items())
-        of = "" if task.total is None else f" of {task.total:,.0f}"
-        return f"{task.description}: {task.completed:,.0f}{of}{fields}"
+    def line(self) -> str:
+        """Return what a file is told: all tasks in one line."""
+        return "; ".join(map(told, self.tasks))
 
-    def _tell(self, task_id: TaskID) -> None:
+    def _tell(self) -> None:
         if not self._off:
-            self._lines.tell(self.console, lambda: self.line(self._tasks[task_id]))
+            self._lines.tell(self.console, self.line)
+
+
+def track(
+    sequence: Iterable[T],
+    description: str,
+    total: float | None = None,
+    transient: bool = False,
+    off: bool = False,
+    console: Console | None = None,
+) -> Iterator[T]:
+    """Yield the elements, and show how many have been taken; ``total`` is needed if nobody knows how many."""
+    with Bar(transient=transient, off=off, console=console) as bar:
+        yield from bar.track(sequence, total=total, description=description)
+
+
+def told(task: Task) -> str:
+    """Return how far a task is, with its values."""
+    of = "" if task.total is None else f" of {task.total:,.0f}"
+    values = "".join(f", {name} {value:.3f}" for name, value in task.fields.items())
+    return f"{task.description}: {task.completed:,.0f}{of}{values}"

@@ -42,7 +42,6 @@ WARNINGS = (
     "`is_gradient_checkpointing` is deprecated",  # peft, in transformers
     "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning, in torch
     "predict returned None",  # on purpose: the parts are on disk
-    'install "ipywidgets" for Jupyter support',  # rich, in a notebook: what it shows is text, then
     "Total length of `DataLoader` across ranks is zero",  # all is embedded already
 )
 #: Seconds after which tqdm shows a bar: weights of a small model load in less, a download takes more.

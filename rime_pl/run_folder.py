@@ -27,6 +27,11 @@ CONTROLS = "controls"
 MARKER = "done.json"
 #: The file that `rime run` writes before a run begins.
 ORIGIN = "origin.json"
+#: Settings that say where a run lies and what it was made from, and no recipe decides.
+OF_RUN = {
+    *("run_dir", "seed_everything", "data.path", "data.annotated_seed"),
+    *("model.init_adapter_from", "model.backbone.name_or_path"),
+}
 
 
 class RunFolder:

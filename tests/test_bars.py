@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 from rime_pl import bars
-from rime_pl.bars import Bar, Lines
+from rime_pl.bars import Bar, Lines, track
 from rime_pl.callbacks.progress import EpochsFromOne
 
 
@@ -22,7 +23,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
     shown = io.StringIO()
-    return Console(file=shown, force_terminal=terminal, width=80, soft_wrap=True), shown
+    return Console(file=shown, force_terminal=terminal, width=40), shown
 
 
 def test_a_file_is_told_counts_and_values(at_once: None) -> None:
@@ -32,12 +33,22 @@ def test_a_file_is_told_counts_and_values(at_once: None) -> None:
         loss = bar.add_task("training", total=None, loss=0.25)
         bar.advance(rows, 1500)
         bar.update(loss, completed=3)
-    assert shown.getvalue().splitlines() == ["reading [a] rows: 1,500 of 2,000", "training: 3, loss 0.250"]
+    assert shown.getvalue().splitlines() == [
+        "reading [a] rows: 1,500 of 2,000; training: 0, loss 0.250",
+        "reading [a] rows: 1,500 of 2,000; training: 3, loss 0.250",
+    ]
+
+
+def test_elements_that_are_taken_are_told(at_once: None) -> None:
+    place, shown = console()
+    assert list(track(iter("ab"), "reading", total=2, transient=True, console=place)) == ["a", "b"]
+    assert "reading: 2 of 2" in shown.getvalue()
+    assert list(track("ab", "reading", off=True, console=place)) and shown.getvalue().count("2 of 2") == 1
 
 
 def test_lines_keep_their_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 129.0, 130.0, 130.0, 131.0, 159.0, 160.0, 160.0])  # a line looks once more
-    monkeypatch.setattr(bars.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(bars, "time", SimpleNamespace(monotonic=lambda: next(times)))
     lines, (place, shown) = Lines(), console()
     for number in range(5):
         lines.tell(place, lambda: f"line {number}")  # noqa: B023 - called at once

@@ -9,14 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
+from rime_pl.bars import track
 from rime_pl.datamodules.builders.sources.drafts import Refused
 from rime_pl.datamodules.builders.sources.json_files import strict_json
 from rime_pl.datamodules.builders.sources.parquet_files import ParquetFile
@@ -86,9 +84,7 @@ def read_table(
     named = [name for name in _KNOWN if name.rpartition("_")[2] in MEDIA]
     if not media.is_dir() and any(values.get(name) for *_, values in lines for name in named):
         raise DataError(f"--media must be the folder of the pictures, but {media} is no folder.")
-    for number, where, values in track(
-        lines, f"rows of {path.name}", transient=True, disable=not sys.stdout.isatty()
-    ):
+    for number, where, values in track(lines, f"rows of {path.name}", transient=True):
         both = "caption" in values
         for part, pair in enumerate(captioned(values, caption_rewrites) if both else [values]):
             before = len(found.faults)

@@ -6,6 +6,7 @@ Imported by the tutorials beside it. Nothing of the method is here: ``train_step
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from rime_pl.run_folder import RunFolder
 from rime_pl.types import Batch, Pair
 
 quiet_other_libraries()
+warnings.filterwarnings("ignore", message='install "ipywidgets"')  # a page shows no moving bar
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Names the folder of another CMA run; tests give one that is made in seconds.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, cuda
 
 import rime_pl
+from rime_pl.bars import track
 from rime_pl.datamodules.faults import counted
 from rime_pl.errors import DataError, RimeError, StoppedError
 from rime_pl.report.table import Table
@@ -108,8 +108,7 @@ def rewrite(jobs: Jobs, output: Path, gain: Gain, dry_run: bool) -> int:
     """Look, ask, filter and write; return the exit code."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     source, asks = jobs.source, jobs.order.way != "extract"
-    with_bar = {"transient": True, "disable": not console.is_terminal, "console": console}
-    seen = iter(track(range(len(source)), "looking at pairs", **with_bar))  # type: ignore[arg-type]
+    seen = track(range(len(source)), "looking at pairs", transient=True, console=console)
     jobs.look(lambda: next(seen, None))
     for note in source.notes if isinstance(source, TableSource) else ():
         console.print(note)
@@ -148,8 +147,7 @@ def _write(gains: Gains, output: Path, console: Console) -> None:
     if isinstance(source, CorpusSource):
         write_new_corpus(source, gains, output)
     elif isinstance(source, TableSource):
-        rows = track(range(len(source)), "writing rows", transient=True, disable=not console.is_terminal)
-        done = iter(rows)
+        done = track(range(len(source)), "writing rows", transient=True, console=console)
         write_new_table(source, gains, output, lambda: next(done, None))
 
 

@@ -13,27 +13,25 @@ from rime_pl.options.parser import parse as parse_options
 from rime_pl.pipeline import listed
 from rime_pl.report.page.parts import flat
 from rime_pl.report.table import Table
-from rime_pl.run_folder import RUNS, RunFolder
+from rime_pl.run_folder import OF_RUN, RUNS, RunFolder
 from rime_pl.run_lock import holder
-from rime_pl.study.against import differences
 from rime_pl.types import MODE_PAIRS
 
 #: Each run has one of these from its first moment on.
 FILES = ("config.yaml", "manifest.json", "lock.json")
 #: Characters in a line, where the output is no terminal.
 PLAIN_WIDTH = 140
-#: Settings that no recipe decides.
-OF_RUN = {
-    *("run_dir", "seed_everything", "data.path", "data.annotated_seed"),
-    *("model.init_adapter_from", "model.backbone.name_or_path"),
-}
 HEAD = ("run", "stage", "corpus", "seed", "state", *(pair.replace("-", "-\n") for pair in MODE_PAIRS))
 
 
 def parse(command: Callable[..., int], prog: str, words: Sequence[str]) -> dict[str, Any]:
-    """Return the arguments of ``run``; the folder may be given by its place."""
-    by_place = bool(words) and not words[0].startswith("-")
-    return parse_options(command, prog, ["--folder", *words] if by_place else words)
+    """Return the arguments of ``run``; the folder may be given by its place, before or behind the options."""
+    places = [n for n, word in enumerate(words) if not word.startswith("-")]
+    behind = [n for n in places if n == 0 or not words[n - 1].startswith("-") or "=" in words[n - 1]]
+    if len(behind) == 1:
+        rest = [word for n, word in enumerate(words) if n != behind[0]]
+        words = ["--folder", words[behind[0]], *rest]
+    return parse_options(command, prog, words)
 
 
 def run(*, folder: Path = RUNS, against: Path | None = None) -> int:
@@ -62,6 +60,8 @@ def run(*, folder: Path = RUNS, against: Path | None = None) -> int:
     console = console if console.is_terminal else Console(width=PLAIN_WIDTH)
     console.print(table.terminal())
     if other is not None:
+        from rime_pl.study.against import differences  # here, because it is slow to import
+
         console.print(differences(((name_of(one, folder), one) for one in runs), other).terminal())
     return 0
 
@@ -69,7 +69,7 @@ def run(*, folder: Path = RUNS, against: Path | None = None) -> int:
 def tested_run(folder: Path) -> RunFolder:
     """Return a run that has results on the test split."""
     one = RunFolder(folder)
-    if not (one.reported and one.tested):
+    if not one.tested:
         raise RimeError(f"--against must name the folder of a tested run, but is {folder}.")
     return one
 

@@ -15,11 +15,11 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from rime_pl.backbone.lora import merged
 from rime_pl.backbone.mllm import Backbone
+from rime_pl.bars import Bar
 from rime_pl.errors import DataError, RimeError
 from rime_pl.inference.batching import Batches, Prepared
 from rime_pl.inference.encoding import Meter, Wanted, encode_batch, encode_where
@@ -195,7 +195,7 @@ class Retriever:
         # to merge LoRA takes as long as a forward or two
         pays = "generative" in modes or batches.several
         with (
-            Progress(disable=not progress) as bar,
+            Bar(off=not progress) as bar,
             torch.no_grad(),
             merged(self.backbone) if pays else nullcontext(),
             closing(batches.__iter__()) as prepared,

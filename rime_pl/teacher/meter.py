@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Task, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.text import Text
 
 from rime_pl.bars import Bar
@@ -68,8 +68,8 @@ class _Bar(Bar):
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(*columns, console=console, transient=not console.is_terminal)
 
-    def line(self, task: Task) -> str:
-        return f"{super().line(task)}: {state(self.jobs)}"
+    def line(self) -> str:
+        return f"{super().line()}: {state(self.jobs)}"
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from rime_pl.bars import track
 from rime_pl.datamodules.builders.openmoji import words
 from rime_pl.errors import RimeError
 
