@@ -18,14 +18,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rime_pl.inference.adaptive import Point, curve, margins, point
+from rime_pl.inference.adaptive import SHARES, Asked, Point, margins, point, threshold_of
 from rime_pl.inference.calibration import SPLIT, Calibration, calibrate, measure
 from rime_pl.inference.encoding import Wanted
 from rime_pl.inference.labelled import Vectors
@@ -49,9 +49,11 @@ def main(words: list[str]) -> None:
         "--batch_size", type=int, default=64, help="Queries of a batch (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="Measured rounds (default: %(default)s)")
-    parser.add_argument("--picture", type=Path, help="PNG of the adaptive curve of the first run")
+    parser.add_argument("--picture", type=Path, help="PNG of the adaptive curve, the mean of the runs")
     args = parser.parse_args(words)
-    found = []
+    found: list[dict[str, float]] = []
+    curves: dict[Mode, list[Asked]] = {mode: [] for mode in MODES}
+    at: list[Shown] = []
     for run in args.runs:
         retriever = load(run)
         chosen = calibrate(measure(retriever, SPLIT))
@@ -62,8 +64,11 @@ def main(words: list[str]) -> None:
         }
         print(f"{run}: {json.dumps(result)}", flush=True)
         found.append(result)
-        if args.picture and run == args.runs[0]:
-            draw(vectors, chosen, args.picture)
+        for mode, asked in curves.items():
+            asked.append(vectors.asked(mode))
+        at.append(_shown(point(vectors.asked(chosen.target_mode), chosen.chosen.margin)))
+    if args.picture:
+        draw(curves, at, args.picture)
     means = {name: round(statistics.mean(one[name] for one in found), 4) for name in found[0]}
     print(json.dumps({"runs": len(found), **means}))
 
@@ -147,15 +152,21 @@ def _calls(
     }
 
 
-def draw(vectors: Vectors, chosen: Calibration, file: Path) -> None:
-    """Write the curve of the test split, with the threshold of the validation split."""
-    curves = {
-        f"rewritten queries against {mode} vectors": [_shown(one) for one in curve(vectors.asked(mode))]
-        for mode in MODES
-    }
-    at = point(vectors.asked(chosen.target_mode), chosen.chosen.margin)
-    title = "adaptive rewrites, test split; the threshold is that of the validation split"
-    save_figure(adaptive_figure(curves, _shown(at), title), file)
+def draw(runs: Mapping[Mode, Sequence[Asked]], chosen: Sequence[Shown], file: Path) -> None:
+    """Write the curves of the test split, means over the runs, and the point that each run chose."""
+    curves = {f"rewritten queries against {mode} vectors": mean_curve(asked) for mode, asked in runs.items()}
+    title = f"adaptive rewrites on the test split, mean of {len(chosen)}; each chose on its validation split"
+    save_figure(adaptive_figure(curves, chosen, title), file)
+
+
+def mean_curve(runs: Sequence[Asked]) -> list[Shown]:
+    """Return the points of a curve, each query being the mean of its runs, which all ask the same ones."""
+    points = []
+    for share in SHARES:
+        found = torch.stack([asked.found(threshold_of(asked, share)) for asked in runs]).mean(0)
+        groups = runs[0].groups(found)
+        points.append(Shown(share, macro_mean(groups), *bootstrap_interval(groups)))
+    return points
 
 
 def _shown(one: Point) -> Shown:

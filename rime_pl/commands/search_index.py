@@ -152,7 +152,7 @@ def choose_threshold(retriever: Retriever, console: Console) -> int:
     title = f"adaptive rewrites, {counted(found.queries, 'query', 'queries')} of the split {SPLIT}"
     shown = Shown(chosen.share, chosen.recall, chosen.low, chosen.high)
     picture = file.with_suffix(".png")
-    save_figure(adaptive_figure(curves, shown, title), picture)
+    save_figure(adaptive_figure(curves, [shown], title), picture)
     rows: Mapping[str, object] = {"never": points[0], "chosen": chosen, "always": points[-1]}
     for name, point in rows.items():
         assert isinstance(point, type(chosen))

@@ -92,14 +92,20 @@ def point(asked: Asked, threshold: float) -> Point:
 
 def curve(asked: Asked) -> list[Point]:
     """Return the points from never to always, at the quantiles of the margins."""
-    ordered = asked.margin.sort().values
     points: list[Point] = []
     for share in SHARES:
-        count = round(share * len(ordered))
-        threshold = math.inf if count >= len(ordered) else float(ordered[count]) if count else 0.0
+        threshold = threshold_of(asked, share)
         if not points or threshold != points[-1].margin:
             points.append(point(asked, threshold))
     return points
+
+
+def threshold_of(asked: Asked, share: float) -> float:
+    """Return the threshold below which this share of the margins lies, from 0 to infinity."""
+    count = round(share * len(asked.margin))
+    if count >= len(asked.margin):
+        return math.inf
+    return float(asked.margin.sort().values[count]) if count else 0.0
 
 
 def choose(points: list[Point]) -> Point:

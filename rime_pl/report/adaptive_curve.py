@@ -26,9 +26,9 @@ class Shown(NamedTuple):
 
 
 def adaptive_figure(
-    curves: Mapping[str, Sequence[Shown]], chosen: Shown | None = None, title: str = ""
+    curves: Mapping[str, Sequence[Shown]], chosen: Sequence[Shown] = (), title: str = ""
 ) -> Figure:
-    """Draw the curves with their intervals as bands, and the point that was chosen."""
+    """Draw the curves with their intervals as bands, and the points that were chosen."""
     figure = Figure(figsize=(7.2, 4.6), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -38,10 +38,10 @@ def adaptive_figure(
         axes.fill_between(
             shares, [p.low for p in points], [p.high for p in points], color=colour, alpha=0.13, linewidth=0
         )
-    if chosen is not None:
+    if chosen:
         axes.plot(
-            [100 * chosen.share],
-            [chosen.recall],
+            [100 * one.share for one in chosen],
+            [one.recall for one in chosen],
             "o",
             color=WARN,
             markersize=10,
