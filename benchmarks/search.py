@@ -155,7 +155,8 @@ def _calls(
 def draw(runs: Mapping[Mode, Sequence[Asked]], chosen: Sequence[Shown], file: Path) -> None:
     """Write the curves of the test split, means over the runs, and the point that each run chose."""
     curves = {f"rewritten queries against {mode} vectors": mean_curve(asked) for mode, asked in runs.items()}
-    title = f"adaptive rewrites on the test split, mean of {len(chosen)}; each chose on its validation split"
+    of = f"mean of {len(chosen)} runs, and what each" if len(chosen) > 1 else "and what the run"
+    title = f"adaptive rewrites on the test split: {of} chose on its validation split"
     save_figure(adaptive_figure(curves, chosen, title), file)
 
 
