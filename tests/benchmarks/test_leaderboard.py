@@ -78,7 +78,12 @@ def test_less_than_needed_or_fewer_seeds_have_no_number(repository: Path, tmp_pa
     [row] = leaderboard.read_rows(tmp_path / "results" / "leaderboard.jsonl")
     three = row | {"seeds": [0, 1, 2], "recall@1": 0.8}
     assert "not reached" not in leaderboard.page([three])
-    assert "not reached" in leaderboard.page([three | {"recall@1": 0.7999}])
+    missed = three | {"recall@1": 0.7999, "commit": "too_low"}
+    assert "not reached" in leaderboard.page([missed])
+    slow = three | {"minutes": dict.fromkeys(three["minutes"], 9000.0), "commit": "slow"}
+    page = leaderboard.page([missed, slow, three])
+    places = [page.index(f"`{commit}`") for commit in (three["commit"], "slow", "too_low")]
+    assert places == sorted(places), "the fastest first, those without a number last"
 
 
 def test_other_code_or_another_commit_is_refused(repository: Path, tmp_path: Path) -> None:
