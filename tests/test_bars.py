@@ -23,7 +23,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
     shown = io.StringIO()
-    return Console(file=shown, force_terminal=terminal, width=40), shown
+    return Console(file=shown, force_terminal=terminal, width=40, _environ={"TERM": "xterm"}), shown
 
 
 def test_a_file_is_told_counts_and_values(at_once: None) -> None:

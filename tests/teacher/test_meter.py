@@ -21,7 +21,8 @@ def test_cost_and_counts_are_shown_while_answers_come(
 ) -> None:
     monkeypatch.setattr(bars, "EVERY", 0.0)
     shown = io.StringIO()
-    console = Console(file=shown, force_terminal=terminal, width=80, soft_wrap=True)
+    env = {"TERM": "xterm"}
+    console = Console(file=shown, force_terminal=terminal, width=80, soft_wrap=True, _environ=env)
     texts = ["A good town.", "Word.", "A good town.", "A good town."]
     with serving(lambda body, number: answer(texts[number])) as endpoint:
         jobs = make_jobs(
