@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rime_pl.inference.adaptive import SHARES, Asked, Point, margins, point, threshold_of
+from rime_pl.inference.adaptive import SHARES, Asked, Point, margins, point, thresholds
 from rime_pl.inference.calibration import SPLIT, Calibration, calibrate, measure
 from rime_pl.inference.encoding import Wanted
 from rime_pl.inference.labelled import Vectors
@@ -163,8 +163,8 @@ def draw(runs: Mapping[Mode, Sequence[Asked]], chosen: Sequence[Shown], file: Pa
 def mean_curve(runs: Sequence[Asked]) -> list[Shown]:
     """Return the points of a curve, each query being the mean of its runs, which all ask the same ones."""
     points = []
-    for share in SHARES:
-        found = torch.stack([asked.found(threshold_of(asked, share)) for asked in runs]).mean(0)
+    for share, *each in zip(SHARES, *map(thresholds, runs), strict=True):
+        found = torch.stack([run.found(at) for run, at in zip(runs, each, strict=True)]).mean(0)
         groups = runs[0].groups(found)
         points.append(Shown(share, macro_mean(groups), *bootstrap_interval(groups)))
     return points

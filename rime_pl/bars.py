@@ -27,8 +27,8 @@ class Lines:
 
     def tell(self, console: Console, line: Callable[[], str]) -> None:
         """Write the line, if it is time for one."""
-        if not console.is_interactive and time.monotonic() - self._told >= EVERY:
-            self._told = time.monotonic()
+        if not console.is_interactive and (now := time.monotonic()) - self._told >= EVERY:
+            self._told = now
             console.print(line(), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 

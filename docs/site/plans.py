@@ -35,8 +35,8 @@ NOTES = """
 - Time is that of one step, from the FLOPs of a mean batch and 25 % of the data sheet's rate. Loading of data,
   evaluation and checkpoints are not in it.
 - In Refine-RL, sampling takes longer than its FLOPs say.
-- The tiny recipes train on a CPU. There `make train-cma` took 7 to 9 minutes on two idle cores, from the data
-  to the table.
+- The tiny recipes train on a CPU. There `make train-cma` took 8 to 11 minutes on two idle cores, from the
+  data to the table.
 - `rime plan --config FILE --memory 24` makes the plan of your own settings, and says what to change if it
   does not fit ([Plan a run](../how-to/plan-a-run.md)).
 

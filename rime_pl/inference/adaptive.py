@@ -93,19 +93,16 @@ def point(asked: Asked, threshold: float) -> Point:
 def curve(asked: Asked) -> list[Point]:
     """Return the points from never to always, at the quantiles of the margins."""
     points: list[Point] = []
-    for share in SHARES:
-        threshold = threshold_of(asked, share)
+    for threshold in thresholds(asked):
         if not points or threshold != points[-1].margin:
             points.append(point(asked, threshold))
     return points
 
 
-def threshold_of(asked: Asked, share: float) -> float:
-    """Return the threshold below which this share of the margins lies, from 0 to infinity."""
-    count = round(share * len(asked.margin))
-    if count >= len(asked.margin):
-        return math.inf
-    return float(asked.margin.sort().values[count]) if count else 0.0
+def thresholds(asked: Asked) -> list[float]:
+    """Return for each of SHARES the threshold below which that share of the margins lies: 0 to infinity."""
+    ordered = [0.0, *asked.margin.sort().values.tolist()[1:], math.inf]
+    return [ordered[round(share * len(asked.margin))] for share in SHARES]
 
 
 def choose(points: list[Point]) -> Point:

@@ -50,11 +50,13 @@ def differences(runs: Iterable[tuple[str, RunFolder]], other: RunFolder) -> Tabl
 def refuse_other_queries(one: RunFolder, other: RunFolder) -> None:
     """Raise a RimeError unless both were tested on the same queries, among as many candidates."""
     mine, theirs = _queries(one), _queries(other)
+    # before 0.1.0, ranks.json did not say what a query looks for, and a key is only a place in a file
+    if any(target is None for *_, target in mine + theirs):
+        if not _same(one.manifest, other.manifest, "data_hash"):
+            raise RimeError("tested on another corpus, whose queries may be others: it cannot be compared")
+        mine, theirs = ([(*row[:3], None) for row in rows] for rows in (mine, theirs))
     if mine != theirs:
         raise RimeError("tested on other queries or among other candidates: it cannot be compared")
-    # before 0.1.0, ranks.json did not say what a query looks for, and a key is only a place in a file
-    if any(target is None for *_, target in mine) and not _same(one.manifest, other.manifest, "data_hash"):
-        raise RimeError("tested on another corpus, whose queries may be others: it cannot be compared")
 
 
 def difference(one: RunFolder, other: RunFolder, column: str) -> str:
@@ -92,7 +94,7 @@ def _same(mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> bool
     return mine.get(name) is not None and mine[name] == theirs.get(name)
 
 
-def _queries(one: RunFolder) -> list[tuple[str, str, int, int | None]]:
+def _queries(one: RunFolder) -> list[tuple[str, str, int, Any]]:
     """Return task, key, gallery size and target of each headline query, in the order of ``hits``."""
     tasks = set(headline_tasks(one.settings, (query["task"] for query in one.ranks)))
     found = (query for query in one.ranks if query["task"] in tasks)

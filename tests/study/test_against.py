@@ -93,6 +93,17 @@ def test_other_queries_are_refused(tmp_path: Path, facts: dict[str, Any]) -> Non
     assert set(row[1:-1]) == {"-"} and row[-1].startswith("tested on other queries or among other candid")
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_an_earlier_run_is_compared_on_the_same_corpus(tmp_path: Path, earlier: int) -> None:
+    """It does not say what a query looks for, and was refused as tested on other queries."""
+    runs = [run_folder(tmp_path / name, [1, 2]) for name in ("cma", "cma-2")]
+    runs[1 - earlier] = queries(runs[1 - earlier], target=7)
+    (row,) = differences([("cma", runs[0])], runs[1]).rows
+    assert row[1].startswith("+0.000") and row[-1] == "-"
+    (row,) = differences([("cma", queries(runs[0], gallery=900))], runs[1]).rows
+    assert row[-1].startswith("tested on other queries or among other candidates")
+
+
 @pytest.mark.parametrize("data_hash", ["of another", None])
 def test_a_key_alone_does_not_tell_a_query(tmp_path: Path, data_hash: str | None) -> None:
     """Keys are places in files: those of two corpora are the same, and the queries are not."""
