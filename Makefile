@@ -62,7 +62,8 @@ compare-rl: train-refine-rl ## the Refine-RL runs of SEEDS next to their control
 	$(RIME) compare --run $(foreach seed,$(SEEDS),$(call folder,refine-rl,$(seed))) --output $(OUTPUT)/compare-rl
 
 # One part of the claims: all CLAIM_SEEDS of one stage on one corpus. Its record is written after each seed, and each
-# training that has finished is kept, so a stopped part goes on where it was.
+# training that has finished is kept, so a stopped part goes on where it was. A record keeps the result of each seed:
+# further seeds, also from another machine, join it.
 PARTS := cma-openmoji sft-scenes cma-scenes sft-mini cma-mini refine_rl-openmoji refine_rl-scenes
 PART ?= $(PARTS)
 compared = $(wildcard $(foreach SEED,$(CLAIM_SEEDS),$(OUTPUT)/claims/$(1)))
@@ -81,7 +82,7 @@ tune: $(READY) ## choose the weight of the cross-entropy for rewrite and chain o
 claims-sft: tune
 claims-sft claims-cma: claims-%: $(READY)
 	set -e; for seed in $(CLAIM_SEEDS); do $(MAKE) claims-$*-seed SEED=$$seed; $(MAKE) claims-page STAGE=$*; done
-claims-sft-seed: ARGS = $(tuned_weight)
+claims-sft-seed: override ARGS += $(tuned_weight)
 claims-sft-seed: $(READY)
 	$(call train,sft,$(SEED))
 	$(RIME) compare --run $(call folder,sft,$(SEED)) --tuned $(TUNED) --adaptive true --output $(OUTPUT)/claims/sft

@@ -10,13 +10,15 @@ from rime_pl.errors import RimeError
 from rime_pl.report.figures import save_figure
 from rime_pl.run_folder import write_json
 from rime_pl.study import comparison
+from rime_pl.study.record import pool
 
 
 def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results")) -> int:
     """Write the page of the claims, from the records of earlier calls and from new comparisons.
 
     Args:
-        compared: Folders that `rime compare` wrote, of any stage, corpus and seed.
+        compared: Folders that `rime compare` wrote, of any stage, corpus and seed. A seed of a kept record
+            stays if it was trained in the same way, and else is left out and named.
         output: Folder of claims.template.md, in a checkout of the repository.
     """
     template, kept = output / "claims.template.md", output / "claims"
@@ -26,7 +28,9 @@ def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results
             "claims` in a checkout of the repository."
         )
     kept.mkdir(exist_ok=True)
-    for record in comparison.pool(compared or []):
+    earlier = comparison.read_records(kept)
+    new, left_out = pool(compared or [], [record for found in earlier.values() for record in found.values()])
+    for record in new:
         write_json(kept / f"{record['stage']}-{record['corpus']}.json", record)
     records = comparison.read_records(kept)
     for stage, found in records.items():
@@ -35,5 +39,8 @@ def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results
         if found:
             save_figure(comparison.claims_figure(found), output / comparison.picture(stage))
     (output / "claims.md").write_text(comparison.claims_page(template.read_text(), records))
-    Console().print(comparison.overview(records).terminal(), f"written: {output}/claims.md")
+    console = Console()
+    for told in left_out:
+        console.print(f"left out: {told}", markup=False)
+    console.print(comparison.overview(records).terminal(), f"written: {output}/claims.md")
     return 0

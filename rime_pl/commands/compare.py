@@ -10,7 +10,8 @@ from rime_pl.report.figures import save_figure
 from rime_pl.run_folder import RunFolder, write_json
 from rime_pl.study.comparison import comparison_figure, comparison_tables, differences_table
 from rime_pl.study.controls import train_controls
-from rime_pl.study.measure import measure
+from rime_pl.study.measure import seed_result
+from rime_pl.study.record import record_of
 from rime_pl.study.switching import measure_adaptive
 from rime_pl.study.tuning import read_tuned
 
@@ -42,11 +43,11 @@ def run(
     if adaptive:
         for one in runs:
             measure_adaptive(one)
-    record = measure(runs[0].stage, seeds) | {"tuned": weights[0] if weights else None}
+    found = weights[0] if weights else None
+    record = record_of(seed_result(runs[0].stage, variants, found) for variants in seeds)
     tables = [differences_table(record), *comparison_tables(record)]
-    folders = [{name: str(one.path) for name, one in variants.items()} for variants in seeds]
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "compare.json", record | {"folders": folders})
+    write_json(output / "compare.json", record)
     (output / "compare.md").write_text("\n\n".join(table.markdown() for table in tables) + "\n")
     save_figure(comparison_figure(record), output / "compare.png")
     Console().print(*(table.terminal() for table in tables), f"written: {output}/compare.{{json,md,png}}")

@@ -1,4 +1,4 @@
-"""Records as tables, as pictures, and as the page of the claims; measure.py says what a record is.
+"""Records as tables, as pictures, and as the page of the claims; record.py says what a record is.
 
 Called by `rime compare` and `rime claims`. The template of the page, ``claims.template.md``, names its parts
 as ``$overview``, ``$sft``, ``$cma`` and ``$refine_rl``.
@@ -16,13 +16,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rime_pl.errors import RimeError
 from rime_pl.report.figures import GRID, INK, SOFT, short_name
 from rime_pl.report.table import Table
 from rime_pl.report.tables import REWRITES, crossed_table
-from rime_pl.run_folder import RunFolder
 from rime_pl.study.design import COMPARISONS
-from rime_pl.study.measure import Record, measure
+from rime_pl.study.record import Record
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 Records = Mapping[str, Mapping[str, Record]]  # stage -> corpus -> record
@@ -162,40 +160,6 @@ def comparison_figure(record: Record) -> Figure:
 def _errors(spreads: Iterable[Sequence[float]]) -> list[list[float]]:
     """Return the distances from the mean to the lowest and to the highest seed."""
     return [[max(0.0, one[0] - one[1]) for one in spreads], [max(0.0, one[2] - one[0]) for one in spreads]]
-
-
-def pool(folders: Sequence[Path]) -> list[Record]:
-    """Return a record per stage and corpus, over all seeds in the folders that `rime compare` wrote."""
-    seeds: dict[tuple[str, str], dict[int, dict[str, str]]] = {}
-    tuned: dict[tuple[str, str], Any] = {}
-    for folder in folders:
-        file = folder / "compare.json"
-        compared = json.loads(file.read_text()) if file.is_file() else {}
-        if "folders" not in compared:
-            raise RimeError(
-                f"--compared must name folders with a compare.json of this version, but {folder} has none. "
-                f"Run `rime compare --output {folder}`."
-            )
-        stage = compared["stage"]
-        for variants in compared["folders"]:
-            run = RunFolder(variants[COMPARISONS[stage].subject])
-            seed, corpus = run.manifest["seed"], Path(run.manifest["data"]).name
-            weights = compared.get("tuned")
-            if tuned.setdefault((stage, corpus), weights) != weights:
-                raise RimeError(
-                    f"--compared must name comparisons with the same `rime compare --tuned`, but that of "
-                    f"{folder} is another one than that of an earlier folder of {stage} on {corpus}."
-                )
-            if seeds.setdefault((stage, corpus), {}).setdefault(seed, variants) != variants:
-                raise RimeError(
-                    f"--compared must name each seed once, but {folder} holds seed {seed} of {stage} on "
-                    f"{corpus}, which was given already from another run."
-                )
-    return [
-        measure(place[0], [{name: RunFolder(run) for name, run in runs[n].items()} for n in sorted(runs)])
-        | {"tuned": tuned[place]}
-        for place, runs in seeds.items()
-    ]
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Record]]:

@@ -62,7 +62,7 @@ def train_controls(
             continue
         for run, variants, (_, words) in zip(runs, seeds, turn, strict=True):
             variants[name] = train_control(run, name, words)
-        refuse_unlike([variants[name] for variants in seeds])
+        refuse_unlike((str(one[name].path), one[name].manifest["steps"]) for one in seeds)
     return [variants | {subject: run} for run, variants in zip(runs, seeds, strict=True)]
 
 

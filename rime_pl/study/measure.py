@@ -1,66 +1,80 @@
-"""From finished runs to a *record* (ours): all results of one stage on one corpus, as plain data.
+"""From the finished runs of one seed to a *seed result* (ours): what a record needs of them, as plain data.
 
-Tables, pictures and pages are made from records, so they can be made again without the runs. Records lie in
-``compare.json`` and ``docs/results/claims/*.json``. Called by `rime compare` and `rime claims`.
+So the seeds of a record may be trained at different times, on different machines. Called by `rime compare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from statistics import mean, mode
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rime_pl.errors import RimeError
-from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.report.events import read_events
-from rime_pl.run_folder import RunFolder, headline_tasks
-from rime_pl.study.design import COMPARISONS, MEAN, Difference
+from rime_pl.report.page.parts import flat
+from rime_pl.run_folder import OF_RUN, RunFolder, headline_tasks
+from rime_pl.study.design import COMPARISONS, MEAN
 from rime_pl.study.switching import RESULTS, known_adaptive
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 
 Variants = dict[str, RunFolder]  # of one seed: "before", the controls, the run under study
-Record = dict[str, Any]
+SeedResult = dict[str, Any]
 #: Curves of Refine-RL in a record (docs/reference/metrics.md); of the last two also the highest value.
 CURVES = ("reward_spread", "no_signal", "entropy", "kl", "grad_norm")
+#: Settings that may differ between the seeds of a record, beside those of OF_RUN.
+OF_MACHINE = {"num_threads"}
 
 
-def measure(stage: str, seeds: Sequence[Variants]) -> Record:
-    """Return the record of a stage: each result as mean, lowest and highest seed."""
+def seed_result(stage: str, variants: Variants, tuned: Any = None) -> SeedResult:
+    """Return the results of the run under study and of its controls, all of one seed.
+
+    Args:
+        stage: Of the run under study.
+        variants: Finished runs. What the stage compares and is not among them is left out.
+        tuned: What `rime tune` found, if the weights come from it.
+
+    Raises:
+        RimeError: If a run has not measured what is compared.
+    """
     shown = COMPARISONS[stage]
-    shared = set.intersection(*(set(variants) for variants in seeds))
-    runs = {name: [variants[name] for variants in seeds] for name in shown.variants if name in shared}
-    for of_variant in runs.values():
-        refuse_unlike(of_variant)
-        for run in of_variant:
-            run.need_both_modes()
+    runs = {name: variants[name] for name in shown.variants if name in variants}
+    for run in runs.values():
+        run.need_both_modes()
     subject = runs[shown.subject]
-    first, threads = subject[0], mode(run.threads for run in subject)
-    compared = [d for d in shown.differences if {d.first, d.second} <= shared]
-    crossed = [run.summary["after"].get("crossed") or {} for run in subject]
-    tasks = {
-        task: {p: spread(run.summary["per_task"][task]["recall@1"][p] for run in subject) for p in MODE_PAIRS}
-        for task in sorted(first.summary["per_task"])
-    }
+    adaptive = known_adaptive(subject)
     return {
         "stage": stage,
-        "corpus": Path(first.manifest["data"]).name,
+        "corpus": Path(subject.manifest["data"]).name,
+        "data_hash": subject.manifest.get("data_hash"),
+        "recipe": recipe_hash(subject),
+        "tuned": tuned,
+        "seed": subject.manifest["seed"],
         "date": date.today().isoformat(),
-        "seeds": [run.manifest["seed"] for run in subject],
-        "base_models": len({base_of(run) for run in subject}),
-        "annotated_seeds": sorted({_annotated_seed(run) for run in subject}),
-        "gallery": first.summary["gallery"],
-        "chance": first.summary["chance"],
-        "variants": {name: _variant(stage, name, found, threads) for name, found in runs.items()},
-        "adaptive": _adaptive(subject),
-        "crossed": {key: spread(one[key] for one in crossed) for key in crossed[0]},
-        "tasks": tasks,
-        "differences": {d.key: paired_difference(seeds, d) for d in compared},
+        "base_model": base_of(subject),
+        "annotated_seed": int(subject.settings["data"].get("annotated_seed") or 0),  # once there was none
+        "threads": subject.threads,
+        "gallery": subject.summary["gallery"],
+        "chance": subject.summary["chance"],
+        "variants": {name: _variant(stage, name, run) for name, run in runs.items()},
+        "adaptive": {key: adaptive[key] for key in RESULTS} if adaptive else {},
+        "crossed": subject.summary["after"].get("crossed") or {},
+        "tasks": {task: found["recall@1"] for task, found in sorted(subject.summary["per_task"].items())},
+        "hits": _compared_hits(stage, runs),
     }
+
+
+def recipe_hash(run: RunFolder) -> str:
+    """Return a hash of the settings that a recipe decides; one that is not set does not count."""
+    decided = {name: value for name, value in flat(run.settings).items() if name not in OF_RUN | OF_MACHINE}
+    is_set = sorted((name, value) for name, value in decided.items() if value not in ("null", "{}", "[]"))
+    return hashlib.sha256(json.dumps(is_set).encode()).hexdigest()[:16]
 
 
 def base_of(run: RunFolder) -> str:
@@ -68,64 +82,44 @@ def base_of(run: RunFolder) -> str:
     return str(run.origin.get("base_files") or run.settings["model"]["backbone"]["name_or_path"])
 
 
-def _annotated_seed(run: RunFolder) -> int:
-    return int(run.settings["data"].get("annotated_seed") or 0)  # an earlier version had none
-
-
-def _adaptive(runs: Sequence[RunFolder]) -> dict[str, list[float]]:
-    """Return the results of an adaptive search; empty unless it was measured of all seeds."""
-    known = [known_adaptive(run) for run in runs]
-    found = [one for one in known if one is not None]
-    return {name: spread(one[name] for one in found) for name in RESULTS} if len(found) == len(known) else {}
-
-
-def _variant(stage: str, name: str, runs: Sequence[RunFolder], threads: int | None) -> dict[str, Any]:
-    results = [run.summary["after"] for run in runs]
-    written = [one["rewrite"] for one in results]
-    curves = [curve_means(run) for run in runs]
-    timed = [run.seconds_per_step for run in runs if run.threads == threads]
-    # no slot F1 beside SFT: each variant there is measured against what it was taught to write
-    slots = stage != "sft" and all("slot_f1" in one for one in written)
+def _variant(stage: str, name: str, run: RunFolder) -> dict[str, Any]:
+    found = run.summary["after"]
+    written = found["rewrite"]
     return {
-        "steps": runs[0].manifest["steps"],
-        "seconds_per_step": min(filter(None, timed), default=None),  # of the run that was disturbed least
-        "recall@1": {pair: spread(one["recall@1"][pair] for one in results) for pair in MODE_PAIRS},
-        "trace": {key: spread(one["trace"][key] for one in results) for key in REWRITE_ABLATION},
-        "slot_f1": spread(one["slot_f1"] for one in written) if slots else None,
+        "run": str(run.path),
+        "steps": run.manifest["steps"],
+        "threads": run.threads,
+        "seconds_per_step": run.seconds_per_step,
+        "recall@1": {pair: found["recall@1"][pair] for pair in MODE_PAIRS},
+        "trace": {key: found["trace"][key] for key in REWRITE_ABLATION},
+        # no slot F1 beside SFT: each variant there is measured against what it was taught to write
+        "slot_f1": None if stage == "sft" else written.get("slot_f1"),
         # a model that learnt no rewrite is used in its discriminative mode, which generates nothing
-        "tokens": 0.0 if name == "discriminative_only" else mean(one["mean_length"] for one in written),
-        "curves": {key: mean(one[key] for one in curves) for key in curves[0]},
+        "tokens": 0.0 if name == "discriminative_only" else written["mean_length"],
+        "curves": curve_means(run),
     }
 
 
-def spread(values: Iterable[float | None]) -> list[float]:
-    """Return the mean, the lowest and the highest of the seeds; nothing if it was measured in none."""
-    found = [value for value in values if value is not None]
-    return [mean(found), min(found), max(found)] if found else []
+def _compared_hits(stage: str, runs: Variants) -> dict[str, dict[str, list[str]]]:
+    """Return the hits of each variant and column that a difference needs, a text for each headline task."""
+    needed: dict[str, set[str]] = {name: set() for name in runs}
+    for d in COMPARISONS[stage].differences:
+        if {d.first, d.second} <= set(runs):
+            for name, column in ((d.first, d.mode), (d.second, d.second_mode or d.mode)):
+                needed[name] |= set(MODE_PAIRS if column == MEAN else (column,))
+    return {
+        name: {column: [as_text(task) for task in hits(runs[name], column)] for column in sorted(columns)}
+        for name, columns in needed.items()
+    }
 
 
-def refuse_unlike(runs: Sequence[RunFolder]) -> None:
-    """Raise if runs that are to be averaged over seeds have different numbers of steps."""
-    steps = {str(run.path): run.manifest["steps"] for run in runs}
-    if len(set(steps.values())) > 1:
-        raise RimeError(
-            "these runs have different numbers of training steps and cannot be averaged: "
-            f"{', '.join(f'{path}: {count}' for path, count in steps.items())}. If one of them is an old "
-            "control, delete its folder and run `rime compare` again."
-        )
+def as_text(found: Tensor) -> str:
+    """Return a (Q,) tensor of ones and zeros as a text, a character for each query.
 
-
-def paired_difference(seeds: Sequence[Variants], difference: Difference) -> dict[str, Any]:
-    """Return mean, 95 % interval and each seed of a difference.
-
-    The seeds share their test queries: a resampled query comes with the results of all seeds.
+    >>> as_text(torch.tensor([1.0, 0.0, 1.0]))
+    '101'
     """
-    high = [hits(one[difference.first], difference.mode) for one in seeds]
-    low = [hits(one[difference.second], difference.second_mode or difference.mode) for one in seeds]
-    before, after = ([torch.stack(one).mean(0) for one in zip(*side, strict=True)] for side in (low, high))
-    middle, lower, upper = paired_bootstrap(before, after)
-    each = [macro_mean(a) - macro_mean(b) for a, b in zip(high, low, strict=True)]
-    return {"mean": middle, "lower": lower, "upper": upper, "seeds": each}
+    return "".join("1" if hit else "0" for hit in found.tolist())
 
 
 def hits(run: RunFolder, column: str, k: int = 1) -> list[Tensor]:
@@ -144,6 +138,21 @@ def hits(run: RunFolder, column: str, k: int = 1) -> list[Tensor]:
         found.setdefault(row["task"], []).append([0 < (row["ranks"][one] or 0) <= k for one in columns])
     tasks = headline_tasks(run.settings, found)
     return [torch.tensor(found[task]).float().mean(1) for task in tasks]
+
+
+def refuse_unlike(steps: Iterable[tuple[str, int]]) -> None:
+    """Raise if runs that are to be averaged over seeds have different numbers of steps.
+
+    Args:
+        steps: Name and number of training steps of each.
+    """
+    known = dict(steps)
+    if len(set(known.values())) > 1:
+        raise RimeError(
+            "these runs have different numbers of training steps and cannot be averaged: "
+            f"{', '.join(f'{path}: {count}' for path, count in known.items())}. If one of them is an old "
+            "control, delete its folder and run `rime compare` again."
+        )
 
 
 def curve_means(run: RunFolder) -> dict[str, float]:

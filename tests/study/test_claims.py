@@ -8,9 +8,11 @@ import pytest
 
 from rime_pl.__main__ import main
 from rime_pl.errors import RimeError
-from rime_pl.study.comparison import claims_figure, claims_page, differences_table, pool, read_records
+from rime_pl.study.comparison import claims_figure, claims_page, differences_table, read_records
 from rime_pl.study.design import COMPARISONS
-from tests.study.runs import change, record, run_folder
+from rime_pl.study.measure import seed_result
+from rime_pl.study.record import pool, record_of
+from tests.study.runs import record, run_folder
 
 SHOWN = COMPARISONS["refine_rl"].differences
 NEEDED = [d for d in SHOWN if d.at_least is not None]
@@ -67,11 +69,10 @@ def test_the_figure_has_an_interval_for_each_corpus_and_a_dot_for_each_seed() ->
     assert {tuple(line.get_xdata()) for line in dots} == {(0.01, 0.03)}
 
 
-def compared(path: Path, seed: int, *controls: str) -> Path:
+def compared(path: Path, seed: int, *controls: str, **facts: Any) -> Path:
     """What `rime compare` leaves of one seed."""
     runs = {name: run_folder(path / name, [1, 2], seed=seed) for name in ("before", "cma", *controls)}
-    found = {"stage": "cma", "folders": [{name: str(run.path) for name, run in runs.items()}]}
-    (path / "compare.json").write_text(json.dumps(found))
+    (path / "compare.json").write_text(json.dumps(record_of([seed_result("cma", runs) | facts])))
     return path
 
 
@@ -80,7 +81,7 @@ def test_seeds_are_pooled_over_the_controls_that_all_have(tmp_path: Path) -> Non
         compared(tmp_path / "1", 1, "further_sft"),
         compared(tmp_path / "0", 0, "further_sft", "without_decisive"),
     ]
-    [found] = pool(folders)
+    [found], _ = pool(folders)
     assert (found["stage"], found["corpus"], found["seeds"]) == ("cma", "mine", [0, 1])
     assert set(found["variants"]) == {"before", "cma", "further_sft"}
     same = found["differences"]["cma disc-disc - further_sft disc-disc"]
@@ -91,24 +92,56 @@ def test_a_seed_given_twice_or_nothing_to_read_is_named(tmp_path: Path) -> None:
     folders = [compared(tmp_path / "one", 0), compared(tmp_path / "other", 0)]
     with pytest.raises(RimeError, match=r"each seed once, but .*other holds seed 0 of cma on mine"):
         pool(folders)
-    assert len(pool([folders[0], folders[0]])) == 1  # the same run twice is no contradiction
+    assert len(pool([folders[0], folders[0]])[0]) == 1  # the same run twice is no contradiction
     with pytest.raises(RimeError, match=r"--compared must name folders .* but .*empty has none"):
         pool([tmp_path / "empty"])
+    (folders[0] / "compare.json").write_text(json.dumps({"stage": "cma"}))
+    with pytest.raises(RimeError, match=r"with a compare.json of this version, but .*one has none"):
+        pool([folders[0]])
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"data_hash": "of another"}, "another corpus"),
+        ({"recipe": "of another", "gallery": 5}, "other settings, another number of candidates"),
+        ({"tuned": {"seed": 0}}, "another `rime compare --tuned`"),
+    ],
+)
+def test_seeds_that_were_not_trained_alike_are_not_pooled(
+    tmp_path: Path, facts: dict[str, Any], named: str
+) -> None:
+    folders = [compared(tmp_path / "0", 0), compared(tmp_path / "1", 1, **facts)]
+    with pytest.raises(RimeError, match=f"seeds 0 and 1 of cma on mine .*: the second one has {named}"):
+        pool(folders)
+    # of an earlier record it is left out, and told
+    kept = json.loads((folders[1] / "compare.json").read_text())
+    [found], told = pool(folders[:1], [kept])
+    assert found["seeds"] == [0] and told == [f"cma on mine: kept seed 1 has {named}"]
+
+
+def test_a_seed_measured_elsewhere_joins_those_of_the_record(tmp_path: Path) -> None:
+    folders = [compared(tmp_path / str(seed), seed) for seed in (0, 1, 2)]
+    [kept], _ = pool(folders[:2])
+    [joined], told = pool(folders[2:], [kept, refined()])
+    [at_once], _ = pool(folders)
+    assert joined == at_once and joined["seeds"] == [0, 1, 2] and told == []
+    # given anew, a seed takes the place of the kept one
+    [again], _ = pool([compared(tmp_path / "again", 1, "further_sft")], [joined])
+    assert again["seeds"] == [0, 1, 2] and again["of_seeds"][1]["variants"].keys() > {"further_sft"}
 
 
 def test_runs_that_cannot_be_pooled_are_named(tmp_path: Path) -> None:
-    first, second = compared(tmp_path / "0", 0), compared(tmp_path / "1", 1)
-    run = run_folder(tmp_path / "other", [1])
-    (second / "cma" / "manifest.json").write_text(json.dumps(run.manifest | {"seed": 1}))
-    change(type(run)(second / "cma"), "manifest.json", steps=10)
-    with pytest.raises(RimeError, match=r"different numbers of training steps .*0/cma: 9, .*1/cma: 10"):
-        pool([first, second])
-    (second / "cma" / "manifest.json").unlink()
-    with pytest.raises(RimeError, match=r"1/cma: manifest.json is missing"):
-        pool([first, second])
-    (second / "compare.json").write_text(json.dumps({"stage": "cma"}))
-    with pytest.raises(RimeError, match=r"with a compare.json of this version, but .*1 has none"):
-        pool([second])
+    def trained_for(steps: int, name: str, seed: int) -> dict[str, Any]:
+        one = seed_result("cma", {"cma": run_folder(tmp_path / f"{name}{seed}", [1], seed=seed)})
+        one["variants"][name] = one["variants"]["cma"] | {"steps": steps}
+        return one | {"stage": "refine_rl"} if name != "cma" else one
+
+    with pytest.raises(RimeError, match=r"different numbers of training steps .*/cma0: 9, .*/cma1: 10"):
+        record_of([trained_for(9, "cma", 0), trained_for(10, "cma", 1)])
+    # how many steps fit into a time differs from machine to machine
+    found = record_of(trained_for(9 + seed, "further_cma_same_seconds", seed) for seed in (0, 1))
+    assert found["variants"]["further_cma_same_seconds"]["steps"] == "9-10"
 
 
 def test_what_is_not_given_again_stays_on_the_page(tmp_path: Path) -> None:
@@ -160,11 +193,3 @@ def test_a_page_says_what_the_seeds_of_each_record_vary() -> None:
     assert "These runs have 1 base model for 2 seeds and the same annotated pairs" in page()
     assert "Each seed has its own base model." in page(base_models=2, annotated_seeds=[0, 1])
     assert "These runs have the same annotated pairs for several seeds." in page(base_models=2)
-
-
-def test_comparisons_with_other_chosen_weights_are_not_pooled(tmp_path: Path) -> None:
-    folders = [compared(tmp_path / str(seed), seed) for seed in (0, 1)]
-    file = folders[1] / "compare.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"tuned": {"seed": 0}}))
-    with pytest.raises(RimeError, match=r"the same `rime compare --tuned`, but that of .*1 is another one"):
-        pool(folders)

@@ -11,7 +11,8 @@ from rime_pl.inference.adaptive import Asked
 from rime_pl.run_folder import RunFolder
 from rime_pl.study import switching
 from rime_pl.study.comparison import comparison_tables
-from rime_pl.study.measure import measure
+from rime_pl.study.measure import seed_result
+from rime_pl.study.record import record_of
 from tests.study.runs import record, run_folder
 
 #: Margin, found without a rewrite, found with one, for the queries of each split. On validation the rewrite
@@ -61,9 +62,9 @@ def test_it_is_a_row_of_the_table_once_all_seeds_have_it(tmp_path: Path, measure
     runs = [run_folder(tmp_path / name, [1, 2], seed=n) for n, name in enumerate("01")]
     seeds: list[dict[str, RunFolder]] = [{"cma": run} for run in runs]
     switching.measure_adaptive(runs[0])
-    assert measure("cma", seeds)["adaptive"] == {}
+    assert record_of(seed_result("cma", one) for one in seeds)["adaptive"] == {}
     switching.measure_adaptive(runs[1])
-    adaptive = measure("cma", seeds)["adaptive"]
+    adaptive = record_of(seed_result("cma", one) for one in seeds)["adaptive"]
     assert adaptive["recall@1"] == [0.5, 0.5, 0.5] and adaptive["share"][0] == 0.5
     table = comparison_tables(record("cma", 0.5, 0.7) | {"adaptive": adaptive})[0].markdown()
     assert "| CMA, adaptive search | - | - | - | 0.500 (0.50-0.50) | - | - | 3.0 |" in table

@@ -21,7 +21,8 @@ from rime_pl.report.tables import summary_tables
 from rime_pl.run_folder import RunFolder
 from rime_pl.study.comparison import comparison_tables, differences_table
 from rime_pl.study.controls import train_controls
-from rime_pl.study.measure import measure
+from rime_pl.study.measure import seed_result
+from rime_pl.study.record import record_of
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
 from tests.study.runs import run_folder
 from tests.torture.damage import BYTES, TEXTS, as_json, byte_changes, json_changes
@@ -97,7 +98,7 @@ def _run(folder: Path) -> object:
 
 def _compare(folder: Path) -> object:
     seeds = train_controls([RunFolder(folder / CMA)], [])
-    record = measure("cma", seeds)
+    record = record_of(seed_result("cma", variants) for variants in seeds)
     return [table.markdown() for table in (differences_table(record), *comparison_tables(record))]
 
 
