@@ -82,8 +82,16 @@ def tuning_table(tuned: Mapping[str, Any]) -> Table:
         ]
         for arm in ("rewrite", "chain_of_thought")
     ]
-    note = f"{tuned['measure']} of all validation queries, seed {tuned['seed']}. The chosen weights are "
-    note += "those of all seeds, and of both chains of thought. No run of this table read the test split."
+    note = (
+        f"{tuned['measure']} of all {tuned['queries']} validation queries, seed {tuned['seed']}. The chosen "
+    )
+    note += "weights are those of all seeds, and of both chains of thought. No run of this table read the "
+    note += "test split."
+    if any(
+        tuned[arm]["chosen"] in (float(values[0]), float(values[-1]))
+        for arm in ("rewrite", "chain_of_thought")
+    ):
+        note += " A weight at the end of the grid was chosen, so a better one may lie beyond it."
     return Table("Weight of the cross-entropy", ["arm", *values, "chosen"], rows, note=note)
 
 

@@ -14,7 +14,10 @@ from rime_pl.study.tuning import ARMS, GRID, read_tuned, tune
 from tests.study.runs import change, record, run_folder, trained
 
 #: What validation finds for each weight; the rewrite has a tie, of which the smaller weight wins.
-FOUND = {"rewrite": {"1": 0.6, "4": 0.6, "16": 0.5}, "chain_of_thought": {"1": 0.4, "4": 0.5, "16": 0.7}}
+FOUND = {
+    "rewrite": {"1": 0.5, "4": 0.6, "16": 0.6, "64": 0.5},
+    "chain_of_thought": {"1": 0.4, "4": 0.5, "16": 0.6, "64": 0.7},
+}
 
 
 @pytest.fixture
@@ -25,7 +28,8 @@ def words_of_grid(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     def train(run: RunFolder, name: str, words: list[str]) -> None:
         done[name] = words
         arm, value = name.removeprefix("tune_").rsplit("_", 1)
-        history = [{"recall@1/gen-gen": 0.99}, {"recall@1/gen-gen": FOUND[arm][value]}]
+        last = {"recall@1/gen-gen": FOUND[arm][value], "trace/num_reference": 36.0}
+        history = [{"recall@1/gen-gen": 0.99}, last]
         change(trained(words, stage="sft"), "summary.json", history=history, after={})
 
     monkeypatch.setattr("rime_pl.study.controls._train", train)
@@ -48,11 +52,14 @@ def test_both_arms_try_the_same_weights_without_the_test_split(
         assert ("cot" in words) == ("chain_of_thought" in name)
     found = json.loads(file.read_text())
     assert {arm: found[arm]["tried"] for arm in ARMS} == FOUND
-    assert {arm: found[arm]["chosen"] for arm in ARMS} == {"rewrite": 1.0, "chain_of_thought": 16.0}
+    assert {arm: found[arm]["chosen"] for arm in ARMS} == {"rewrite": 4.0, "chain_of_thought": 64.0}
     words_of_grid.clear()
     assert main(command) == 0 and not words_of_grid  # what is finished is kept
     table = comparison_tables(record("sft", 0.5) | {"tuned": found})[-2].markdown()
-    assert "| chain of thought | 0.400 | 0.500 | 0.700 | 16 |" in table
+    assert "| chain of thought | 0.400 | 0.500 | 0.600 | 0.700 | 64 |" in table
+    assert "all 36 validation queries" in table and "a better one may lie beyond it" in table
+    found["chain_of_thought"]["chosen"] = 16.0
+    assert "beyond" not in comparison_tables(record("sft", 0.5) | {"tuned": found})[-2].markdown()
 
 
 def test_a_run_with_another_weight_is_not_compared(tmp_path: Path) -> None:
