@@ -81,7 +81,8 @@ tune: $(READY) ## choose the weight of the cross-entropy for rewrite and chain o
 .PHONY: tune claims-sft claims-cma claims-refine_rl claims-sft-seed claims-cma-seed claims-page
 claims-sft: tune
 claims-sft claims-cma: claims-%: $(READY)
-	set -e; for seed in $(CLAIM_SEEDS); do $(MAKE) claims-$*-seed SEED=$$seed; $(MAKE) claims-page STAGE=$*; done
+	set -e; for seed in $(CLAIM_SEEDS); do $(MAKE) claims-$*-seed SEED=$$seed; \
+	  $(MAKE) claims-page STAGE=$* CLAIM_SEEDS=$$seed; done
 claims-sft-seed: override ARGS += $(tuned_weight)
 claims-sft-seed: $(READY)
 	$(call train,sft,$(SEED))

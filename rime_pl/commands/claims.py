@@ -17,8 +17,9 @@ def run(*, compared: list[Path] | None = None, output: Path = Path("docs/results
     """Write the page of the claims, from the records of earlier calls and from new comparisons.
 
     Args:
-        compared: Folders that `rime compare` wrote, of any stage, corpus and seed. A seed of a kept record
-            stays if it was trained in the same way, and else is left out and named.
+        compared: Folders that `rime compare` wrote, of any stage, corpus and seed. A seed that
+            the kept records have, too, is replaced. Other seeds of these records stay if they were trained in
+            the same way, and else are left out and named.
         output: Folder of claims.template.md, in a checkout of the repository.
     """
     template, kept = output / "claims.template.md", output / "claims"

@@ -1,6 +1,6 @@
 """One finished run against another: differences of recall@1 on the same test queries, with intervals.
 
-Called by `rime runs --against`. The studies of the claims average over seeds first (measure.py).
+Called by `rime runs --against`. The studies of the claims average over seeds first (record.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import paired_bootstrap
 from rime_pl.report.page.parts import flat
 from rime_pl.report.table import Table
-from rime_pl.run_folder import OF_RUN, RunFolder, headline_tasks
+from rime_pl.run_folder import OF_RUN, RunFolder
 from rime_pl.study.design import MEAN
-from rime_pl.study.measure import hits
+from rime_pl.study.measure import hits, queries
 from rime_pl.types import MODE_PAIRS
 
 #: Columns of the table: recall@1 of each mode pair, and the mean of all four.
@@ -49,7 +49,7 @@ def differences(runs: Iterable[tuple[str, RunFolder]], other: RunFolder) -> Tabl
 
 def refuse_other_queries(one: RunFolder, other: RunFolder) -> None:
     """Raise a RimeError unless both were tested on the same queries, among as many candidates."""
-    mine, theirs = _queries(one), _queries(other)
+    mine, theirs = queries(one), queries(other)
     # before 0.1.0, ranks.json did not say what a query looks for, and a key is only a place in a file
     if any(target is None for *_, target in mine + theirs):
         if not _same(one.manifest, other.manifest, "data_hash"):
@@ -92,16 +92,6 @@ def unlike(one: RunFolder, other: RunFolder) -> str:
 def _same(mine: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> bool:
     """Return whether both hold a value, and the same."""
     return mine.get(name) is not None and mine[name] == theirs.get(name)
-
-
-def _queries(one: RunFolder) -> list[tuple[str, str, int, Any]]:
-    """Return task, key, gallery size and target of each headline query, in the order of ``hits``."""
-    tasks = set(headline_tasks(one.settings, (query["task"] for query in one.ranks)))
-    found = (query for query in one.ranks if query["task"] in tasks)
-    return sorted(
-        ((query["task"], str(query["key"]), query.get("gallery", 0), query.get("target")) for query in found),
-        key=lambda row: row[:2],  # a target may be None
-    )
 
 
 def _other_base(one: RunFolder, other: RunFolder) -> bool:

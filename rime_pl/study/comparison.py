@@ -6,7 +6,6 @@ as ``$overview``, ``$sft``, ``$cma`` and ``$refine_rl``.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.lines import Line2D
 from rime_pl.report.figures import GRID, INK, SOFT, short_name
 from rime_pl.report.table import Table
 from rime_pl.report.tables import REWRITES, crossed_table
+from rime_pl.run_files import read_facts
 from rime_pl.study.design import COMPARISONS
 from rime_pl.study.record import Record
 from rime_pl.types import MODE_PAIRS, REWRITE_ABLATION
@@ -35,6 +35,8 @@ def comparison_tables(record: Record) -> list[Table]:
     slots = [("slot_f1", "slot F1")] if all(one["slot_f1"] for one in variants.values()) else []
     note = f"Test split, mean over the headline tasks. Gallery {record['gallery']}, "
     note += f"chance {record['chance']:.4f}, seeds {', '.join(map(str, record['seeds']))}."
+    if record.get("commits"):
+        note += f" Code: commit {', '.join(commit[:7] for commit in record['commits'])}."
     if many:
         note += " In brackets: the lowest and the highest seed. Seconds: of the run that was disturbed least."
 
@@ -82,11 +84,9 @@ def tuning_table(tuned: Mapping[str, Any]) -> Table:
         ]
         for arm in ("rewrite", "chain_of_thought")
     ]
-    note = (
-        f"{tuned['measure']} of all {tuned['queries']} validation queries, seed {tuned['seed']}. The chosen "
-    )
-    note += "weights are those of all seeds, and of both chains of thought. No run of this table read the "
-    note += "test split."
+    note = f"{tuned['measure']} of all validation queries ({tuned['queries']} are annotated), seed "
+    note += f"{tuned['seed']}. The chosen weights are those of all seeds, and of both chains of thought. No "
+    note += "run of this table read the test split."
     if any(
         tuned[arm]["chosen"] in (float(values[0]), float(values[-1]))
         for arm in ("rewrite", "chain_of_thought")
@@ -112,7 +112,11 @@ def differences_table(record: Record) -> Table:
     labels: dict[str, list[str]] = {"holds": [], "does not hold": [], "not shown": [], "-": []}
     for d in shown.differences:
         if d.key not in record["differences"]:
-            missing.append(shown.label(d))
+            without = [
+                seed for name in (d.first, d.second) for seed in record.get("lacking", {}).get(name, ())
+            ]
+            only_some = f" (not in seed {', '.join(map(str, sorted(set(without))))})" if without else ""
+            missing.append(shown.label(d) + only_some)
             continue
         found = record["differences"][d.key]
         labels[d.verdict(found)].append(shown.label(d))
@@ -174,7 +178,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Record]]:
     """Return the records in a folder, in the order of the page."""
     records: dict[str, dict[str, Record]] = {stage: {} for stage in COMPARISONS}
     for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text())
+        record = read_facts(file)
         records[record["stage"]][record["corpus"]] = record
     return records
 

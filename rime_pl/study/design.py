@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MEAN = "mean of the four modes"
+#: Variants that train for a given time: their number of steps differs from machine to machine.
+OF_TIME = {"further_cma_same_seconds"}
 EMPTY = "trace/empty"
 
 

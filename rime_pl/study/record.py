@@ -7,10 +7,11 @@ the result of each seed, so a further seed can join it later. Records lie in ``c
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean, mode
+from statistics import mean
 from typing import Any
 
 import torch
@@ -18,59 +19,57 @@ from torch import Tensor
 
 from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
-from rime_pl.study.design import COMPARISONS, MEAN, Difference
+from rime_pl.run_files import read_facts
+from rime_pl.study.design import COMPARISONS, MEAN, OF_TIME, Difference
 from rime_pl.study.measure import SeedResult, refuse_unlike
 from rime_pl.types import MODE_PAIRS
 
 Record = dict[str, Any]
-#: Variants that train for a given time: their number of steps differs from machine to machine.
-OF_TIME = {"further_cma_same_seconds"}
-#: What all seeds of a record share, and what a reader calls it.
-SHARED = {
-    "data_hash": "another corpus",
-    "recipe": "other settings",
-    "tuned": "another `rime compare --tuned`",
-    "gallery": "another number of candidates",
-}
+#: What the weights of `rime tune` are to a record.
+TUNED = ("rewrite", "chain_of_thought")
 
 
 def record_of(results: Iterable[SeedResult]) -> Record:
     """Return the record of the seeds: each result as mean, lowest and highest seed.
 
-    A variant that one of the seeds lacks is left out.
+    A variant that one of the seeds lacks is left out, and named in ``lacking`` with these seeds.
 
     Raises:
-        RimeError: If the seeds are of different corpora, recipes or numbers of steps.
+        RimeError: If a seed is there twice, or if the seeds are of different corpora, queries, recipes or
+            numbers of steps.
     """
-    seeds = sorted(results, key=lambda one: int(one["seed"]))
+    seeds = sorted(results, key=lambda one: (one["seed"] is None, one["seed"] or 0))
     first = seeds[0]
     shown = COMPARISONS[first["stage"]]
-    for one in seeds[1:]:
+    for before, one in pairwise(seeds):
+        name = f"seed {one['seed']} of {first['stage']} on {first['corpus']}"
+        if before["seed"] == one["seed"]:
+            raise RimeError(f"each seed can be averaged once, but {name} is there twice.")
         if other := unlike(one, first):
-            raise RimeError(
-                f"seeds {first['seed']} and {one['seed']} of {first['stage']} on {first['corpus']} cannot be "
-                f"averaged: the second one has {other}. Train both in the same way."
-            )
-    present = set.intersection(*(set(one["variants"]) for one in seeds))
-    names = [name for name in shown.variants if name in present]
-    threads = mode(one["threads"] for one in seeds)
-    compared = [d for d in shown.differences if {d.first, d.second} <= present]
+            raise RimeError(f"{name} cannot be averaged with seed {first['seed']}: it has {other}.")
+    variants = [one["variants"] for one in seeds]
+    names = [name for name in shown.variants if all(name in one for one in variants)]
+    compared = [d for d in shown.differences if all(_has(one, d) for one in seeds)]
     adaptive, dates = [one["adaptive"] for one in seeds], sorted(one["date"] for one in seeds)
+    tasks = [task for task in first["tasks"] if all(task in one["tasks"] for one in seeds)]
+    # seconds of two machines say nothing about two variants
+    machine = max(Counter(str(one["machine"]) for one in seeds).items(), key=lambda item: item[1])[0]
+    timed = [str(one["machine"]) == machine for one in seeds]
     return {
         "stage": first["stage"],
         "corpus": first["corpus"],
         "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        "commits": list(dict.fromkeys(one["commit"] for one in seeds if one["commit"])),
         "seeds": [one["seed"] for one in seeds],
         "base_models": len({one["base_model"] for one in seeds}),
         "annotated_seeds": sorted({one["annotated_seed"] for one in seeds}),
         "gallery": first["gallery"],
         "chance": first["chance"],
-        "variants": {
-            name: _variant(name, [one["variants"][name] for one in seeds], threads) for name in names
-        },
+        "variants": {name: _variant(name, [one[name] for one in variants], timed) for name in names},
+        "lacking": lacking(seeds),
         "adaptive": _spreads(adaptive) if all(adaptive) else {},
         "crossed": _spreads([one["crossed"] for one in seeds]),
-        "tasks": {task: _spreads([one["tasks"][task] for one in seeds]) for task in first["tasks"]},
+        "tasks": {task: _spreads([one["tasks"][task] for one in seeds]) for task in tasks},
         "differences": {d.key: paired_difference(seeds, d) for d in compared},
         "tuned": first["tuned"],
         "of_seeds": seeds,
@@ -79,28 +78,57 @@ def record_of(results: Iterable[SeedResult]) -> Record:
 
 def unlike(one: SeedResult, other: SeedResult) -> str:
     """Return what keeps two seeds out of one record; nothing if they can be averaged."""
-    return ", ".join(name for key, name in SHARED.items() if one[key] != other[key])
+    mine, theirs = one["recipes"], other["recipes"]
+    names = ["another corpus"] * (one["data_hash"] is None or one["data_hash"] != other["data_hash"])
+    names += ["other test queries or candidates"] * (one["queries"] != other["queries"])
+    names += [
+        "another kind of base model" if stage == "base" else f"other settings of {stage}"
+        for stage in {**theirs, **mine}
+        if mine.get(stage) != theirs.get(stage)
+    ]
+    names += ["other weights of `rime tune`"] * (_chosen(one) != _chosen(other))
+    for name in one["variants"].keys() & other["variants"].keys() - OF_TIME:
+        steps = [seed["variants"][name]["steps"] for seed in (one, other)]
+        names += [f"{steps[0]} instead of {steps[1]} training steps of {name}"] * (steps[0] != steps[1])
+    return ", ".join(names)
 
 
-def _variant(name: str, found: Sequence[dict[str, Any]], threads: int | None) -> dict[str, Any]:
+def _chosen(one: SeedResult) -> list[Any]:
+    return [one["tuned"][arm] for arm in TUNED] if one["tuned"] else []
+
+
+def lacking(seeds: Sequence[SeedResult]) -> dict[str, list[Any]]:
+    """Return what some of the seeds have and others lack: variant, or ``adaptive`` -> seeds that lack it."""
+    have = [[*one["variants"], *(["adaptive"] if one["adaptive"] else [])] for one in seeds]
+    names = dict.fromkeys(name for one in have for name in one)
+    found = {
+        name: [one["seed"] for one, own in zip(seeds, have, strict=True) if name not in own] for name in names
+    }
+    return {name: without for name, without in found.items() if without}
+
+
+def _variant(name: str, found: Sequence[dict[str, Any]], timed: Sequence[bool]) -> dict[str, Any]:
     steps = sorted({one["steps"] for one in found})
     if name not in OF_TIME:
         refuse_unlike((one["run"], one["steps"]) for one in found)
-    timed = [one["seconds_per_step"] for one in found if one["threads"] == threads]
+    seconds = [one["seconds_per_step"] for one, is_timed in zip(found, timed, strict=True) if is_timed]
     slots = all(one["slot_f1"] is not None for one in found)
+    curves = [key for key in found[0]["curves"] if all(key in one["curves"] for one in found)]
     return {
         "steps": steps[0] if len(steps) == 1 else f"{steps[0]}-{steps[-1]}",
-        "seconds_per_step": min(filter(None, timed), default=None),  # of the run that was disturbed least
+        "seconds_per_step": min(filter(None, seconds), default=None),  # of the run that was disturbed least
         "recall@1": _spreads([one["recall@1"] for one in found]),
         "trace": _spreads([one["trace"] for one in found]),
         "slot_f1": spread(one["slot_f1"] for one in found) if slots else None,
         "tokens": mean(one["tokens"] for one in found),
-        "curves": {key: mean(one["curves"][key] for one in found) for key in found[0]["curves"]},
+        "curves": {key: mean(one["curves"][key] for one in found) for key in curves},
     }
 
 
-def _spreads(found: Sequence[dict[str, float | None]]) -> dict[str, list[float]]:
-    return {key: spread(one[key] for one in found) for key in found[0]}
+def _spreads(found: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
+    """Return the spread of all that each seed has."""
+    shared = [key for key in found[0] if all(key in one for one in found)]
+    return {key: spread(one[key] for one in found) for key in shared}
 
 
 def spread(values: Iterable[float | None]) -> list[float]:
@@ -122,54 +150,93 @@ def paired_difference(seeds: Sequence[SeedResult], difference: Difference) -> di
     return {"mean": middle, "lower": lower, "upper": upper, "seeds": each}
 
 
-def _hits(seed: SeedResult, variant: str, column: str) -> list[Tensor]:
+def _has(seed: SeedResult, d: Difference) -> bool:
+    """Return whether a seed has all that a difference needs."""
+    needed = [(d.first, column) for column in _columns(d.mode)]
+    needed += [(d.second, column) for column in _columns(d.second_mode or d.mode)]
+    return all(column in seed["hits"].get(name, {}) for name, column in needed)
+
+
+def _hits(seed: SeedResult, variant: str, mode: str) -> list[Tensor]:
     """Return a (Q,) tensor for each headline task; with MEAN the share of the modes that hit."""
-    columns = MODE_PAIRS if column == MEAN else (column,)
-    tasks = zip(*(seed["hits"][variant][one] for one in columns), strict=True)
-    return [torch.tensor([[hit == "1" for hit in text] for text in task]).float().mean(0) for task in tasks]
+    columns = [seed["hits"][variant][column] for column in _columns(mode)]
+    return [
+        torch.tensor([[hit == "1" for hit in found[task]] for found in columns]).float().mean(0)
+        for task in columns[0]
+    ]
+
+
+def _columns(mode: str) -> tuple[str, ...]:
+    return MODE_PAIRS if mode == MEAN else (mode,)
 
 
 def pool(folders: Sequence[Path], kept: Iterable[Record] = ()) -> tuple[list[Record], list[str]]:
-    """Return a record for each stage and corpus that the folders hold, and which kept seeds were left out.
+    """Return a record for each stage and corpus that the folders hold, and what was left out of them.
 
     Args:
         folders: Written by `rime compare`.
-        kept: Earlier records. Their seeds that no folder holds join the new ones if they were trained in the
-            same way.
+        kept: Earlier records. A seed of theirs that no folder holds joins the new ones if it was trained in
+            the same way.
 
     Raises:
-        RimeError: If a folder holds no comparison of this version, or a seed is there twice.
+        RimeError: If a folder holds no comparison of this version, a seed is there from two runs, or new
+            seeds cannot be averaged.
     """
-    new: dict[tuple[str, str], dict[int, SeedResult]] = {}
+    new: dict[tuple[str, str], dict[Any, SeedResult]] = {}
     for folder in folders:
         for one in _read(folder):
             seeds = new.setdefault((one["stage"], one["corpus"]), {})
-            if seeds.setdefault(one["seed"], one) != one:
+            known = seeds.setdefault(one["seed"], one)
+            if any(known["hits"][name] != one["hits"][name] for name in known["hits"].keys() & one["hits"]):
                 raise RimeError(
                     f"--compared must name each seed once, but {folder} holds seed {one['seed']} of "
                     f"{one['stage']} on {one['corpus']}, which was given already from another run."
                 )
+            if (len(one["variants"]), one["date"]) > (len(known["variants"]), known["date"]):
+                seeds[one["seed"]] = one  # the same run, compared with more, or later
     told: list[str] = []
     for record in kept:
-        seeds = new.get((record["stage"], record["corpus"]), {})
-        newest = next(iter(seeds.values()), None)
-        for one in record.get("of_seeds", ()) if newest else ():
-            if one["seed"] in seeds:
-                continue
-            if other := unlike(one, newest or one):
-                told.append(f"{record['stage']} on {record['corpus']}: kept seed {one['seed']} has {other}")
-                continue
+        if seeds := new.get((record["stage"], record["corpus"]), {}):
+            told += _join(seeds, record)
+    records = [record_of(seeds.values()) for seeds in new.values()]
+    for record in records:
+        for name, without in record["lacking"].items():
+            told.append(f"{_name(record)}: {name}, which not all seeds have (not seed {_listed(without)})")
+    return records, told
+
+
+def _join(seeds: dict[Any, SeedResult], record: Record) -> list[str]:
+    """Add the seeds of an earlier record that can be averaged with the new ones; return the others, told."""
+    told, new = [], next(iter(seeds.values()))
+    earlier = record.get("of_seeds") or ()
+    if not earlier and set(record["seeds"]) - set(seeds):
+        without = _listed(seed for seed in record["seeds"] if seed not in seeds)
+        told.append(f"{_name(record)}: kept seed {without}; an earlier version did not keep its results")
+    for one in earlier:
+        if one["seed"] in seeds:
+            continue
+        if other := unlike(one, new):
+            told.append(f"{_name(record)}: kept seed {one['seed']}, which has {other}")
+        else:
             seeds[one["seed"]] = one
-    return [record_of(seeds.values()) for seeds in new.values()], told
+    return told
+
+
+def _name(record: Record) -> str:
+    return f"{record['stage']} on {record['corpus']}"
+
+
+def _listed(seeds: Iterable[Any]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _read(folder: Path) -> list[SeedResult]:
     """Return the seeds of one comparison."""
     file = folder / "compare.json"
-    compared = json.loads(file.read_text()) if file.is_file() else {}
-    if "of_seeds" not in compared:
+    compared = read_facts(file) if file.is_file() else {}
+    if not isinstance(compared, dict) or not compared.get("of_seeds"):
         raise RimeError(
             f"--compared must name folders with a compare.json of this version, but {folder} has none. "
-            f"Run `rime compare --output {folder}`."
+            f"Give it as --output of `rime compare`."
         )
     return list(compared["of_seeds"])

@@ -16,8 +16,8 @@ from rime_pl.run_folder import RunFolder
 from rime_pl.study.controls import again, longer_completions, train_control
 from rime_pl.study.design import COMPARISONS
 
-#: Values of model.lambda_ce that both arms try. The recipe of scenes has 4. 64 is here because 16 was best
-#: of the first three there, and the best value should not be the last.
+#: Values of model.lambda_ce that both arms try. The recipe of scenes has 4. 64 is here because 16,
+#: the largest of the first three, was the best there.
 GRID = (1.0, 4.0, 16.0, 64.0)
 #: What is compared: gen-gen on all validation queries after the last epoch.
 MEASURE = "recall@1/gen-gen"
@@ -85,10 +85,17 @@ def read_tuned(file: Path, run: RunFolder) -> Tuned:
         found: Tuned = json.loads(file.read_text())
         chosen = {arm: float(found[arm]["chosen"]) for arm in ARMS}
         made_from = found["data_hash"]
+        tried = [{float(value) for value in found[arm]["tried"]} for arm in ARMS]
+        is_of_today = tried == [set(GRID)] * len(ARMS) and found["queries"] > 0
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RimeError(
             f"--tuned must name a file that `rime tune` wrote, but {file} is none: {error!r}."
         ) from error
+    if not is_of_today:
+        raise RimeError(
+            f"--tuned {file} must hold the weights {', '.join(f'{value:g}' for value in GRID)} of both arms, "
+            "but does not: an earlier version wrote it. Delete it, and run `rime tune` again."
+        )
     if made_from != run.manifest["data_hash"]:
         raise RimeError(f"--tuned {file} must be of the corpus of {run.path}, but is of another one.")
     weight = run.settings["model"]["lambda_ce"]

@@ -19,13 +19,18 @@ def run_folder(
     stage: str = "cma",
     before: RunFolder | None = None,
     seed: int = 3,
+    recall: float = 0.5,
+    **settings: Any,
 ) -> RunFolder:
-    """As much of a finished run as the study reads. It trained 9 steps; the timed ones took 10 s."""
+    """As much of a finished run as the study reads. It trained 9 steps; the timed ones took 10 s.
+
+    Ranks are those of the queries in each mode. The settings are added to those of ``data``.
+    """
     path.mkdir(parents=True)
     after: dict[str, Any] = {
-        "recall@1": dict.fromkeys(MODE_PAIRS, 0.5),
-        "trace": dict.fromkeys(REWRITE_ABLATION, 0.5),
-        "rewrite": {"slot_f1": 0.5, "mean_length": 4.0},
+        "recall@1": dict.fromkeys(MODE_PAIRS, recall),
+        "trace": dict.fromkeys(REWRITE_ABLATION, recall),
+        "rewrite": {"slot_f1": recall, "mean_length": 4.0},
     }
     summary = {"after": after, "per_task": {"twin": after}, "gallery": 4, "chance": 0.25}
     (path / "summary.json").write_text(json.dumps(summary | {"seconds": {"fit": 10.0}}))
@@ -46,7 +51,7 @@ def run_folder(
     adapter = str(before.adapter) if before else None
     config: dict[str, Any] = {"recall": {"headline_tasks": ["twin"]}, "model": {"init_adapter_from": adapter}}
     config["model"] |= {"backbone": {"name_or_path": "models/mine"}, "lambda_ce": 4.0}
-    config |= {"data": {}, "trainer": {"max_epochs": 3}}
+    config |= {"data": settings, "trainer": {"max_epochs": 3}}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "done.json").write_text("{}")
     return RunFolder(path)

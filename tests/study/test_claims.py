@@ -1,6 +1,7 @@
 """The page of the claims: verdicts follow from the results, and what was not run is said."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rime_pl.errors import RimeError
 from rime_pl.study.comparison import claims_figure, claims_page, differences_table, read_records
 from rime_pl.study.design import COMPARISONS
 from rime_pl.study.measure import seed_result
-from rime_pl.study.record import pool, record_of
+from rime_pl.study.record import _join, pool, record_of
 from tests.study.runs import record, run_folder
 
 SHOWN = COMPARISONS["refine_rl"].differences
@@ -69,9 +70,9 @@ def test_the_figure_has_an_interval_for_each_corpus_and_a_dot_for_each_seed() ->
     assert {tuple(line.get_xdata()) for line in dots} == {(0.01, 0.03)}
 
 
-def compared(path: Path, seed: int, *controls: str, **facts: Any) -> Path:
+def compared(path: Path, seed: int, *controls: str, ranks: Sequence[int] = (1, 2), **facts: Any) -> Path:
     """What `rime compare` leaves of one seed."""
-    runs = {name: run_folder(path / name, [1, 2], seed=seed) for name in ("before", "cma", *controls)}
+    runs = {name: run_folder(path / name, [*ranks], seed=seed) for name in ("before", "cma", *controls)}
     (path / "compare.json").write_text(json.dumps(record_of([seed_result("cma", runs) | facts])))
     return path
 
@@ -89,7 +90,7 @@ def test_seeds_are_pooled_over_the_controls_that_all_have(tmp_path: Path) -> Non
 
 
 def test_a_seed_given_twice_or_nothing_to_read_is_named(tmp_path: Path) -> None:
-    folders = [compared(tmp_path / "one", 0), compared(tmp_path / "other", 0)]
+    folders = [compared(tmp_path / "one", 0), compared(tmp_path / "other", 0, ranks=(2, 2))]
     with pytest.raises(RimeError, match=r"each seed once, but .*other holds seed 0 of cma on mine"):
         pool(folders)
     assert len(pool([folders[0], folders[0]])[0]) == 1  # the same run twice is no contradiction
@@ -104,44 +105,117 @@ def test_a_seed_given_twice_or_nothing_to_read_is_named(tmp_path: Path) -> None:
     ("facts", "named"),
     [
         ({"data_hash": "of another"}, "another corpus"),
-        ({"recipe": "of another", "gallery": 5}, "other settings, another number of candidates"),
-        ({"tuned": {"seed": 0}}, "another `rime compare --tuned`"),
+        ({"data_hash": None}, "another corpus"),
+        (
+            {"recipes": {"base": "of another", "cma": "of another"}, "queries": "others"},
+            "other test queries or candidates, another kind of base model, other settings of cma",
+        ),
+        ({"tuned": {"rewrite": {}, "chain_of_thought": {}}}, "other weights of `rime tune`"),
     ],
 )
 def test_seeds_that_were_not_trained_alike_are_not_pooled(
     tmp_path: Path, facts: dict[str, Any], named: str
 ) -> None:
     folders = [compared(tmp_path / "0", 0), compared(tmp_path / "1", 1, **facts)]
-    with pytest.raises(RimeError, match=f"seeds 0 and 1 of cma on mine .*: the second one has {named}"):
+    with pytest.raises(
+        RimeError, match=f"seed 1 of cma on mine cannot be averaged with seed 0: it has {named}"
+    ):
         pool(folders)
     # of an earlier record it is left out, and told
     kept = json.loads((folders[1] / "compare.json").read_text())
     [found], told = pool(folders[:1], [kept])
-    assert found["seeds"] == [0] and told == [f"cma on mine: kept seed 1 has {named}"]
+    assert found["seeds"] == [0] and told == [f"cma on mine: kept seed 1, which has {named}"]
 
 
 def test_a_seed_measured_elsewhere_joins_those_of_the_record(tmp_path: Path) -> None:
-    folders = [compared(tmp_path / str(seed), seed) for seed in (0, 1, 2)]
+    folders = [
+        compared(tmp_path / str(seed), seed, base_model=f"{seed}", annotated_seed=seed) for seed in (0, 1, 2)
+    ]
     [kept], _ = pool(folders[:2])
     [joined], told = pool(folders[2:], [kept, refined()])
     [at_once], _ = pool(folders)
     assert joined == at_once and joined["seeds"] == [0, 1, 2] and told == []
-    # given anew, a seed takes the place of the kept one
-    [again], _ = pool([compared(tmp_path / "again", 1, "further_sft")], [joined])
-    assert again["seeds"] == [0, 1, 2] and again["of_seeds"][1]["variants"].keys() > {"further_sft"}
+    assert joined["base_models"] == 3 and joined["annotated_seeds"] == [0, 1, 2]
+    # given anew, a seed takes the place of the kept one; what the others lack is left out and told
+    [again], told = pool([compared(tmp_path / "again", 1, "further_sft")], [joined])
+    assert again["seeds"] == [0, 1, 2] and "further_sft" in again["of_seeds"][1]["variants"]
+    assert "further_sft" not in again["variants"] and again["lacking"] == {"further_sft": [0, 2]}
+    assert told == ["cma on mine: further_sft, which not all seeds have (not seed 0, 2)"]
 
 
-def test_runs_that_cannot_be_pooled_are_named(tmp_path: Path) -> None:
-    def trained_for(steps: int, name: str, seed: int) -> dict[str, Any]:
-        one = seed_result("cma", {"cma": run_folder(tmp_path / f"{name}{seed}", [1], seed=seed)})
-        one["variants"][name] = one["variants"]["cma"] | {"steps": steps}
-        return one | {"stage": "refine_rl"} if name != "cma" else one
+def test_a_seed_without_the_curves_or_columns_of_another_takes_none_of_its_own_away(tmp_path: Path) -> None:
+    [one], [other] = (
+        json.loads((compared(tmp_path / str(seed), seed) / "compare.json").read_text())["of_seeds"]
+        for seed in (0, 1)
+    )
+    one["variants"]["cma"]["curves"] = {"kl": 1.0}
+    del other["hits"]["cma"]["trace/empty"]
+    found = record_of([one, other])
+    assert found["variants"]["cma"]["curves"] == {}
+    assert "cma gen-gen - cma trace/empty" not in found["differences"]
+    assert "cma gen-gen - cma disc-disc" in found["differences"]
 
-    with pytest.raises(RimeError, match=r"different numbers of training steps .*/cma0: 9, .*/cma1: 10"):
-        record_of([trained_for(9, "cma", 0), trained_for(10, "cma", 1)])
-    # how many steps fit into a time differs from machine to machine
-    found = record_of(trained_for(9 + seed, "further_cma_same_seconds", seed) for seed in (0, 1))
+
+def test_the_same_run_compared_on_two_days_is_one_seed(tmp_path: Path) -> None:
+    folders = [compared(tmp_path / name, 0) for name in ("one", "other")]
+    record = json.loads((folders[0] / "compare.json").read_text())
+    record["of_seeds"][0] |= {"date": "2999-01-01", "adaptive": {"share": 0.5}}
+    (folders[1] / "compare.json").write_text(json.dumps(record))
+    [found], _ = pool(folders)
+    assert found["seeds"] == [0] and found["date"] == "2999-01-01"
+
+
+def test_a_record_of_an_earlier_version_gives_way_and_is_named() -> None:
+    kept = refined()
+    new = record("refine_rl", 0.5)
+    of_seed = {"stage": "refine_rl", "corpus": "scenes", "seed": 1, "hits": {}, "variants": {}}
+    seeds = {1: of_seed}
+    assert new["seeds"] == [0] and "of_seeds" not in kept
+    assert _join(seeds, kept) == [
+        "refine_rl on scenes: kept seed 0; an earlier version did not keep its results"
+    ]
+    assert list(seeds) == [1]
+
+
+def test_seconds_are_those_of_one_machine(tmp_path: Path) -> None:
+    folders = [
+        compared(tmp_path / str(seed), seed, machine=["fast" if seed else "slow", 1]) for seed in range(3)
+    ]
+    for folder in folders:
+        compare = json.loads((folder / "compare.json").read_text())
+        seed = compare["of_seeds"][0]
+        seed["variants"]["cma"]["seconds_per_step"] = {0: 0.1, 1: 3.0, 2: 2.0}[seed["seed"]]
+        (folder / "compare.json").write_text(json.dumps(compare))
+    [found], _ = pool(folders)
+    assert found["variants"]["cma"]["seconds_per_step"] == 2.0
+
+
+def test_a_number_of_steps_that_follows_from_the_time_may_differ(tmp_path: Path) -> None:
+    def trained_for(steps: int, seed: int) -> dict[str, Any]:
+        one = seed_result("cma", {"cma": run_folder(tmp_path / str(seed), [1], seed=seed)})
+        one["variants"]["further_cma_same_seconds"] = one["variants"]["cma"] | {"steps": steps}
+        return one | {"stage": "refine_rl"}
+
+    found = record_of(trained_for(9 + seed, seed) for seed in (0, 1))
     assert found["variants"]["further_cma_same_seconds"]["steps"] == "9-10"
+
+
+def test_the_command_lets_a_seed_join_and_names_the_one_that_cannot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "claims.template.md").write_text(TEMPLATE)
+    command = ["claims", "--output", str(tmp_path), "--compared"]
+    assert main([*command, str(compared(tmp_path / "0", 0))]) == 0
+    assert main([*command, str(compared(tmp_path / "1", 1))]) == 0
+    assert "| 2. CMA | mine | 2 |" in (tmp_path / "claims.md").read_text()
+    capsys.readouterr()
+    assert main([*command, str(compared(tmp_path / "2", 2, data_hash="of another"))]) == 0
+    assert "| 2. CMA | mine | 1 |" in (tmp_path / "claims.md").read_text()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "left out: cma on mine: kept seed 0, which has another corpus" in told
+    (tmp_path / "claims" / "cma-mine.json").write_text("<<<<<<< ours")
+    assert main([*command, str(tmp_path / "2")]) == 2  # two machines wrote it: named, and not a traceback
+    assert "cma-mine.json is damaged" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_not_given_again_stays_on_the_page(tmp_path: Path) -> None:

@@ -85,11 +85,12 @@ def test_the_controls_of_all_seeds_are_trained_in_turn(
     assert [list(seed) for seed in seeds] == [["before", *names, "refine_rl"]] * 2
     train_controls(runs, ANCHORS)
     assert len(trained) == 6  # what is finished is taken as it is
-    old = seeds[1]["further_cma_same_seconds"]
+    timed = seeds[1]["further_cma_same_seconds"]
+    change(timed, "manifest.json", steps=8)  # by the times of another call
+    train_controls(runs, ANCHORS)
+    old = seeds[1]["shuffled_rewards"]
     change(old, "manifest.json", steps=4)  # left by an earlier comparison
-    with pytest.raises(
-        RimeError, match=r"0/controls/further_cma_same_seconds: 9, .*1/controls/.*_seconds: 4"
-    ):
+    with pytest.raises(RimeError, match=r"0/controls/shuffled_rewards: 9, .*1/controls/shuffled_rewards: 4"):
         train_controls(runs, ANCHORS)
 
 

@@ -10,8 +10,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rime_pl.errors import RimeError
 from rime_pl.run_folder import RunFolder
+from rime_pl.study.comparison import differences_table
 from rime_pl.study.design import Difference
-from rime_pl.study.measure import SeedResult, Variants, curve_means, recipe_hash, seed_result
+from rime_pl.study.measure import SeedResult, Variants, curve_means, recipes, seed_result
 from rime_pl.study.record import Record, paired_difference, record_of
 from tests.study.runs import change, run_folder
 
@@ -42,7 +43,8 @@ def test_a_result_holds_each_query_so_that_a_seed_can_join_later(tmp_path: Path)
         "cma": run_folder(tmp_path / "cma", [1, 1, 2, 1]),
     }
     found = seed_result("cma", runs)
-    assert found["hits"]["cma"]["disc-disc"] == ["1101"] and found["hits"]["before"]["disc-disc"] == ["1001"]
+    assert found["hits"]["cma"]["disc-disc"] == {"twin": "1101"}
+    assert found["hits"]["before"]["disc-disc"] == {"twin": "1001"}
     assert json.loads(json.dumps(found)) == found
     alone = record_of([found])
     assert alone["of_seeds"] == [found]
@@ -56,30 +58,64 @@ def test_what_is_compared_must_have_been_measured(tmp_path: Path) -> None:
 
 
 def test_the_recipe_is_all_but_place_seed_and_machine(tmp_path: Path) -> None:
-    def recipe(**settings: Any) -> str:
-        run = run_folder(tmp_path / str(len(list(tmp_path.iterdir()))), [1])
-        run.config.write_text(yaml.safe_dump({"model": {"temperature": 0.05}} | settings))
-        return recipe_hash(RunFolder(run.path))
+    def recipe(before: RunFolder | None = None, **settings: Any) -> dict[str, str]:
+        run = run_folder(tmp_path / f"{len(list(tmp_path.iterdir()))}", [1], before=before)
+        run.config.write_text(yaml.safe_dump(yaml.safe_load(run.config.read_text()) | settings))
+        return recipes(RunFolder(run.path))
 
     same = recipe()
-    assert recipe(seed_everything=3, num_threads=2, run_dir="runs/there", ckpt_path=None) == same
-    assert recipe(data={"batch_size": 8}) != same
-    assert recipe(model={"temperature": 0.1}) != same
+    assert set(same) == {"base", "cma"}
+    assert recipe(seed_everything=3, num_threads=2, run_dir="there", ckpt_path="there") == same
+    assert (
+        recipe(data={"path": "there", "annotated_seed": 2, "num_workers": 1, "cache": {"folder": "x"}})
+        == same
+    )
+    assert recipe(trainer={"max_epochs": 3.0}) == same  # as a file or a command may say it
+    assert recipe(trainer={"max_epochs": 4})["cma"] != same["cma"]
+    # what a run started from counts: settings, not places
+    befores = [
+        run_folder(tmp_path / name, [1], stage="sft", batch_size=size) for name, size in (("a", 8), ("b", 16))
+    ]
+    first, second = (recipe(before=before) for before in befores)
+    assert first["cma"] == second["cma"] == same["cma"] and first["sft"] != second["sft"]
+    befores[0].config.unlink()
+    assert recipe(before=befores[0]) == {"start": "unknown", "cma": same["cma"]}
+
+
+def test_the_recipe_of_a_base_model_is_how_it_was_made(tmp_path: Path) -> None:
+    def base(name: str, made_with: Any) -> str:
+        folder, run = tmp_path / f"base-{name}", run_folder(tmp_path / name, [1])
+        folder.mkdir()
+        (folder / "rime_base.json").write_text(json.dumps({"seed": 0, "made_with": made_with}))
+        config = yaml.safe_load(run.config.read_text())
+        config["model"]["backbone"]["name_or_path"] = str(folder)
+        run.config.write_text(yaml.safe_dump(config))
+        return recipes(RunFolder(run.path))["base"]
+
+    small = base("a", {"hidden_size": 128, "num_threads": 2})
+    assert base("b", {"hidden_size": 128, "num_threads": 1}) == small
+    assert base("c", {"hidden_size": 192, "num_threads": 2}) != small
+    assert base("d", None) != base("e", None)  # of an earlier version: only the model itself is known
 
 
 def test_a_record_holds_the_variants_that_all_seeds_have(tmp_path: Path) -> None:
     names = ("before", "further_sft", "cma", "without_decisive")
     seeds = [
-        {name: run_folder(tmp_path / f"{seed}/{name}", [1, 2], seed=seed) for name in names[: 4 - seed]}
+        {
+            name: run_folder(tmp_path / f"{seed}/{name}", [1, 2], seed=seed, recall=0.5 + seed / 4)
+            for name in names[: 4 - seed]
+        }
         for seed in (0, 1)
     ]
     seeds[1]["cma"] = change(seeds[1]["cma"], "summary.json", seconds={"fit": 5.0})
     found = measure(seeds)
     assert list(found["variants"]) == ["before", "further_sft", "cma"]
     assert (found["corpus"], found["seeds"], found["gallery"]) == ("mine", [0, 1], 4)
-    assert found["variants"]["cma"]["recall@1"]["gen-gen"] == [0.5, 0.5, 0.5]
+    assert found["lacking"] == {"without_decisive": [1]}
+    assert "CMA without the decisive term - CMA (not in seed 1)" in differences_table(found).conclusion
+    assert found["variants"]["cma"]["recall@1"]["gen-gen"] == [0.625, 0.5, 0.75]
     assert found["variants"]["cma"]["seconds_per_step"] == 1.0  # of the run that was disturbed least
-    assert found["tasks"]["twin"]["gen-gen"] == [0.5, 0.5, 0.5]
+    assert found["tasks"]["twin"]["gen-gen"] == [0.625, 0.5, 0.75]
     assert "cma trace/empty - cma gen-gen" not in found["differences"]
     assert found["differences"]["cma gen-gen - cma trace/empty"]["seeds"] == [0.0, 0.0]
     assert not any("without_decisive" in key for key in found["differences"])
@@ -114,7 +150,11 @@ def test_curves_are_read_back_from_tensorboard(tmp_path: Path) -> None:
 
 
 def test_runs_of_different_lengths_are_not_averaged(tmp_path: Path) -> None:
-    seeds = [{"cma": run_folder(tmp_path / name, [1, 2])} for name in ("0", "1")]
+    seeds = [{"cma": run_folder(tmp_path / str(seed), [1, 2], seed=seed)} for seed in (0, 1)]
+    with pytest.raises(RimeError, match=r"seed 0 of cma on mine is there twice"):
+        measure(seeds[:1] * 2)
     seeds[1] = {"cma": change(seeds[1]["cma"], "manifest.json", steps=10)}
-    with pytest.raises(RimeError, match=r"different numbers of training steps .*/0: 9, .*/1: 10\. If one"):
+    with pytest.raises(
+        RimeError, match=r"seed 1 .* with seed 0: it has 10 instead of 9 training steps of cma"
+    ):
         measure(seeds)

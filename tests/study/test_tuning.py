@@ -57,24 +57,31 @@ def test_both_arms_try_the_same_weights_without_the_test_split(
     assert main(command) == 0 and not words_of_grid  # what is finished is kept
     table = comparison_tables(record("sft", 0.5) | {"tuned": found})[-2].markdown()
     assert "| chain of thought | 0.400 | 0.500 | 0.600 | 0.700 | 64 |" in table
-    assert "all 36 validation queries" in table and "a better one may lie beyond it" in table
+    assert "all validation queries (36 are annotated)" in table and "a better one may lie beyond it" in table
     found["chain_of_thought"]["chosen"] = 16.0
     assert "beyond" not in comparison_tables(record("sft", 0.5) | {"tuned": found})[-2].markdown()
 
 
 def test_a_run_with_another_weight_is_not_compared(tmp_path: Path) -> None:
     file = tmp_path / "tuned.json"
-    found: dict[str, Any] = {arm: {"tried": {"4": 0.5}, "chosen": 4.0} for arm in ARMS}
+    tried = {f"{value:g}": 0.5 for value in GRID}
+    found: dict[str, Any] = {arm: {"tried": tried, "chosen": 4.0} for arm in ARMS}
+    found["queries"] = 36
     file.write_text(json.dumps(found | {"data_hash": "of mine"}))
     run = run_folder(tmp_path / "sft", [1], stage="sft")  # with 4
     assert read_tuned(file, run)["rewrite"]["chosen"] == 4
-    file.write_text(json.dumps(found | {"data_hash": "of mine", "rewrite": {"chosen": 1.0}}))
+    file.write_text(json.dumps(found | {"data_hash": "of mine", "rewrite": {"tried": tried, "chosen": 1.0}}))
     with pytest.raises(
         RimeError, match=r"model.lambda_ce 4.0 and not 1. Train it: .* --seed 3 .*lambda_ce 1"
     ):
         read_tuned(file, run)
     file.write_text(json.dumps(found | {"data_hash": "of others"}))
     with pytest.raises(RimeError, match=r"must be of the corpus of .*sft, but is of another one"):
+        read_tuned(file, run)
+    file.write_text(
+        json.dumps(found | {"data_hash": "of mine", "rewrite": {"tried": {"4": 0.5}, "chosen": 4.0}})
+    )
+    with pytest.raises(RimeError, match=r"must hold the weights 1, 4, 16, 64 of both arms, but does not"):
         read_tuned(file, run)
     for damaged in ("{", "[]", json.dumps(found)):
         file.write_text(damaged)
