@@ -91,6 +91,8 @@ COMPARISONS = {
                 *("rewrite", "discriminative_only", "gen-gen", 0.0, "disc-disc"),
                 "gen-gen with rewrites - disc-disc of a model trained without them",
             ),
+            Difference("rewrite", "chain_of_thought", "disc-disc"),
+            Difference("rewrite", "discriminative_only", "disc-disc"),
         ),
     ),
     "cma": Comparison(
