@@ -155,7 +155,7 @@ def comparison_figure(record: Record) -> Figure:
             point = one["recall@1"]["disc-disc" if name == "discriminative_only" else "gen-gen"]
             axes.errorbar(one["tokens"], point[0], _errors([point]), fmt="o", color=colour, markersize=8)
             axes.set_title("recall@1 by length", fontsize=11, loc="left")
-            axes.set_xlabel("generated tokens of a query and of a target, mean")
+            axes.set_xlabel("tokens after the prompt, mean (latent ones are fed, all others are generated)")
     modes.set_xticks(range(len(MODE_PAIRS)), MODE_PAIRS)
     modes.set_title("recall@1: query mode - target mode (lines: range of seeds)", fontsize=11, loc="left")
     ablation.set_xticks(range(len(REWRITE_ABLATION)), map(short_name, REWRITE_ABLATION))
