@@ -21,12 +21,11 @@ from rime_pl.errors import RimeError
 from rime_pl.metrics.bootstrap import macro_mean, paired_bootstrap
 from rime_pl.run_files import read_facts
 from rime_pl.study.design import COMPARISONS, MEAN, OF_TIME, Difference
-from rime_pl.study.measure import SeedResult, refuse_unlike
+from rime_pl.study.measure import SeedResult
+from rime_pl.study.tuning import ARMS
 from rime_pl.types import MODE_PAIRS
 
 Record = dict[str, Any]
-#: What the weights of `rime tune` are to a record.
-TUNED = ("rewrite", "chain_of_thought")
 
 
 def record_of(results: Iterable[SeedResult]) -> Record:
@@ -53,7 +52,7 @@ def record_of(results: Iterable[SeedResult]) -> Record:
     adaptive, dates = [one["adaptive"] for one in seeds], sorted(one["date"] for one in seeds)
     tasks = [task for task in first["tasks"] if all(task in one["tasks"] for one in seeds)]
     # seconds of two machines say nothing about two variants
-    machine = max(Counter(str(one["machine"]) for one in seeds).items(), key=lambda item: item[1])[0]
+    machine = Counter(str(one["machine"]) for one in seeds).most_common(1)[0][0]
     timed = [str(one["machine"]) == machine for one in seeds]
     return {
         "stage": first["stage"],
@@ -65,7 +64,7 @@ def record_of(results: Iterable[SeedResult]) -> Record:
         "annotated_seeds": sorted({one["annotated_seed"] for one in seeds}),
         "gallery": first["gallery"],
         "chance": first["chance"],
-        "variants": {name: _variant(name, [one[name] for one in variants], timed) for name in names},
+        "variants": {name: _variant([one[name] for one in variants], timed) for name in names},
         "lacking": lacking(seeds),
         "adaptive": _spreads(adaptive) if all(adaptive) else {},
         "crossed": _spreads([one["crossed"] for one in seeds]),
@@ -87,14 +86,14 @@ def unlike(one: SeedResult, other: SeedResult) -> str:
         if mine.get(stage) != theirs.get(stage)
     ]
     names += ["other weights of `rime tune`"] * (_chosen(one) != _chosen(other))
-    for name in one["variants"].keys() & other["variants"].keys() - OF_TIME:
+    for name in sorted(one["variants"].keys() & other["variants"].keys() - OF_TIME):
         steps = [seed["variants"][name]["steps"] for seed in (one, other)]
         names += [f"{steps[0]} instead of {steps[1]} training steps of {name}"] * (steps[0] != steps[1])
     return ", ".join(names)
 
 
 def _chosen(one: SeedResult) -> list[Any]:
-    return [one["tuned"][arm] for arm in TUNED] if one["tuned"] else []
+    return [one["tuned"][arm] for arm in ARMS] if one["tuned"] else []
 
 
 def lacking(seeds: Sequence[SeedResult]) -> dict[str, list[Any]]:
@@ -107,10 +106,8 @@ def lacking(seeds: Sequence[SeedResult]) -> dict[str, list[Any]]:
     return {name: without for name, without in found.items() if without}
 
 
-def _variant(name: str, found: Sequence[dict[str, Any]], timed: Sequence[bool]) -> dict[str, Any]:
+def _variant(found: Sequence[dict[str, Any]], timed: Sequence[bool]) -> dict[str, Any]:
     steps = sorted({one["steps"] for one in found})
-    if name not in OF_TIME:
-        refuse_unlike((one["run"], one["steps"]) for one in found)
     seconds = [one["seconds_per_step"] for one, is_timed in zip(found, timed, strict=True) if is_timed]
     slots = all(one["slot_f1"] is not None for one in found)
     curves = [key for key in found[0]["curves"] if all(key in one["curves"] for one in found)]
