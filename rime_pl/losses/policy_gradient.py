@@ -1,9 +1,9 @@
-"""The policy loss of Refine-RL: a clipped policy gradient with a KL penalty, over the sampled tokens.
+"""The loss of Refine-RL: a clipped policy gradient with a KL penalty, and a penalty on embeddings that move.
 
 Called by modules/refine_rl.py. Every divisor counts the *global* batch and is known before the first forward,
 so the loss does not depend on how the batch is divided into chunks and ranks.
 
-Shape legend: R rewrites, C completion tokens.
+Shape legend: B items, G rewrites each, R = B * G rewrites, C completion tokens, D embedding width.
 """
 
 from __future__ import annotations
@@ -139,6 +139,39 @@ def policy_loss(
     clipped = ((ratio < 1 - clip_low) & (weight < 0)) | ((ratio > 1 + clip_high) & (weight > 0))  # (R, C)
     logged = (divergence, k2_divergence(logprobs, ref_logprobs), clipped)
     return PolicyLoss(loss, *((values * mask).sum().detach() for values in logged))
+
+
+def embedding_drift(
+    disc: Tensor, gen: Tensor, ref_disc: Tensor, ref_gen: Tensor, divisors: Divisors
+) -> Tensor:
+    """Return how far the policy's embeddings of the same texts are from the reference's.
+
+    In plain terms: rewrites should change, but what a text means should not. Without this penalty, steps that
+    are large enough to change the words also spoil the discriminative embedding, which shares the adapter.
+
+    ``D = mean_items (1 - d . d_ref) + mean_rewrites (1 - e . e_ref)``
+
+    Args:
+        disc, ref_disc: (B, D) float32, normalised: discriminative embeddings of B items.
+        gen, ref_gen: (R, D) float32, normalised: generative embeddings of their R = B * G rewrites.
+        divisors: Of the global batch, so that the sum over chunks and ranks is the drift of the whole.
+
+    Returns:
+        Scalar from 0 (nothing moved) to 4, with the gradient of ``disc`` and ``gen``.
+
+    Source: ours. Paper: RIME (arXiv 2604.22280) has stable discriminative anchors; this keeps them valid.
+
+    Example:
+        >>> import torch
+        >>> d, moved, e = torch.eye(2)[:1], torch.eye(2)[1:], torch.eye(2)
+        >>> embedding_drift(d, e, d, e, Divisors(2, 6, 3)).item()
+        0.0
+        >>> embedding_drift(moved, e, d, e, Divisors(2, 6, 3)).item()
+        1.0
+    """
+    of_items = (1 - (disc * ref_disc).sum(dim=1)).sum() * (len(gen) // len(disc))
+    of_rewrites = (1 - (gen * ref_gen).sum(dim=1)).sum()
+    return (of_items + of_rewrites) / divisors.num_rows
 
 
 def aggregate(per_token: Tensor, mask: Tensor, divisors: Divisors, loss_type: LossType) -> Tensor:

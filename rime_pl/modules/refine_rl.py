@@ -8,6 +8,7 @@ to the equations in the paper's body. Deliberate differences:
   UME-R1 compares with the other side's rollouts and rewards rank times margin (``reward.form: rank_margin``).
 - Paper: the frozen reference embeds the rewrites, so that the reward cannot move with the policy.
 - Paper: advantages are divided by a fixed scale; the group's standard deviation is a setting.
+- Paper: a penalty may hold both embeddings of the policy near those of the reference (``drift_coef``).
 - Paper: the sampling mask and temperature apply to policy, old policy and reference alike.
 
 Reading order: ``training_step`` here, then modules/scoring.py, losses/rewards.py, losses/advantages.py and
@@ -31,7 +32,7 @@ from rime_pl.generation.decoding import embed_completions, prefill
 from rime_pl.generation.rewriting import write_rewrites
 from rime_pl.generation.rollouts import PromptPart, random_numbers, sample_rollouts, score_rollouts
 from rime_pl.losses.advantages import Advantages, group_advantages
-from rime_pl.losses.policy_gradient import Divisors, policy_loss
+from rime_pl.losses.policy_gradient import Divisors, embedding_drift, policy_loss
 from rime_pl.modules.anchors import anchor_vectors, anchors_of
 from rime_pl.modules.base import RimeModule
 from rime_pl.modules.scoring import Rewards, SampledPart, Scorer, cut_parts
@@ -58,7 +59,7 @@ _SAMPLES = 12  # held-out queries in the table of rewrites
 
 
 class RefineRLModule(RimeModule):
-    """``L = - mean_tokens [ min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef k3 ]``
+    """``L = - mean_tokens [ min(rho A, clip(rho, 1 - low, 1 + high) A) - kl_coef k3 ] + drift_coef D``
 
     The frozen reference is the adapter of ``init_adapter_from``, kept as a second set of values.
 
@@ -190,9 +191,9 @@ class RefineRLModule(RimeModule):
         old_logprobs: list[Tensor] = []  # (R * G, C) of each part, before the first update
 
         for update in range(self.policy.num_updates):
-            sums = torch.zeros(6, device=self.device)  # loss, k3, k2, clipped, entropy, reward
+            sums = torch.zeros(7, device=self.device)  # loss, drift, k3, k2, clipped, entropy, reward
             for number, part in enumerate(parts):
-                temperature = self.rollouts.temperature
+                temperature, reference = self.rollouts.temperature, part.reference
                 scores = score_rollouts(
                     self.model, part.prompts, part.rollouts, temperature, part.images, with_entropy=True
                 )
@@ -204,20 +205,23 @@ class RefineRLModule(RimeModule):
                     old_logprobs[number],
                     advantages[number].values.flatten(),
                     part.rollouts.labels != -100,
-                    part.reference.logprobs,
+                    reference.logprobs,
                     divisors,
                     self.policy.loss_type,
                     self.policy.clip_low,
                     self.policy.clip_high,
                     self.policy.kl_coef,
                 )
+                drift = embedding_drift(scores.disc, scores.gen, reference.disc, reference.gen, divisors)
+                loss = out.loss + self.policy.drift_coef * drift if self.policy.drift_coef else out.loss
                 # DDP averages the gradients over the ranks
-                self.backward_part(out.loss * world_size(), last=number + 1 == len(parts))
-                terms = (out.loss.detach(), out.kl_sum, out.k2_sum, out.clipped_sum, scores.entropy.sum())
-                sums += torch.stack([*terms, rewards[number].total.sum()])
+                self.backward_part(loss * world_size(), last=number + 1 == len(parts))
+                terms = (out.loss.detach(), drift.detach(), out.kl_sum, out.k2_sum, out.clipped_sum)
+                sums += torch.stack([*terms, scores.entropy.sum(), rewards[number].total.sum()])
             self.step(batch, divisors, all_reduce_sum(sums), update)
         self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
-        self.log_rollouts(len(batch), self.scorer.means(parts, rewards, advantages))
+        means = self.scorer.means(parts, rewards, advantages)
+        self.log_means(len(batch), means, sync_dist=world_size() > 1)
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> tuple[list[SampledPart], dict[Side, Tensor]]:
@@ -307,7 +311,7 @@ class RefineRLModule(RimeModule):
 
     def step(self, batch: Batch, divisors: Divisors, sums: Tensor, update: int) -> None:
         """Take one optimizer step, or stop all ranks if something is out of bounds."""
-        loss, *totals, reward = sums.tolist()
+        loss, drift, *totals, reward = sums.tolist()
         kl, k2, clipped, entropy = (total / max(1, divisors.num_tokens) for total in totals)
         optimizer: Any = self.optimizers()
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -329,17 +333,12 @@ class RefineRLModule(RimeModule):
         optimizer.step()
         optimizer.zero_grad()
         self.log_means(len(batch), {"loss": loss, "kl": kl, "k2": k2, "clip_fraction": clipped})
-        self.log_means(len(batch), {"entropy": entropy, "grad_norm": float(norm)})
+        self.log_means(len(batch), {"entropy": entropy, "drift": drift, "grad_norm": float(norm)})
 
-    def log_rollouts(self, size: int, values: dict[str, Tensor]) -> None:
-        """Log means over the ranks; docs/reference/metrics.md explains each."""
+    def log_means(self, size: int, values: dict[str, Any], sync_dist: bool = False) -> None:
+        """Log values that docs/reference/metrics.md explains; ``sync_dist``: they differ between ranks."""
         for name, value in values.items():
-            self.log(f"train/{name}", value, sync_dist=world_size() > 1, batch_size=size)
-
-    def log_means(self, size: int, values: dict[str, float]) -> None:
-        """Log values that are already equal on all ranks."""
-        for name, value in values.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=size)
+            self.log(f"train/{name}", value, prog_bar=name == "loss", sync_dist=sync_dist, batch_size=size)
 
     # -- evaluation -----------------------------------------------------------------------------------
 

@@ -191,6 +191,8 @@ class PolicySettings:
         clip_low: The probability ratio is clipped to at least 1 - clip_low.
         clip_high: The probability ratio is clipped to at most 1 + clip_high.
         kl_coef: Weight of the KL divergence (k3) from the reference.
+        drift_coef: Weight of the penalty on embeddings of the policy that move away from the reference's. The
+            words then change, and an index of discriminative embeddings stays valid.
         max_kl: Mean KL divergence per token, in nats, above which the run stops. It is compared with the
             estimator k2 (``train/k2``), because a single token can make k3 as high as this.
         num_updates: Optimizer steps for each batch of rollouts; with 1 the ratio is 1 and nothing is clipped.
@@ -201,10 +203,11 @@ class PolicySettings:
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_coef: float = 0.04
+    drift_coef: float = 0.0
     max_kl: float = 10.0
     num_updates: int = 1
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
         greater_than_0("model.policy", self, "max_kl", "num_updates", "max_grad_norm")
-        at_least(0, "model.policy", self, "clip_low", "clip_high", "kl_coef")
+        at_least(0, "model.policy", self, "clip_low", "clip_high", "kl_coef", "drift_coef")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,13 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from rime_pl.losses.policy_gradient import Divisors, k2_divergence, k3_divergence, policy_loss
+from rime_pl.losses.policy_gradient import (
+    Divisors,
+    embedding_drift,
+    k2_divergence,
+    k3_divergence,
+    policy_loss,
+)
 
 LOSS_TYPES = ["grpo", "dr_grpo", "dapo"]
 MAX_TOKENS = 9
@@ -208,3 +215,39 @@ def test_an_unknown_type_is_named() -> None:
     one = torch.ones(1, 1)
     with pytest.raises(ValueError, match="but is 'ppo'"):
         policy_loss(one, one, one[0], one, one, Divisors(1, 1, 1), "ppo")  # type: ignore[arg-type]
+
+
+def test_the_drift_is_the_mean_cosine_distance_of_items_and_of_rewrites_whatever_the_parts() -> None:
+    """Against ``torch.cosine_similarity``: value and gradient, whole and in two unequal parts."""
+    generator = torch.Generator().manual_seed(3)
+    items, group, width = 5, 3, 7
+
+    def unit(rows: int) -> Tensor:
+        drawn = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+        return torch.nn.functional.normalize(drawn, dim=1)
+
+    disc, ref_disc, gen, ref_gen = (unit(rows) for rows in (items, items, items * group, items * group))
+    wanted_of = [disc.clone().requires_grad_(), gen.clone().requires_grad_()]
+    wanted = (1 - torch.cosine_similarity(wanted_of[0], ref_disc)).mean()
+    wanted = wanted + (1 - torch.cosine_similarity(wanted_of[1], ref_gen)).mean()
+    wanted.backward()
+    divisors = Divisors(num_rows=items * group, num_tokens=1, max_tokens=1)
+    for cuts in ((0, 5), (0, 2, 5)):
+        found_of = [disc.clone().requires_grad_(), gen.clone().requires_grad_()]
+        found = sum(
+            embedding_drift(
+                found_of[0][a:b],
+                found_of[1][a * group : b * group],
+                ref_disc[a:b],
+                ref_gen[a * group : b * group],
+                divisors,
+            )
+            for a, b in itertools.pairwise(cuts)
+        )
+        assert isinstance(found, Tensor) and found.item() == pytest.approx(wanted.item(), abs=1e-12)
+        found.backward()
+        for mine, theirs, rows in zip(found_of, wanted_of, (disc, gen), strict=True):
+            assert mine.grad is not None and theirs.grad is not None
+            # the cosine normalises once more, so its gradient lies in the tangent plane
+            tangent = mine.grad - (mine.grad * rows).sum(1, keepdim=True) * rows
+            torch.testing.assert_close(tangent, theirs.grad, atol=1e-12, rtol=0)

@@ -106,7 +106,7 @@ def test_the_reward_of_each_rewrite_by_hand(
                 "num_anchors": 0,
             }
         },
-        {"policy": {"loss_type": "grpo", "num_updates": 3}},
+        {"policy": {"loss_type": "grpo", "num_updates": 3, "drift_coef": 2.0}},
         {
             "policy": {"loss_type": "dr_grpo"},
             "reward": {"num_anchors": 0, "weight_length": 0.5, "free_length": 3},
@@ -184,8 +184,9 @@ def test_parts_change_nothing(make_module: MakeModule, rl_batch: Batch) -> None:
         module = make_module(
             rollouts={"items_per_pass": size, "passes_per_sampling": together},
             optimizer={"learning_rate": 0.0},
-            policy={"max_grad_norm": 1e9},
+            policy={"max_grad_norm": 1e9, "drift_coef": 0.5},
         )
+        randomise_adapter(module.model.peft, seed=5, scale=0.02)  # the start has no drift
         module.optimizers().zero_grad = lambda: None  # type: ignore[union-attr,method-assign]
         module.training_step(rl_batch, 0)
         gradients.append({n: p.grad for n, p in module.named_parameters() if p.requires_grad})
@@ -215,7 +216,7 @@ def test_the_first_update_has_no_divergence_and_later_ones_clip(
 ) -> None:
     module = make_module(optimizer={"learning_rate": 3e-2}, policy={"num_updates": 4, "kl_coef": 0.0})
     seen: list[dict[str, float]] = []
-    module.log_means = lambda size, values: seen.append(values)  # type: ignore[method-assign]
+    module.log_means = lambda size, values, **_: seen.append(values)  # type: ignore[method-assign]
     module.training_step(rl_batch, 0)
     steps = [values for values in seen if "kl" in values]
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[0]["clip_fraction"] == 0
@@ -238,6 +239,26 @@ def test_the_reward_rises(make_module: MakeModule, rl_batch: Batch) -> None:
             rewards.append(logged(module)["train/reward"])
         rises[shuffle] = sum(rewards[-4:]) / 4 - sum(rewards[:4]) / 4
     assert rises[False] > 0.2 and rises[False] > rises[True] + 0.15, rises
+
+
+def test_the_drift_penalty_holds_both_embeddings(make_module: MakeModule, rl_batch: Batch) -> None:
+    """The same steps move the embeddings several times less, and the words still change."""
+    drift, divergence = {}, {}
+    for coefficient in (0.0, 30.0):
+        module = make_module(
+            optimizer={"learning_rate": 1e-2}, policy={"kl_coef": 0.0, "drift_coef": coefficient}
+        )
+        for position in range(8):
+            module.training_step(replace(rl_batch, position=position), 0)
+        drift[coefficient] = logged(module)["train/drift"]
+        divergence[coefficient] = logged(module)["train/k2"]
+        with torch.no_grad():
+            now = module.model(rl_batch.query.prompts).disc
+            with adapter_values(module.model, module.reference):
+                before = module.model(rl_batch.query.prompts).disc
+        drift[f"disc {coefficient}"] = float((1 - (now * before).sum(1)).mean())
+    assert drift[30.0] < 0.3 * drift[0.0] and drift["disc 30.0"] < 0.3 * drift["disc 0.0"], drift
+    assert divergence[30.0] > 1e-4, divergence
 
 
 def test_the_reference_stands_still(make_module: MakeModule, rl_batch: Batch) -> None:

@@ -277,7 +277,7 @@ def test_refine_rl_leaves_what_a_person_watches(runs: Path) -> None:
     assert 0 <= summary["after"]["rewrite"]["slot_f1"] <= 1
     assert "Mean reward" in (folder / "rewrites.md").read_text()
     watched = "reward reward_format reward_embedding reward_spread gain no_signal rewrite_length kl k2"
-    for name in (*watched.split(), "clip_fraction", "entropy", "loss", "grad_norm"):
+    for name in (*watched.split(), "drift", "clip_fraction", "entropy", "loss", "grad_norm"):
         assert len(scalars(folder, f"train/{name}")) == 6, name
     assert max(scalars(folder, "train/reward_spread").values()) > 0.1, "else nothing was learned from"
     before, after = (

@@ -19,7 +19,7 @@ HEALTH = ("learning_rate", "grad_norm", "pairs_per_second", "peak_memory_gib", "
 #: Curves of Refine-RL: the parts of the reward, and what they do to the policy.
 REWARD = (
     *("reward", "reward_format", "reward_embedding", "reward_excess_length", "reward_spread", "gain"),
-    *("no_signal", "rewrite_length", "entropy", "kl", "k2", "clip_fraction"),
+    *("no_signal", "rewrite_length", "entropy", "kl", "k2", "drift", "clip_fraction"),
 )
 NO_CURVES = "This run has logged no curves yet, or its folder tensorboard is gone."
 
