@@ -116,13 +116,14 @@ plt.show()
 # Read the rewrites next to their rewards. A rewrite can be wrong in a word and still be rewarded highly.
 # Then no anchor fits it better: we have only a few, and the temperature of 0.05 makes the nearest one win
 # clearly. So training takes 256 anchors, and [Refine-RL, step by step](../explanation/refine-rl.md)
-# discusses the temperature.
+# discusses the temperature. The recipe of `make train-refine-rl` takes 0.2, and divides by the spread of the
+# group in place of a fixed scale.
 #
 # ## 6. The loss, and one step
 #
 # Tokens of rewrites with a positive advantage become more likely, the others less likely. The ratio is 1 in
 # the first update, so nothing is clipped yet. The last part of the loss keeps the policy near the
-# reference.
+# reference. A run also holds its embeddings near those of the reference, which is left out here.
 
 # %%
 before = score_rollouts(backbone, part.prompts, part.rollouts, features=part.images)

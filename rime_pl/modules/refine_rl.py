@@ -322,7 +322,7 @@ class RefineRLModule(RimeModule):
                 f"the mean KL divergence from the reference is {k2:.3g} nats per token, above "
                 f"model.policy.max_kl={self.policy.max_kl}"
                 if finite
-                else f"not finite: loss {loss}, KL {kl}, reward {reward}, gradient norm {float(norm)}"
+                else f"not finite: loss {loss}, drift {drift}, KL {kl}, reward {reward}, norm {float(norm)}"
             )
             all_keys = [key for keys in gather_objects(batch.keys) for key in keys]
             raise DivergedError(

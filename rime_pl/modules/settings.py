@@ -191,8 +191,8 @@ class PolicySettings:
         clip_low: The probability ratio is clipped to at least 1 - clip_low.
         clip_high: The probability ratio is clipped to at most 1 + clip_high.
         kl_coef: Weight of the KL divergence (k3) from the reference.
-        drift_coef: Weight of the penalty on embeddings of the policy that move away from the reference's. The
-            words then change, and an index of discriminative embeddings stays valid.
+        drift_coef: Weight of the penalty on embeddings of the policy that move away from the reference's, of
+            the sides in ``model.rollouts.sides``. It leaves the words free.
         max_kl: Mean KL divergence per token, in nats, above which the run stops. It is compared with the
             estimator k2 (``train/k2``), because a single token can make k3 as high as this.
         num_updates: Optimizer steps for each batch of rollouts; with 1 the ratio is 1 and nothing is clipped.

@@ -30,7 +30,7 @@ def refine_rl_start(base: Path, pairs: list[Pair], settings: dict[str, Any], **g
     """
     backbone = build_backbone(micro_config(base, **settings))
     # no clipping: a real run clips the mean over ranks
-    module: Any = refine_rl_module(backbone, policy={"max_grad_norm": 1e9}, **groups)
+    module: Any = refine_rl_module(backbone, policy={"max_grad_norm": 1e9, "drift_coef": 0.5}, **groups)
     randomise_adapter(
         backbone.peft, seed=3, scale=0.02
     )  # other values than the reference, so that there is a KL divergence
