@@ -159,7 +159,7 @@ def embedding_drift(
     Returns:
         Scalar from 0 (nothing moved) to 4, with the gradient of ``disc`` and ``gen``.
 
-    Source: ours. Paper: RIME (arXiv 2604.22280) has stable discriminative anchors; the penalty is no part of it.
+    Source: ours. Paper: RIME (arXiv 2604.22280) has stable anchors; this penalty is no part of it.
 
     Example:
         >>> import torch
