@@ -43,9 +43,9 @@ PICTURES = (
     Picture("train/loss_cma", "cma", "cma-rate", "learning rate 0.000001 in place of 0.001"),
     Picture("train/loss_decisive", "cma", "cma-rate", "learning rate 0.000001 in place of 0.001"),
     Picture("val/trace/own-minus-empty", "cma", "cma-plain", "no decisive term (lambda_dec 0)"),
-    Picture("train/k2", "refine-rl", "rl-rate", "learning rate 0.01 in place of 0.0002", True),
+    Picture("train/k2", "refine-rl", "rl-rate", "learning rate 0.01 in place of 0.001", True),
     Picture("train/reward_format", "refine-rl", "rl-short", "max_new_tokens 4 in place of 32"),
-    Picture("train/no_signal", "refine-rl", "rl-reward-temperature", "reward temperature 5 in place of 0.05"),
+    Picture("train/no_signal", "refine-rl", "rl-reward-temperature", "reward temperature 5 in place of 0.2"),
     Picture("train/entropy", "refine-rl", "rl-certain", "sampling temperature 0.1 in place of 1"),
 )
 
