@@ -121,7 +121,7 @@ def test_the_stages_of_a_corpus_agree_on_its_tasks(corpus: Path) -> None:
     splits = [set(file["data"].pop("memory_splits", ())) for file in files]
     tasks = [set(file["recall"].pop("memory_tasks", ())) for file in files]
     assert splits[0] <= splits[1] == splits[2] and tasks[0] <= tasks[1] == tasks[2]
-    shared = [(file["data"], file["recall"], file["model"].get("backbone")) for file in files]
+    shared = [(file["data"], file["recall"], file.get("model", {}).get("backbone")) for file in files]
     assert shared[0] == shared[1] == shared[2]
 
 
