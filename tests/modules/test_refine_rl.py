@@ -216,7 +216,7 @@ def test_the_first_update_has_no_divergence_and_later_ones_clip(
 ) -> None:
     module = make_module(optimizer={"learning_rate": 3e-2}, policy={"num_updates": 4, "kl_coef": 0.0})
     seen: list[dict[str, float]] = []
-    module.log_means = lambda size, values, **_: seen.append(values)  # type: ignore[method-assign]
+    module.log_means = lambda size, values, sync_dist=False: seen.append(values)  # type: ignore[method-assign]
     module.training_step(rl_batch, 0)
     steps = [values for values in seen if "kl" in values]
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[0]["clip_fraction"] == 0
@@ -243,22 +243,20 @@ def test_the_reward_rises(make_module: MakeModule, rl_batch: Batch) -> None:
 
 def test_the_drift_penalty_holds_both_embeddings(make_module: MakeModule, rl_batch: Batch) -> None:
     """The same steps move the embeddings several times less, and the words still change."""
-    drift, divergence = {}, {}
+    found: list[tuple[float, float, float]] = []  # drift, that of the queries by hand, k2
     for coefficient in (0.0, 30.0):
         module = make_module(
             optimizer={"learning_rate": 1e-2}, policy={"kl_coef": 0.0, "drift_coef": coefficient}
         )
         for position in range(8):
             module.training_step(replace(rl_batch, position=position), 0)
-        drift[coefficient] = logged(module)["train/drift"]
-        divergence[coefficient] = logged(module)["train/k2"]
         with torch.no_grad():
             now = module.model(rl_batch.query.prompts).disc
             with adapter_values(module.model, module.reference):
-                before = module.model(rl_batch.query.prompts).disc
-        drift[f"disc {coefficient}"] = float((1 - (now * before).sum(1)).mean())
-    assert drift[30.0] < 0.3 * drift[0.0] and drift["disc 30.0"] < 0.3 * drift["disc 0.0"], drift
-    assert divergence[30.0] > 1e-4, divergence
+                moved = float((1 - (now * module.model(rl_batch.query.prompts).disc).sum(1)).mean())
+        found.append((logged(module)["train/drift"], moved, logged(module)["train/k2"]))
+    free, held = found
+    assert held[0] < 0.3 * free[0] and held[1] < 0.3 * free[1] and held[2] > 1e-4, found
 
 
 def test_the_reference_stands_still(make_module: MakeModule, rl_batch: Batch) -> None:
