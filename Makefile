@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 data: ## build the corpus of DATA as WebDataset shards
 base: ## make the tiny base model for DATA, from its training texts and pictures
 data base: $(READY)
-	$(RIME) run $@ --corpus $(DATA) --recipe $(CONFIG) --seed $(SEED) $(base)
+	$(RIME) run $@ --corpus $(DATA) --recipe $(CONFIG) --seed $(SEED) $(base) $(ARGS)
 
 train-sft: ## stage 1: learn to rewrite and to embed
 train-cma: ## stage 2: align the modes (trains whatever is missing before it)

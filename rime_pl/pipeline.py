@@ -155,7 +155,9 @@ def sort_settings(goal: str, words: Sequence[str]) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {stage: [] for stage in stages}
     words = list(in_our_spelling(words))
     if words and not (stages and words[0].startswith("--")):
-        raise RimeError(f"rime run {goal}: {words[0]} is no setting of a stage (--NAME VALUE).")
+        own = {"data": "rime shards", "base": "rime base"}.get(goal)
+        hint = f" {goal} takes none; `{own} --help` lists what can be set there." if own else ""
+        raise RimeError(f"rime run {goal}: {words[0]} is no setting of a stage (--NAME VALUE).{hint}")
     stage = goal
     for word in words:
         if word.startswith("--"):

@@ -107,7 +107,8 @@ def test_recipes_and_corpora_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("sft", ["--cma.model.lambda_dec", "0"], "ends before cma"),
         ("sft", ["loud"], "loud is no setting of a stage"),
-        ("base", ["--model.temperature", "1"], "--model.temperature is no setting of a stage"),
+        ("base", ["--model.temperature", "1"], "--model.temperature is no setting.*`rime base --help`"),
+        ("data", ["--scale", "0.1"], "--scale is no setting.*`rime shards --help`"),
         ("cma", ["--sft.run_dir", "x"], "--run_dir cannot be given to rime run"),
         ("cma", ["--seed_everything=3"], "use --seed"),
         ("cma", ["--seed-everything", "3"], "use --seed"),
