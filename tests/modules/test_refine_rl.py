@@ -212,11 +212,11 @@ def test_one_temperature_draws_and_scores(make_module: MakeModule, rl_batch: Bat
 
 
 def test_the_first_update_has_no_divergence_and_later_ones_clip(
-    make_module: MakeModule, rl_batch: Batch
+    make_module: MakeModule, rl_batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_module(optimizer={"learning_rate": 3e-2}, policy={"num_updates": 4, "kl_coef": 0.0})
     seen: list[dict[str, float]] = []
-    module.log_means = lambda size, values, sync_dist=False: seen.append(values)  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "log_means", lambda size, values, sync_dist=False: seen.append(values))
     module.training_step(rl_batch, 0)
     steps = [values for values in seen if "kl" in values]
     assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[0]["clip_fraction"] == 0
