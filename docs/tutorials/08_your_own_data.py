@@ -161,8 +161,8 @@ plt.show()
 
 # %%
 words = ["demo", "--index", "shapes.index", "--run", str(run), "--port", "0", "--top_k", "3"]
-words = [sys.executable, "-m", "rime_pl", *words]
-server = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+command = [sys.executable, "-m", "rime_pl", *words]
+server = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 address = None
 for line in server.stdout:
     print(re.sub(r":\d+/", ":PORT/", line), end="")
@@ -182,7 +182,7 @@ try:
 finally:
     server.send_signal(signal.SIGINT)
     code = server.wait(60)
-print(f"{server.stdout.read().splitlines()[-1]} exit code {code}")
+print(f"{server.stdout.read().strip()} Exit code {code}.")
 
 # %% [markdown]
 # In a terminal it is `rime demo --index shapes.index`, and the browser shows all four mode pairs.
